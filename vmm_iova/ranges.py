@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 from operator import attrgetter
 from typing import TYPE_CHECKING, overload
 
@@ -364,7 +365,7 @@ class MappableRanges(_Ranges):
 
     def __init__(self, ranges: Iterable[AddrRange] = ()) -> None:
         self._ranges = tuple(sorted(ranges))
-        for below, above in zip(self._ranges, self._ranges[1:], strict=False):
+        for below, above in pairwise(self._ranges):
             if above.start <= below.last:
                 raise RequestError(
                     f"the ranges {below} and {above} overlap", field="ranges", value=above
@@ -374,9 +375,7 @@ class MappableRanges(_Ranges):
     def seams(self) -> tuple[int, ...]:
         """First address of each range that touches the one below it, ascending."""
         return tuple(
-            above.start
-            for below, above in zip(self._ranges, self._ranges[1:], strict=False)
-            if above.start == below.last + 1
+            above.start for below, above in pairwise(self._ranges) if above.start == below.last + 1
         )
 
     def split_at(self, address: int) -> MappableRanges:

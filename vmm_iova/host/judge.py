@@ -17,6 +17,7 @@ The rules (docs/design.md, "Rules of truth"):
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import EvidenceError, HostDataError, HostUnavailableError, RequestError
@@ -41,6 +42,7 @@ from vmm_iova.host.model import (
     Source,
 )
 from vmm_iova.host.usable import Cause, CauseKind, Unassignable, Usable
+from vmm_iova.host.width import vtd_page_sizes
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet, check_granule
 
 if TYPE_CHECKING:
@@ -135,7 +137,9 @@ class _Judge:
     ) -> Usable:
         aperture = self._aperture(stated)
         regions = self._regions()
-        granule, granule_text = self._granule(granule_stated)
+        known = self._known_granule()
+        granule, granule_text = self._granule(granule_stated, known)
+        granule_known = granule_stated is not None or known is not None
         raw = aperture - RangeSet(cause.range for cause in self.causes)
         top = AddrRange(ADDRESS_LAST + 1 - max(granule, _TOP_PAGE), ADDRESS_LAST)
         if raw and raw[-1].last == ADDRESS_LAST:
@@ -159,6 +163,9 @@ class _Judge:
             causes=tuple(self.causes),
             granule=granule,
             granule_text=granule_text,
+            granule_known=granule_known,
+            page_sizes=self._page_sizes(),
+            limits=self.host.limits,
             evidence=tuple(self.evidence),
             unassignable=tuple(self._unassignable()),
             relaxable=tuple(self.relaxable),
@@ -376,8 +383,7 @@ class _Judge:
 
     # -- granule -------------------------------------------------------------------------------
 
-    def _granule(self, stated: int | None) -> tuple[int, str]:
-        known = self._known_granule()
+    def _granule(self, stated: int | None, known: tuple[int, str] | None) -> tuple[int, str]:
         if stated is None:
             return known or self._likely_granule()
         check_granule(stated)
@@ -409,3 +415,14 @@ class _Judge:
             "largest base page there is, right on every kernel; the source states none "
             "(--granule 4K if you know it)",
         )
+
+    def _page_sizes(self) -> int | None:
+        """Page sizes that all units of the selection take: the kernel's bitmap, or registers."""
+        bitmaps = [item.page_sizes for item in self.host.kernel_ranges if item.page_sizes]
+        if not bitmaps:
+            bitmaps = [
+                vtd_page_sizes(unit.cap)
+                for unit in self.host.units
+                if unit.vendor == "intel" and unit.cap is not None
+            ]
+        return reduce(int.__and__, bitmaps) if bitmaps else None

@@ -12,7 +12,7 @@ from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
 
 if TYPE_CHECKING:
     from vmm_iova.host.evidence import Evidence
-    from vmm_iova.host.model import EmptyRegion, Group, Note, ReservedRegion
+    from vmm_iova.host.model import EmptyRegion, Group, Limits, Note, ReservedRegion
 
 
 class CauseKind(enum.Enum):
@@ -76,6 +76,9 @@ class Usable:
         causes: everything that takes addresses out, in order of precedence.
         granule: smallest mapping unit in bytes.
         granule_text: where the granule comes from.
+        granule_known: False when no source states it, and the safe one was taken.
+        page_sizes: bitmap of IOMMU page sizes, or None when not known.
+        limits: limits on mapping that the host states.
         evidence: aperture evidence that counted, strongest first.
         unassignable: groups that current kernels will not hand out; say these first.
         relaxable: `direct-relaxable` regions that are usable here, with a warning.
@@ -91,6 +94,9 @@ class Usable:
     causes: tuple[Cause, ...]
     granule: int
     granule_text: str
+    granule_known: bool
+    page_sizes: int | None
+    limits: Limits
     evidence: tuple[Evidence, ...]
     unassignable: tuple[Unassignable, ...]
     relaxable: tuple[ReservedRegion, ...]
@@ -102,20 +108,27 @@ class Usable:
     def edges(self) -> tuple[UsableRange, ...]:
         """The usable ranges with the cause of both edges, ascending."""
         return tuple(
-            UsableRange(item, self._edge(item.start - 1), self._edge(item.last + 1))
+            UsableRange(item, self.edge_below(item.start), self.edge_above(item.last))
             for item in self.ranges
         )
 
-    def _edge(self, beside: int) -> Cause:
-        """Say why the address just beside a usable range is not part of it."""
-        if not 0 <= beside <= ADDRESS_LAST:
-            clamped = min(max(beside, 0), ADDRESS_LAST)
-            text = f"{'bottom' if beside < 0 else 'top'} of the 64-bit space"
+    def edge_below(self, start: int) -> Cause:
+        """Say why the address below `start`, the start of a usable range, is not part of it."""
+        return self._beside(start - 1)
+
+    def edge_above(self, last: int) -> Cause:
+        """Say why the address above `last`, the last of a usable range, is not part of it."""
+        return self._beside(last + 1)
+
+    def _beside(self, address: int) -> Cause:
+        if not 0 <= address <= ADDRESS_LAST:
+            clamped = min(max(address, 0), ADDRESS_LAST)
+            text = f"{'bottom' if address < 0 else 'top'} of the 64-bit space"
             return Cause(CauseKind.SPACE, AddrRange(clamped, clamped), text)
-        if beside in self.ranges:
+        if address in self.ranges:
             text = "seam: two ranges touch here, and one mapping must lie inside one"
-            return Cause(CauseKind.SEAM, AddrRange(beside, beside), text)
-        return self._cause_at(beside)
+            return Cause(CauseKind.SEAM, AddrRange(address, address), text)
+        return self._cause_at(address)
 
     def causes_of(self, window: AddrRange) -> tuple[Cause, ...]:
         """Return what forbids parts of `window`, ascending; empty if all of it is usable.

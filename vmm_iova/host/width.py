@@ -56,6 +56,14 @@ def vtd_first_stage(ecap: int) -> bool:
     return bool(ecap & _SMTS and ecap & _FLTS)
 
 
+def vtd_page_sizes(cap: int) -> int:
+    """Return the bitmap of page sizes that a VT-d unit walks in second-stage tables.
+
+    Source: cap bits 34 (2 MiB) and 35 (1 GiB) of SLLPS; drivers/iommu/intel/iommu.h.
+    """
+    return 1 << 12 | (cap >> 34 & 1) << 21 | (cap >> 35 & 1) << 30
+
+
 @dataclass(frozen=True, slots=True)
 class AmdWidth:
     """What AMD's extended feature register says about width.
