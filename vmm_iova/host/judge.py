@@ -33,6 +33,7 @@ from vmm_iova.host.evidence import (
     stated_evidence,
 )
 from vmm_iova.host.model import (
+    PASTED,
     EmptyRegion,
     Group,
     Host,
@@ -341,7 +342,8 @@ class _Judge:
                 yield ReservedRegion(span, kind, kind.value, _ARCHITECTURE)
 
     def _hole(self, region: ReservedRegion) -> Cause:
-        owner = next((group.title for group in self.groups if group.id == region.group), None)
+        named = (group for group in self.groups if group.id == region.group != PASTED)
+        owner = next((group.title for group in named), None)
         name = familiar(region.range)
         if region.source is _ARCHITECTURE:
             text = f"{name}, fixed by the architecture"

@@ -80,18 +80,32 @@ def load_host(spec: str | os.PathLike[str] = "LIVE", *, sysroot: str | Path = "/
     return hosts[0]
 
 
+def read_text(path: str) -> tuple[str, str]:
+    """Return the content of a text file (`-` for standard input) and its name for messages.
+
+    Raises:
+        UnknownNameError: there is no such file.
+        HostUnavailableError: it may not be read (with errno).
+        HostDataError: it is not text.
+    """
+    if path == "-":
+        return _decode(sys.stdin.buffer.read(_LARGEST + 1), "standard input"), "stdin"
+    if not Path(path).exists():
+        raise UnknownNameError(f"{path} does not exist", kind="file", name=path, known=())
+    return _decode(_read(Path(path)), path), Path(path).name
+
+
 def _find(text: str) -> tuple[str, str, int | None]:
     """Return content, name for messages, and the number behind `#`, if any."""
     if text == "-":
-        return _decode(sys.stdin.buffer.read(_LARGEST + 1), "standard input"), "stdin", None
+        return (*read_text(text), None)
     stem, mark, number = text.rpartition("#")
     choices: list[tuple[str, int | None]] = [(text, None)]
     if mark and number.isdecimal():
         choices.append((stem, int(number)))
     for name, index in choices:
-        path = Path(name)
-        if path.exists():
-            return _decode(_read(path), name), path.name, index
+        if Path(name).exists():
+            return (*read_text(name), index)
         for suffix in (".txt", ".json"):
             entry = _bundle() / f"{name}{suffix}"
             if "/" not in name and entry.is_file():

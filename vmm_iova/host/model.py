@@ -9,10 +9,10 @@ All types are immutable and pickle.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from vmm_iova.errors import UnknownNameError
+from vmm_iova.errors import HostDataError, UnknownNameError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -326,6 +326,37 @@ class Host:
             name=name,
             known=known,
             hint=f"devices here: {_some(known)}",
+        )
+
+    def with_facts(self, more: Host) -> Host:
+        """Return this host with the facts of another source of the same host added.
+
+        Raises:
+            HostDataError: both describe a group or a unit of the same name.
+        """
+        for kind, ours, theirs in (
+            ("group", {item.id for item in self.groups}, {item.id for item in more.groups}),
+            ("unit", {item.name for item in self.units}, {item.name for item in more.units}),
+        ):
+            if ours & theirs:
+                raise HostDataError(
+                    f"{more.name} describes {kind} {min(ours & theirs)}, as {self.name} does: "
+                    "which one counts cannot be known",
+                    source=more.name,
+                )
+        return replace(
+            self,
+            arch=self.arch or more.arch,
+            release=self.release or more.release,
+            page_size=self.page_size or more.page_size,
+            groups=(*self.groups, *more.groups),
+            devices=(*self.devices, *more.devices),
+            units=(*self.units, *more.units),
+            kernel_ranges=(*self.kernel_ranges, *more.kernel_ranges),
+            windows=(*self.windows, *more.windows),
+            widths=(*self.widths, *more.widths),
+            log_regions=(*self.log_regions, *more.log_regions),
+            notes=(*self.notes, *more.notes),
         )
 
     def usable(

@@ -65,6 +65,14 @@ def dump_snapshot(host: Host, generator: str) -> str:
     data = {
         "schema": {"name": SCHEMA_NAME, "version": SCHEMA_VERSION},
         "generator": generator,
+        **snapshot_data(host),
+    }
+    return json.dumps(data, indent=1, ensure_ascii=True) + "\n"
+
+
+def snapshot_data(host: Host) -> dict[str, Any]:
+    """Return the facts of a host as plain data, without the head of a snapshot file."""
+    return {
         "name": host.name,
         "origin": host.origin,
         "arch": host.arch,
@@ -115,7 +123,6 @@ def dump_snapshot(host: Host, generator: str) -> str:
         },
         "notes": [{"text": note.text, "warning": note.warning} for note in host.notes],
     }
-    return json.dumps(data, indent=1, ensure_ascii=True) + "\n"
 
 
 def _group(group: Group) -> dict[str, Any]:

@@ -1,0 +1,661 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A picture of an address space: a vertical map on a broken axis, low addresses at the top.
+
+Everything becomes a `_Box` in a column first, then an `_Axis` gives heights, and only then text is
+written. The axis has one band between any two neighbouring edges; it is high enough for what is
+written beside and inside of it, so that no label meets another, and grows with the bits of its
+size, so that 4 KiB and 1 TiB are both seen. The output depends on the arguments alone.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape, quoteattr
+
+from vmm_iova.guest.layout import Item, ItemKind, Layout
+from vmm_iova.host.evidence import familiar
+from vmm_iova.host.model import PASTED
+from vmm_iova.host.usable import Cause, CauseKind, Usable
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
+from vmm_iova.units import show_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+_MARGIN, _GUTTER, _PAD = 28, 140, 8  # of the page, for addresses, between a box and its text
+_LINE, _ONE, _HIGHEST = 16, 22, 92  # heights: of a line, of a box with one, of any band
+_FOOTNOTES = 4  # pieces of evidence, and notes, that are written out
+
+# Class of a text -> size in pixels, width factor, CSS: one table for measuring and for drawing.
+_TYPE = {
+    "h1": (20, 1.12, "font-weight:600"),
+    "h2": (13, 1.0, ""),
+    "head": (12, 1.12, "font-weight:600"),
+    "name": (12, 1.0, ""),
+    "note": (11, 1.0, ""),
+    "addr": (11, 1.0, "font-family:ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace"),
+}
+# Class of a box -> colour (Okabe and Ito's, which the colour-blind tell apart), tint, hatch that
+# tells it apart in grey, words in the legend.
+_LOOK = {
+    "usable": ("#009e73", 0.17, "", "host: usable"),
+    "relaxable": ("#009e73", 0.17, "M0 4h8", "host: usable, with a warning"),
+    "hole": ("#6b7178", 0.12, "M-2 2l4-4M0 8l8-8M6 10l4-4", "host: hole"),
+    "ram": ("#0072b2", 1.0, "", "guest: RAM"),
+    "window": ("#56b4e9", 0.28, "", "guest: PCI window"),
+    "device": ("#8c9196", 0.24, "", "guest: device"),
+    "firmware": ("#f0e442", 0.36, "", "guest: firmware"),
+    "doorbell": ("#e69f00", 0.34, "", "guest: doorbell"),
+    "msi": ("#d55e00", 0.17, "M-2 6l4 4M0 0l8 8M6-2l4 4", "MSI window"),
+    "reserved": ("#cc79a7", 0.17, "M4 0v8", "tell the guest: reserved"),
+}
+_STYLE = (
+    "text{font-family:system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif}"
+    ".body{stroke-width:1}.reserved .body,.relaxable .body{stroke-dasharray:5 3}"
+    ".gap .body,.rest .body{fill:none}path{fill:none;stroke:#8c9196}"
+    ".tie path{fill:#0072b2;fill-opacity:.16;stroke:none}"
+    ".cut path{stroke:#d55e00;stroke-width:1.4}"
+    ".page{fill:#fff}.ink{fill:#16191d}.dim{fill:#565d65}.warn{fill:#b34700}"
+    "@media (prefers-color-scheme:dark)"
+    "{.page{fill:#14181d}.ink{fill:#f1f3f5}.dim{fill:#a9b1ba}.warn{fill:#ff9d5c}}"
+    ".ram .ink{fill:#fff}"
+)
+_DONE = {
+    "as is": "nothing had to be cut or moved",
+    "split": "RAM is cut around the holes of the host",
+    "move": "RAM is moved as a whole",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """One rectangle: what it covers, how it looks, what it says."""
+
+    id: str
+    css: str
+    range: AddrRange
+    name: str
+    title: str
+    detail: str = ""  # a line of its own, for addresses
+    proof: str = ""  # where it comes from, for a remark
+    aside: bool = False  # right of what it overlaps: only devices see it
+
+    @property
+    def stop(self) -> int:
+        """The address behind it; 2^64 behind the last one."""
+        return self.range.last + 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A box in its column, with the lines that fit its width, each with its class."""
+
+    box: _Box
+    x: int
+    width: int
+    lines: tuple[tuple[str, str], ...]
+
+    @property
+    def height(self) -> int:
+        """The least height that holds the lines."""
+        return _ONE + _LINE * max(0, len(self.lines) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Remark:
+    """What is said beside a column about the edge or the span from `start` to `stop`."""
+
+    start: int
+    stop: int
+    head: str
+    proof: str
+    title: str
+    css: str = "cut"
+
+
+class _Axis:
+    """Where an address is on the page; knows the edges of its boxes only."""
+
+    def __init__(self, placed: Sequence[_Placed], top: int) -> None:
+        boxes = [item.box for item in placed]
+        self.edges = sorted({edge for box in boxes for edge in (box.range.start, box.stop)})
+        kinds: list[set[str]] = [set() for _ in self.edges[1:]]
+        for box in boxes:
+            for index in self._bands(box):
+                kinds[index].add(box.css)
+        heights = [
+            _height(self.edges[index + 1] - self.edges[index], found)
+            for index, found in enumerate(kinds)
+        ]
+        for item in placed:
+            bands = self._bands(item.box)
+            lacking = item.height - sum(heights[index] for index in bands)
+            heights[max(bands, key=heights.__getitem__)] += max(lacking, 0)
+        self.tops = [top]
+        for height in heights:
+            self.tops.append(self.tops[-1] + height)
+
+    def _bands(self, box: _Box) -> range:
+        start, stop = box.range.start, box.stop
+        return range(bisect_left(self.edges, start), bisect_left(self.edges, stop))
+
+    def y(self, address: int) -> int:
+        """Return where an edge is."""
+        return self.tops[bisect_left(self.edges, address)]
+
+
+def _height(size: int, kinds: set[str]) -> int:
+    if "gap" in kinds or "rest" in kinds:
+        return _ONE + 4
+    step, most = (4, _HIGHEST) if "ram" in kinds else (2, _HIGHEST // 2)
+    return min(_ONE + step * max(0, size.bit_length() - 21), most)
+
+
+# -- what is to be seen: the host ------------------------------------------------------------------
+
+
+def _noun(cause: Cause) -> str:
+    """A cause in a few words."""
+    known = familiar(cause.range)
+    if known is not None:
+        return known.removeprefix("the ")
+    if cause.region is not None:
+        return f"{cause.region.word} region"
+    return {
+        CauseKind.APERTURE: "end of the aperture" if cause.range.start else "start of the aperture",
+        CauseKind.KERNEL_GAP: "left out by the kernel",
+        CauseKind.SEAM: "seam: two ranges touch",
+    }.get(cause.kind, cause.kind.value)
+
+
+def _proof(cause: Cause) -> str:
+    """Where a cause comes from, in one line."""
+    if cause.region is None:
+        return cause.text
+    return f"{cause.range} {cause.region.word}, {cause.region.source}"
+
+
+def _host(usable: Usable, guest_last: int | None) -> list[_Box]:
+    """The boxes of the host, ascending; up to what ends the range above `guest_last`."""
+    boxes = [_usable_box(span) for span in usable.ranges]
+    for gap in ~usable.ranges.as_set():
+        boxes += _holes(usable, gap)
+    boxes.sort(key=lambda box: box.range)
+    if guest_last is not None:
+        home = usable.ranges.range_at(min(guest_last + 1, ADDRESS_LAST))
+        stop = home.last + 1 if home else guest_last + 1
+        boxes = [
+            box
+            for box in boxes
+            if box.range.start < stop or (box.range.start == stop and box.css == "hole")
+        ]
+    for region in usable.relaxable:
+        if guest_last is None or region.range.start <= guest_last:
+            why = f"{region.range} {region.word}, {region.source}: once the host's driver let go"
+            boxes = [part for box in boxes for part in _relaxed(box, region.range, why)]
+    return boxes
+
+
+def _usable_box(span: AddrRange) -> _Box:
+    title = f"usable {span}, {show_size(span.size)}"
+    return _Box(f"usable-{span.start:#x}", "usable", span, "usable", title)
+
+
+def _holes(usable: Usable, gap: AddrRange) -> Iterator[_Box]:
+    """One box for each cause in a gap between usable ranges."""
+    start, causes = gap.start, usable.causes_of(gap)
+    for cause in causes:
+        reach = max(cause.range.align_outward(usable.granule).last, start)
+        span = AddrRange(start, gap.last if cause is causes[-1] else min(reach, gap.last))
+        title = f"{span}, {show_size(span.size)}: {cause.text}"
+        where = f"hole-{start:#x}"
+        yield _Box(where, "hole", span, _noun(cause), title, proof=_proof(cause))
+        start = span.last + 1
+
+
+def _relaxed(box: _Box, region: AddrRange, why: str) -> list[_Box]:
+    """Mark what a relaxable region covers of a usable box; other boxes stay as they are."""
+    shared = box.range.intersect(region) if box.css == "usable" else None
+    if shared is None:
+        return [box]
+    where, name = f"relaxable-{shared.start:#x}", "usable with a warning: direct-relaxable"
+    parts = [_usable_box(rest) for rest in RangeSet([box.range]) - RangeSet([shared])]
+    parts.append(_Box(where, "relaxable", shared, name, f"{name}\n{why}", proof=why))
+    return sorted(parts, key=lambda part: part.range)
+
+
+# -- what is to be seen: the guest -----------------------------------------------------------------
+
+
+def _guest(layout: Layout, view: str) -> list[_Box]:
+    """The boxes of the guest: as it sees them (`gpa`), as devices do (`iova`), or both in one."""
+    boxes = []
+    for index, item in enumerate(layout.items, 1):
+        span = {"gpa": item.gpa, "iova": item.iova}.get(view, item.place)
+        if span is not None:
+            suffix = "-gpa" if view == "gpa" and item.iova else ""
+            boxes.append(_item_box(item, f"item-{index}{suffix}", span))
+    for index, told in enumerate(layout.guest_reserved if view != "iova" else (), 1):
+        title, name = f"{told.range}: {told.cause}", "tell the guest: reserved"
+        boxes.append(_Box(f"reserved-{index}", "reserved", told.range, name, title))
+    return boxes
+
+
+def _item_box(item: Item, where: str, span: AddrRange) -> _Box:
+    is_ram = item.kind is ItemKind.RAM
+    name = item.name if not is_ram else "RAM" if item.name.lower() == "ram" else f"RAM {item.name}"
+    lines = [
+        f"{name}, {show_size(span.size)}",
+        f"guest addresses {item.gpa}" if item.gpa else "not seen by the guest",
+        f"IOVAs {item.iova}" if item.iova else "no device reaches it",
+        f"starts after: {item.start_cause}" if item.start_cause else "",
+        f"stops before: {item.last_cause}" if item.last_cause else "",
+    ]
+    title, detail = "\n".join(filter(None, lines)), str(span) if is_ram else ""
+    return _Box(where, item.kind.value, span, name, title, detail, aside=item.gpa is None)
+
+
+def _unused(usable: Usable | None, host: Sequence[_Box], guest: Sequence[_Box]) -> list[_Box]:
+    """Marks for what nobody uses: gaps, and the rest above the last item."""
+    marks = []
+    guest_last = max(box.range.last for box in guest)
+    free = RangeSet(box.range for box in host if box.css != "hole")
+    for gap in free - RangeSet(box.range for box in guest):
+        if gap.start > guest_last and usable is not None:
+            cause = usable.edge_above(gap.last)
+            name, ends = f"usable up to {gap.last:#x}", f"ends: {_noun(cause)}"
+            marks.append(_Box("rest", "rest", gap, name, f"{name}; ends: {cause.text}", ends))
+        else:
+            title = f"{gap}, {show_size(gap.size)}: nothing of the guest is here"
+            marks.append(_Box(f"gap-{gap.start:#x}", "gap", gap, "nothing here", title))
+    return marks
+
+
+def _remarks(layout: Layout, host: Sequence[_Box], ram: str) -> list[_Remark]:
+    """One remark for each cut, and then for what else of the host a reader should know."""
+    causes = {cause.text: cause for cause in layout.usable.causes}
+    parts = [item for item in layout.items if item.kind in (ItemKind.RAM, ItemKind.WINDOW)]
+    found = []
+    for below, item in zip([None, *parts], [*parts, None], strict=True):
+        stops, starts = below and below.last_cause, item and item.start_cause
+        low = below.place.last + 1 if below else 0
+        high = item.place.start if item else low
+        wanted = [
+            (below, "stops before", stops, low, low),
+            (item, "starts after", starts, high, high),
+        ]
+        if stops and stops == starts:
+            wanted = [(below, "goes around", stops, low, high)]
+        for subject, verb, text, start, stop in wanted:
+            if subject and text:
+                cause = causes.get(text)
+                noun, proof = (_noun(cause), _proof(cause)) if cause else (text, "")
+                what = ram if subject.kind is ItemKind.RAM else subject.name
+                head, title = f"{what} {verb}: {noun}", f"{what} {verb}: {text}"
+                found.append(_Remark(start, stop, head, proof, title))
+    told = {remark.proof for remark in found}
+    for item in layout.items:
+        cause = causes.get(item.start_cause or "") if item.kind is ItemKind.MSI else None
+        if cause and _proof(cause) not in told:
+            head, span = f"interrupts only: {_noun(cause)}", item.place
+            remark = _Remark(span.start, span.last + 1, head, _proof(cause), cause.text, "aside")
+            found.append(remark)
+    found += (_about(box) for box in host if box.css == "relaxable")
+    return sorted(found, key=lambda remark: (remark.start, remark.stop))
+
+
+def _about(box: _Box) -> _Remark:
+    return _Remark(box.range.start, box.stop, box.name, box.proof, box.title, "aside")
+
+
+# -- drawing ---------------------------------------------------------------------------------------
+
+
+def draw_layout(layout: Layout) -> str:
+    """Draw a layout beside what its host allows.
+
+    Args:
+        layout: what `vmm_iova.plan` returned.
+
+    Returns:
+        A complete SVG document. Every part is a group with an id (`item-N`, `hole-0x...`,
+        `usable-0x...`, `reserved-N`) and a `<title>`, which browsers show on hovering.
+
+    Complexity: O(boxes log boxes + boxes x causes).
+    Synchronization: none required.
+    """
+    usable = layout.usable
+    apart = any(item.gpa and item.iova and item.gpa != item.iova for item in layout.items)
+    page = _Page(
+        1500 if apart else 1200,
+        f"{layout.machine.title}: {show_size(layout.ram_bytes)} of RAM on {usable.host}",
+        f"policy {layout.on_hole}: {_DONE.get(layout.policy, layout.policy)} · "
+        f"{layout.address_bits} guest address bits · {_selection(usable)}",
+        usable,
+    )
+    seen = _guest(layout, "iova" if apart else "both")
+    host = _host(usable, max(box.range.last for box in seen))
+    seen += _unused(usable, host, seen)
+    left = _place(host, _MARGIN + _GUTTER + 16, 256)
+    if not apart:
+        right = _place(seen, 452, 344)
+        axis = page.columns({"host: what may be mapped": left, "guest: what goes where": right})
+        page.remarks(_remarks(layout, host, "RAM"), axis, 796)
+    else:
+        middle = _place(seen, 452, 280)
+        axis = page.columns({"host: what may be mapped": left, "guest as devices see it": middle})
+        own = _guest(layout, "gpa")
+        hull = AddrRange(min(b.range.start for b in own), max(b.range.last for b in own))
+        own += _unused(None, [_usable_box(hull)], own)
+        right = _place(own, 802, 280)
+        own_axis = page.columns({"guest as it sees itself": right}, "start")
+        page.ties(layout, axis, own_axis, 732, 802)
+        page.remarks(_remarks(layout, (), "RAM mapping"), own_axis, 1206)
+    above = [span for span in usable.ranges if span.start > host[-1].range.last]
+    notes = [note.text for note in layout.notes if note.warning]
+    if above:
+        notes.append(f"not drawn: {len(above)} more usable ranges, up to {above[-1].last:#x}")
+    return page.finish(notes)
+
+
+def draw_usable(usable: Usable, title: str) -> str:
+    """Draw what a host allows, alone, every hole with its cause and source.
+
+    Args:
+        usable: what `Host.usable` returned.
+        title: headline of the picture.
+
+    Returns:
+        A complete SVG document, with ids and titles as in `draw_layout`.
+
+    Complexity: O(boxes log boxes + boxes x causes).
+    Synchronization: none required.
+    """
+    page = _Page(1000, title, f"host {usable.host} · {_selection(usable)}", usable)
+    host = _host(usable, None)
+    axis = page.columns({"host: what may be mapped": _place(host, _MARGIN + _GUTTER + 16, 344)})
+    page.remarks([_about(box) for box in host if box.proof], axis, 528)
+    return page.finish([note.text for note in usable.notes if note.warning])
+
+
+def _selection(usable: Usable) -> str:
+    """The groups and the granule, in a few words."""
+    names = ", ".join("pasted text" if name == PASTED else name for name in usable.groups)
+    groups = f"groups: {names or 'not named'}"
+    if len(usable.groups) > 4:
+        groups = f"{len(usable.groups)} groups"
+    return f"{groups} · granule {show_size(usable.granule)}"
+
+
+def _place(boxes: Sequence[_Box], x: int, width: int) -> list[_Placed]:
+    """Put boxes into a column; those that overlap share its width."""
+    placed: list[_Placed] = []
+    cluster: list[_Box] = []
+    for box in sorted(boxes, key=lambda box: (box.range, box.id)):
+        if cluster and box.range.start > max(other.range.last for other in cluster):
+            placed += _share(cluster, x, width)
+            cluster = []
+        cluster.append(box)
+    return placed + _share(cluster, x, width)
+
+
+def _share(cluster: Sequence[_Box], x: int, width: int) -> list[_Placed]:
+    lanes: list[list[_Box]] = []
+    for box in sorted(cluster, key=lambda box: (box.aside, box.range, box.id)):
+        free = (lane for lane in lanes if all(not box.range.overlaps(o.range) for o in lane))
+        lane = next(free, None)
+        if lane is None:
+            lanes.append(lane := [])
+        lane.append(box)
+    placed = []
+    for index, lane in enumerate(lanes):
+        left, right = (x + width * edge // len(lanes) for edge in (index, index + 1))
+        for box in lane:
+            lines = tuple(_label(box, right - left - 2 * _PAD))
+            placed.append(_Placed(box, left, right - left, lines))
+    return placed
+
+
+def _label(box: _Box, room: int) -> Iterator[tuple[str, str]]:
+    """The lines of a box, each with its class: name, size, and addresses where there are any."""
+    css = "note" if box.css in ("gap", "rest") else "name"
+    lines = _wrap(_clean(box.name), css, room, 2)
+    size = show_size(box.range.size)
+    if box.css != "rest":
+        joined = f"{lines[-1]} · {size}"
+        lines[-1:] = [joined] if _width(joined, css) <= room else [lines[-1], _fit(size, css, room)]
+    yield from ((line, css) for line in lines if line)
+    if detail := _fit(box.detail, "addr", room):
+        yield detail, css if box.css == "rest" else "addr"
+
+
+class _Page:
+    """The document: collects SVG elements and knows how far down they reach."""
+
+    def __init__(self, width: int, title: str, subtitle: str, usable: Usable) -> None:
+        self.width, self.title, self.usable = width, _clean(title), usable
+        self.kinds: set[str] = set()
+        self.parts: list[str] = []
+        self.bottom = _MARGIN + 4
+        self.paragraph("h1", title, "ink", 1)
+        self.bottom += 6
+        self.paragraph("h2", subtitle, "dim", 1)
+        barred = [entry.text for entry in usable.unassignable]
+        more = f" (and {len(barred) - 1} more groups)" if len(barred) > 1 else ""
+        for line in barred[:1]:
+            self.bottom += 4
+            self.paragraph("head", line + more, "warn")
+        self.top = self.bottom + 44
+
+    def text(self, x: int, y: int, css: str, text: str, anchor: str = "start") -> None:
+        """Write one line that was cut before."""
+        place = f'x="{x}" y="{y}"' + (f' text-anchor="{anchor}"' if anchor != "start" else "")
+        self.parts.append(f'<text class="{css}" {place}>{escape(text)}</text>')
+
+    def paragraph(self, css: str, text: str, ink: str = "dim", most: int = 2) -> None:
+        """Write a text over the width of the page."""
+        for line in _wrap(_clean(text), css, self.width - 2 * _MARGIN, most):
+            self.bottom += _LINE
+            self.text(_MARGIN, self.bottom, f"{css} {ink}", line)
+
+    def group(self, css: str, title: str, parts: Iterable[str] = (), name: str = "") -> None:
+        """Open a group with a tooltip; the caller closes it."""
+        where = f" id={quoteattr(name)}" if name else ""
+        lines = "\n".join(_clean(line) for line in title.split("\n"))
+        self.parts.append(f'<g class="{css}"{where}><title>{escape(lines)}</title>')
+        self.parts += parts
+
+    def columns(self, columns: dict[str, list[_Placed]], side: str = "end") -> _Axis:
+        """Draw columns of one axis, each below its heading, with the addresses at one side."""
+        every = [item for placed in columns.values() for item in placed]
+        axis = _Axis(every, self.top)
+        self.bottom = max(self.bottom, axis.tops[-1])
+        x = min(item.x for item in every) - 16
+        if side == "start":
+            x = max(item.x + item.width for item in every) + 6
+        self.spine(axis, x, side, [item.box for item in every])
+        for heading, placed in columns.items():
+            self.text(min(item.x for item in placed), self.top - 14, "head dim", heading)
+            for item in placed:
+                self.box(item, axis.y(item.box.range.start), axis.y(item.box.stop))
+        return axis
+
+    def spine(self, axis: _Axis, x: int, side: str, boxes: Sequence[_Box]) -> None:
+        """Draw the axis with its addresses, broken where a band is drawn short."""
+        ticks = "".join(f"M{x} {y}h10" for y in axis.tops)
+        shape = f"M{x + 5} {axis.tops[0]}V{axis.tops[-1]}{ticks}"
+        self.parts.append(f'<path d="{shape}"/>')
+        for edge, y in zip(axis.edges, axis.tops, strict=True):
+            at = x - 6 if side == "end" else x + 16
+            self.text(at, y + 4, "addr dim", f"{min(edge, ADDRESS_LAST):#x}", side)
+        for box in boxes:
+            if box.css in ("gap", "rest"):
+                y = (axis.y(box.range.start) + axis.y(box.stop)) // 2
+                self.parts.append(
+                    f'<rect class="page" x="{x}" y="{y - 5}" width="10" height="10"/>'
+                    f'<path d="M{x + 5} {y - 6}v1l4 2l-8 4l8 4l-4 2v1" transform="translate(0-1)"/>'
+                )
+
+    def box(self, item: _Placed, y: int, stop: int) -> None:
+        """Draw one box with its label in the middle."""
+        box = item.box
+        self.kinds.add(box.css)
+        shape = f'x="{item.x}" y="{y}" width="{item.width}" height="{stop - y}"'
+        self.group(box.css, box.title, _filled(box.css, shape), box.id)
+        base = y + (stop - y - _LINE * len(item.lines)) // 2 + 12
+        ink = "dim" if box.css in ("gap", "rest") else "ink"
+        for line, css in item.lines:
+            self.text(item.x + _PAD, base, f"{css} {ink}", line)
+            base += _LINE
+        self.parts.append("</g>")
+
+    def ties(self, layout: Layout, left: _Axis, right: _Axis, x: int, to: int) -> None:
+        """Tie each item as devices see it to where the guest sees it."""
+        mid = (x + to) // 2
+        for item in layout.items:
+            if item.iova is None or item.gpa is None:
+                continue
+            a, b = left.y(item.iova.start), left.y(item.iova.last + 1)
+            c, d = right.y(item.gpa.start), right.y(item.gpa.last + 1)
+            curve = f"M{x} {a}C{mid} {a} {mid} {c} {to} {c}V{d}C{mid} {d} {mid} {b} {x} {b}Z"
+            self.group("tie", f"guest addresses {item.gpa} are IOVAs {item.iova}")
+            self.parts.append(f'<path d="{curve}"/></g>')
+
+    def remarks(self, remarks: Sequence[_Remark], axis: _Axis, x: int) -> None:
+        """Write remarks at the right, as near to their places as there is room."""
+        free, room = self.top - 10, self.width - _MARGIN - x - 34
+        for remark in remarks:
+            low, high = axis.y(remark.start), axis.y(remark.stop)
+            lines = _wrap(_clean(remark.proof), "note", room, 2) if remark.proof else []
+            middle, height = (low + high) // 2, _LINE * (1 + len(lines))
+            y = max(middle - height // 2, free)
+            free = y + height + 6
+            bracket = f"M{x + 4} {low}h4V{high}h-4M{x + 8} {middle}h4L{x + 20} {y + 8}h8"
+            self.group(remark.css, remark.title, [f'<path d="{bracket}"/>'])
+            self.text(x + 34, y + 12, "head ink", _fit(_clean(remark.head), "head", room))
+            for index, line in enumerate(lines, 1):
+                self.text(x + 34, y + 12 + index * _LINE, "note dim", line)
+            self.parts.append("</g>")
+        self.bottom = max(self.bottom, free)
+
+    def legend(self) -> None:
+        """Write what the colours and hatches mean, of what is in the picture."""
+        x = _MARGIN
+        for css, look in _LOOK.items():
+            if css not in self.kinds:
+                continue
+            wide = 21 + round(_width(look[3], "note"))
+            if x + wide > self.width - _MARGIN:
+                x, self.bottom = _MARGIN, self.bottom + _LINE + 4
+            shape = f'x="{x}" y="{self.bottom - 10}" width="16" height="12"'
+            self.parts += [f'<g class="{css}">', *_filled(css, shape), "</g>"]
+            self.text(x + 21, self.bottom, "note ink", look[3])
+            x += wide + 14
+
+    def finish(self, notes: Sequence[str]) -> str:
+        """Write the footer and return the document."""
+        self.bottom += 36
+        self.legend()
+        self.bottom += 8
+        barred = {entry.text for entry in self.usable.unassignable}
+        lines = [f"aperture: {item.text}" for item in self.usable.evidence]
+        for what, found in (
+            ("pieces of evidence", lines),
+            ("notes", [f"note: {note}" for note in notes if note not in barred]),
+        ):
+            for line in found[:_FOOTNOTES]:
+                self.paragraph("note", line)
+            if len(found) > _FOOTNOTES:
+                self.paragraph("note", f"and {len(found) - _FOOTNOTES} more {what}")
+        self.paragraph(
+            "note",
+            "vmm-iova · not to scale: a height grows with the bits of a size; the axis is broken "
+            "where nothing is",
+        )
+        height = self.bottom + _MARGIN
+        return "\n".join(
+            (
+                f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width}" height="{height}" '
+                f'viewBox="0 0 {self.width} {height}" role="img">',
+                f"<title>{escape(self.title)}</title>",
+                f"<style>{''.join(_rules())}</style>",
+                f"<defs>{''.join(_hatches(self.kinds))}</defs>",
+                '<rect class="page" width="100%" height="100%"/>',
+                *self.parts,
+                "</svg>\n",
+            )
+        )
+
+
+def _filled(css: str, shape: str) -> list[str]:
+    """The rectangles of a box: its tint and, over it, its hatch."""
+    body = [f'<rect class="body" {shape}/>']
+    if css in _LOOK and _LOOK[css][2]:
+        body.append(f'<rect fill="url(#hatch-{css})" {shape}/>')
+    return body
+
+
+def _rules() -> Iterator[str]:
+    for css, (size, _, more) in _TYPE.items():
+        yield f".{css}{{font-size:{size}px;{more}}}"
+    for css, (colour, tint, _, _) in _LOOK.items():
+        yield f".{css} .body{{fill:{colour};fill-opacity:{tint};stroke:{colour}}}"
+    yield _STYLE
+
+
+def _hatches(kinds: set[str]) -> Iterator[str]:
+    for css, (colour, _, hatch, _) in _LOOK.items():
+        if hatch and css in kinds:
+            yield (
+                f'<pattern id="hatch-{css}" width="8" height="8" patternUnits="userSpaceOnUse">'
+                f'<path d="{hatch}" style="stroke:{colour};stroke-opacity:.3"/></pattern>'
+            )
+
+
+# -- text ------------------------------------------------------------------------------------------
+
+
+def _clean(text: str) -> str:
+    """Make a text from outside fit for XML and for one line: no controls, no broken Unicode."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+
+
+def _width(text: str, css: str) -> float:
+    """Estimate the width of a text in pixels, on the safe side for the usual fonts."""
+    size, factor, _ = _TYPE[css]
+    return sum(_em(char, css) for char in text) * size * factor
+
+
+def _em(char: str, css: str) -> float:
+    if unicodedata.east_asian_width(char) in ("W", "F") or ord(char) > 0xFFFF:
+        return 1.05
+    if css == "addr":
+        return 0.62
+    if char in " iIjlft.,:;'|!()[]/-·":
+        return 0.41
+    return 1.02 if char in "mwMW@%—…" else 0.64 if char.islower() or char.isdigit() else 0.8
+
+
+def _fit(text: str, css: str, room: float) -> str:
+    """Cut a text to a width, with an ellipsis; nothing is left where nothing fits."""
+    if _width(text, css) <= room:
+        return text
+    keep = len(text)
+    while keep and _width(text[:keep] + "…", css) > room:
+        keep -= 1
+    return text[:keep].rstrip() + "…" if keep else ""
+
+
+def _wrap(text: str, css: str, room: float, most: int) -> list[str]:
+    """Break a text into at most so many lines; the last one is cut."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if lines[-1] and len(lines) < most and _width(longer, css) > room:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [_fit(line, css, room) for line in lines]
