@@ -38,6 +38,15 @@ _TYPE = {
     "note": (11, 1.0, ""),
     "addr": (11, 1.0, "font-family:ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace"),
 }
+# Widths of characters in parts of the size, of DejaVu Sans: no usual font is wider.
+_EMS = (
+    (" iIjl.,:;'|!·", 0.34),
+    ("frt()[]/-", 0.43),
+    ("cksvxyzFJLT", 0.61),
+    ("0123456789abdeghnopqu_EKPSZ", 0.66),
+    ("ABCRVXYU<>&", 0.78),
+    ("mwMW@%—…", 1.04),
+)
 # Class of a box -> colour (Okabe and Ito's, which the colour-blind tell apart), tint, hatch that
 # tells it apart in grey, words in the legend.
 _LOOK = {
@@ -262,11 +271,11 @@ def _unused(usable: Usable | None, host: Sequence[_Box], guest: Sequence[_Box]) 
     """Marks for what nobody uses: gaps, and the rest above the last item."""
     marks = []
     guest_last = max(box.range.last for box in guest)
-    free = RangeSet(box.range for box in host if box.css != "hole")
+    free = RangeSet(box.range for box in host if box.css == "usable")
     for gap in free - RangeSet(box.range for box in guest):
         if gap.start > guest_last and usable is not None:
             cause = usable.edge_above(gap.last)
-            name, ends = f"usable up to {gap.last:#x}", f"ends: {_noun(cause)}"
+            name, ends = f"usable up to {gap.last:#x}", f"then: {_noun(cause)}"
             marks.append(_Box("rest", "rest", gap, name, f"{name}; ends: {cause.text}", ends))
         else:
             title = f"{gap}, {show_size(gap.size)}: nothing of the guest is here"
@@ -274,8 +283,8 @@ def _unused(usable: Usable | None, host: Sequence[_Box], guest: Sequence[_Box]) 
     return marks
 
 
-def _remarks(layout: Layout, host: Sequence[_Box], ram: str) -> list[_Remark]:
-    """One remark for each cut, and then for what else of the host a reader should know."""
+def _cuts(layout: Layout, ram: str) -> list[_Remark]:
+    """One remark for each cut: the range of the host that forced it, and its source."""
     causes = {cause.text: cause for cause in layout.usable.causes}
     parts = [item for item in layout.items if item.kind in (ItemKind.RAM, ItemKind.WINDOW)]
     found = []
@@ -296,15 +305,21 @@ def _remarks(layout: Layout, host: Sequence[_Box], ram: str) -> list[_Remark]:
                 what = ram if subject.kind is ItemKind.RAM else subject.name
                 head, title = f"{what} {verb}: {noun}", f"{what} {verb}: {text}"
                 found.append(_Remark(start, stop, head, proof, title))
-    told = {remark.proof for remark in found}
+    return found
+
+
+def _others(layout: Layout, host: Sequence[_Box], cuts: Sequence[_Remark]) -> Iterator[_Remark]:
+    """What else of the host a reader should know: interrupt windows, and RAM that needs care."""
+    causes = {cause.text: cause for cause in layout.usable.causes}
+    told = {remark.proof for remark in cuts}
     for item in layout.items:
         cause = causes.get(item.start_cause or "") if item.kind is ItemKind.MSI else None
         if cause and _proof(cause) not in told:
             head, span = f"interrupts only: {_noun(cause)}", item.place
-            remark = _Remark(span.start, span.last + 1, head, _proof(cause), cause.text, "aside")
-            found.append(remark)
-    found += (_about(box) for box in host if box.css == "relaxable")
-    return sorted(found, key=lambda remark: (remark.start, remark.stop))
+            yield _Remark(span.start, span.last + 1, head, _proof(cause), cause.text, "aside")
+    for box in host:
+        if box.css == "relaxable" and any(item.place.overlaps(box.range) for item in layout.ram):
+            yield _about(box)
 
 
 def _about(box: _Box) -> _Remark:
@@ -343,17 +358,18 @@ def draw_layout(layout: Layout) -> str:
     if not apart:
         right = _place(seen, 452, 344)
         axis = page.columns({"host: what may be mapped": left, "guest: what goes where": right})
-        page.remarks(_remarks(layout, host, "RAM"), axis, 796)
+        cuts = _cuts(layout, "RAM")
+        page.remarks([*cuts, *_others(layout, host, cuts)], axis, 796)
     else:
-        middle = _place(seen, 452, 280)
+        middle = _place(seen, 452, 260)
         axis = page.columns({"host: what may be mapped": left, "guest as devices see it": middle})
         own = _guest(layout, "gpa")
         hull = AddrRange(min(b.range.start for b in own), max(b.range.last for b in own))
         own += _unused(None, [_usable_box(hull)], own)
-        right = _place(own, 802, 280)
+        right = _place(own, 772, 260)
         own_axis = page.columns({"guest as it sees itself": right}, "start")
-        page.ties(layout, axis, own_axis, 732, 802)
-        page.remarks(_remarks(layout, (), "RAM mapping"), own_axis, 1206)
+        page.ties(layout, axis, own_axis, 712, 772)
+        page.remarks(_cuts(layout, "RAM mapping"), own_axis, 1174)
     above = [span for span in usable.ranges if span.start > host[-1].range.last]
     notes = [note.text for note in layout.notes if note.warning]
     if above:
@@ -424,7 +440,8 @@ def _label(box: _Box, room: int) -> Iterator[tuple[str, str]]:
     css = "note" if box.css in ("gap", "rest") else "name"
     lines = _wrap(_clean(box.name), css, room, 2)
     size = show_size(box.range.size)
-    if box.css != "rest":
+    open_ended = box.css == "hole" and box.range.last == ADDRESS_LAST
+    if box.css != "rest" and not open_ended:
         joined = f"{lines[-1]} · {size}"
         lines[-1:] = [joined] if _width(joined, css) <= room else [lines[-1], _fit(size, css, room)]
     yield from ((line, css) for line in lines if line)
@@ -526,19 +543,19 @@ class _Page:
 
     def remarks(self, remarks: Sequence[_Remark], axis: _Axis, x: int) -> None:
         """Write remarks at the right, as near to their places as there is room."""
-        free, room = self.top - 10, self.width - _MARGIN - x - 34
-        for remark in remarks:
+        free, room = self.top - 10, self.width - _MARGIN - x - 32
+        for remark in sorted(remarks, key=lambda remark: (remark.start, remark.stop)):
             low, high = axis.y(remark.start), axis.y(remark.stop)
-            lines = _wrap(_clean(remark.proof), "note", room, 2) if remark.proof else []
-            middle, height = (low + high) // 2, _LINE * (1 + len(lines))
-            y = max(middle - height // 2, free)
-            free = y + height + 6
+            lines = [(line, "head ink") for line in _wrap(_clean(remark.head), "head", room, 2)]
+            lines += ((line, "note dim") for line in _wrap(_clean(remark.proof), "note", room, 2))
+            middle = (low + high) // 2
+            y = max(middle - len(lines) * _LINE // 2, free)
             bracket = f"M{x + 4} {low}h4V{high}h-4M{x + 8} {middle}h4L{x + 20} {y + 8}h8"
             self.group(remark.css, remark.title, [f'<path d="{bracket}"/>'])
-            self.text(x + 34, y + 12, "head ink", _fit(_clean(remark.head), "head", room))
-            for index, line in enumerate(lines, 1):
-                self.text(x + 34, y + 12 + index * _LINE, "note dim", line)
+            for index, (line, css) in enumerate(lines):
+                self.text(x + 32, y + 12 + index * _LINE, css, line)
             self.parts.append("</g>")
+            free = y + len(lines) * _LINE + 6
         self.bottom = max(self.bottom, free)
 
     def legend(self) -> None:
@@ -634,9 +651,7 @@ def _em(char: str, css: str) -> float:
         return 1.05
     if css == "addr":
         return 0.62
-    if char in " iIjlft.,:;'|!()[]/-·":
-        return 0.41
-    return 1.02 if char in "mwMW@%—…" else 0.64 if char.islower() or char.isdigit() else 0.8
+    return next((em for chars, em in _EMS if char in chars), 0.84)
 
 
 def _fit(text: str, css: str, room: float) -> str:
