@@ -10,8 +10,10 @@ size, so that 4 KiB and 1 TiB are both seen. The output depends on the arguments
 from __future__ import annotations
 
 import unicodedata
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
@@ -25,9 +27,10 @@ from vmm_iova.units import show_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-_MARGIN, _GUTTER, _PAD = 28, 140, 8  # of the page, for addresses, between a box and its text
+_MARGIN, _PAD = 28, 8  # around the page, and between a box and its text
 _LINE, _ONE, _HIGHEST = 16, 22, 92  # heights: of a line, of a box with one, of any band
 _FOOTNOTES = 4  # pieces of evidence, and notes, that are written out
+_MARKS = frozenset({"gap", "rest"})  # boxes that are only words, and break the axis
 
 # Class of a text -> size in pixels, width factor, CSS: one table for measuring and for drawing.
 _TYPE = {
@@ -64,13 +67,17 @@ _LOOK = {
 _STYLE = (
     "text{font-family:system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif}"
     ".body{stroke-width:1}.reserved .body,.relaxable .body{stroke-dasharray:5 3}"
-    ".gap .body,.rest .body{fill:none}path{fill:none;stroke:#8c9196}"
+    ".ram .body{stroke:#56b4e9}.gap .body,.rest .body{fill:none}path{fill:none;stroke:#8c9196}"
     ".tie path{fill:#0072b2;fill-opacity:.16;stroke:none}"
     ".cut path{stroke:#d55e00;stroke-width:1.4}"
     ".page{fill:#fff}.ink{fill:#16191d}.dim{fill:#565d65}.warn{fill:#b34700}"
     "@media (prefers-color-scheme:dark)"
     "{.page{fill:#14181d}.ink{fill:#f1f3f5}.dim{fill:#a9b1ba}.warn{fill:#ff9d5c}}"
     ".ram .ink{fill:#fff}"
+)
+_SCALE = (
+    "vmm-iova · not to scale: a height grows with the bits of a size, and the axis is broken where "
+    "the guest has nothing"
 )
 _DONE = {
     "as is": "nothing had to be cut or moved",
@@ -107,22 +114,17 @@ class _Placed:
     width: int
     lines: tuple[tuple[str, str], ...]
 
-    @property
-    def height(self) -> int:
-        """The least height that holds the lines."""
-        return _ONE + _LINE * max(0, len(self.lines) - 1)
-
 
 @dataclass(frozen=True, slots=True)
 class _Remark:
-    """What is said beside a column about the edge or the span from `start` to `stop`."""
+    """What is said beside a column about an edge, or the span from `start` up to `stop`."""
 
     start: int
     stop: int
     head: str
     proof: str
     title: str
-    css: str = "cut"
+    css: str = "aside"
 
 
 class _Axis:
@@ -135,17 +137,16 @@ class _Axis:
         for box in boxes:
             for index in self._bands(box):
                 kinds[index].add(box.css)
-        heights = [
-            _height(self.edges[index + 1] - self.edges[index], found)
-            for index, found in enumerate(kinds)
-        ]
+        sizes = [above - below for below, above in pairwise(self.edges)]
+        heights = list(map(_height, sizes, kinds))
         for item in placed:
             bands = self._bands(item.box)
-            lacking = item.height - sum(heights[index] for index in bands)
-            heights[max(bands, key=heights.__getitem__)] += max(lacking, 0)
-        self.tops = [top]
-        for height in heights:
-            self.tops.append(self.tops[-1] + height)
+            needed = _ONE + _LINE * max(0, len(item.lines) - 1)
+            lacking = needed - sum(heights[index] for index in bands)
+            heights[max(bands, key=heights.__getitem__)] += max(0, lacking)
+        self.tops = list(accumulate(heights, initial=top))
+        marks = [box for box in boxes if box.css in _MARKS]
+        self.breaks = [(self.y(box.range.start) + self.y(box.stop)) // 2 for box in marks]
 
     def _bands(self, box: _Box) -> range:
         start, stop = box.range.start, box.stop
@@ -153,11 +154,11 @@ class _Axis:
 
     def y(self, address: int) -> int:
         """Return where an edge is."""
-        return self.tops[bisect_left(self.edges, address)]
+        return self.tops[min(bisect_left(self.edges, address), len(self.edges) - 1)]
 
 
 def _height(size: int, kinds: set[str]) -> int:
-    if "gap" in kinds or "rest" in kinds:
+    if kinds & _MARKS:
         return _ONE + 4
     step, most = (4, _HIGHEST) if "ram" in kinds else (2, _HIGHEST // 2)
     return min(_ONE + step * max(0, size.bit_length() - 21), most)
@@ -189,23 +190,18 @@ def _proof(cause: Cause) -> str:
 
 def _host(usable: Usable, guest_last: int | None) -> list[_Box]:
     """The boxes of the host, ascending; up to what ends the range above `guest_last`."""
-    boxes = [_usable_box(span) for span in usable.ranges]
-    for gap in ~usable.ranges.as_set():
-        boxes += _holes(usable, gap)
-    boxes.sort(key=lambda box: box.range)
+    stop = ADDRESS_LAST
     if guest_last is not None:
         home = usable.ranges.range_at(min(guest_last + 1, ADDRESS_LAST))
-        stop = home.last + 1 if home else guest_last + 1
-        boxes = [
-            box
-            for box in boxes
-            if box.range.start < stop or (box.range.start == stop and box.css == "hole")
-        ]
+        stop = home.last + 1 if home else guest_last
+    boxes = [_usable_box(span) for span in usable.ranges if span.start < stop]
+    for gap in usable.ranges.as_set().complement():
+        boxes += _holes(usable, gap, stop) if gap.start <= stop else ()
     for region in usable.relaxable:
         if guest_last is None or region.range.start <= guest_last:
             why = f"{region.range} {region.word}, {region.source}: once the host's driver let go"
             boxes = [part for box in boxes for part in _relaxed(box, region.range, why)]
-    return boxes
+    return sorted(boxes, key=lambda box: box.range)
 
 
 def _usable_box(span: AddrRange) -> _Box:
@@ -213,16 +209,16 @@ def _usable_box(span: AddrRange) -> _Box:
     return _Box(f"usable-{span.start:#x}", "usable", span, "usable", title)
 
 
-def _holes(usable: Usable, gap: AddrRange) -> Iterator[_Box]:
-    """One box for each cause in a gap between usable ranges."""
+def _holes(usable: Usable, gap: AddrRange, stop: int) -> Iterator[_Box]:
+    """One box for each cause in a gap between usable ranges, of those that begin up to `stop`."""
     start, causes = gap.start, usable.causes_of(gap)
     for cause in causes:
-        reach = max(cause.range.align_outward(usable.granule).last, start)
-        span = AddrRange(start, gap.last if cause is causes[-1] else min(reach, gap.last))
-        title = f"{span}, {show_size(span.size)}: {cause.text}"
-        where = f"hole-{start:#x}"
-        yield _Box(where, "hole", span, _noun(cause), title, proof=_proof(cause))
-        start = span.last + 1
+        if start <= stop:
+            reach = max(cause.range.align_outward(usable.granule).last, start)
+            span = AddrRange(start, gap.last if cause is causes[-1] else min(reach, gap.last))
+            where, title = f"hole-{start:#x}", f"{span}, {show_size(span.size)}: {cause.text}"
+            yield _Box(where, "hole", span, _noun(cause), title, proof=_proof(cause))
+            start = span.last + 1
 
 
 def _relaxed(box: _Box, region: AddrRange, why: str) -> list[_Box]:
@@ -231,9 +227,9 @@ def _relaxed(box: _Box, region: AddrRange, why: str) -> list[_Box]:
     if shared is None:
         return [box]
     where, name = f"relaxable-{shared.start:#x}", "usable with a warning: direct-relaxable"
-    parts = [_usable_box(rest) for rest in RangeSet([box.range]) - RangeSet([shared])]
-    parts.append(_Box(where, "relaxable", shared, name, f"{name}\n{why}", proof=why))
-    return sorted(parts, key=lambda part: part.range)
+    rest = RangeSet([box.range]) - RangeSet([shared])
+    marked = _Box(where, "relaxable", shared, name, f"{name}\n{why}", proof=why)
+    return [marked, *map(_usable_box, rest)]
 
 
 # -- what is to be seen: the guest -----------------------------------------------------------------
@@ -283,47 +279,41 @@ def _unused(usable: Usable | None, host: Sequence[_Box], guest: Sequence[_Box]) 
     return marks
 
 
-def _cuts(layout: Layout, ram: str) -> list[_Remark]:
+def _cuts(layout: Layout, ram: str) -> Iterator[_Remark]:
     """One remark for each cut: the range of the host that forced it, and its source."""
     causes = {cause.text: cause for cause in layout.usable.causes}
     parts = [item for item in layout.items if item.kind in (ItemKind.RAM, ItemKind.WINDOW)]
-    found = []
     for below, item in zip([None, *parts], [*parts, None], strict=True):
         stops, starts = below and below.last_cause, item and item.start_cause
         low = below.place.last + 1 if below else 0
         high = item.place.start if item else low
-        wanted = [
-            (below, "stops before", stops, low, low),
-            (item, "starts after", starts, high, high),
-        ]
+        wanted = [(below, "stops before", stops, low), (item, "starts after", starts, high)]
         if stops and stops == starts:
-            wanted = [(below, "goes around", stops, low, high)]
-        for subject, verb, text, start, stop in wanted:
+            wanted = [(below, "goes around", stops, low)]
+        for subject, verb, text, at in wanted:
             if subject and text:
                 cause = causes.get(text)
                 noun, proof = (_noun(cause), _proof(cause)) if cause else (text, "")
-                what = ram if subject.kind is ItemKind.RAM else subject.name
-                head, title = f"{what} {verb}: {noun}", f"{what} {verb}: {text}"
-                found.append(_Remark(start, stop, head, proof, title))
-    return found
+                what = f"{ram if subject.kind is ItemKind.RAM else subject.name} {verb}"
+                stop = high if verb == "goes around" else at
+                yield _Remark(at, stop, f"{what}: {noun}", proof, f"{what}: {text}", "cut")
 
 
-def _others(layout: Layout, host: Sequence[_Box], cuts: Sequence[_Remark]) -> Iterator[_Remark]:
+def _others(layout: Layout, host: Sequence[_Box], told: set[str]) -> Iterator[_Remark]:
     """What else of the host a reader should know: interrupt windows, and RAM that needs care."""
     causes = {cause.text: cause for cause in layout.usable.causes}
-    told = {remark.proof for remark in cuts}
     for item in layout.items:
         cause = causes.get(item.start_cause or "") if item.kind is ItemKind.MSI else None
         if cause and _proof(cause) not in told:
             head, span = f"interrupts only: {_noun(cause)}", item.place
-            yield _Remark(span.start, span.last + 1, head, _proof(cause), cause.text, "aside")
+            yield _Remark(span.start, span.last + 1, head, _proof(cause), cause.text)
     for box in host:
         if box.css == "relaxable" and any(item.place.overlaps(box.range) for item in layout.ram):
             yield _about(box)
 
 
 def _about(box: _Box) -> _Remark:
-    return _Remark(box.range.start, box.stop, box.name, box.proof, box.title, "aside")
+    return _Remark(box.range.start, box.stop, box.name, box.proof, box.title)
 
 
 # -- drawing ---------------------------------------------------------------------------------------
@@ -345,7 +335,7 @@ def draw_layout(layout: Layout) -> str:
     usable = layout.usable
     apart = any(item.gpa and item.iova and item.gpa != item.iova for item in layout.items)
     page = _Page(
-        1500 if apart else 1200,
+        1500 if apart else 1240,
         f"{layout.machine.title}: {show_size(layout.ram_bytes)} of RAM on {usable.host}",
         f"policy {layout.on_hole}: {_DONE.get(layout.policy, layout.policy)} · "
         f"{layout.address_bits} guest address bits · {_selection(usable)}",
@@ -354,26 +344,25 @@ def draw_layout(layout: Layout) -> str:
     seen = _guest(layout, "iova" if apart else "both")
     host = _host(usable, max(box.range.last for box in seen))
     seen += _unused(usable, host, seen)
-    left = _place(host, _MARGIN + _GUTTER + 16, 256)
+    left = {"host: what may be mapped": _place(host, 184, 256)}
     if not apart:
-        right = _place(seen, 452, 344)
-        axis = page.columns({"host: what may be mapped": left, "guest: what goes where": right})
-        cuts = _cuts(layout, "RAM")
-        page.remarks([*cuts, *_others(layout, host, cuts)], axis, 796)
+        axis = page.columns(left | {"guest: what goes where": _place(seen, 452, 344)})
+        cuts = list(_cuts(layout, "RAM"))
+        others = _others(layout, host, {remark.proof for remark in cuts})
+        page.remarks([*cuts, *others], axis, 796)
     else:
-        middle = _place(seen, 452, 260)
-        axis = page.columns({"host: what may be mapped": left, "guest as devices see it": middle})
+        axis = page.columns(left | {"guest as devices see it: IOVA": _place(seen, 452, 260)})
         own = _guest(layout, "gpa")
         hull = AddrRange(min(b.range.start for b in own), max(b.range.last for b in own))
         own += _unused(None, [_usable_box(hull)], own)
-        right = _place(own, 772, 260)
-        own_axis = page.columns({"guest as it sees itself": right}, "start")
+        right = {"guest as it sees itself: GPA": _place(own, 772, 260)}
+        own_axis = page.columns(right, "start")
         page.ties(layout, axis, own_axis, 712, 772)
-        page.remarks(_cuts(layout, "RAM mapping"), own_axis, 1174)
-    above = [span for span in usable.ranges if span.start > host[-1].range.last]
+        page.remarks(list(_cuts(layout, "RAM mapping")), own_axis, 1174)
     notes = [note.text for note in layout.notes if note.warning]
+    above = [span for span in usable.ranges if span.start > host[-1].range.last]
     if above:
-        notes.append(f"not drawn: {len(above)} more usable ranges, up to {above[-1].last:#x}")
+        notes.append(f"usable ranges above, not drawn: {len(above)}, up to {above[-1].last:#x}")
     return page.finish(notes)
 
 
@@ -392,7 +381,7 @@ def draw_usable(usable: Usable, title: str) -> str:
     """
     page = _Page(1000, title, f"host {usable.host} · {_selection(usable)}", usable)
     host = _host(usable, None)
-    axis = page.columns({"host: what may be mapped": _place(host, _MARGIN + _GUTTER + 16, 344)})
+    axis = page.columns({"host: what may be mapped": _place(host, 184, 344)})
     page.remarks([_about(box) for box in host if box.proof], axis, 528)
     return page.finish([note.text for note in usable.notes if note.warning])
 
@@ -400,10 +389,8 @@ def draw_usable(usable: Usable, title: str) -> str:
 def _selection(usable: Usable) -> str:
     """The groups and the granule, in a few words."""
     names = ", ".join("pasted text" if name == PASTED else name for name in usable.groups)
-    groups = f"groups: {names or 'not named'}"
-    if len(usable.groups) > 4:
-        groups = f"{len(usable.groups)} groups"
-    return f"{groups} · granule {show_size(usable.granule)}"
+    groups = f"groups: {names or 'not named'}" if len(usable.groups) < 6 else ""
+    return f"{groups or f'{len(usable.groups)} groups'} · granule {show_size(usable.granule)}"
 
 
 def _place(boxes: Sequence[_Box], x: int, width: int) -> list[_Placed]:
@@ -437,139 +424,106 @@ def _share(cluster: Sequence[_Box], x: int, width: int) -> list[_Placed]:
 
 def _label(box: _Box, room: int) -> Iterator[tuple[str, str]]:
     """The lines of a box, each with its class: name, size, and addresses where there are any."""
-    css = "note" if box.css in ("gap", "rest") else "name"
-    lines = _wrap(_clean(box.name), css, room, 2)
+    css, detail_css = ("note", "note") if box.css in _MARKS else ("name", "addr")
+    *lines, last = _wrap(box.name, css, room, 2)
     size = show_size(box.range.size)
-    open_ended = box.css == "hole" and box.range.last == ADDRESS_LAST
-    if box.css != "rest" and not open_ended:
-        joined = f"{lines[-1]} · {size}"
-        lines[-1:] = [joined] if _width(joined, css) <= room else [lines[-1], _fit(size, css, room)]
+    if box.css == "rest" or (box.css == "hole" and box.range.last == ADDRESS_LAST):
+        size = ""  # says nothing: up to where the space ends
+    joined = " · ".join(filter(None, (last, size)))
+    lines += [joined] if _width(joined, css) <= room else [last, _fit(size, css, room)]
     yield from ((line, css) for line in lines if line)
-    if detail := _fit(box.detail, "addr", room):
-        yield detail, css if box.css == "rest" else "addr"
+    if detail := _fit(box.detail, detail_css, room):
+        yield detail, detail_css
 
 
 class _Page:
     """The document: collects SVG elements and knows how far down they reach."""
 
     def __init__(self, width: int, title: str, subtitle: str, usable: Usable) -> None:
-        self.width, self.title, self.usable = width, _clean(title), usable
+        self.width, self.title, self.usable = width, title, usable
         self.kinds: set[str] = set()
         self.parts: list[str] = []
         self.bottom = _MARGIN + 4
-        self.paragraph("h1", title, "ink", 1)
+        self.paragraph("h1 ink", title, 1)
         self.bottom += 6
-        self.paragraph("h2", subtitle, "dim", 1)
+        self.paragraph("h2 dim", subtitle, 1)
+        self.bottom += 4
         barred = [entry.text for entry in usable.unassignable]
         more = f" (and {len(barred) - 1} more groups)" if len(barred) > 1 else ""
         for line in barred[:1]:
-            self.bottom += 4
-            self.paragraph("head", line + more, "warn")
-        self.top = self.bottom + 44
+            self.paragraph("head warn", line + more)
+        self.top = self.bottom + 40
 
-    def text(self, x: int, y: int, css: str, text: str, anchor: str = "start") -> None:
-        """Write one line that was cut before."""
-        place = f'x="{x}" y="{y}"' + (f' text-anchor="{anchor}"' if anchor != "start" else "")
-        self.parts.append(f'<text class="{css}" {place}>{escape(text)}</text>')
-
-    def paragraph(self, css: str, text: str, ink: str = "dim", most: int = 2) -> None:
+    def paragraph(self, css: str, text: str, most: int = 2) -> None:
         """Write a text over the width of the page."""
-        for line in _wrap(_clean(text), css, self.width - 2 * _MARGIN, most):
+        for line in _wrap(text, css, self.width - 2 * _MARGIN, most):
             self.bottom += _LINE
-            self.text(_MARGIN, self.bottom, f"{css} {ink}", line)
-
-    def group(self, css: str, title: str, parts: Iterable[str] = (), name: str = "") -> None:
-        """Open a group with a tooltip; the caller closes it."""
-        where = f" id={quoteattr(name)}" if name else ""
-        lines = "\n".join(_clean(line) for line in title.split("\n"))
-        self.parts.append(f'<g class="{css}"{where}><title>{escape(lines)}</title>')
-        self.parts += parts
+            self.parts.append(_text(_MARGIN, self.bottom, css, line))
 
     def columns(self, columns: dict[str, list[_Placed]], side: str = "end") -> _Axis:
         """Draw columns of one axis, each below its heading, with the addresses at one side."""
         every = [item for placed in columns.values() for item in placed]
         axis = _Axis(every, self.top)
         self.bottom = max(self.bottom, axis.tops[-1])
-        x = min(item.x for item in every) - 16
-        if side == "start":
-            x = max(item.x + item.width for item in every) + 6
-        self.spine(axis, x, side, [item.box for item in every])
+        outer = max(item.x + item.width for item in every) + 6
+        self.spine(axis, min(item.x for item in every) - 16 if side == "end" else outer, side)
         for heading, placed in columns.items():
-            self.text(min(item.x for item in placed), self.top - 14, "head dim", heading)
-            for item in placed:
-                self.box(item, axis.y(item.box.range.start), axis.y(item.box.stop))
+            x = min(item.x for item in placed)
+            self.parts.append(_text(x, self.top - 14, "head dim", heading))
+            self.parts += (_draw(item, axis) for item in placed)
+        self.kinds |= {item.box.css for item in every}
         return axis
 
-    def spine(self, axis: _Axis, x: int, side: str, boxes: Sequence[_Box]) -> None:
+    def spine(self, axis: _Axis, x: int, side: str) -> None:
         """Draw the axis with its addresses, broken where a band is drawn short."""
         ticks = "".join(f"M{x} {y}h10" for y in axis.tops)
-        shape = f"M{x + 5} {axis.tops[0]}V{axis.tops[-1]}{ticks}"
-        self.parts.append(f'<path d="{shape}"/>')
+        self.parts.append(f'<path d="M{x + 5} {axis.tops[0]}V{axis.tops[-1]}{ticks}"/>')
+        at = x - 6 if side == "end" else x + 16
         for edge, y in zip(axis.edges, axis.tops, strict=True):
-            at = x - 6 if side == "end" else x + 16
-            self.text(at, y + 4, "addr dim", f"{min(edge, ADDRESS_LAST):#x}", side)
-        for box in boxes:
-            if box.css in ("gap", "rest"):
-                y = (axis.y(box.range.start) + axis.y(box.stop)) // 2
-                self.parts.append(
-                    f'<rect class="page" x="{x}" y="{y - 5}" width="10" height="10"/>'
-                    f'<path d="M{x + 5} {y - 6}v1l4 2l-8 4l8 4l-4 2v1" transform="translate(0-1)"/>'
-                )
-
-    def box(self, item: _Placed, y: int, stop: int) -> None:
-        """Draw one box with its label in the middle."""
-        box = item.box
-        self.kinds.add(box.css)
-        shape = f'x="{item.x}" y="{y}" width="{item.width}" height="{stop - y}"'
-        self.group(box.css, box.title, _filled(box.css, shape), box.id)
-        base = y + (stop - y - _LINE * len(item.lines)) // 2 + 12
-        ink = "dim" if box.css in ("gap", "rest") else "ink"
-        for line, css in item.lines:
-            self.text(item.x + _PAD, base, f"{css} {ink}", line)
-            base += _LINE
-        self.parts.append("</g>")
+            self.parts.append(_text(at, y + 4, "addr dim", f"{min(edge, ADDRESS_LAST):#x}", side))
+        for y in axis.breaks:
+            self.parts.append(f'<rect class="page" x="{x}" y="{y - 6}" width="10" height="12"/>')
+            self.parts.append(f'<path d="M{x + 5} {y - 7}v1l4 2l-8 4l8 4l-4 2v1"/>')
 
     def ties(self, layout: Layout, left: _Axis, right: _Axis, x: int, to: int) -> None:
         """Tie each item as devices see it to where the guest sees it."""
         mid = (x + to) // 2
         for item in layout.items:
-            if item.iova is None or item.gpa is None:
-                continue
-            a, b = left.y(item.iova.start), left.y(item.iova.last + 1)
-            c, d = right.y(item.gpa.start), right.y(item.gpa.last + 1)
-            curve = f"M{x} {a}C{mid} {a} {mid} {c} {to} {c}V{d}C{mid} {d} {mid} {b} {x} {b}Z"
-            self.group("tie", f"guest addresses {item.gpa} are IOVAs {item.iova}")
-            self.parts.append(f'<path d="{curve}"/></g>')
+            if item.iova and item.gpa:
+                a, b = left.y(item.iova.start), left.y(item.iova.last + 1)
+                c, d = right.y(item.gpa.start), right.y(item.gpa.last + 1)
+                curve = f"M{x} {a}C{mid} {a} {mid} {c} {to} {c}V{d}C{mid} {d} {mid} {b} {x} {b}Z"
+                title = f"guest addresses {item.gpa} are IOVAs {item.iova}"
+                self.parts.append(_group("tie", title, [f'<path d="{curve}"/>']))
 
     def remarks(self, remarks: Sequence[_Remark], axis: _Axis, x: int) -> None:
         """Write remarks at the right, as near to their places as there is room."""
         free, room = self.top - 10, self.width - _MARGIN - x - 32
         for remark in sorted(remarks, key=lambda remark: (remark.start, remark.stop)):
+            lines = [("head ink", line) for line in _wrap(remark.head, "head", room, 2)]
+            lines += (("note dim", line) for line in _wrap(remark.proof, "note", room, 2) if line)
             low, high = axis.y(remark.start), axis.y(remark.stop)
-            lines = [(line, "head ink") for line in _wrap(_clean(remark.head), "head", room, 2)]
-            lines += ((line, "note dim") for line in _wrap(_clean(remark.proof), "note", room, 2))
             middle = (low + high) // 2
             y = max(middle - len(lines) * _LINE // 2, free)
-            bracket = f"M{x + 4} {low}h4V{high}h-4M{x + 8} {middle}h4L{x + 20} {y + 8}h8"
-            self.group(remark.css, remark.title, [f'<path d="{bracket}"/>'])
-            for index, (line, css) in enumerate(lines):
-                self.text(x + 32, y + 12 + index * _LINE, css, line)
-            self.parts.append("</g>")
             free = y + len(lines) * _LINE + 6
+            bracket = f"M{x + 4} {low}h4V{high}h-4M{x + 8} {middle}h4L{x + 20} {y + 8}h8"
+            parts = [f'<path d="{bracket}"/>']
+            for index, (css, line) in enumerate(lines):
+                parts.append(_text(x + 32, y + 12 + index * _LINE, css, line))
+            self.parts.append(_group(remark.css, remark.title, parts))
         self.bottom = max(self.bottom, free)
 
     def legend(self) -> None:
         """Write what the colours and hatches mean, of what is in the picture."""
         x = _MARGIN
-        for css, look in _LOOK.items():
-            if css not in self.kinds:
-                continue
-            wide = 21 + round(_width(look[3], "note"))
+        for css in [css for css in _LOOK if css in self.kinds]:
+            words = _LOOK[css][3]
+            wide = 21 + round(_width(words, "note"))
             if x + wide > self.width - _MARGIN:
                 x, self.bottom = _MARGIN, self.bottom + _LINE + 4
-            shape = f'x="{x}" y="{self.bottom - 10}" width="16" height="12"'
-            self.parts += [f'<g class="{css}">', *_filled(css, shape), "</g>"]
-            self.text(x + 21, self.bottom, "note ink", look[3])
+            sample = "".join(_filled(css, x, self.bottom - 10, 16, 12))
+            self.parts.append(f'<g class="{css}">{sample}</g>')
+            self.parts.append(_text(x + 21, self.bottom, "note ink", words))
             x += wide + 14
 
     def finish(self, notes: Sequence[str]) -> str:
@@ -578,41 +532,54 @@ class _Page:
         self.legend()
         self.bottom += 8
         barred = {entry.text for entry in self.usable.unassignable}
-        lines = [f"aperture: {item.text}" for item in self.usable.evidence]
-        for what, found in (
-            ("pieces of evidence", lines),
-            ("notes", [f"note: {note}" for note in notes if note not in barred]),
-        ):
-            for line in found[:_FOOTNOTES]:
-                self.paragraph("note", line)
-            if len(found) > _FOOTNOTES:
-                self.paragraph("note", f"and {len(found) - _FOOTNOTES} more {what}")
-        self.paragraph(
-            "note",
-            "vmm-iova · not to scale: a height grows with the bits of a size; the axis is broken "
-            "where nothing is",
+        evidence = [f"aperture: {item.text}" for item in self.usable.evidence]
+        said = [f"note: {note}" for note in notes if note not in barred]
+        for lines, what in ((evidence, "pieces of evidence"), (said, "notes")):
+            more = [f"and {len(lines) - _FOOTNOTES} more {what}"] if lines[_FOOTNOTES:] else []
+            for line in (*lines[:_FOOTNOTES], *more):
+                self.paragraph("note dim", line)
+        self.paragraph("note dim", _SCALE)
+        size = f'width="{self.width}" height="{self.bottom + _MARGIN}"'
+        view = f'viewBox="0 0 {self.width} {self.bottom + _MARGIN}"'
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} {view} role="img">',
+            f"<title>{escape(_clean(self.title))}</title>",
+            f"<style>{''.join(_rules())}</style>",
+            f"<defs>{''.join(_hatches(self.kinds))}</defs>",
+            '<rect class="page" width="100%" height="100%"/>',
         )
-        height = self.bottom + _MARGIN
-        return "\n".join(
-            (
-                f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width}" height="{height}" '
-                f'viewBox="0 0 {self.width} {height}" role="img">',
-                f"<title>{escape(self.title)}</title>",
-                f"<style>{''.join(_rules())}</style>",
-                f"<defs>{''.join(_hatches(self.kinds))}</defs>",
-                '<rect class="page" width="100%" height="100%"/>',
-                *self.parts,
-                "</svg>\n",
-            )
-        )
+        return "\n".join((*head, *self.parts, "</svg>\n"))
 
 
-def _filled(css: str, shape: str) -> list[str]:
+def _draw(item: _Placed, axis: _Axis) -> str:
+    """One box with its label in the middle."""
+    box = item.box
+    y, stop = axis.y(box.range.start), axis.y(box.stop)
+    parts = list(_filled(box.css, item.x, y, item.width, stop - y))
+    base = y + (stop - y - _LINE * len(item.lines)) // 2 + 12
+    ink = "dim" if box.css in _MARKS else "ink"
+    for index, (line, css) in enumerate(item.lines):
+        parts.append(_text(item.x + _PAD, base + index * _LINE, f"{css} {ink}", line))
+    return _group(box.css, box.title, parts, f" id={quoteattr(box.id)}")
+
+
+def _filled(css: str, x: int, y: int, width: int, height: int) -> Iterator[str]:
     """The rectangles of a box: its tint and, over it, its hatch."""
-    body = [f'<rect class="body" {shape}/>']
+    shape = f'x="{x}" y="{y}" width="{width}" height="{height}"'
+    yield f'<rect class="body" {shape}/>'
     if css in _LOOK and _LOOK[css][2]:
-        body.append(f'<rect fill="url(#hatch-{css})" {shape}/>')
-    return body
+        yield f'<rect fill="url(#hatch-{css})" {shape}/>'
+
+
+def _group(css: str, title: str, parts: Iterable[str], more: str = "") -> str:
+    """A group with a tooltip."""
+    lines = escape("\n".join(map(_clean, title.split("\n"))))
+    return f'<g class="{css}"{more}><title>{lines}</title>{"".join(parts)}</g>'
+
+
+def _text(x: int, y: int, css: str, line: str, anchor: str = "start") -> str:
+    at = f'x="{x}" y="{y}"' + (f' text-anchor="{anchor}"' if anchor != "start" else "")
+    return f'<text class="{css}" {at}>{escape(line)}</text>'
 
 
 def _rules() -> Iterator[str]:
@@ -642,10 +609,11 @@ def _clean(text: str) -> str:
 
 def _width(text: str, css: str) -> float:
     """Estimate the width of a text in pixels, on the safe side for the usual fonts."""
-    size, factor, _ = _TYPE[css]
-    return sum(_em(char, css) for char in text) * size * factor
+    size, factor, _ = _TYPE[css.partition(" ")[0]]
+    return sum(_em(char, css[:4]) for char in text) * size * factor
 
 
+@lru_cache(maxsize=4096)
 def _em(char: str, css: str) -> float:
     if unicodedata.east_asian_width(char) in ("W", "F") or ord(char) > 0xFFFF:
         return 1.05
@@ -656,18 +624,17 @@ def _em(char: str, css: str) -> float:
 
 def _fit(text: str, css: str, room: float) -> str:
     """Cut a text to a width, with an ellipsis; nothing is left where nothing fits."""
-    if _width(text, css) <= room:
+    widths = list(accumulate(_width(char, css) for char in text))
+    if not widths or widths[-1] <= room:
         return text
-    keep = len(text)
-    while keep and _width(text[:keep] + "…", css) > room:
-        keep -= 1
+    keep = bisect_right(widths, room - _width("…", css))
     return text[:keep].rstrip() + "…" if keep else ""
 
 
 def _wrap(text: str, css: str, room: float, most: int) -> list[str]:
     """Break a text into at most so many lines; the last one is cut."""
     lines = [""]
-    for word in text.split():
+    for word in _clean(text).split():
         longer = f"{lines[-1]} {word}".lstrip()
         if lines[-1] and len(lines) < most and _width(longer, css) > room:
             lines.append(word)
