@@ -153,7 +153,15 @@ def parse_range(text: str, field: str = "range") -> AddrRange:
             start = parse_address(left, f"start of {field}")
             if separator == "+":
                 return AddrRange.from_size(start, parse_size(right, f"size of {field}"))
-            return AddrRange(start, parse_address(right, f"last of {field}"))
+            last = parse_address(right, f"last of {field}")
+            if last < start:
+                raise RequestError(
+                    f"{field} {shorten(text)!r}: last {last:#x} is below its start {start:#x}",
+                    field=field,
+                    value=text,
+                    hint="START-LAST has the last address, included; START+SIZE has a size",
+                )
+            return AddrRange(start, last)
     raise RequestError(
         f"{field} {shorten(text)!r} is not a range",
         field=field,

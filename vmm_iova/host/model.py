@@ -271,6 +271,7 @@ class Host:
         widths: widths that the kernel printed.
         log_regions: RMRRs of a kernel log, which names no device for them.
         limits: limits on mapping.
+        sysfs: True if a sysfs tree was read, so that having no groups means having no IOMMU.
         notes: what was odd about the sources; nothing is dropped in silence.
 
     Synchronization: none required (immutable).
@@ -289,6 +290,7 @@ class Host:
     widths: tuple[StatedWidth, ...] = ()
     log_regions: tuple[ReservedRegion, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    sysfs: bool = False
     notes: tuple[Note, ...] = ()
 
     def group(self, group_id: str | int) -> Group:
@@ -349,13 +351,18 @@ class Host:
             arch=self.arch or more.arch,
             release=self.release or more.release,
             page_size=self.page_size or more.page_size,
-            groups=(*self.groups, *more.groups),
+            groups=tuple(sorted((*self.groups, *more.groups), key=_group_order)),
             devices=(*self.devices, *more.devices),
             units=(*self.units, *more.units),
             kernel_ranges=(*self.kernel_ranges, *more.kernel_ranges),
             windows=(*self.windows, *more.windows),
             widths=(*self.widths, *more.widths),
             log_regions=(*self.log_regions, *more.log_regions),
+            limits=Limits(
+                _first(self.limits.dma_entries, more.limits.dma_entries),
+                _first(self.limits.memlock, more.limits.memlock),
+            ),
+            sysfs=self.sysfs or more.sysfs,
             notes=(*self.notes, *more.notes),
         )
 
@@ -382,6 +389,15 @@ class Host:
             granule=granule,
             strict=strict,
         )
+
+
+def _first(ours: int | None, theirs: int | None) -> int | None:
+    return theirs if ours is None else ours
+
+
+def _group_order(group: Group) -> tuple[bool, int, str]:
+    number = group.id.isdecimal()
+    return not number, int(group.id) if number else 0, group.id
 
 
 def _some(names: list[str], limit: int = 8) -> str:

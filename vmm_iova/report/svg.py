@@ -190,13 +190,16 @@ def _proof(cause: Cause) -> str:
 
 def _host(usable: Usable, guest_last: int | None) -> list[_Box]:
     """The boxes of the host, ascending; up to what ends the range above `guest_last`."""
-    stop = ADDRESS_LAST
+    stop = ADDRESS_LAST + 1
     if guest_last is not None:
         home = usable.ranges.range_at(min(guest_last + 1, ADDRESS_LAST))
-        stop = home.last + 1 if home else guest_last
+        stop = home.last + 1 if home else guest_last + 1
     boxes = [_usable_box(span) for span in usable.ranges if span.start < stop]
-    for gap in usable.ranges.as_set().complement():
-        boxes += _holes(usable, gap, stop) if gap.start <= stop else ()
+    gaps = [gap for gap in ~usable.ranges.as_set() if gap.start <= stop]
+    if gaps:  # asked once for all, because each question walks all ranges
+        causes = list(reversed(usable.causes_of(AddrRange(0, gaps[-1].last))))
+        for gap in gaps:
+            boxes += _holes(usable, gap, stop, causes)
     for region in usable.relaxable:
         if guest_last is None or region.range.start <= guest_last:
             why = f"{region.range} {region.word}, {region.source}: once the host's driver let go"
@@ -209,16 +212,20 @@ def _usable_box(span: AddrRange) -> _Box:
     return _Box(f"usable-{span.start:#x}", "usable", span, "usable", title)
 
 
-def _holes(usable: Usable, gap: AddrRange, stop: int) -> Iterator[_Box]:
-    """One box for each cause in a gap between usable ranges, of those that begin up to `stop`."""
-    start, causes = gap.start, usable.causes_of(gap)
-    for cause in causes:
-        if start <= stop:
-            reach = max(cause.range.align_outward(usable.granule).last, start)
-            span = AddrRange(start, gap.last if cause is causes[-1] else min(reach, gap.last))
-            where, title = f"hole-{start:#x}", f"{span}, {show_size(span.size)}: {cause.text}"
-            yield _Box(where, "hole", span, _noun(cause), title, proof=_proof(cause))
-            start = span.last + 1
+def _holes(usable: Usable, gap: AddrRange, stop: int, causes: list[Cause]) -> Iterator[_Box]:
+    """One box for each cause in a gap between usable ranges, of those that begin up to `stop`.
+
+    Takes the causes from the back of the list; none reaches from one gap into the next.
+    """
+    start = gap.start
+    while start <= min(gap.last, stop) and causes:
+        cause = causes.pop()
+        reach = max(cause.range.align_outward(usable.granule).last, start)
+        last = min(reach, gap.last) if causes else gap.last
+        span = AddrRange(start, last)
+        where, title = f"hole-{start:#x}", f"{span}, {show_size(span.size)}: {cause.text}"
+        yield _Box(where, "hole", span, _noun(cause), title, proof=_proof(cause))
+        start = last + 1
 
 
 def _relaxed(box: _Box, region: AddrRange, why: str) -> list[_Box]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from vmm_iova.guest.budget import Budget, PageTables
     from vmm_iova.guest.explain import Verdict
-    from vmm_iova.host.model import Host, Note
+    from vmm_iova.host.model import Host, Note, ReservedRegion
     from vmm_iova.report.compare import Difference
 
 _NAME = 26
@@ -92,9 +92,14 @@ def _groups(host: Host) -> Iterator[str]:
 
 def _regions(host: Host, bytes_: bool) -> Iterator[str]:
     listed = [region for group in host.groups for region in group.regions or ()]
+    same: dict[tuple[AddrRange, str], list[ReservedRegion]] = {}
     for region in sorted([*listed, *host.log_regions], key=lambda item: item.range):
-        of = f"group {region.group}, " if region.group and region.group.isdigit() else ""
-        yield line(region.range, region.word, bytes_=bytes_, more=f"{of}{region.source}")
+        same.setdefault((region.range, region.word), []).append(region)
+    for (span, word), regions in same.items():
+        groups = [item.group for item in regions if item.group and item.group != PASTED]
+        of = f"groups {', '.join(groups[:8])}{', ...' if len(groups) > 8 else ''}; "
+        more = f"{of if groups else ''}{regions[0].source}"
+        yield line(span, word, bytes_=bytes_, more=more)
 
 
 def _limits(host: Host) -> Iterator[str]:
