@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A picture of an address space: a vertical map on a broken axis, low addresses at the top.
 
-Everything becomes a `_Box` in a column first, then an `_Axis` gives heights, and only then text is
+Everything becomes a `Box` in a column first, then an `_Axis` gives heights, and only then text is
 written. The axis has one band between any two neighbouring edges; it is high enough for what is
 written beside and inside of it, so that no label meets another, and grows with the bits of its
 size, so that 4 KiB and 1 TiB are both seen. The output depends on the arguments alone.
@@ -17,15 +17,26 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
-from vmm_iova.guest.layout import Item, ItemKind, Layout
-from vmm_iova.host.evidence import familiar
 from vmm_iova.host.model import PASTED
-from vmm_iova.host.usable import Cause, CauseKind, Usable
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange
+from vmm_iova.report.picture import (
+    Box,
+    Remark,
+    cut_remarks,
+    guest_boxes,
+    hole_remark,
+    host_boxes,
+    other_remarks,
+    unused_boxes,
+    usable_box,
+)
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from vmm_iova.guest.layout import Layout
+    from vmm_iova.host.usable import Usable
 
 _MARGIN, _PAD = 28, 8  # around the page, and between a box and its text
 _LINE, _ONE, _HIGHEST = 16, 22, 92  # heights: of a line, of a box with one, of any band
@@ -87,44 +98,13 @@ _DONE = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Box:
-    """One rectangle: what it covers, how it looks, what it says."""
-
-    id: str
-    css: str
-    range: AddrRange
-    name: str
-    title: str
-    detail: str = ""  # a line of its own, for addresses
-    proof: str = ""  # where it comes from, for a remark
-    aside: bool = False  # right of what it overlaps: only devices see it
-
-    @property
-    def stop(self) -> int:
-        """The address behind it; 2^64 behind the last one."""
-        return self.range.last + 1
-
-
-@dataclass(frozen=True, slots=True)
 class _Placed:
     """A box in its column, with the lines that fit its width, each with its class."""
 
-    box: _Box
+    box: Box
     x: int
     width: int
     lines: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Remark:
-    """What is said beside a column about an edge, or the span from `start` up to `stop`."""
-
-    start: int
-    stop: int
-    head: str
-    proof: str
-    title: str
-    css: str = "aside"
 
 
 class _Axis:
@@ -148,7 +128,7 @@ class _Axis:
         marks = [box for box in boxes if box.css in _MARKS]
         self.breaks = [(self.y(box.range.start) + self.y(box.stop)) // 2 for box in marks]
 
-    def _bands(self, box: _Box) -> range:
+    def _bands(self, box: Box) -> range:
         start, stop = box.range.start, box.stop
         return range(bisect_left(self.edges, start), bisect_left(self.edges, stop))
 
@@ -162,165 +142,6 @@ def _height(size: int, kinds: set[str]) -> int:
         return _ONE + 4
     step, most = (4, _HIGHEST) if "ram" in kinds else (2, _HIGHEST // 2)
     return min(_ONE + step * max(0, size.bit_length() - 21), most)
-
-
-# -- what is to be seen: the host ------------------------------------------------------------------
-
-
-def _noun(cause: Cause) -> str:
-    """A cause in a few words."""
-    known = familiar(cause.range)
-    if known is not None:
-        return known.removeprefix("the ")
-    if cause.region is not None:
-        return f"{cause.region.word} region"
-    return {
-        CauseKind.APERTURE: "end of the aperture" if cause.range.start else "start of the aperture",
-        CauseKind.KERNEL_GAP: "left out by the kernel",
-        CauseKind.SEAM: "seam: two ranges touch",
-    }.get(cause.kind, cause.kind.value)
-
-
-def _proof(cause: Cause) -> str:
-    """Where a cause comes from, in one line."""
-    if cause.region is None:
-        return cause.text
-    return f"{cause.range} {cause.region.word}, {cause.region.source}"
-
-
-def _host(usable: Usable, guest_last: int | None) -> list[_Box]:
-    """The boxes of the host, ascending; up to what ends the range above `guest_last`."""
-    stop = ADDRESS_LAST + 1
-    if guest_last is not None:
-        home = usable.ranges.range_at(min(guest_last + 1, ADDRESS_LAST))
-        stop = home.last + 1 if home else guest_last + 1
-    boxes = [_usable_box(span) for span in usable.ranges if span.start < stop]
-    gaps = [gap for gap in ~usable.ranges.as_set() if gap.start <= stop]
-    if gaps:  # asked once for all, because each question walks all ranges
-        causes = list(reversed(usable.causes_of(AddrRange(0, gaps[-1].last))))
-        for gap in gaps:
-            boxes += _holes(usable, gap, stop, causes)
-    for region in usable.relaxable:
-        if guest_last is None or region.range.start <= guest_last:
-            why = f"{region.range} {region.word}, {region.source}: once the host's driver let go"
-            boxes = [part for box in boxes for part in _relaxed(box, region.range, why)]
-    return sorted(boxes, key=lambda box: box.range)
-
-
-def _usable_box(span: AddrRange) -> _Box:
-    title = f"usable {span}, {show_size(span.size)}"
-    return _Box(f"usable-{span.start:#x}", "usable", span, "usable", title)
-
-
-def _holes(usable: Usable, gap: AddrRange, stop: int, causes: list[Cause]) -> Iterator[_Box]:
-    """One box for each cause in a gap between usable ranges, of those that begin up to `stop`.
-
-    Takes the causes from the back of the list; none reaches from one gap into the next.
-    """
-    start = gap.start
-    while start <= min(gap.last, stop) and causes:
-        cause = causes.pop()
-        reach = max(cause.range.align_outward(usable.granule).last, start)
-        last = min(reach, gap.last) if causes else gap.last
-        span = AddrRange(start, last)
-        where, title = f"hole-{start:#x}", f"{span}, {show_size(span.size)}: {cause.text}"
-        yield _Box(where, "hole", span, _noun(cause), title, proof=_proof(cause))
-        start = last + 1
-
-
-def _relaxed(box: _Box, region: AddrRange, why: str) -> list[_Box]:
-    """Mark what a relaxable region covers of a usable box; other boxes stay as they are."""
-    shared = box.range.intersect(region) if box.css == "usable" else None
-    if shared is None:
-        return [box]
-    where, name = f"relaxable-{shared.start:#x}", "usable with a warning: direct-relaxable"
-    rest = RangeSet([box.range]) - RangeSet([shared])
-    marked = _Box(where, "relaxable", shared, name, f"{name}\n{why}", proof=why)
-    return [marked, *map(_usable_box, rest)]
-
-
-# -- what is to be seen: the guest -----------------------------------------------------------------
-
-
-def _guest(layout: Layout, view: str) -> list[_Box]:
-    """The boxes of the guest: as it sees them (`gpa`), as devices do (`iova`), or both in one."""
-    boxes = []
-    for index, item in enumerate(layout.items, 1):
-        span = {"gpa": item.gpa, "iova": item.iova}.get(view, item.place)
-        if span is not None:
-            suffix = "-gpa" if view == "gpa" and item.iova else ""
-            boxes.append(_item_box(item, f"item-{index}{suffix}", span))
-    for index, told in enumerate(layout.guest_reserved if view != "iova" else (), 1):
-        title, name = f"{told.range}: {told.cause}", "tell the guest: reserved"
-        boxes.append(_Box(f"reserved-{index}", "reserved", told.range, name, title))
-    return boxes
-
-
-def _item_box(item: Item, where: str, span: AddrRange) -> _Box:
-    is_ram = item.kind is ItemKind.RAM
-    name = item.name if not is_ram else "RAM" if item.name.lower() == "ram" else f"RAM {item.name}"
-    lines = [
-        f"{name}, {show_size(span.size)}",
-        f"guest addresses {item.gpa}" if item.gpa else "not seen by the guest",
-        f"IOVAs {item.iova}" if item.iova else "no device reaches it",
-        f"starts after: {item.start_cause}" if item.start_cause else "",
-        f"stops before: {item.last_cause}" if item.last_cause else "",
-    ]
-    title, detail = "\n".join(filter(None, lines)), str(span) if is_ram else ""
-    return _Box(where, item.kind.value, span, name, title, detail, aside=item.gpa is None)
-
-
-def _unused(usable: Usable | None, host: Sequence[_Box], guest: Sequence[_Box]) -> list[_Box]:
-    """Marks for what nobody uses: gaps, and the rest above the last item."""
-    marks = []
-    guest_last = max(box.range.last for box in guest)
-    free = RangeSet(box.range for box in host if box.css == "usable")
-    for gap in free - RangeSet(box.range for box in guest):
-        if gap.start > guest_last and usable is not None:
-            cause = usable.edge_above(gap.last)
-            name, ends = f"usable up to {gap.last:#x}", f"then: {_noun(cause)}"
-            marks.append(_Box("rest", "rest", gap, name, f"{name}; ends: {cause.text}", ends))
-        else:
-            title = f"{gap}, {show_size(gap.size)}: nothing of the guest is here"
-            marks.append(_Box(f"gap-{gap.start:#x}", "gap", gap, "nothing here", title))
-    return marks
-
-
-def _cuts(layout: Layout, ram: str) -> Iterator[_Remark]:
-    """One remark for each cut: the range of the host that forced it, and its source."""
-    causes = {cause.text: cause for cause in layout.usable.causes}
-    parts = [item for item in layout.items if item.kind in (ItemKind.RAM, ItemKind.WINDOW)]
-    for below, item in zip([None, *parts], [*parts, None], strict=True):
-        stops, starts = below and below.last_cause, item and item.start_cause
-        low = below.place.last + 1 if below else 0
-        high = item.place.start if item else low
-        wanted = [(below, "stops before", stops, low), (item, "starts after", starts, high)]
-        if stops and stops == starts:
-            wanted = [(below, "goes around", stops, low)]
-        for subject, verb, text, at in wanted:
-            if subject and text:
-                cause = causes.get(text)
-                noun, proof = (_noun(cause), _proof(cause)) if cause else (text, "")
-                what = f"{ram if subject.kind is ItemKind.RAM else subject.name} {verb}"
-                stop = high if verb == "goes around" else at
-                yield _Remark(at, stop, f"{what}: {noun}", proof, f"{what}: {text}", "cut")
-
-
-def _others(layout: Layout, host: Sequence[_Box], told: set[str]) -> Iterator[_Remark]:
-    """What else of the host a reader should know: interrupt windows, and RAM that needs care."""
-    causes = {cause.text: cause for cause in layout.usable.causes}
-    for item in layout.items:
-        cause = causes.get(item.start_cause or "") if item.kind is ItemKind.MSI else None
-        if cause and _proof(cause) not in told:
-            head, span = f"interrupts only: {_noun(cause)}", item.place
-            yield _Remark(span.start, span.last + 1, head, _proof(cause), cause.text)
-    for box in host:
-        if box.css == "relaxable" and any(item.place.overlaps(box.range) for item in layout.ram):
-            yield _about(box)
-
-
-def _about(box: _Box) -> _Remark:
-    return _Remark(box.range.start, box.stop, box.name, box.proof, box.title)
 
 
 # -- drawing ---------------------------------------------------------------------------------------
@@ -348,24 +169,24 @@ def draw_layout(layout: Layout) -> str:
         f"{layout.address_bits} guest address bits · {_selection(usable)}",
         usable,
     )
-    seen = _guest(layout, "iova" if apart else "both")
-    host = _host(usable, max(box.range.last for box in seen))
-    seen += _unused(usable, host, seen)
+    seen = guest_boxes(layout, "iova" if apart else "both")
+    host = host_boxes(usable, max(box.range.last for box in seen))
+    seen += unused_boxes(usable, host, seen)
     left = {"host: what may be mapped": _place(host, 184, 256)}
     if not apart:
         axis = page.columns(left | {"guest: what goes where": _place(seen, 452, 344)})
-        cuts = list(_cuts(layout, "RAM"))
-        others = _others(layout, host, {remark.proof for remark in cuts})
+        cuts = list(cut_remarks(layout, "RAM"))
+        others = other_remarks(layout, host, {remark.proof for remark in cuts})
         page.remarks([*cuts, *others], axis, 796)
     else:
         axis = page.columns(left | {"guest as devices see it: IOVA": _place(seen, 452, 260)})
-        own = _guest(layout, "gpa")
+        own = guest_boxes(layout, "gpa")
         hull = AddrRange(min(b.range.start for b in own), max(b.range.last for b in own))
-        own += _unused(None, [_usable_box(hull)], own)
+        own += unused_boxes(None, [usable_box(hull)], own)
         right = {"guest as it sees itself: GPA": _place(own, 772, 260)}
         own_axis = page.columns(right, "start")
         page.ties(layout, axis, own_axis, 712, 772)
-        page.remarks(list(_cuts(layout, "RAM mapping")), own_axis, 1174)
+        page.remarks(list(cut_remarks(layout, "RAM mapping")), own_axis, 1174)
     notes = [note.text for note in layout.notes if note.warning]
     above = [span for span in usable.ranges if span.start > host[-1].range.last]
     if above:
@@ -387,9 +208,9 @@ def draw_usable(usable: Usable, title: str) -> str:
     Synchronization: none required.
     """
     page = _Page(1000, title, f"host {usable.host} · {_selection(usable)}", usable)
-    host = _host(usable, None)
+    host = host_boxes(usable, None)
     axis = page.columns({"host: what may be mapped": _place(host, 184, 344)})
-    page.remarks([_about(box) for box in host if box.proof], axis, 528)
+    page.remarks([hole_remark(box) for box in host if box.proof], axis, 528)
     return page.finish([note.text for note in usable.notes if note.warning])
 
 
@@ -400,10 +221,10 @@ def _selection(usable: Usable) -> str:
     return f"{groups or f'{len(usable.groups)} groups'} · granule {show_size(usable.granule)}"
 
 
-def _place(boxes: Sequence[_Box], x: int, width: int) -> list[_Placed]:
+def _place(boxes: Sequence[Box], x: int, width: int) -> list[_Placed]:
     """Put boxes into a column; those that overlap share its width."""
     placed: list[_Placed] = []
-    cluster: list[_Box] = []
+    cluster: list[Box] = []
     for box in sorted(boxes, key=lambda box: (box.range, box.id)):
         if cluster and box.range.start > max(other.range.last for other in cluster):
             placed += _share(cluster, x, width)
@@ -412,8 +233,8 @@ def _place(boxes: Sequence[_Box], x: int, width: int) -> list[_Placed]:
     return placed + _share(cluster, x, width)
 
 
-def _share(cluster: Sequence[_Box], x: int, width: int) -> list[_Placed]:
-    lanes: list[list[_Box]] = []
+def _share(cluster: Sequence[Box], x: int, width: int) -> list[_Placed]:
+    lanes: list[list[Box]] = []
     for box in sorted(cluster, key=lambda box: (box.aside, box.range, box.id)):
         free = (lane for lane in lanes if all(not box.range.overlaps(o.range) for o in lane))
         lane = next(free, None)
@@ -429,7 +250,7 @@ def _share(cluster: Sequence[_Box], x: int, width: int) -> list[_Placed]:
     return placed
 
 
-def _label(box: _Box, room: int) -> Iterator[tuple[str, str]]:
+def _label(box: Box, room: int) -> Iterator[tuple[str, str]]:
     """The lines of a box, each with its class: name, size, and addresses where there are any."""
     css, detail_css = ("note", "note") if box.css in _MARKS else ("name", "addr")
     *lines, last = _wrap(box.name, css, room, 2)
@@ -503,7 +324,7 @@ class _Page:
                 title = f"guest addresses {item.gpa} are IOVAs {item.iova}"
                 self.parts.append(_group("tie", title, [f'<path d="{curve}"/>']))
 
-    def remarks(self, remarks: Sequence[_Remark], axis: _Axis, x: int) -> None:
+    def remarks(self, remarks: Sequence[Remark], axis: _Axis, x: int) -> None:
         """Write remarks at the right, as near to their places as there is room."""
         free, room = self.top - 10, self.width - _MARGIN - x - 32
         for remark in sorted(remarks, key=lambda remark: (remark.start, remark.stop)):
