@@ -45,6 +45,7 @@ from vmm_iova.host.model import (
 )
 from vmm_iova.host.usable import Cause, CauseKind, Unassignable, Usable, cut_holes
 from vmm_iova.host.width import vtd_page_sizes
+from vmm_iova.host.widths import host_widths
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet, check_granule
 
 if TYPE_CHECKING:
@@ -176,6 +177,8 @@ class _Judge:
             regions=regions,
             groups=tuple(group.id for group in self.groups),
             notes=tuple(dict.fromkeys(self.notes)),
+            widths=host_widths(self.host, self.groups, self.evidence),
+            cpu_bits=self.host.cpu_bits,
         )
 
     # -- aperture ------------------------------------------------------------------------------

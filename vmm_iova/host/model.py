@@ -273,6 +273,8 @@ class Host:
         limits: limits on mapping.
         sysfs: True if a sysfs tree was read, so that having no groups means having no IOMMU.
         notes: what was odd about the sources; nothing is dropped in silence.
+        cpu_bits: physical address bits of its CPU, or None.
+        cpu_source: where that was read.
 
     Synchronization: none required (immutable).
     """
@@ -292,6 +294,8 @@ class Host:
     limits: Limits = field(default_factory=Limits)
     sysfs: bool = False
     notes: tuple[Note, ...] = ()
+    cpu_bits: int | None = None
+    cpu_source: str = "/proc/cpuinfo"
 
     def group(self, group_id: str | int) -> Group:
         """Return the group of that number.
@@ -364,6 +368,8 @@ class Host:
             ),
             sysfs=self.sysfs or more.sysfs,
             notes=(*self.notes, *more.notes),
+            cpu_bits=_first(self.cpu_bits, more.cpu_bits),
+            cpu_source=self.cpu_source if self.cpu_bits is not None else more.cpu_source,
         )
 
     def usable(

@@ -121,6 +121,9 @@ def snapshot_data(host: Host) -> dict[str, Any]:
             "dma_entries": host.limits.dma_entries,
             "memlock": "unlimited" if host.limits.memlock == -1 else _hex(host.limits.memlock),
         },
+        "cpu": None
+        if host.cpu_bits is None
+        else {"address_bits": host.cpu_bits, "source": host.cpu_source},
         "sysfs": host.sysfs,
         "notes": [{"text": note.text, "warning": note.warning} for note in host.notes],
     }
@@ -184,6 +187,7 @@ def load_snapshot(text: str, name: str) -> Host:
 def _host(root: _Node, name: str) -> Host:
     limits = root.child("limits")
     memlock = limits.optional("memlock", str)
+    cpu = root.child("cpu") if root.data.get("cpu") is not None else None
     return Host(
         name=root.optional("name", str) or name,
         origin=root.optional("origin", str) or f"snapshot {name}",
@@ -230,6 +234,8 @@ def _host(root: _Node, name: str) -> Host:
             Note(node.field("text", str), node.optional("warning", bool) is not False)
             for node in root.children("notes")
         ),
+        cpu_bits=None if cpu is None else cpu.bits("address_bits"),
+        cpu_source="/proc/cpuinfo" if cpu is None else cpu.field("source", str),
     )
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from vmm_iova.errors import HostDataError, HostUnavailableError
 from vmm_iova.host.model import Device, Group, Host, IommuUnit, Limits, Note, Source
 from vmm_iova.host.regions import parse_reserved_regions
+from vmm_iova.host.width import cpu_address_bits
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
         limits=limits,
         sysfs=True,
         notes=tuple(reader.notes),
+        cpu_bits=reader.cpu_bits(),
     )
 
 
@@ -147,6 +149,11 @@ class _Reader:
         """Kernel release of a copy that has /proc/sys beside /sys, or a note of it inside."""
         text = self.text_of("../proc/sys/kernel/osrelease") or self.text_of("kernel/osrelease")
         return text.strip() or None if text else None
+
+    def cpu_bits(self) -> int | None:
+        """Physical address bits that /proc/cpuinfo states, beside /sys; x86 alone states them."""
+        text = self.text_of("../proc/cpuinfo") if self.sys.name == "sys" else None
+        return cpu_address_bits(text or "")
 
     def link(self, path: str) -> str | None:
         """Last component of a symbolic link, or None."""

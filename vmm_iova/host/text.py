@@ -26,6 +26,7 @@ from vmm_iova.host.model import (
     StatedWidth,
 )
 from vmm_iova.host.regions import check_truncation, parse_region_line, tidy
+from vmm_iova.host.width import cpu_address_bits
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 from vmm_iova.units import shorten
 
@@ -68,6 +69,8 @@ class _Reading:
     rmrrs: list[ReservedRegion] = field(default_factory=list)
     widths: list[StatedWidth] = field(default_factory=list)
     host_width: int | None = None
+    cpu_bits: int | None = None
+    cpu_source: str = ""
     release: str | None = None
     arch: str | None = None
     origin: str = ""
@@ -148,6 +151,12 @@ def _read_line(reading: _Reading, line: str, source: Source) -> None:
         reading.group = header["group"]
         reading.region_bytes.setdefault(reading.group, [])
         reading.facts += 1  # an empty file is a fact, too
+        return
+    cpu = cpu_address_bits(line)
+    if cpu is not None:
+        if reading.cpu_bits is None or cpu < reading.cpu_bits:
+            reading.cpu_bits, reading.cpu_source = cpu, str(source)
+        reading.facts += 1
         return
     prefix = _GROUP_PREFIX.fullmatch(line)
     group = prefix["group"] if prefix else reading.group
@@ -297,6 +306,8 @@ def _host(reading: _Reading, text: str) -> Host:
         widths=tuple(reading.widths),
         log_regions=rmrrs,
         notes=tuple(notes),
+        cpu_bits=reading.cpu_bits,
+        cpu_source=reading.cpu_source or "/proc/cpuinfo",
     )
 
 

@@ -4,19 +4,20 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import ApertureError, PlacementError, ReservedError, StraddleError
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from vmm_iova.host.evidence import Evidence
     from vmm_iova.host.model import EmptyRegion, Group, Limits, Note, ReservedRegion
+    from vmm_iova.host.width import Width
 
 
 class CauseKind(enum.Enum):
@@ -30,6 +31,8 @@ class CauseKind(enum.Enum):
     SPACE = "end of the 64-bit space"
     SEAM = "seam between two ranges"
     GRANULE = "less than a granule"
+    GUEST = "kept for the guest"
+    GUEST_WIDTH = "beyond the guest's addresses"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ class Usable:
         regions: all reserved regions of the selection.
         groups: ids of the selected groups.
         notes: what a person should know; the sources' notes first.
+        widths: every address width that the facts state, side by side.
+        cpu_bits: physical address bits of the host's CPU, or None when not known.
 
     Synchronization: none required (immutable).
     """
@@ -113,6 +118,67 @@ class Usable:
     regions: tuple[ReservedRegion, ...]
     groups: tuple[str, ...]
     notes: tuple[Note, ...]
+    widths: tuple[Width, ...] = ()
+    cpu_bits: int | None = None
+
+    def narrowed(self, causes: Sequence[Cause]) -> Usable:
+        """Return these ranges without what more causes take out.
+
+        What was not usable before keeps its cause.
+
+        Complexity: O((ranges + causes) log).
+        """
+        return self._recut(causes) if causes else self
+
+    def _recut(self, causes: Sequence[Cause]) -> Usable:
+        every = (*self.causes, *causes)
+        parts = cut_holes(every)
+        ranges = self.ranges - RangeSet(cause.range for cause in causes)
+        return replace(
+            self,
+            ranges=ranges.align_inward(self.granule),
+            causes=every,
+            holes=MappableRanges(parts),
+            hole_causes=parts,
+        )
+
+    def joined(self, other: Usable) -> Usable:
+        """Return what is usable here and, too, for another selection of groups of this host.
+
+        What the other one alone takes out says so in its cause; its devices that cannot be assigned
+        and its regions count as well.
+
+        Complexity: O((ranges + causes) log).
+        """
+        named = ", ".join(other.groups) or other.host
+        ours = {(cause.range, cause.text) for cause in self.causes}
+        more = [
+            replace(cause, text=f"{cause.text} (to also fit {named})")
+            for cause in other.causes
+            if (cause.range, cause.text) not in ours
+        ]
+        coarse = self if self.granule >= other.granule else other
+        start = replace(
+            self,
+            ranges=self.ranges & other.ranges,
+            granule=coarse.granule,
+            granule_text=coarse.granule_text,
+            granule_known=self.granule_known and other.granule_known,
+            seams={**other.seams, **self.seams},
+            page_sizes=_common(self.page_sizes, other.page_sizes),
+            unassignable=tuple(dict.fromkeys((*self.unassignable, *other.unassignable))),
+            relaxable=tuple(dict.fromkeys((*self.relaxable, *other.relaxable))),
+            regions=tuple(dict.fromkeys((*self.regions, *other.regions))),
+            groups=tuple(dict.fromkeys((*self.groups, *other.groups))),
+            notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
+            widths=tuple(dict.fromkeys((*self.widths, *other.widths))),
+        )
+        for seam, text in start.seams.items():
+            if seam % start.granule:
+                cut = AddrRange(seam, seam).align_outward(start.granule)
+                said = f"granules of {start.granule:#x} bytes that a seam cuts: {text}"
+                more.append(Cause(CauseKind.GRANULE, cut, said))
+        return start._recut(more)
 
     @property
     def edges(self) -> tuple[UsableRange, ...]:
@@ -216,6 +282,13 @@ class Usable:
             limit=limit,
             detail=detail or (f"the last usable address below is {limit:#x}" if limit else None),
         )
+
+
+def _common(ours: int | None, theirs: int | None) -> int | None:
+    """Page sizes of both; those of one where the other does not say."""
+    if ours is None or theirs is None:
+        return theirs if ours is None else ours
+    return ours & theirs
 
 
 def cut_holes(causes: Sequence[Cause]) -> dict[AddrRange, Cause]:

@@ -8,6 +8,24 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Width:
+    """An address width that some fact states.
+
+    Attributes:
+        what: whose: page tables, MGAW, the kernel's list, the CPU, the guest, a device's mask.
+        bits: address bits.
+        source: where it was read.
+        counts: False for what says nothing about what may be mapped, such as the DMA mask that the
+            host's driver set.
+    """
+
+    what: str
+    bits: int
+    source: str
+    counts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class VtdWidth:
     """What a VT-d capability register says about width.
 
@@ -125,3 +143,17 @@ def release_of(release: str | None) -> tuple[int, int] | None:
     """Return (major, minor) of a kernel release such as `6.12.48-amd64`, or None."""
     match = re.match(r"(\d+)\.(\d+)", release or "")
     return (int(match[1]), int(match[2])) if match else None
+
+
+_ADDRESS_SIZES = re.compile(
+    r"^address sizes\s*:\s*(\d{1,3}) bits physical, \d{1,3} bits virtual\s*$", re.MULTILINE
+)
+
+
+def cpu_address_bits(text: str) -> int | None:
+    """Return the physical address bits in a `/proc/cpuinfo`, the least of its CPUs; else None.
+
+    Source: arch/x86/kernel/cpu/proc.c, show_cpuinfo().
+    """
+    found = [int(bits) for bits in _ADDRESS_SIZES.findall(text)]
+    return min((bits for bits in found if 32 <= bits <= 64), default=None)
