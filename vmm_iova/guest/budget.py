@@ -20,6 +20,8 @@ _TABLE = 4096  # a table of 512 entries of 8 bytes, on VT-d, AMD-Vi and SMMUv3 w
 _LEVEL_BITS = 9
 _ROOT_BITS = 48  # four levels, as kernels have them unless addresses need more
 _LEAVES = (1 << 30, 1 << 21, 1 << 12)
+ALL_LEAVES = sum(_LEAVES)
+"""Bitmap of the leaf sizes that IOMMUs with 4 KiB pages can have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def budget(layout: Layout) -> Budget:
         entry_limit_known=limit is not None,
         locked_bytes=sum(span.size for span in spans),
         memlock=usable.limits.memlock,
-        best=page_tables(spans, usable.page_sizes or sum(_LEAVES)),
+        best=page_tables(spans, usable.page_sizes or ALL_LEAVES),
         worst=page_tables(spans, 1 << 12),
         page_sizes_known=usable.page_sizes is not None,
     )

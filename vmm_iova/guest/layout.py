@@ -7,13 +7,14 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmm_iova.errors import HostDataError
+from vmm_iova.errors import HostDataError, IovaError, UnknownNameError
+from vmm_iova.host.model import Note
+from vmm_iova.host.width import Width
+from vmm_iova.ranges import AddrRange
 
 if TYPE_CHECKING:
     from vmm_iova.guest.machine import Machine
-    from vmm_iova.host.model import Note
     from vmm_iova.host.usable import Usable
-    from vmm_iova.ranges import AddrRange
 
 _ENDS = ("start", "last")
 
@@ -36,6 +37,12 @@ class ItemKind(enum.Enum):
     """A device of the machine at a fixed place."""
     FIRMWARE = "firmware"
     """Firmware of the guest."""
+    RESERVED = "reserved"
+    """Kept free of RAM and BARs, because the machine or the request says so."""
+    BAR = "bar"
+    """A BAR with a place of its own; devices reach it where it has IOVAs."""
+    ROOM = "room"
+    """Kept for what is plugged in later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,8 @@ class Item:
         iova: IOVAs at which devices see it; None for what no device reaches.
         start_cause: what put its lower edge there, or None when the machine did.
         last_cause: what put its upper edge there, or None when the machine or the size did.
+        node: NUMA node of RAM, or None.
+        required: for a BAR: peers must reach it.
     """
 
     kind: ItemKind
@@ -57,6 +66,8 @@ class Item:
     iova: AddrRange | None = None
     start_cause: str | None = None
     last_cause: str | None = None
+    node: str | None = None
+    required: bool = False
 
     @property
     def place(self) -> AddrRange:
@@ -90,6 +101,12 @@ class Layout:
         guest_reserved: what the guest must be told, ascending.
         usable: the ranges that it was planned in.
         notes: what a person should know; groups that cannot be assigned come first.
+        page_sizes: (name, bytes, page size or None) of each node; one nameless without nodes.
+        viommu: True if the guest has an IOMMU of its own.
+        devices: number of assigned devices.
+        widths: address widths of host and guest, side by side.
+        changes: what differs from the layout that was to be kept, and why; empty if nothing does.
+        kept: True if a saved layout was kept as it was.
 
     Synchronization: none required (immutable).
     """
@@ -102,6 +119,12 @@ class Layout:
     guest_reserved: tuple[GuestReserved, ...]
     usable: Usable
     notes: tuple[Note, ...]
+    page_sizes: tuple[tuple[str | None, int, int | None], ...] = ()
+    viommu: bool = False
+    devices: int = 1
+    widths: tuple[Width, ...] = ()
+    changes: tuple[str, ...] = ()
+    kept: bool = False
 
     @property
     def ram(self) -> tuple[Item, ...]:
@@ -112,6 +135,66 @@ class Layout:
     def address_bits(self) -> int:
         """Guest physical address bits that the layout needs."""
         return max((item.gpa.last.bit_length() for item in self.items if item.gpa), default=0)
+
+    @classmethod
+    def from_json(
+        cls, found: dict[str, Any], usable: Usable, machine: Machine | None = None
+    ) -> Layout:
+        """Return the layout that `to_json` wrote, as it was saved.
+
+        Nothing is judged again; `plan(..., keep=...)` does that.
+
+        Args:
+            found: the parsed JSON.
+            usable: what the host allows now.
+            machine: the model; default the one of that name.
+
+        Raises:
+            HostDataError: it is no layout, or of another version.
+            UnknownNameError: there is no machine model of that name.
+        """
+        from vmm_iova.guest.machine import load_machine  # a user's own model is handed in
+
+        name = str(found.get("machine", "layout"))
+        check_layout(found, name)
+        try:
+            items = tuple(_item_of(item) for item in found["items"])
+            told = tuple(
+                GuestReserved(_span_of(item), str(item["cause"]))
+                for item in found["guest_reserved"]
+            )
+            nodes = tuple(
+                (
+                    node["name"],
+                    int(node["size"], 16),
+                    None if node["page_size"] is None else int(node["page_size"], 16),
+                )
+                for node in found["nodes"]
+            )
+            return cls(
+                machine=load_machine(name) if machine is None else machine,
+                ram_bytes=int(found["ram"], 16),
+                on_hole=str(found["on_hole"]),
+                policy=str(found["policy"]),
+                items=items,
+                guest_reserved=told,
+                usable=usable,
+                notes=tuple(Note(str(text)) for text in found["notes"]),
+                page_sizes=nodes,
+                viommu=found["viommu"] is True,
+                devices=int(found["devices"]),
+                widths=tuple(
+                    Width(w["what"], w["bits"], w["source"], w["counts"]) for w in found["widths"]
+                ),
+                changes=tuple(map(str, found["changes"])),
+                kept=found["kept"] is True,
+            )
+        except (KeyError, TypeError, ValueError, IovaError) as error:
+            if isinstance(error, UnknownNameError):
+                raise
+            raise HostDataError(
+                f"{name} is no layout: {error} is missing or makes no sense", source=name
+            ) from error
 
     def to_json(self) -> dict[str, Any]:
         """Return the layout as plain data with addresses and sizes as hex strings."""
@@ -132,6 +215,27 @@ class Layout:
             "evidence": [item.text for item in self.usable.evidence],
             "unassignable": [item.text for item in self.usable.unassignable],
             "notes": [note.text for note in self.notes],
+            "nodes": [
+                {
+                    "name": name,
+                    "size": f"{size:#x}",
+                    "page_size": None if pages is None else f"{pages:#x}",
+                }
+                for name, size, pages in self.page_sizes
+            ],
+            "viommu": self.viommu,
+            "devices": self.devices,
+            "widths": [
+                {
+                    "what": width.what,
+                    "bits": width.bits,
+                    "source": width.source,
+                    "counts": width.counts,
+                }
+                for width in self.widths
+            ],
+            "kept": self.kept,
+            "changes": list(self.changes),
         }
 
 
@@ -148,7 +252,27 @@ def _item(item: Item) -> dict[str, Any]:
         "iova": None if item.iova is None else _span(item.iova),
         "start_cause": item.start_cause,
         "last_cause": item.last_cause,
+        "node": item.node,
+        "required": item.required,
     }
+
+
+def _span_of(found: dict[str, str]) -> AddrRange:
+    return AddrRange(int(found["start"], 16), int(found["last"], 16))
+
+
+def _item_of(found: dict[str, Any]) -> Item:
+    gpa, iova = found["gpa"], found["iova"]
+    return Item(
+        ItemKind(found["kind"]),
+        found["name"],
+        None if gpa is None else _span_of(gpa),
+        None if iova is None else _span_of(iova),
+        found["start_cause"],
+        found["last_cause"],
+        found["node"],
+        found["required"] is True,
+    )
 
 
 def check_layout(found: dict[str, Any], name: str) -> dict[str, Any]:

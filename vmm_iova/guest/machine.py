@@ -8,23 +8,22 @@ file that each number comes from.
 from __future__ import annotations
 
 import difflib
-import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vmm_iova.errors import HostDataError, HostUnavailableError, IovaError, UnknownNameError
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange
-from vmm_iova.units import parse_address, parse_size
+from vmm_iova.errors import HostDataError, HostUnavailableError, RequestError, UnknownNameError
+from vmm_iova.ranges import AddrRange, RangeSet
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-FIXED_KINDS = ("device", "doorbell", "firmware", "window")
+FIXED_KINDS = ("device", "doorbell", "firmware", "reserved", "window")
+_FOUR_GIB = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class RamWindow:
 
 @dataclass(frozen=True, slots=True)
 class FixedItem:
-    """Something of the machine that has its fixed place and is not RAM.
+    """Something that has its fixed place and is not free RAM.
 
     Attributes:
         name: what it is.
@@ -71,14 +70,22 @@ class Pci64Window:
     """The 64-bit PCI window: above all RAM, so its place depends on the layout.
 
     Attributes:
-        size: bytes by default.
+        size: bytes by default; None for all that is left up to the top of the guest's addresses.
         align: bytes.
         floor: lowest address.
+        start: its fixed place, which RAM windows leave free; None when it lies above RAM.
+        share: with `size` None, the topmost 1/share of the guest's addresses instead.
+        top_free: bytes at the top of the guest's addresses that it leaves free.
+        downward: True if the VMM gives out BARs from its top.
     """
 
-    size: int
+    size: int | None
     align: int
     floor: int
+    start: int | None = None
+    share: int | None = None
+    top_free: int = 0
+    downward: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +98,17 @@ class Machine:
         arch: `x86_64`, `aarch64`, `s390x`, ...
         identity: True if IOVA equals guest physical address.
         source: where its numbers are written.
-        ram: windows in the order in which RAM fills them.
+        ram: windows in the order in which RAM fills them, ascending.
         fixed: what else has a fixed place, ascending.
         pci64: its 64-bit PCI window, or None.
         aliases: other names that it is known by.
+        phys_bits: most guest address bits that the VMM gives, whatever the CPU has; None: no limit.
+        ram_max: most RAM in bytes, or None.
+        ram_reserved: spans inside RAM that the guest must be told are not free.
+        options: (name, template) of the VMM's own switches, to name in fixes.
+
+    Raises:
+        RequestError: two of its parts overlap, or a part makes no sense.
 
     Synchronization: none required (immutable).
     """
@@ -108,6 +122,70 @@ class Machine:
     fixed: tuple[FixedItem, ...] = ()
     pci64: Pci64Window | None = None
     aliases: tuple[str, ...] = ()
+    phys_bits: int | None = None
+    ram_max: int | None = None
+    ram_reserved: tuple[FixedItem, ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.ram:
+            raise RequestError(f"machine {self.name} has no RAM window", field="ram", value=())
+        spans = [(window.name, window.range) for window in self.ram]
+        spans += ((item.name, item.range) for item in (*self.fixed, *self._pci64_fixed()))
+        check_disjoint(spans, "fixed")
+        for below, above in pairwise(window.range for window in self.ram):
+            if above.start <= below.last:
+                raise RequestError(
+                    f"RAM windows {below} and {above} are not ascending", field="ram", value=above
+                )
+
+    def _pci64_fixed(self) -> Iterator[FixedItem]:
+        window = self.pci64
+        if window is not None and window.start is not None and window.size is not None:
+            yield FixedItem(
+                "64-bit PCI window", "window", AddrRange.from_size(window.start, window.size)
+            )
+
+    @property
+    def doorbells(self) -> tuple[FixedItem, ...]:
+        """Where the guest's own interrupt controller takes MSI writes."""
+        return tuple(item for item in self.fixed if item.kind == "doorbell")
+
+    @property
+    def gap32(self) -> AddrRange | None:
+        """Where below 4 GiB, above the lowest RAM, there is none; None when RAM goes through."""
+        below = RangeSet(window.range for window in self.ram).complement(
+            AddrRange(self.ram[0].range.start, _FOUR_GIB - 1)
+        )
+        return below.hull
+
+    @property
+    def pci32(self) -> tuple[FixedItem, ...]:
+        """Its windows for 32-bit BARs."""
+        return tuple(
+            item for item in self.fixed if item.kind == "window" and item.range.last < _FOUR_GIB
+        )
+
+    def option(self, name: str, **values: object) -> str | None:
+        """Return the VMM's own switch for something, filled in, or None if it has none."""
+        for known, template in self.options:
+            if known == name:
+                return template.format(**values)
+        return None
+
+
+def check_disjoint(spans: Sequence[tuple[str, AddrRange]], field: str) -> None:
+    """Refuse two named spans that share an address; name both.
+
+    Raises:
+        RequestError: they do.
+    """
+    ordered = sorted(spans, key=lambda pair: pair[1])
+    for (below, lower), (above, upper) in pairwise(ordered):
+        if lower.overlaps(upper):
+            raise RequestError(
+                f"{below!r} {lower} and {above!r} {upper} overlap", field=field, value=above
+            )
 
 
 def _names() -> Iterator[str]:
@@ -123,8 +201,10 @@ def machine_names() -> tuple[str, ...]:
 
 @lru_cache
 def _bundled(name: str) -> Machine:
+    from vmm_iova.guest.machine_file import parse_machine
+
     path = resources.files("vmm_iova.guest") / "machines" / f"{name}.toml"
-    return _parse(path.read_text("utf-8"), f"{name}.toml")
+    return parse_machine(path.read_text("utf-8"), f"{name}.toml")
 
 
 def load_machine(name: str | os.PathLike[str]) -> Machine:
@@ -136,7 +216,7 @@ def load_machine(name: str | os.PathLike[str]) -> Machine:
     Raises:
         UnknownNameError: there is no such model or file.
         HostUnavailableError: the file may not be read (with errno).
-        HostDataError: the file is malformed; the message names the key.
+        HostDataError: the file is malformed; the message names the line and the key.
 
     Complexity: O(size) once, then cached for bundled models.
     Synchronization: none required.
@@ -145,11 +225,13 @@ def load_machine(name: str | os.PathLike[str]) -> Machine:
     if text in machine_names():
         return _bundled(text)
     if text.endswith(".toml"):
+        from vmm_iova.guest.machine_file import parse_machine  # the reader knows these models
+
         path = Path(text)
         if not path.exists():
             raise UnknownNameError(f"{path} does not exist", kind="machine", name=text, known=())
         try:
-            return _parse(path.read_text("utf-8"), path.name)
+            return parse_machine(path.read_text("utf-8"), path.name)
         except OSError as error:
             raise HostUnavailableError(
                 f"{path}: {error.strerror}", source=text, errno=error.errno
@@ -169,142 +251,3 @@ def load_machine(name: str | os.PathLike[str]) -> Machine:
         hint=(f"did you mean {close[0]}? " if close else "")
         + f"models: {', '.join(known)}; or a path that ends in .toml",
     )
-
-
-def _parse(text: str, name: str) -> Machine:
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise HostDataError(f"{name}: {error}", source=name) from error
-    table = _Table(data, name, "")
-    table.only(("name", "title", "arch", "identity", "source", "aliases", "ram", "fixed", "pci64"))
-    windows = tuple(_window(item) for item in table.tables("ram"))
-    if not windows:
-        raise table.wrong("ram", "is missing: a machine has at least one [[ram]] window")
-    fixed = tuple(sorted((_fixed(item) for item in table.tables("fixed")), key=lambda f: f.range))
-    machine = Machine(
-        name=table.text("name"),
-        title=table.text("title", table.text("name")),
-        arch=table.text("arch"),
-        identity=table.flag("identity", default=True),
-        source=table.text("source", name),
-        ram=windows,
-        fixed=fixed,
-        pci64=_pci64(table.table("pci64")) if "pci64" in data else None,
-        aliases=tuple(table.strings("aliases")),
-    )
-    spans = [*((w.name, w.range) for w in windows), *((f.name, f.range) for f in fixed)]
-    spans.sort(key=lambda pair: pair[1])
-    for (below, lower), (above, upper) in pairwise(spans):
-        if lower.overlaps(upper):
-            raise HostDataError(
-                f"{name}: {below!r} {lower} and {above!r} {upper} overlap", source=name
-            )
-    return machine
-
-
-def _window(table: _Table) -> RamWindow:
-    table.only(
-        ("name", "start", "last", "whole_below", "required", "move_to", "movable", "movable_note")
-    )
-    move_to = table.address("move_to", None)
-    return RamWindow(
-        table.text("name"),
-        table.span(ADDRESS_LAST),
-        table.size("whole_below") if "whole_below" in table.data else None,
-        table.size("required") if "required" in table.data else 0,
-        move_to,
-        table.flag("movable", default=False) or move_to is not None,
-        table.text("movable_note", "") or None,
-    )
-
-
-def _fixed(table: _Table) -> FixedItem:
-    table.only(("name", "kind", "start", "last"))
-    kind = table.text("kind")
-    if kind not in FIXED_KINDS:
-        raise table.wrong("kind", f"{kind!r} is none of {', '.join(FIXED_KINDS)}")
-    return FixedItem(table.text("name"), kind, table.span(None))
-
-
-def _pci64(table: _Table) -> Pci64Window:
-    table.only(("size", "align", "floor"))
-    floor = table.address("floor", 0)
-    return Pci64Window(table.size("size"), table.power_of_two("align"), floor or 0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """A TOML table that knows its path, so that every error can name the key."""
-
-    data: dict[str, Any]
-    file: str
-    path: str
-
-    def wrong(self, key: str, what: str) -> HostDataError:
-        where = f"{self.path}.{key}".lstrip(".")
-        return HostDataError(f"{self.file}: {where} {what}", source=self.file, text=where)
-
-    def only(self, known: tuple[str, ...]) -> None:
-        for key in self.data:
-            if key not in known:
-                raise self.wrong(key, f"is not a key here; known are {', '.join(known)}")
-
-    def text(self, key: str, default: str | None = None) -> str:
-        found = self.data.get(key, default)
-        if not isinstance(found, str) or (not found and default is None):
-            raise self.wrong(key, "is missing" if found is None else "should be text")
-        return found
-
-    def flag(self, key: str, *, default: bool) -> bool:
-        found = self.data.get(key, default)
-        if not isinstance(found, bool):
-            raise self.wrong(key, "should be true or false")
-        return found
-
-    def table(self, key: str) -> _Table:
-        found = self.data.get(key)
-        if not isinstance(found, dict):
-            raise self.wrong(key, "should be a table")
-        return _Table(found, self.file, f"{self.path}.{key}".lstrip("."))
-
-    def tables(self, key: str) -> Iterator[_Table]:
-        found = self.data.get(key, [])
-        if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-            raise self.wrong(key, f"should be written as [[{key}]] tables")
-        for index, item in enumerate(found):
-            yield _Table(item, self.file, f"{key}[{index}]")
-
-    def strings(self, key: str) -> list[str]:
-        found = self.data.get(key, [])
-        if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-            raise self.wrong(key, "should be a list of texts")
-        return found
-
-    def address(self, key: str, default: int | None) -> int | None:
-        if key not in self.data:
-            return default
-        try:
-            return parse_address(self.data[key], key)
-        except IovaError as error:
-            raise self.wrong(key, f"is wrong: {error.message}") from error
-
-    def size(self, key: str) -> int:
-        try:
-            return parse_size(self.data.get(key, ""), key)
-        except IovaError as error:
-            raise self.wrong(key, f"is wrong: {error.message}") from error
-
-    def power_of_two(self, key: str) -> int:
-        size = self.size(key)
-        if size & (size - 1):
-            raise self.wrong(key, f"{size:#x} is not a power of two")
-        return size
-
-    def span(self, last_default: int | None) -> AddrRange:
-        start, last = self.address("start", None), self.address("last", last_default)
-        if start is None or last is None:
-            raise self.wrong("start" if start is None else "last", "is missing")
-        if last < start:
-            raise self.wrong("last", f"{last:#x} is below start {start:#x}")
-        return AddrRange(start, last)

@@ -69,6 +69,8 @@ _LOOK = {
     "hole": ("#6b7178", 0.12, "M-2 2l4-4M0 8l8-8M6 10l4-4", "host: hole"),
     "ram": ("#0072b2", 1.0, "", "guest: RAM"),
     "window": ("#56b4e9", 0.28, "", "guest: PCI window"),
+    "bar": ("#56b4e9", 0.6, "", "guest: BAR"),
+    "room": ("#56b4e9", 0.12, "M0 8L8 0", "guest: room for later"),
     "device": ("#8c9196", 0.24, "", "guest: device"),
     "firmware": ("#f0e442", 0.36, "", "guest: firmware"),
     "doorbell": ("#e69f00", 0.34, "", "guest: doorbell"),
