@@ -36,15 +36,18 @@ from vmm_iova.errors import (
     StraddleError,
     UnknownNameError,
 )
-from vmm_iova.guest.budget import Budget, budget
+from vmm_iova.guest.budget import Budget, budget, compare_costs
 from vmm_iova.guest.explain import Reason, Verdict, check
 from vmm_iova.guest.layout import GuestReserved, Item, ItemKind, Layout
-from vmm_iova.guest.machine import Machine, load_machine, machine_names
-from vmm_iova.guest.plan import Guest, plan
+from vmm_iova.guest.machine import FixedItem, Machine, load_machine, machine_names
+from vmm_iova.guest.plan import plan
+from vmm_iova.guest.request import Bar, Guest, Node, Room
+from vmm_iova.guest.told import device_tree, e820, exclude
 from vmm_iova.host.judge import judge
 from vmm_iova.host.load import bundled_hosts, load_host
 from vmm_iova.host.model import Host, RegionKind, ReservedRegion
 from vmm_iova.host.usable import Cause, CauseKind, Usable, UsableRange
+from vmm_iova.host.width import Width
 from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
 
 if TYPE_CHECKING:
@@ -56,11 +59,13 @@ __all__ = [
     "AddrRange",
     "Allocation",
     "ApertureError",
+    "Bar",
     "Budget",
     "Cause",
     "CauseKind",
     "EngineError",
     "EvidenceError",
+    "FixedItem",
     "Guest",
     "GuestReserved",
     "Host",
@@ -77,6 +82,7 @@ __all__ = [
     "MisalignedError",
     "NarrowError",
     "NoSpaceError",
+    "Node",
     "NotAllocatedError",
     "OccupiedError",
     "PlacementError",
@@ -88,16 +94,22 @@ __all__ = [
     "RequestError",
     "ReservedError",
     "ReservedRegion",
+    "Room",
     "SizeMismatchError",
     "StraddleError",
     "UnknownNameError",
     "Usable",
     "UsableRange",
     "Verdict",
+    "Width",
     "budget",
     "bundled_hosts",
     "check",
+    "compare_costs",
+    "device_tree",
+    "e820",
     "engine_name",
+    "exclude",
     "judge",
     "load_host",
     "load_machine",

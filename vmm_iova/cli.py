@@ -15,15 +15,19 @@ import vmm_iova
 from vmm_iova.errors import (
     EXIT_CODES,
     EvidenceError,
+    HostDataError,
     HostUnavailableError,
     IovaError,
     RequestError,
 )
-from vmm_iova.guest.budget import budget
+from vmm_iova.guest.budget import budget, compare_costs
 from vmm_iova.guest.explain import Verdict, check
 from vmm_iova.guest.failed import parse_failed_maps
 from vmm_iova.guest.layout import check_layout
-from vmm_iova.guest.plan import Guest, plan
+from vmm_iova.guest.machine import FixedItem, load_machine, machine_names
+from vmm_iova.guest.plan import plan
+from vmm_iova.guest.request import Bar, Guest, Node, Room, bare_usable
+from vmm_iova.guest.told import FORMATS, told_text
 from vmm_iova.host.load import bundled_hosts, load_host, read_text
 from vmm_iova.host.snapshot import dump_snapshot, snapshot_data
 from vmm_iova.report import compare, data, text
@@ -126,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 
     planner = _command(commands, "plan", _plan, "where a guest goes on a host")
     planner.add_argument("--machine", default="q35", help="model or a .toml file (default q35)")
-    planner.add_argument("--ram", required=True, help="size of the RAM, like 64G or 1.5TiB")
+    planner.add_argument("--ram", help="size of the RAM, like 64G or 1.5TiB; not with --node")
     planner.add_argument(
         "--on-hole",
         default="split",
@@ -134,9 +138,16 @@ def _parser() -> argparse.ArgumentParser:
         help="what to do when the machine's own place is not free (default split)",
     )
     planner.add_argument("--pci64", help="size of the 64-bit PCI window; 0 for none")
-    planner.add_argument("--align", help="alignment of RAM pieces, like 2MiB (default: granule)")
+    planner.add_argument(
+        "--align", help="alignment of RAM pieces, like 2MiB, or auto (default: granule)"
+    )
+    _plan_options(planner)
     planner.add_argument(
         "-o", "--output", metavar="FILE", help="also write a picture (.svg) or the layout (.json)"
+    )
+
+    _machines_options(
+        _command(commands, "machines", _machines, "machine models, or one of them", host=False)
     )
 
     checker = _command(commands, "check", _check, "may a range be mapped, and if not, why not")
@@ -253,18 +264,141 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    usable = _usable(_host(options), options)
-    guest = Guest(options.machine, options.ram, options.pci64, options.align)
-    layout = plan(guest, usable, options.on_hole)
-    cost = budget(layout)
-    document = data.dump_layout(layout, cost, GENERATOR)
+    host = _host(options)
+    usable = _usable(host, options)
+    guest = _guest(options)
+    layout = plan(
+        guest,
+        usable,
+        options.on_hole,
+        also_fit=_also_fit(host, options),
+        keep=_saved(options.keep),
+        prefer=options.prefer,
+    )
+    cost = budget(layout, chunk=options.chunk)
+    compared = compare_costs(guest, usable, prefer=options.prefer) if options.compare else ()
+    document = data.dump_layout(layout, cost, GENERATOR, compared)
     if options.output:
         _write(options.output, _picture(options.output, layout, document))
-    if options.json:
+    if options.format:
+        print(told_text(layout, options.format), end="")
+    elif options.json:
         print(document, end="")
     else:
-        print(text.show_layout(layout, cost, bytes_=options.bytes), end="")
-    return _status(usable)
+        print(text.show_layout(layout, cost, bytes_=options.bytes, compared=compared), end="")
+    return _REFUSED if layout.changes else _status(layout.usable)
+
+
+def _plan_options(planner: argparse.ArgumentParser) -> None:
+    """Add the options of `plan` that say what else is placed, and how."""
+    add = planner.add_argument
+    add("--node", action="append", default=[], metavar="SIZE[@PAGE]", help="RAM of a NUMA node")
+    add("--page-size", help="pages that back the RAM, like 2MiB or 1GiB")
+    add(
+        "--bar",
+        action="append",
+        default=[],
+        metavar="NAME=SIZE[,32][,required]",
+        help="a BAR; required: other devices must reach it; may be repeated",
+    )
+    add("--room", action="append", default=[], metavar="NAME=SIZE", help="room kept above all")
+    add("--reserve", action="append", default=[], metavar="NAME=RANGE", help="area to keep free")
+    add("--phys-bits", type=int, metavar="BITS", help="guest physical address bits")
+    add("--viommu", action="store_true", help="the guest has an IOMMU of its own")
+    add("--assigned", type=int, default=1, metavar="N", help="number of assigned devices")
+    add("--also-fit", action="append", metavar="GROUPS", help="hold for these groups, too")
+    add("--keep", metavar="FILE", help="keep this saved layout, or name what changes (status 3)")
+    add("--prefer", default="lowest", choices=("lowest", "fewest"), help="order, or fewest pieces")
+    add("--chunk", help="bytes that the VMM maps with one call, like 2MiB, for the cost")
+    add("--compare", action="store_true", help="also show the cost of each policy and page size")
+    add("--format", choices=FORMATS, help="print only what the guest must be told, in this form")
+
+
+def _guest(options: argparse.Namespace) -> Guest:
+    """Make the guest that the options of `plan` describe."""
+    nodes = [Node(*item.split("@", 1)) if "@" in item else Node(item) for item in options.node]
+    return Guest(
+        options.machine,
+        options.ram,
+        options.pci64,
+        options.align,
+        nodes=nodes,
+        page_size=options.page_size,
+        bars=[_bar(item) for item in options.bar],
+        rooms=[Room(*_named(item, "room")) for item in options.room],
+        reserved=[
+            FixedItem(name, "reserved", parse_range(where))
+            for name, where in (_named(item, "reserve") for item in options.reserve)
+        ],
+        phys_bits=options.phys_bits,
+        viommu=options.viommu,
+        devices=options.assigned,
+    )
+
+
+def _named(item: str, option: str) -> tuple[str, str]:
+    name, equals, value = item.partition("=")
+    if not (name and equals and value):
+        raise RequestError(f"--{option} {item!r} is not NAME=...", field=option, value=item)
+    return name, value
+
+
+def _bar(item: str) -> Bar:
+    name, value = _named(item, "bar")
+    size, *words = value.split(",")
+    unknown = [word for word in words if word not in ("32", "64", "required", "optional")]
+    if unknown:
+        raise RequestError(
+            f"--bar {item!r}: {unknown[0]!r} is none of 32, 64, required, optional",
+            field="bar",
+            value=item,
+        )
+    return Bar(name, size, bits=32 if "32" in words else 64, required="required" in words)
+
+
+def _also_fit(host: Host, options: argparse.Namespace) -> list[Usable]:
+    groups = _split(options.also_fit)
+    if not groups:
+        return []
+    granule = None if options.granule is None else parse_size(options.granule, "granule")
+    return [
+        host.usable(
+            groups=groups, aperture=options.aperture, granule=granule, strict=options.strict
+        )
+    ]
+
+
+def _saved(name: str | None) -> dict[str, Any] | None:
+    if name is None:
+        return None
+    found = _layout(name)
+    if found is None:
+        raise HostDataError(f"{name} is no saved layout (-o layout.json writes one)", source=name)
+    return found
+
+
+def _machines_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="model or a .toml file (default: list all)")
+    parser.add_argument("--ram", default="8G", help="RAM of the guest that is drawn (default 8G)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write a picture (.svg)")
+
+
+def _machines(options: argparse.Namespace) -> int:
+    names = machine_names() if options.name is None else (options.name,)
+    models = [load_machine(name) for name in names]
+    if options.output:
+        if options.name is None:
+            raise RequestError("say which machine to draw", field="name", value=None)
+        layout = plan(Guest(models[0], options.ram), bare_usable(models[0]))
+        _write(options.output, _picture(options.output, layout, ""))
+    if options.json:
+        payload = {"machines": [data.machine_data(model) for model in models]}
+        print(data.dump("vmm-iova-machines", GENERATOR, payload), end="")
+    elif options.name is None:
+        print(text.list_machines(models), end="")
+    else:
+        print(text.show_machine(models[0], bytes_=options.bytes), end="")
+    return 0
 
 
 def _picture(name: str, layout: Layout, document: str) -> str:

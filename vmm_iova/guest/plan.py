@@ -25,7 +25,7 @@ from vmm_iova.guest.request import Guest, Wanted, WantedBar, WantedNode, resolve
 from vmm_iova.host.evidence import MSI_ARM_SOFTWARE, MSI_X86
 from vmm_iova.host.model import Note, RegionKind
 from vmm_iova.host.usable import Cause, CauseKind, Usable
-from vmm_iova.host.width import Width
+from vmm_iova.host.width import Width, width_line
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
 from vmm_iova.units import format_size, show_size
 
@@ -724,6 +724,7 @@ class Planner:
             ]
             if tops:
                 spans.append(AddrRange(window.range.start, max(tops)))
+        spans += (item.gpa for item in items if item.gpa is not None and self._outside(item))
         inside = RangeSet([AddrRange(0, self.wanted.address_last)])
         told = (RangeSet(spans) & inside) - self.free
         for span in told:
@@ -732,6 +733,11 @@ class Planner:
                 shared = cause.range.align_outward(self.usable.granule).intersect(span)
                 if shared is not None:
                     yield GuestReserved(shared, cause.text)
+
+    def _outside(self, item: Item) -> bool:
+        """Tell whether a BAR, or the 64-bit window, lies in no RAM window."""
+        counts = item.kind is ItemKind.BAR or item.name == "64-bit PCI window"
+        return counts and not any(item.place.start in window.range for window in self.windows)
 
     def _relaxable(self, pieces: Sequence[Item]) -> Iterator[Note]:
         for region in self.usable.relaxable:
@@ -901,15 +907,6 @@ class Planner:
         if reasons[0].range != AddrRange(spans[0].start, spans[-1].last):
             return 0
         return self.ram - reasons[0].range.size + reasons[0].fits if reasons[0].fits else 0
-
-
-def width_line(widths: Sequence[Width]) -> str:
-    """All widths in one line, the limiting ones marked."""
-    least = min((width.bits for width in widths if width.counts), default=None)
-    return ", ".join(
-        f"{width.what} {width.bits}" + (" (limits)" if width.counts and width.bits == least else "")
-        for width in widths
-    )
 
 
 def _shifted(piece: _Piece, shift: int) -> _Piece:

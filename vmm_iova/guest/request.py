@@ -227,7 +227,9 @@ def _nodes(guest: Guest, usable: Usable, align: int) -> Iterable[WantedNode]:
     default = _page_size(guest.page_size)
     if not guest.nodes:
         if guest.ram is None:
-            raise RequestError("ram is missing: give its size, or nodes", field="ram", value=None)
+            raise RequestError(
+                "the size of the RAM (--ram, or nodes) is missing", field="ram", value=None
+            )
         ram = parse_size(guest.ram, "ram")
         yield _node(None, ram, default, usable, align, "ram")
         return
@@ -339,3 +341,14 @@ def _pci64(guest: Guest, machine: Machine) -> Pci64Window | None:
             value=guest.pci64,
         )
     return replace(default, size=size, share=None)
+
+
+def bare_usable(machine: Machine) -> Usable:
+    """Return usable ranges of no host at all, to see a machine by itself.
+
+    All guest addresses that the machine may have are usable: 48 bits where it states no limit.
+    """
+    from vmm_iova.host.model import Host
+
+    bits = machine.phys_bits or 48
+    return Host("no host", origin="a machine by itself").usable(aperture=bits, granule=_PAGE)

@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,20 @@ class Width:
     bits: int
     source: str
     counts: bool = True
+
+
+def least_bits(widths: Iterable[Width]) -> int | None:
+    """Return the bits of the width that limits, or None when nothing is known."""
+    return min((width.bits for width in widths if width.counts), default=None)
+
+
+def width_line(widths: Sequence[Width]) -> str:
+    """All widths in one line, the limiting ones marked."""
+    least = least_bits(widths)
+    return ", ".join(
+        f"{width.what} {width.bits}{' (limits)' * (width.counts and width.bits == least)}"
+        for width in widths
+    )
 
 
 @dataclass(frozen=True, slots=True)

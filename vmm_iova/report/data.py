@@ -6,10 +6,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from vmm_iova.guest.told import told_data
+from vmm_iova.host.width import least_bits
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmm_iova.guest.budget import Budget, PageTables
     from vmm_iova.guest.explain import Verdict
     from vmm_iova.guest.layout import Layout
+    from vmm_iova.guest.machine import Machine
     from vmm_iova.host.usable import Cause, Usable
     from vmm_iova.ranges import AddrRange
 
@@ -20,11 +26,23 @@ def dump(name: str, generator: str, payload: dict[str, Any]) -> str:
     return json.dumps(root, indent=1) + "\n"
 
 
-def dump_layout(layout: Layout, cost: Budget, generator: str) -> str:
-    """Return a layout and its cost as a JSON document."""
+def dump_layout(
+    layout: Layout,
+    cost: Budget,
+    generator: str,
+    compared: Sequence[tuple[str, str, Budget | None]] = (),
+) -> str:
+    """Return a layout, what the guest must be told, and its cost as a JSON document."""
     found = layout.to_json()
     root = {"schema": found.pop("schema"), "generator": generator, **found}
-    return json.dumps({**root, "cost": budget_data(cost)}, indent=1) + "\n"
+    root["told"] = told_data(layout)
+    root["cost"] = budget_data(cost)
+    if compared:
+        root["compared"] = [
+            {"policy": policy, "align": align, "cost": None if one is None else budget_data(one)}
+            for policy, align, one in compared
+        ]
+    return json.dumps(root, indent=1) + "\n"
 
 
 def span(item: AddrRange) -> dict[str, str]:
@@ -49,6 +67,16 @@ def usable_data(usable: Usable) -> dict[str, Any]:
         ],
         "evidence": [{"kind": item.kind.value, "text": item.text} for item in usable.evidence],
         "unassignable": [item.text for item in usable.unassignable],
+        "widths": [
+            {
+                "what": item.what,
+                "bits": item.bits,
+                "source": item.source,
+                "counts": item.counts,
+                "limits": item.counts and item.bits == least_bits(usable.widths),
+            }
+            for item in usable.widths
+        ],
         "relaxable": [
             {**span(item.range), "source": str(item.source)} for item in usable.relaxable
         ],
@@ -103,4 +131,60 @@ def budget_data(cost: Budget) -> dict[str, Any]:
         "page_tables_best": _tables(cost.best),
         "page_tables_worst": _tables(cost.worst),
         "page_sizes_known": cost.page_sizes_known,
+        "fits": cost.fits,
+        "containers": cost.containers,
+        "chunk": None if cost.chunk is None else f"{cost.chunk:#x}",
+        "entries_by_chunk": {f"{size:#x}": count for size, count in cost.by_chunk},
+        "large_pages": [
+            {"page_size": f"{pages.page_size:#x}", "count": pages.count}
+            for pages in cost.large_pages
+        ],
+        "slots": cost.slots,
+        "slot_limit": cost.slot_limit,
+        "settings": list(cost.settings),
     }
+
+
+def machine_data(machine: Machine) -> dict[str, Any]:
+    """A machine model."""
+    window = machine.pci64
+    return {
+        "name": machine.name,
+        "title": machine.title,
+        "arch": machine.arch,
+        "aliases": list(machine.aliases),
+        "source": machine.source,
+        "identity": machine.identity,
+        "phys_bits": machine.phys_bits,
+        "ram_max": _hex(machine.ram_max),
+        "gap32": None if machine.gap32 is None else span(machine.gap32),
+        "ram": [
+            {
+                "name": item.name,
+                **span(item.range),
+                "whole_below": _hex(item.whole_below),
+                "required": f"{item.required:#x}",
+                "move_to": _hex(item.move_to),
+                "movable": item.movable,
+            }
+            for item in machine.ram
+        ],
+        "fixed": [
+            {"name": item.name, "kind": item.kind, **span(item.range)} for item in machine.fixed
+        ],
+        "ram_reserved": [{"name": item.name, **span(item.range)} for item in machine.ram_reserved],
+        "pci64": None
+        if window is None
+        else {
+            "size": _hex(window.size),
+            "align": f"{window.align:#x}",
+            "floor": f"{window.floor:#x}",
+            "start": _hex(window.start),
+            "share": window.share,
+            "downward": window.downward,
+        },
+    }
+
+
+def _hex(value: int | None) -> str | None:
+    return None if value is None else f"{value:#x}"

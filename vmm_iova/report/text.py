@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vmm_iova.guest.layout import Item, ItemKind, Layout
 from vmm_iova.host.model import PASTED
 from vmm_iova.host.usable import CauseKind, Usable
+from vmm_iova.host.width import least_bits
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 from vmm_iova.units import show_size
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
     from vmm_iova.guest.budget import Budget, PageTables
     from vmm_iova.guest.explain import Verdict
+    from vmm_iova.guest.machine import Machine, RamWindow
     from vmm_iova.host.model import Host, Note, ReservedRegion
+    from vmm_iova.host.width import Width
     from vmm_iova.report.compare import Difference
 
 _NAME = 26
@@ -58,6 +61,7 @@ def show_host(host: Host, usable: Usable | None, why_not: str | None, *, bytes_:
         lines += ["", "map", *usable_map(usable, bytes_=bytes_)]
         lines += section("evidence", evidence(usable))
         notes = usable.notes
+        lines += section("address widths", width_lines(usable.widths))
     lines += section("limits", _limits(host))
     lines += section("notes", (note.text for note in notes))
     return "\n".join(lines) + "\n"
@@ -150,7 +154,92 @@ def evidence(usable: Usable) -> Iterator[str]:
     yield f"granule: {show_size(usable.granule)}, {usable.granule_text}"
 
 
-def show_layout(layout: Layout, cost: Budget, *, bytes_: bool) -> str:
+def width_lines(widths: Sequence[Width]) -> Iterator[str]:
+    """Every address width, side by side, the limiting ones marked."""
+    least = least_bits(widths)
+    for width in widths:
+        mark = "  <- limits" if width.counts and width.bits == least else ""
+        aside = "" if width.counts else ", says nothing about what may be mapped"
+        yield f"{width.bits:>2} bits  {width.what} ({width.source}{aside}){mark}"
+
+
+def list_machines(machines: Iterable[Machine]) -> str:
+    """Show machine models as a table."""
+    rows = [("NAME", "ARCH", "RAM FROM", "32-BIT GAP", "64-BIT PCI WINDOW", "LIMITS", "TITLE")]
+    for machine in machines:
+        gap = machine.gap32
+        rows.append(
+            (
+                machine.name,
+                machine.arch,
+                f"{machine.ram[0].range.start:#x}",
+                "none" if gap is None else f"{gap.start:#x}+{show_size(gap.size)}".replace(" ", ""),
+                _window_of(machine),
+                _limits_of(machine),
+                machine.title,
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    cells = ((cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "".join("  ".join(row).rstrip() + "\n" for row in cells)
+
+
+def _window_of(machine: Machine) -> str:
+    window = machine.pci64
+    if window is None:
+        return "none"
+    if window.start is not None:
+        return f"{show_size(window.size or 0)} at {window.start:#x}"
+    if window.size is not None:
+        return f"{show_size(window.size)} above RAM"
+    return f"topmost 1/{window.share}" if window.share else "all above RAM"
+
+
+def _limits_of(machine: Machine) -> str:
+    found = [f"{machine.phys_bits} bits" if machine.phys_bits else ""]
+    found.append(f"{show_size(machine.ram_max)} RAM" if machine.ram_max else "")
+    return ", ".join(filter(None, found)) or "none"
+
+
+def show_machine(machine: Machine, *, bytes_: bool) -> str:
+    """Show a machine model: where RAM may and must go, and what else has its place."""
+    lines = [
+        f"machine  {machine.name}: {machine.title}, {machine.arch}",
+        f"source   {machine.source}",
+        f"limits   {_limits_of(machine)}; 64-bit PCI window: {_window_of(machine)}",
+        f"IOVA     {'equals the guest address' if machine.identity else 'is chosen'}",
+        "",
+    ]
+    entries = [(item.range, f"RAM {item.name}", _window_note(item)) for item in machine.ram]
+    entries += ((item.range, item.name, item.kind) for item in machine.fixed)
+    entries += ((item.range, item.name, "told to the guest") for item in machine.ram_reserved)
+    open_: list[AddrRange] = []
+    for place, name, more in sorted(entries, key=lambda e: (e[0].start, -e[0].last)):
+        while open_ and place.start > open_[-1].last:
+            open_.pop()
+        lines.append(line(place, name, indent=2 * len(open_), bytes_=bytes_, more=more))
+        open_.append(place)
+    options = (f"{name}: {template}" for name, template in machine.options)
+    return "\n".join([*lines, *section("options of the VMM", options)]) + "\n"
+
+
+def _window_note(window: RamWindow) -> str:
+    said = [
+        f"the first {show_size(window.required)} must be RAM" if window.required else "",
+        f"all RAM below {window.whole_below:#x} is here" if window.whole_below else "",
+        f"may move to {window.move_to:#x} as a whole" if window.move_to else "",
+        "may begin elsewhere" if window.movable and not window.move_to else "",
+    ]
+    return ", ".join(filter(None, said))
+
+
+def show_layout(
+    layout: Layout,
+    cost: Budget,
+    *,
+    bytes_: bool,
+    compared: Sequence[tuple[str, str, Budget | None]] = (),
+) -> str:
     """Show where everything went, what cut it, what the guest must be told and what it costs."""
     machine = layout.machine
     lines = [f"warning: {entry.text}" for entry in layout.usable.unassignable]
@@ -170,11 +259,26 @@ def show_layout(layout: Layout, cost: Budget, *, bytes_: bool) -> str:
             for item in layout.guest_reserved
         ),
     )
+    lines += section("changed against the saved layout", layout.changes)
     lines += section("cost", _cost(cost))
+    lines += section("set", cost.settings)
+    lines += section("cost by policy and page size", _compared(compared))
+    lines += section("address widths", width_lines(layout.widths))
     lines += section("evidence", evidence(layout.usable))
     said = {entry.text for entry in layout.usable.unassignable}
     lines += section("notes", (note.text for note in layout.notes if note.text not in said))
     return "\n".join(lines) + "\n"
+
+
+def _compared(compared: Sequence[tuple[str, str, Budget | None]]) -> Iterator[str]:
+    for policy, align, cost in compared:
+        if cost is None:
+            yield f"{policy:<7} {align:<8} refused"
+            continue
+        yield (
+            f"{policy:<7} {align:<8} {cost.slots} pieces, {cost.entries} map calls, "
+            f"{show_size(cost.best.table_bytes)} of tables{'' if cost.fits else ' -- TOO MANY'}"
+        )
 
 
 def _of_groups(usable: Usable) -> str:
@@ -185,7 +289,8 @@ def _of_groups(usable: Usable) -> str:
 def _done(layout: Layout) -> str:
     pieces = len(layout.ram)
     count = "1 piece" if pieces == 1 else f"{pieces} pieces"
-    return f"{layout.policy}, {count} of RAM"
+    kept = "kept as saved, " if layout.kept else ""
+    return f"{kept}{layout.policy}, {count} of RAM"
 
 
 def _map(layout: Layout, bytes_: bool) -> Iterator[str]:
@@ -220,6 +325,10 @@ def _aside(item: Item | None) -> str:
         return "the guest must be told"
     if item.gpa is None:
         return "IOVA, not a guest address"
+    if item.kind is ItemKind.BAR and item.iova is None:
+        return "peers do not reach it"
+    if item.node is not None and item.iova == item.gpa:
+        return f"node {item.node}"
     if item.iova is not None and item.iova != item.gpa:
         return f"IOVA {item.iova.start:016x}-{item.iova.last:016x}"
     return ""
@@ -239,8 +348,10 @@ def _cuts(layout: Layout) -> Iterator[str]:
 def _cost(cost: Budget) -> Iterator[str]:
     known = "" if cost.entry_limit_known else " (the kernel's default; the host states none)"
     over = " -- TOO MANY for type1" if cost.entries > cost.entry_limit else ""
-    yield f"map calls      {cost.entries} of {cost.entry_limit}{known}{over}"
-    yield f"locked memory  {show_size(cost.locked_bytes)}, {_memlock(cost)}"
+    each = f", each {show_size(cost.chunk)} at most" if cost.chunk else ""
+    yield f"map calls      {cost.entries} of {cost.entry_limit}{known}{each}{over}"
+    times = f" ({cost.containers} containers)" if cost.containers > 1 else ""
+    yield f"locked memory  {show_size(cost.locked_bytes)}{times}, {_memlock(cost)}"
     known = "" if cost.page_sizes_known else ", if host and hardware have such pages"
     yield f"page tables    {_tables(cost.best)}{known}"
     if cost.worst.table_bytes != cost.best.table_bytes:
