@@ -302,7 +302,11 @@ class Planner:
             PlanError: not even all ranges together suffice.
         """
         whole = self._split()  # raises what there is to say
-        every = [span for span in self.usable.ranges if self._counts(span)]
+        every = [
+            span
+            for window in self.windows
+            for span in self.usable.ranges & RangeSet([window.range])
+        ]
         must = [span for span in every if any(span.overlaps(r) for r in self._required())]
         largest = sorted(every, key=lambda span: (-span.size, span.start))
         some = sorted({*must, *largest[:_SPANS]})
@@ -324,10 +328,6 @@ class Planner:
         for _, _, items in choices[:8]:
             yield items
         yield whole  # the lowest end there is, if nothing else leaves room for what is above RAM
-
-    def _counts(self, span: AddrRange) -> bool:
-        """Tell whether a usable range reaches into a RAM window at all."""
-        return any(span.overlaps(window.range) for window in self.windows)
 
     def _required(self) -> Iterator[AddrRange]:
         left = self.ram
@@ -575,18 +575,16 @@ class Planner:
                 raise self._no_top(bars[0])
             self.notes.append(Note(f"the 64-bit PCI window {_NO_TOP}: left out"))
             return
-        if natural is None:
-            required = [bar for bar in bars if bar.required] or bars
-            if required:
-                raise self._no_bar(required[0], [], "64-bit")
+        place, packing = self._best_place(natural, top, bars)
+        if packing.stuck is not None:
+            raise self._no_bar(bars[packing.stuck], [place] if place else [], "64-bit")
+        if place is None:
             self.notes.append(Note("the 64-bit PCI window has no room above RAM: left out"))
             return
-        place, packing = self._best_place(natural, bars)
-        if packing.stuck is not None:
-            raise self._no_bar(bars[packing.stuck], [natural], "64-bit")
         if window.size is not None and window.size < place.size and not self.wanted.pci64_stated:
             self._say_grown(place)
-        cause = self._cause_below(place.start) if place.start != natural.start else None
+        moved = natural is None or place.start > natural.start
+        cause = self._cause_below(place.start) if moved else None
         reached = place in self.usable.ranges
         if not reached and self.machine.identity and not bars and window.size is not None:
             self._say_unreached(f"the 64-bit PCI window {place}", place)
@@ -601,21 +599,29 @@ class Planner:
         self.notes.append(Note(f"the 64-bit PCI window is {size} for the BARs{how}"))
 
     def _best_place(
-        self, natural: AddrRange, bars: Sequence[WantedBar]
-    ) -> tuple[AddrRange, Packing]:
+        self, natural: AddrRange | None, top: int, bars: Sequence[WantedBar]
+    ) -> tuple[AddrRange | None, Packing]:
         """The first place of the window in which peers reach all BARs; else those they must."""
         assert self.pci64 is not None
         floating = self.pci64.size is not None and self.pci64.start is None
-        places = [natural]
-        if floating and self.on_hole == "split" and self.machine.identity:
+        places = [] if natural is None else [natural]
+        roaming = floating and self.on_hole == "split" and self.machine.identity
+        if roaming and natural is not None:
             places += self._places_beyond(natural)
         packed = [(place, self._packed(bars, place)) for place in places]
         for place, packing in packed:
             if packing.all_reached and (bars or not floating or place in self.usable.ranges):
                 return place, packing
-        if bars and len(packed) > 1 and all(p.stuck is not None for _, p in packed):
-            packed.append(self._scattered(natural, bars))
-        return next((pair for pair in packed if pair[1].stuck is None), packed[0])
+        good = next((pair for pair in packed if pair[1].stuck is None), None)
+        if good is not None and not (bars and roaming):
+            return good
+        scattered = self._scattered(top, bars) if bars and roaming else None
+        reached = scattered is not None and scattered[1].stuck is None
+        if scattered is not None and reached and (good is None or scattered[1].all_reached):
+            return scattered  # wider than it would be, but more is reached
+        if good is not None:
+            return good
+        return packed[0] if packed else (None, Packing(bars, (), (), False))
 
     def _packed(self, bars: Sequence[WantedBar], place: AddrRange) -> Packing:
         assert self.pci64 is not None
@@ -631,19 +637,20 @@ class Planner:
             if start + natural.size - 1 <= home.last:
                 yield AddrRange.from_size(start, natural.size)
 
-    def _scattered(
-        self, natural: AddrRange, bars: Sequence[WantedBar]
-    ) -> tuple[AddrRange, Packing]:
+    def _scattered(self, top: int, bars: Sequence[WantedBar]) -> tuple[AddrRange, Packing] | None:
         """A window as wide as it takes to have every BAR that must be reached in a usable range."""
-        assert self.pci64 is not None
-        above = AddrRange(natural.start, self.wanted.address_last)
+        window = self.wanted.pci64
+        assert window is not None
+        start, limit = max(top + 1, window.floor), self.wanted.address_last
+        if start > limit:
+            return None
+        above = AddrRange(start, limit)
         packing = self._packed(bars, above)
         if packing.stuck is not None:
-            return natural, packing
-        align = self.pci64.align
+            return above, packing
         last = max(place.last for place in packing.places.values())
-        start = min(place.start for place in packing.places.values()) // align * align
-        return AddrRange(max(start, natural.start), last), packing
+        first = min(place.start for place in packing.places.values()) // window.align * window.align
+        return AddrRange(max(first, start), last), packing
 
     def _window_place(self, ram_last: int) -> AddrRange | None:
         """The 64-bit PCI window as the machine has it; None if it has none, or no room."""
@@ -755,7 +762,24 @@ class Planner:
 
     def _refusal(self, reasons: list[Reason], why: str) -> PlanError:
         made = refusal(self.host, reasons, why, self._alternatives(), self._most(reasons))
+        if not made.fixes and not self.probing:
+            fixes = [*self._less(), "a host, or a device, that leaves this free"]
+            made = PlanError(made.message, reasons=made.reasons, fixes=fixes, detail=made.detail)
         return self._with_widths(made, reasons)
+
+    def _less(self) -> Iterator[str]:
+        """What fits with `split`, tried."""
+        pieces, over = self._flow(self._room)
+        fits = (self.ram - over) >> 20 << 20
+        if not pieces or not fits or not self.machine.identity:
+            return
+        node = replace(self.wanted.nodes[0], size=fits)
+        less = replace(self.wanted, ram=fits, nodes=(node,))
+        try:
+            Planner(less, self.host, "split", probing=True).plan()
+        except PlanError:
+            return
+        yield f"--on-hole split with --ram {format_size(fits).replace(' ', '')}"
 
     def _too_little(self, over: int) -> PlanError:
         """RAM does not fit: say what ends the space, and which alignment would do."""

@@ -241,7 +241,7 @@ def _nodes(guest: Guest, usable: Usable, align: int) -> Iterable[WantedNode]:
         if name in names:
             raise RequestError(f"two nodes are named {name!r}", field="nodes", value=name)
         names.add(name)
-        size = parse_size(node.size, f"node {name}")
+        size = parse_size(node.size, f"size of node {name}")
         total += size
         pages = default if node.page_size is None else _page_size(node.page_size)
         yield _node(name, size, pages, usable, align, f"node {name}")
@@ -277,7 +277,7 @@ def _page_size(value: str | int | None) -> int | None:
 
 
 def _bar(bar: Bar) -> WantedBar:
-    size = parse_size(bar.size, f"BAR {bar.name}")
+    size = parse_size(bar.size, f"size of BAR {bar.name}")
     if bar.bits not in (32, 64):
         raise RequestError(
             f"BAR {bar.name}: bits {bar.bits!r} is neither 32 nor 64", field="bits", value=bar.bits
@@ -297,7 +297,7 @@ def _bar(bar: Bar) -> WantedBar:
 
 
 def _room(room: Room, usable: Usable) -> WantedBar:
-    size = parse_size(room.size, f"room {room.name}")
+    size = parse_size(room.size, f"size of room {room.name}")
     align = usable.granule
     if room.align is not None:
         align = max(align, check_granule(parse_size(room.align, "align"), "align"))

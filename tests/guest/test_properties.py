@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for every plan: all machines on all bundled hosts, and small spaces searched whole.
+
+In the spirit of Firecracker's proofs of its memory regions: pieces never overlap, lie in usable
+ranges, sum to the RAM that was asked for, respect the alignment and are in order; and no plan is
+refused that a slow search of every place can find.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import combinations, pairwise, product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vmm_iova as vi
+from vmm_iova.guest.machine import Machine, Pci64Window, RamWindow
+from vmm_iova.host.model import Group, Host, RegionKind, ReservedRegion, Source
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
+
+GIB, TIB = 1 << 30, 1 << 40
+SEVERAL = ("intel-dmar-collected-client-39bit", "intel-dmar-collected-server-46bit")
+BARS = (vi.Bar("gpu", 16 * GIB, required=True), vi.Bar("nic", "32M"), vi.Bar("old", "1M", bits=32))
+
+
+@lru_cache
+def _usable(name: str) -> vi.Usable:
+    return vi.load_host(f"{name}#1" if name in SEVERAL else name).usable(aperture=42)
+
+
+@pytest.mark.parametrize("host", vi.bundled_hosts())
+@pytest.mark.parametrize("name", vi.machine_names())
+def test_every_plan_of_every_machine_on_every_host_is_sound(name: str, host: str) -> None:
+    machine, usable = vi.load_machine(name), _usable(host)
+    made, explained = 0, list[bool]()
+    for ram, align, policy in product(
+        (2 * GIB, 24 * GIB, 3 * TIB // 2), (None, "2MiB", "1GiB"), ("refuse", "split", "move")
+    ):
+        bars = BARS if machine.identity and align is None else ()
+        guest = vi.Guest(machine, nodes=[ram // 2, ram // 2], align=align, bars=bars, phys_bits=46)
+        try:
+            layout = vi.plan(guest, usable, policy)  # type: ignore[arg-type]
+        except vi.PlanError as error:
+            explained.append(bool(error.reasons and error.fixes))
+            continue
+        made += 1
+        _check(layout, guest, ram)
+    assert all(explained)
+    # The first 16 MiB of the one, the first 4 GiB of the other are reserved.
+    if host not in ("intel-sunrise-point-lp-group9", "s390x-32g"):
+        assert made
+
+
+def _check(layout: vi.Layout, guest: vi.Guest, ram: int) -> None:
+    """All that holds for a layout."""
+    usable, machine = layout.usable, layout.machine
+    pieces = list(layout.ram)
+    guest_side = [item.gpa for item in pieces if item.gpa is not None]
+    devices = [item.iova for item in pieces if item.iova is not None]
+    assert sum(span.size for span in guest_side) == ram
+    assert sum(span.size for span in devices) == ram
+    assert all(below.last < above.start for below, above in pairwise(guest_side))
+    assert all(span in usable.ranges for span in devices)
+    assert all(span.size > 0 and span.start % usable.granule == 0 for span in devices)
+    if guest.align:
+        align = {"2MiB": 1 << 21, "1GiB": 1 << 30}[str(guest.align)]
+        assert all(span.start % align == 0 for span in devices)
+    nodes = [item.node for item in pieces]
+    assert nodes == sorted(nodes, key=str)  # a later node is never below an earlier one
+    assert layout.address_bits <= 46 or machine.ram[-1].range.start.bit_length() > 46
+    if not machine.identity:
+        return
+    assert guest_side == devices
+    low = machine.ram[0]
+    spans = [window.range for window in machine.ram]
+    if low.whole_below is not None and ram < low.whole_below:
+        spans = [AddrRange(low.range.start, low.whole_below - 1)]
+    assert all(any(s in span for span in spans) for s in guest_side)
+    kinds = (vi.ItemKind.RAM, vi.ItemKind.BAR)
+    placed = sorted(item.place for item in layout.items if item.kind in kinds)
+    assert all(below.last < above.start for below, above in pairwise(placed))
+    fixed = RangeSet(item.range for item in machine.fixed if item.kind != "window")
+    assert fixed.isdisjoint(RangeSet(placed))
+    bars = {item.name: item for item in layout.items if item.kind is vi.ItemKind.BAR}
+    assert set(bars) == {bar.name for bar in guest.bars}
+    for bar in guest.bars:
+        found = bars[bar.name]
+        assert found.place.start % found.place.size == 0
+        assert found.iova is not None or not bar.required
+        assert found.iova is None or found.iova in usable.ranges
+        assert bar.bits == 64 or found.place.last < 1 << 32
+    told = RangeSet(item.range for item in layout.guest_reserved)
+    assert told.isdisjoint(RangeSet(guest_side))
+
+
+@given(ram=st.integers(1, 1022 << 18))
+def test_firecracker_arm_keeps_its_own_proofs(ram: int) -> None:
+    # firecracker src/vmm/src/arch/aarch64/mod.rs, its proof harness for arch_memory_regions().
+    usable = Host("case", groups=(Group("7", regions=()),)).usable(aperture=48, granule=4096)
+    layout = vi.plan(vi.Guest("firecracker-arm", ram * 4096), usable)
+    regions = [item.place for item in layout.ram]
+    gap = AddrRange(256 * GIB, 512 * GIB - 1)
+    assert len(regions) in (1, 2)
+    assert sum(span.size for span in regions) == ram * 4096 <= 1022 * GIB
+    assert all(not span.overlaps(gap) for span in regions)
+    assert all(span.start >= 2 * GIB for span in regions)
+    if len(regions) == 2:
+        assert regions[0].last + 1 == gap.start
+        assert regions[1].start == gap.last + 1
+
+
+def test_firecracker_arm_refuses_what_firecracker_would_cut() -> None:
+    usable = Host("case", groups=(Group("7", regions=()),)).usable(aperture=48, granule=4096)
+    with pytest.raises(vi.PlanError, match="1023 GiB is more than Firecracker") as caught:
+        vi.plan(vi.Guest("firecracker-arm", "1023G"), usable)
+    assert caught.value.fixes[0] == "--ram 1022GiB is the most"
+
+
+# -- small spaces, searched whole ------------------------------------------------------------------
+
+_PAGE = 4096
+_PAGES = 18
+_SMALL = Machine(
+    "small",
+    "small",
+    "x",
+    (
+        RamWindow("low", AddrRange(0, 6 * _PAGE - 1)),
+        RamWindow("high", AddrRange(7 * _PAGE, ADDRESS_LAST)),
+    ),
+    pci64=Pci64Window(_PAGE, _PAGE, 0),
+)
+
+
+def _small_host(holes: frozenset[int]) -> vi.Usable:
+    regions = tuple(
+        ReservedRegion(
+            AddrRange.from_size(page * _PAGE, _PAGE),
+            RegionKind.RESERVED,
+            "reserved",
+            Source("made", page),
+            "5",
+        )
+        for page in sorted(holes)
+    )
+    host = Host("made", groups=(Group("5", regions=regions),))
+    return host.usable(aperture=RangeSet([AddrRange(0, _PAGES * _PAGE - 1)]), granule=_PAGE)
+
+
+def _blocks(free: set[int], unit: int, above: int) -> list[int]:
+    """Starts of usable blocks of `unit` pages, aligned, inside one window, above a page."""
+    windows = (range(6), range(7, _PAGES))
+    return [
+        start
+        for start in range(0, _PAGES, unit)
+        if start > above
+        and set(range(start, start + unit)) <= free
+        and any(start in window and start + unit - 1 in window for window in windows)
+    ]
+
+
+def _tops(free: set[int], nodes: list[tuple[int, int]]) -> set[int]:
+    """Every page at which all RAM can end: node after node, each choice of blocks."""
+    tops = {-1}
+    for units, unit in nodes:
+        after = set()
+        for top in tops:
+            for chosen in combinations(_blocks(free, unit, top), units):
+                after.add(chosen[-1] + unit - 1)
+        tops = after
+    return tops
+
+
+def _has_room(free: set[int], bars: list[int], top: int) -> bool:
+    """Try every aligned place of every BAR above a page."""
+    if not bars:
+        return True
+    size = bars[0]
+    for start in range(0, _PAGES, size):
+        block = set(range(start, start + size))
+        if start > top and block <= free and _has_room(free - block, bars[1:], top):
+            return True
+    return False
+
+
+@settings(max_examples=300)
+@given(
+    holes=st.frozensets(st.integers(0, _PAGES - 1), max_size=6),
+    nodes=st.lists(
+        st.tuples(st.integers(1, 5), st.sampled_from([1, 1, 2])), min_size=1, max_size=2
+    ),
+    bars=st.lists(st.sampled_from([1, 2, 4]), max_size=3),
+    prefer=st.sampled_from(["lowest", "fewest"]),
+)
+def test_no_split_is_refused_that_a_search_of_every_place_finds(
+    holes: frozenset[int], nodes: list[tuple[int, int]], bars: list[int], prefer: str
+) -> None:
+    free = set(range(_PAGES)) - holes
+    guest = vi.Guest(
+        _SMALL,
+        nodes=[vi.Node(units * unit * _PAGE, unit * _PAGE) for units, unit in nodes],
+        bars=[vi.Bar(f"b{n}", size * _PAGE, required=True) for n, size in enumerate(bars)],
+    )
+    possible = any(_has_room(free, bars, top) for top in _tops(free, nodes))
+
+    try:
+        layout = vi.plan(guest, _small_host(holes), prefer=prefer)  # type: ignore[arg-type]
+    except vi.PlanError:
+        assert not possible
+        return
+    assert possible
+    taken = [item.place for item in layout.items if item.kind in (vi.ItemKind.RAM, vi.ItemKind.BAR)]
+    assert all(below.last < above.start for below, above in pairwise(sorted(taken)))
+    assert all(place in layout.usable.ranges for place in taken)
+    top = max(item.place.last for item in layout.ram)
+    assert all(i.place.start > top for i in layout.items if i.kind is vi.ItemKind.BAR)
+
+
+@settings(max_examples=200)
+@given(
+    holes=st.frozensets(st.integers(0, _PAGES - 1), max_size=8),
+    pages=st.integers(1, 12),
+    bar=st.sampled_from([0, 1, 2, 4]),
+)
+def test_optional_bar_never_costs_a_plan_and_is_reached_where_it_can_be(
+    holes: frozenset[int], pages: int, bar: int
+) -> None:
+    free = set(range(_PAGES)) - holes
+    bars = [vi.Bar("b", bar * _PAGE)] if bar else []
+    tops = _tops(free, [(pages, 1)])
+    try:
+        layout = vi.plan(vi.Guest(_SMALL, pages * _PAGE, bars=bars), _small_host(holes))
+    except vi.PlanError:
+        assert not tops
+        return
+    reached = [item.iova is not None for item in layout.items if item.kind is vi.ItemKind.BAR]
+    assert reached == ([_has_room(free, [bar], min(tops))] if bar else [])
+
+
+def _runs(pages: tuple[int, ...]) -> int:
+    return sum(1 for n, page in enumerate(pages) if n == 0 or pages[n - 1] != page - 1)
+
+
+@settings(max_examples=200)
+@given(holes=st.frozensets(st.integers(0, _PAGES - 1), max_size=7), pages=st.integers(1, 9))
+def test_fewest_has_no_more_pieces_than_the_best_of_all_choices(
+    holes: frozenset[int], pages: int
+) -> None:
+    free = set(range(_PAGES)) - holes
+    choices = list(combinations(_blocks(free, 1, -1), pages))
+    guest = vi.Guest(_SMALL, pages * _PAGE, pci64=0)
+    if not choices:
+        with pytest.raises(vi.PlanError):
+            vi.plan(guest, _small_host(holes), prefer="fewest")
+        return
+    layout = vi.plan(guest, _small_host(holes), prefer="fewest")
+    assert len(layout.ram) == min(map(_runs, choices))
