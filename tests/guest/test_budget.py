@@ -72,3 +72,57 @@ def test_intel_registers_say_which_pages_there_are() -> None:
     cost = vi.budget(layout)
     assert cost.page_sizes_known
     assert cost.best == cost.worst
+
+
+def test_chunks_are_counted_at_their_multiples() -> None:
+    layout = vi.plan(vi.Guest("q35", "4G"), vi.load_host("amd-epyc-1tb").usable())
+    cost = vi.budget(layout, chunk="1GiB")
+    assert (cost.entries, cost.chunk) == (4, 1 << 30)
+    assert dict(cost.by_chunk) == {1 << 30: 4, 1 << 21: 2048, 1 << 12: 1 << 20}
+    assert cost.fits
+
+
+def test_bar_that_peers_reach_is_a_map_call_but_no_locked_memory() -> None:
+    bars = [vi.Bar("gpu", "16G", required=True)]
+    layout = vi.plan(vi.Guest("q35", "4G", bars=bars), vi.load_host("amd-epyc-1tb").usable())
+    cost = vi.budget(layout)
+    assert (cost.entries, cost.slots, cost.locked_bytes) == (3, 2, 4 << 30)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"chunk": "3M"}, "chunk 0x300000"),
+        ({"chunk": 1024}, "less than a page"),
+        ({"containers": 0}, "containers 0 is not positive"),
+        ({"entry_limit": -1}, "entry_limit -1 is not positive"),
+    ],
+)
+def test_nonsense_in_a_budget_is_refused(given: dict[str, object], said: str) -> None:
+    layout = vi.plan(vi.Guest("q35", "4G"), vi.load_host("amd-epyc-1tb").usable())
+    with pytest.raises(vi.RequestError, match=said):
+        vi.budget(layout, **given)  # type: ignore[arg-type]
+
+
+def test_limit_of_the_process_gives_the_exact_setting() -> None:
+    from dataclasses import replace
+
+    from vmm_iova.host.model import Limits
+
+    usable = vi.load_host("amd-epyc-1tb").usable()
+    tight = replace(usable, limits=Limits(dma_entries=2, memlock=1 << 30))
+    layout = vi.plan(vi.Guest("q35", "4G", viommu=True, devices=3, nodes=["2G", "2G"]), tight)
+    cost = vi.budget(layout, chunk="1GiB")
+    assert not cost.fits
+    assert cost.settings[0].startswith("dma_entry_limit=4 (")
+    assert cost.settings[1].startswith(f"ulimit -l {3 * 4 << 20} (KiB)")
+
+
+def test_policies_and_page_sizes_are_compared() -> None:
+    guest = vi.Guest("q35", "1.5TiB")
+    rows = vi.compare_costs(guest, vi.load_host("amd-epyc-1tb").usable())
+    found = {(policy, align): cost and cost.slots for policy, align, cost in rows}
+    assert found[("split", "granule")] == 3
+    assert found[("move", "1GiB")] == 2
+    assert found[("refuse", "granule")] is None
+    assert len(rows) == 9

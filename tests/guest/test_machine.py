@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import vmm_iova as vi
+from vmm_iova.guest.machine import RamWindow
 from vmm_iova.ranges import AddrRange
 
 MONITORS = ("QEMU", "cloud-hypervisor", "firecracker", "crosvm", "kvmtool")
@@ -102,6 +103,67 @@ def test_mistake_in_a_file_names_the_key(tmp_path: Path, change: tuple, said: st
     with pytest.raises(vi.HostDataError, match=said) as caught:
         _load(tmp_path, GOOD.replace(*change))
     assert caught.value.message.startswith(f"mine.toml:{caught.value.line}: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (("name = ", "nmae = "), 2),
+        (('kind = "doorbell"', 'kind = "bell"'), 13),
+        (('start = "4G"', 'start = "4GB"'), 10),
+        (('last = "0xfeefffff"', ""), 11),  # the line of its table
+        (('last = "0xbfffffff"', 'last = "0xffffffff"'), 12),  # what it overlaps
+        (('arch = "x86_64"', "arch = x86_64"), 3),  # no TOML at all
+        (('arch = "x86_64"', 'arch = "x86_64"\nphys_bits = 20'), 4),
+        (('arch = "x86_64"', 'arch = "x86_64"\noptions = {phys_bits = "{a}"}'), 4),
+        (("[[ram]]", '[pci64]\nsize="1/3"\nalign="1G"\n[[ram]]', 1), 5),
+        (("[[ram]]", '[pci64]\nsize="rest"\nalign="1G"\nstart="8G"\n[[ram]]', 1), 7),
+    ],
+)
+def test_mistake_in_a_file_names_the_line(tmp_path: Path, change: tuple, line: int) -> None:  # type: ignore[type-arg]
+    with pytest.raises(vi.HostDataError) as caught:
+        _load(tmp_path, GOOD.replace(*change))
+    assert caught.value.line == line
+    assert caught.value.message.startswith(f"mine.toml:{line}: ")
+
+
+@pytest.mark.parametrize("name", vi.machine_names())
+def test_every_number_of_a_bundled_machine_has_its_source_beside_it(name: str) -> None:
+    from importlib import resources
+
+    text = (resources.files("vmm_iova.guest") / "machines" / f"{name}.toml").read_text("utf-8")
+    assert text.startswith("# ")
+    assert "# Source: " in text.partition("name =")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "gap", "doorbells"),
+    [
+        ("q35", "0x80000000-0xffffffff", 1),
+        ("firecracker", "0xc0000000-0xffffffff", 1),
+        ("crosvm", "0xd0000000-0xffffffff", 1),
+        ("cloud-hypervisor-arm", "0xfc000000-0xffffffff", 1),
+        ("virt", "None", 2),
+        ("riscv-virt", "None", 2),
+        ("s390x", "None", 0),
+    ],
+)
+def test_machine_says_its_32_bit_gap_and_doorbells(name: str, gap: str, doorbells: int) -> None:
+    machine = vi.load_machine(name)
+    assert str(machine.gap32) == gap
+    assert len(machine.doorbells) == doorbells
+
+
+def test_machine_made_in_a_program_is_checked_too() -> None:
+    low = RamWindow("low", AddrRange(0, 0xFFFF))
+    with pytest.raises(vi.RequestError, match="'low' 0x0-0xffff and 'rom' 0x8000-0x8fff overlap"):
+        vi.Machine(
+            "m", "m", "x", (low,), fixed=(vi.FixedItem("rom", "device", AddrRange(0x8000, 0x8FFF)),)
+        )
+    with pytest.raises(vi.RequestError, match="no RAM window"):
+        vi.Machine("m", "m", "x", ())
+    with pytest.raises(vi.RequestError, match="not ascending"):
+        vi.Machine("m", "m", "x", (RamWindow("b", AddrRange(1 << 20, 1 << 21)), low))
 
 
 def test_file_without_ram_is_refused(tmp_path: Path) -> None:

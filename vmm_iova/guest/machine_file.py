@@ -37,7 +37,7 @@ _ROOT = (
 )
 _RAM = ("name", "start", "last", "whole_below", "required", "move_to", "movable", "movable_note")
 _PCI64 = ("size", "align", "floor", "start", "top_free", "downward")
-OPTIONS = ("phys_bits", "pci64", "ram_base")
+OPTIONS = ("phys_bits", "pci64")
 """Switches of a VMM that fixes name."""
 _SYNTAX_LINE = re.compile(r"\(at line (\d+)")
 _HEADER = re.compile(r"\s*(\[\[|\[)\s*([\w.\"' -]+?)\s*\]")
@@ -156,9 +156,9 @@ def _options(table: _Table) -> tuple[tuple[str, str], ...]:
     for key in table.data:
         template = table.text(key)
         try:
-            template.format(bits=0, size="", base="")
+            template.format(bits=0, size="", mib=0)
         except (KeyError, IndexError, ValueError) as error:
-            raise table.wrong(key, f"{template!r}: only {{bits}}, {{size}}, {{base}}") from error
+            raise table.wrong(key, f"{template!r}: only {{bits}}, {{size}}, {{mib}}") from error
         found.append((key, template))
     return tuple(found)
 

@@ -581,7 +581,8 @@ class Planner:
         if place is None:
             self.notes.append(Note("the 64-bit PCI window has no room above RAM: left out"))
             return
-        if window.size is not None and window.size < place.size and not self.wanted.pci64_stated:
+        own = self.wanted.pci64
+        if own is not None and own.size is not None and own.size < place.size:
             self._say_grown(place)
         moved = natural is None or place.start > natural.start
         cause = self._cause_below(place.start) if moved else None
@@ -594,7 +595,7 @@ class Planner:
 
     def _say_grown(self, place: AddrRange) -> None:
         size = format_size(place.size).replace(" ", "")
-        option = self.machine.option("pci64", size=size.removesuffix("iB"))
+        option = self.machine.option("pci64", size=size.removesuffix("iB"), mib=place.size >> 20)
         how = f": {option}" if option else ""
         self.notes.append(Note(f"the 64-bit PCI window is {size} for the BARs{how}"))
 

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`plan` with all that it can place, `machines`, and the widths of `show`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import vmm_iova as vi
+from vmm_iova import cli
+
+Output = pytest.CaptureFixture[str]
+
+
+def run(*arguments: str) -> int:
+    try:
+        return cli.main(arguments)
+    except SystemExit as stop:  # argparse
+        return int(stop.code or 0)
+
+
+def error_of(output: Output) -> str:
+    first, *_ = output.readouterr().err.splitlines()
+    assert first.startswith("vmm-iova: error: ")
+    return first
+
+
+class TestPlanner:
+    def test_nodes_bars_rooms_and_reserved_areas_are_placed(self, capsys: Output) -> None:
+        status = run(
+            "plan",
+            "--host",
+            "amd-epyc-1tb",
+            "--node=4G@1GiB",
+            "--node=4G",
+            "--bar=gpu=16G,required",
+            "--bar=old=1M,32",
+            "--room=hotplug=8G",
+            "--reserve=fb=0x40000000+16M",
+            "--viommu",
+            "--assigned=2",
+            "--chunk=2MiB",
+            "--compare",
+        )
+        shown = capsys.readouterr().out
+        assert status == 0
+        for words in (
+            "node 0",
+            "gpu",
+            "hotplug",
+            "fb",
+            "(2 containers)",
+            "hugepagesz=1G hugepages=4",
+            "cost by policy and page size",
+            "<- limits",
+        ):
+            assert words in shown
+
+    @pytest.mark.parametrize(
+        ("form", "first"),
+        [
+            ("e820", "BIOS-e820: [mem 0x0000000000000000-0x000000000009fbff] usable\n"),
+            ("iomem", "00000000000-0007fffffff : System RAM\n"),
+            ("exclude", "0xfd00000000-0xffffffffff "),
+        ],
+    )
+    def test_format_prints_only_what_the_guest_must_be_told(
+        self, capsys: Output, form: str, first: str
+    ) -> None:
+        assert run("plan", "--host=amd-epyc-1tb", "--ram=1.5TiB", f"--format={form}") == 0
+        assert capsys.readouterr().out.startswith(first)
+
+    def test_saved_layout_is_kept_or_the_change_is_named(
+        self, capsys: Output, tmp_path: Path
+    ) -> None:
+        saved = str(tmp_path / "saved.json")
+        plan = ("plan", "--host=amd-epyc-1tb", f"--keep={saved}")
+        assert run("plan", "--host=amd-epyc-1tb", "--ram=64G", "-o", saved) == 0
+        assert run(*plan, "--ram=64G") == 0
+        assert "kept as saved" in capsys.readouterr().out
+        assert run(*plan, "--ram=32G") == 3
+        assert "RAM of 32 GiB instead of 64 GiB" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("option", "status", "said"),
+        [
+            ("--bar=gpu", 2, "is not NAME=..."),
+            ("--bar=gpu=1G,fast", 2, "'fast' is none of"),
+            ("--keep=/no/such.json", 5, "is no saved layout"),
+            ("--also-fit=99", 4, "has no group 99"),
+            ("--phys-bits=20", 2, "phys_bits 20"),
+        ],
+    )
+    def test_wrong_option_of_plan_is_one_sentence(
+        self, capsys: Output, option: str, status: int, said: str
+    ) -> None:
+        assert run("plan", "--host=amd-epyc-1tb", "--ram=4G", option) == status
+        assert said in error_of(capsys)
+
+    def test_machines_are_listed_shown_and_drawn(self, capsys: Output, tmp_path: Path) -> None:
+        assert run("machines") == 0
+        assert len(capsys.readouterr().out.splitlines()) == 1 + len(vi.machine_names())
+        assert run("machines", "-J") == 0
+        found = json.loads(capsys.readouterr().out)["machines"]
+        assert [item["name"] for item in found] == list(vi.machine_names())
+        assert run("machines", "virt", "-o", str(tmp_path / "virt.svg")) == 0
+        assert "GICv2m doorbell" in capsys.readouterr().out
+        assert "GICv2m doorbell" in (tmp_path / "virt.svg").read_text()
+        assert run("machines", "-o", "x.svg") == 2
+        assert run("machines", "q53") == 4
+
+    @pytest.mark.parametrize("name", vi.machine_names())
+    def test_each_machine_can_be_drawn(self, name: str, tmp_path: Path) -> None:
+        path = tmp_path / "machine.svg"
+        assert run("machines", name, "-o", str(path)) == 0
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+
+    def test_show_has_the_widths_side_by_side(self, capsys: Output) -> None:
+        assert run("show", "--host=intel-dmar-8thread-laptop") == 0
+        assert "39 bits  MGAW of dmar0" in capsys.readouterr().out
+        assert run("show", "--host=intel-dmar-8thread-laptop", "-J") == 0
+        widths = json.loads(capsys.readouterr().out)["usable"]["widths"]
+        assert widths[0] == {
+            "what": "MGAW of dmar0",
+            "bits": 39,
+            "source": "intel-dmar-8thread-laptop:5",
+            "counts": True,
+            "limits": True,
+        }

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A saved layout is kept on the next start, or the change is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import vmm_iova as vi
+from vmm_iova.ranges import AddrRange
+
+OPEN = "0x0 - 0xfedfffff\n0xfef00000 - 0xffffffffff\n"
+CUT = "0x0 - 0xfedfffff\n0xfef00000 - 0x1ffffffff\n0x300000000 - 0xffffffffff\n"
+GUEST = vi.Guest("q35", "16G", bars=[vi.Bar("gpu", "8G", required=True)])
+
+
+def _usable(text: str) -> vi.Usable:
+    return vi.host.text.parse_text(text, "list")[0].usable()
+
+
+def _saved(layout: vi.Layout) -> dict[str, object]:
+    found: dict[str, object] = json.loads(json.dumps(layout.to_json()))
+    return found
+
+
+def test_json_and_back_is_the_same() -> None:
+    usable = _usable(OPEN)
+    layout = vi.plan(GUEST, usable)
+    assert vi.Layout.from_json(_saved(layout), usable).to_json() == layout.to_json()
+
+
+def test_layout_of_a_host_with_fewer_holes_is_kept_where_a_new_one_would_differ() -> None:
+    # The saved guest has a gap where a hole was; a new plan would fill it.
+    saved = vi.plan(GUEST, _usable(CUT))
+    kept = vi.plan(GUEST, _usable(OPEN), keep=_saved(saved))
+    new = vi.plan(GUEST, _usable(OPEN))
+
+    assert kept.kept
+    assert kept.changes == ()
+    assert [item.place for item in kept.ram] == [item.place for item in saved.ram]
+    assert [item.place for item in new.ram] != [item.place for item in saved.ram]
+    bar = [item.place for item in kept.items if item.name == "gpu"]
+    assert bar == [item.place for item in saved.items if item.name == "gpu"]
+
+
+def test_hole_that_is_new_is_named_with_what_moves() -> None:
+    saved = vi.plan(GUEST, _usable(OPEN))
+    new = vi.plan(GUEST, _usable(CUT), keep=saved)
+
+    assert not new.kept
+    assert "RAM 0x100000000-0x47fffffff cannot stay" in new.changes[0]
+    assert "left out of the kernel's range list" in new.changes[0]
+    assert any(text.startswith("ram: ") and " instead of " in text for text in new.changes)
+
+
+@pytest.mark.parametrize(
+    ("guest", "said"),
+    [
+        (vi.Guest("q35", "32G", bars=GUEST.bars), "RAM of 32 GiB instead of 16 GiB"),
+        (vi.Guest("i440fx", "16G", bars=GUEST.bars), "machine i440fx instead of q35"),
+        (vi.Guest("q35", "16G"), "gpu of 8 GiB is not wanted any more"),
+        (vi.Guest("q35", nodes=["8G", "8G"], bars=GUEST.bars), "NUMA nodes"),
+        (
+            vi.Guest("q35", "16G", bars=[*GUEST.bars, vi.Bar("nic", "1M")]),
+            "nic of 1 MiB was not there",
+        ),
+        (vi.Guest("q35", "16G", bars=GUEST.bars, phys_bits=34), "beyond guest physical"),
+        (vi.Guest("q35", "16G", bars=GUEST.bars, pci64="64G"), "window is 64 GiB now"),
+        (
+            vi.Guest(
+                "q35",
+                "16G",
+                bars=GUEST.bars,
+                reserved=[vi.FixedItem("x", "reserved", AddrRange(0x10_0000, 0x1F_FFFF))],
+            ),
+            "x 0x100000-0x1fffff is to be kept free now",
+        ),
+    ],
+)
+def test_change_of_what_is_wanted_is_named(guest: vi.Guest, said: str) -> None:
+    saved = vi.plan(GUEST, _usable(OPEN))
+    if guest.phys_bits == 34:
+        with pytest.raises(vi.PlanError):
+            vi.plan(guest, _usable(OPEN), keep=saved)
+        return
+    new = vi.plan(guest, _usable(OPEN), keep=saved)
+    assert any(said in text for text in new.changes)
+    assert not new.kept
+
+
+def test_same_layout_of_a_host_that_did_not_change_has_the_same_parts() -> None:
+    usable = vi.load_host("amd-epyc-1tb").usable()
+    saved = vi.plan(vi.Guest("q35", "1.5TiB"), usable)
+    kept = vi.plan(vi.Guest("q35", "1.5TiB"), usable, keep=_saved(saved))
+    assert kept.items == saved.items
+    assert kept.guest_reserved == saved.guest_reserved
+
+
+@pytest.mark.parametrize("key", ["items", "ram", "nodes", "machine"])
+def test_damaged_layout_is_refused(key: str) -> None:
+    usable = _usable(OPEN)
+    saved = _saved(vi.plan(GUEST, usable))
+    del saved[key]
+    with pytest.raises((vi.HostDataError, vi.UnknownNameError)):
+        vi.plan(GUEST, usable, keep=saved)
