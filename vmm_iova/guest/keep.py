@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.guest.layout import Item, ItemKind, Layout
-from vmm_iova.guest.plan import Planner
+from vmm_iova.guest.planner import Planner
 from vmm_iova.ranges import AddrRange, RangeSet
 from vmm_iova.units import show_size
 

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every step of planning stands on: what is wanted, where it may go, and how RAM flows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from vmm_iova.guest.bars import room_for
+from vmm_iova.host.usable import Cause, CauseKind, Usable
+from vmm_iova.host.width import Width
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from vmm_iova.guest.layout import Layout
+    from vmm_iova.guest.machine import Pci64Window, RamWindow
+    from vmm_iova.guest.request import Wanted, WantedNode
+    from vmm_iova.host.model import Note
+
+OnHole = Literal["split", "move", "refuse"]
+"""Policies for RAM whose own place is not free."""
+
+Prefer = Literal["lowest", "fewest"]
+"""What `split` prefers: RAM from the bottom up, or as few pieces as can be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of RAM: in which window, of which node, and how much of the node is still to come."""
+
+    window: RamWindow
+    node: WantedNode
+    span: AddrRange
+    left: int
+
+
+class Ground:
+    """What is wanted and where it may go; the later steps are subclasses, in order."""
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        usable: Usable,
+        on_hole: OnHole,
+        prefer: Prefer = "lowest",
+        *,
+        probing: bool = False,
+    ) -> None:
+        self.probing = probing
+        self.wanted = wanted
+        self.machine = wanted.machine
+        self.ram = wanted.ram
+        self.pci64 = _grown(wanted)
+        self.host = usable
+        self.usable = usable.narrowed(_guest_causes(wanted)) if wanted.machine.identity else usable
+        self.on_hole = on_hole
+        self.prefer = prefer
+        self.free = self.usable.ranges.as_set()
+        self.allowed = self.usable.ranges
+        self.windows = _windows(wanted)
+        self.notes: list[Note] = []
+        self.policy = "as is"
+
+    def again(self, wanted: Wanted, policy: OnHole) -> Layout:
+        """Plan something else on the same host, to know whether it would work.
+
+        Raises:
+            PlanError: it would not.
+        """
+        raise NotImplementedError
+
+    def _widths(self) -> tuple[Width, ...]:
+        """Widths of host and guest; the CPU's stands with the host's."""
+        said = [
+            Width("guest, physical", limit.bits, limit.text)
+            for limit in self.wanted.limits
+            if limit.bits != self.host.cpu_bits or not limit.text.startswith("physical")
+        ]
+        return (*self.host.widths, *said)
+
+    def _room(self, window: RamWindow, align: int) -> Iterable[tuple[AddrRange, int]]:
+        """Aligned room of a window, each with the last address that a ragged end may have."""
+        return _aligned(self.allowed & RangeSet([window.range]), window, align)
+
+    def _own_room(self, window: RamWindow, align: int) -> Iterable[tuple[AddrRange, int]]:
+        """The same if no host says otherwise."""
+        return _aligned(MappableRanges([window.range]), window, align)
+
+    def _flow(
+        self, room: Callable[[RamWindow, int], Iterable[tuple[AddrRange, int]]]
+    ) -> tuple[list[Piece], int]:
+        """Fill the windows from the bottom, node after node; return what is left over, too."""
+        pieces: list[Piece] = []
+        at, cursor, over = 0, 0, 0
+        for node in self.wanted.nodes:
+            left = node.size
+            for index, window in enumerate(self.windows[at:], at):
+                if not left:
+                    break
+                for span, ragged in room(window, node.align):
+                    start = span.start
+                    if index == at and cursor > start:
+                        start = -(-cursor // node.align) * node.align
+                    if start > span.last:
+                        continue
+                    size = min(span.last - start + 1, left)
+                    if size < left <= ragged - start + 1:
+                        size = left  # the end of all RAM may be ragged where no hole is
+                    left -= size
+                    pieces.append(Piece(window, node, AddrRange.from_size(start, size), left))
+                    at, cursor = index, start + size
+                    if not left:
+                        break
+            over += left
+        return pieces, over
+
+    def _cause_below(self, start: int) -> str | None:
+        """What ends the usable range that holds `start` on its lower side."""
+        home = self.usable.ranges.range_at(start)
+        return self.usable.edge_below(home.start).text if home else None
+
+    def _cause_above(self, last: int) -> str | None:
+        """What ends the usable range that holds `last` on its upper side."""
+        home = self.usable.ranges.range_at(last)
+        return self.usable.edge_above(home.last).text if home else None
+
+    def _window_place(self, ram_last: int) -> AddrRange | None:
+        """The 64-bit PCI window as the machine has it; None if it has none, or no room."""
+        window = self.pci64
+        if window is None:
+            return None
+        top = self.wanted.address_last
+        start = -(-max(ram_last + 1, window.floor) // window.align) * window.align
+        if window.start is not None:
+            start = window.start
+        if window.size is None:
+            if not self.wanted.limits:
+                return None  # "all up to the top" has no meaning without a top
+            if window.share is not None:
+                start = max(start, top + 1 - (top + 1) // window.share)
+            return (
+                AddrRange(start, top - window.top_free) if start < top - window.top_free else None
+            )
+        if start + window.size - 1 > top:
+            return None
+        return AddrRange.from_size(start, window.size)
+
+
+def beyond(bits: int, text: str) -> Cause:
+    """Make the cause for what a guest of so many address bits cannot have."""
+    return Cause(CauseKind.GUEST_WIDTH, AddrRange(1 << bits, ADDRESS_LAST), text)
+
+
+def _guest_causes(wanted: Wanted) -> list[Cause]:
+    """What the guest's own side takes out of the usable ranges."""
+    causes = [
+        Cause(CauseKind.GUEST, item.range, f"kept for {item.name}, as asked for")
+        for item in wanted.reserved
+    ]
+    causes += (beyond(limit.bits, limit.text) for limit in wanted.limits[:1] if limit.bits < 64)
+    return causes
+
+
+def _aligned(
+    room: MappableRanges, window: RamWindow, align: int
+) -> Iterator[tuple[AddrRange, int]]:
+    for span in room:
+        cut = span.align_inward(align)
+        if window.whole_below is not None and span.last == window.range.last:
+            start = -(-span.start // align) * align
+            if start <= span.last:
+                yield cut or AddrRange(start, span.last), span.last
+        elif cut is not None:
+            yield cut, cut.last
+
+
+def _windows(wanted: Wanted) -> tuple[RamWindow, ...]:
+    """The machine's windows for this much RAM."""
+    first = wanted.machine.ram[0]
+    if first.whole_below is None:
+        return wanted.machine.ram
+    if wanted.ram >= first.whole_below:
+        return (replace(first, whole_below=None), *wanted.machine.ram[1:])
+    return (replace(first, range=AddrRange(first.range.start, first.whole_below - 1)),)
+
+
+def _grown(wanted: Wanted) -> Pci64Window | None:
+    """The 64-bit window, grown for the BARs where its size was not asked for and is not fixed."""
+    window = wanted.pci64
+    if window is None or window.size is None or window.start is not None or wanted.pci64_stated:
+        return window
+    bars = [bar for bar in wanted.bars if bar.bits == 64]
+    needed = room_for(bars, window.align)
+    if needed <= window.size:
+        return window
+    return replace(window, size=needed, align=max(window.align, *(bar.align for bar in bars)))

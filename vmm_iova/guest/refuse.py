@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refusals of a plan: what is in the way, every width, and fixes that were tried."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, get_args
+
+from vmm_iova.errors import PlanError
+from vmm_iova.guest.explain import Reason, does_not_fit, refusal
+from vmm_iova.guest.ground import Ground, OnHole, beyond
+from vmm_iova.host.usable import Cause, CauseKind
+from vmm_iova.host.width import width_line
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange
+from vmm_iova.units import format_size, show_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vmm_iova.guest.request import WantedBar
+
+NO_TOP = "reaches up to the top of the guest's addresses, which nothing states (--phys-bits N)"
+
+
+class Refusals(Ground):
+    """The errors of a plan."""
+
+    def _reasons(self, item: str, span: AddrRange) -> list[Reason]:
+        fits = min(self.usable.room_at(span.start), span.size)
+        return [Reason(item, span, cause, fits) for cause in self.usable.causes_of(span)]
+
+    def _refusal(self, reasons: list[Reason], why: str) -> PlanError:
+        made = refusal(self.host, reasons, why, self._alternatives(), self._most(reasons))
+        if not made.fixes and not self.probing:
+            fixes = [*self._less(), "a host, or a device, that leaves this free"]
+            made = PlanError(made.message, reasons=made.reasons, fixes=fixes, detail=made.detail)
+        return self._with_widths(made, reasons)
+
+    def _less(self) -> Iterator[str]:
+        """What fits with `split`, tried."""
+        pieces, over = self._flow(self._room)
+        fits = (self.ram - over) >> 20 << 20
+        if not pieces or not fits or not self.machine.identity:
+            return
+        node = replace(self.wanted.nodes[0], size=fits)
+        less = replace(self.wanted, ram=fits, nodes=(node,))
+        try:
+            self.again(less, "split")
+        except PlanError:
+            return
+        yield f"--on-hole split with --ram {format_size(fits).replace(' ', '')}"
+
+    def _too_little(self, over: int) -> PlanError:
+        """RAM does not fit: say what ends the space, and which alignment would do."""
+        made = does_not_fit(self.usable, self.machine.name, self.ram, over)
+        return self._with_widths(made, [r for r in made.reasons if isinstance(r, Reason)])
+
+    def _too_much(self, most: int) -> PlanError:
+        name = self.machine.title
+        cause = Cause(
+            CauseKind.GUEST,
+            AddrRange(most, ADDRESS_LAST),
+            f"{name} takes {show_size(most)} at most",
+        )
+        reason = Reason(
+            "ram", AddrRange.from_size(self.machine.ram[0].range.start, self.ram), cause, most
+        )
+        return PlanError(
+            f"RAM of {show_size(self.ram)} is more than {name} takes, {show_size(most)}",
+            reasons=[reason],
+            fixes=[f"--ram {format_size(most).replace(' ', '')} is the most", "another machine"],
+        )
+
+    def _too_wide(self, span: AddrRange) -> PlanError:
+        limit = self.wanted.limits[0]
+        cause = beyond(limit.bits, limit.text)
+        fits = (1 << limit.bits) - span.start
+        made = PlanError(
+            f"RAM at {span} ends beyond {limit.text}", reasons=[Reason("ram", span, cause, fits)]
+        )
+        return self._with_widths(made, [Reason("ram", span, cause, fits)])
+
+    def _no_bar(self, bar: WantedBar, windows: Sequence[AddrRange], kind: str) -> PlanError:
+        """A BAR has no place: say what is in its way where it would go first."""
+        need = "that peers must reach " if bar.required else ""
+        what = f"BAR {bar.name} ({show_size(bar.size)}, {need}at a multiple of {bar.align:#x})"
+        roomy = [w for w in windows if w.size >= bar.size]
+        if not roomy:
+            best = max(windows, key=lambda w: w.size, default=None)
+            where = f"{best} ({show_size(best.size)})" if best else "no room above RAM"
+            cause = Cause(CauseKind.GUEST, best or AddrRange(0, 0), f"{kind} PCI window: {where}")
+            if not best and self.wanted.limits:
+                cause = beyond(self.wanted.limits[0].bits, self.wanted.limits[0].text)
+            reasons = [Reason(what, best or AddrRange(0, 0), cause, best.size if best else 0)]
+            message = f"{what} has no place in the {kind} PCI window: {cause.text}"
+        else:
+            reasons = self._reasons(what, roomy[0])
+            causes = "; ".join(dict.fromkeys(str(reason.cause) for reason in reasons[:3]))
+            message = f"{what} fits nowhere above RAM where devices reach it: {causes}"
+        fixes = [f"--on-hole {name} has room" for name in self._alternatives()]
+        if bar.required:
+            fixes.append("mark it optional: only peer-to-peer between devices is lost")
+        fixes.append("less RAM, or a smaller BAR (resizable BAR) on the device")
+        return self._with_widths(PlanError(message, reasons=reasons, fixes=fixes), reasons)
+
+    def _no_top(self, bar: WantedBar) -> PlanError:
+        edge = self.usable.edge_above(ADDRESS_LAST)
+        option = self.machine.option("phys_bits", bits="N")
+        how = f" ({option})" if option else ""
+        return PlanError(
+            f"BAR {bar.name} has no place: the 64-bit PCI window {NO_TOP}",
+            reasons=[Reason(f"BAR {bar.name}", edge.range, edge, 0)],
+            fixes=[f"--phys-bits N{how}"],
+        )
+
+    def _no_room(self, room: WantedBar, cursor: int) -> PlanError:
+        last = self.wanted.address_last
+        span = AddrRange(min(cursor, last), last)
+        causes = self.usable.causes_of(span)
+        edge = causes[0] if causes else self.usable.edge_above(last)
+        reason = Reason(f"room {room.name}", span, edge, 0)
+        size = show_size(room.size)
+        message = f"room {room.name} of {size} does not fit above {cursor:#x}: {edge.text}"
+        fixes = ["less RAM, or less room"]
+        return self._with_widths(PlanError(message, reasons=[reason], fixes=fixes), [reason])
+
+    def _with_widths(self, error: PlanError, reasons: Sequence[Reason]) -> PlanError:
+        """Add every width, and what to do, to a refusal that a width is the cause of."""
+        by_width = [
+            r for r in reasons if r.cause.kind in (CauseKind.APERTURE, CauseKind.GUEST_WIDTH)
+        ]
+        fixes, details = list(error.fixes), [error.detail] if error.detail else []
+        if by_width and not self.probing:
+            widths = self._widths()
+            if widths:
+                details.append(f"widths: {width_line(widths)}")
+            if any(r.cause.kind is CauseKind.GUEST_WIDTH for r in by_width):
+                fixes.insert(0, self._wider())
+        smaller = None if self.probing else self._smaller_align()
+        if smaller is not None:
+            fixes.insert(0, f"--align {format_size(smaller).replace(' ', '')} has room")
+        return PlanError(
+            error.message, reasons=error.reasons, fixes=fixes, detail="; ".join(details) or None
+        )
+
+    def _wider(self) -> str:
+        """How to give the guest more address bits."""
+        limit, needed = self.wanted.limits[0], self._needed_bits()
+        if self.host.cpu_bits is not None and needed > self.host.cpu_bits:
+            return f"a host whose CPU has {needed} physical address bits"
+        if self.machine.phys_bits is not None and needed > self.machine.phys_bits:
+            return f"another machine: {self.machine.title} has {limit.bits} address bits at most"
+        option = self.machine.option("phys_bits", bits=needed)
+        return f"--phys-bits {needed}" + (f" ({option})" if option else "")
+
+    def _needed_bits(self) -> int:
+        """Address bits that the same plan takes when nothing but the host bounds it."""
+        free = replace(self.wanted, limits=())
+        try:
+            return self.again(free, self.on_hole).address_bits
+        except PlanError:
+            own = self.machine.ram[-1].range.start + self.ram
+            return max(own.bit_length(), self.wanted.limits[0].bits + 1)
+
+    def _smaller_align(self) -> int | None:
+        """The largest smaller alignment with which all fits, tried."""
+        least = max(node.page_size or 1 for node in self.wanted.nodes)
+        asked = max(node.align for node in self.wanted.nodes)
+        for align in (1 << 30, 1 << 21, self.host.granule):
+            if max(least, self.host.granule) <= align < asked:
+                try:
+                    self.again(self.wanted.aligned(align), self.on_hole)
+                except PlanError:
+                    continue
+                return align
+        return None
+
+    def _alternatives(self) -> dict[str, list[AddrRange]]:
+        """Policies that would work, tried: nothing is proposed on a guess."""
+        found: dict[str, list[AddrRange]] = {}
+        if self.probing or not self.machine.identity:
+            return found
+        for policy in get_args(OnHole):
+            if policy in (self.on_hole, "refuse"):
+                continue
+            try:
+                found[policy] = [item.place for item in self.again(self.wanted, policy).ram]
+            except PlanError:
+                continue
+        return found
+
+    def _most(self, reasons: list[Reason]) -> int:
+        """RAM that stays below a single obstacle in the topmost window; else 0."""
+        if self.on_hole == "split" or len(reasons) != 1 or not self.machine.identity:
+            return 0
+        pieces, _ = self._flow(self._own_room)
+        spans = [piece.span for piece in pieces if piece.window is pieces[-1].window]
+        if reasons[0].range != AddrRange(spans[0].start, spans[-1].last):
+            return 0
+        return self.ram - reasons[0].range.size + reasons[0].fits if reasons[0].fits else 0
