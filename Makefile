@@ -3,9 +3,10 @@
 #   make test   set up, and run the tests
 #   make lint   style and types
 #   make bench  timings
+#   make docs   write the output in docs/ anew
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: plan test lint bench clean
+.PHONY: plan test lint bench docs clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -25,6 +26,9 @@ lint: $(VENV)/.tested
 
 bench: $(VENV)/.tested
 	$(BIN)/python -m pytest bench --benchmark-only
+
+docs: $(VENV)/.tested
+	VMM_IOVA_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/repo/test_docs.py
 
 clean:
 	rm -rf $(VENV) build map.svg vmm_iova/*.so

@@ -123,7 +123,8 @@ class TestBars:
         with pytest.raises(vi.PlanError, match="fits nowhere above RAM") as caught:
             vi.plan(guest, laptop)
         assert "MGAW of dmar0 39 (limits)" in (caught.value.detail or "")
-        assert caught.value.fixes[0].startswith("mark it optional")
+        assert caught.value.fixes[0] == "a device behind an IOMMU of 40 address bits"
+        assert caught.value.fixes[1].startswith("mark it optional")
 
     def test_optional_bar_wider_than_the_iommu_is_placed_and_noted(self, laptop: vi.Usable) -> None:
         layout = vi.plan(vi.Guest("q35", "16G", bars=[vi.Bar("gpu", "512G")]), laptop)
@@ -135,8 +136,9 @@ class TestBars:
     ) -> None:
         # cloud-hypervisor#8191: with 46 guest bits its BARs lie beyond an IOMMU of 39.
         guest = vi.Guest("cloud-hypervisor", "16G", bars=[vi.Bar("gpu", "16G", required=True)])
-        place = _item(vi.plan(guest, laptop), "gpu").place
-        assert place == AddrRange(0x7C_0000_0000, 0x7F_FFFF_FFFF)
+        layout = vi.plan(guest, laptop)
+        assert _item(layout, "gpu").place == AddrRange(0x7C_0000_0000, 0x7F_FFFF_FFFF)
+        assert any("--cpus max_phys_bits=39 keeps them below" in note.text for note in layout.notes)
 
     def test_required_bar_in_a_fixed_window_obeys_the_host(self, laptop: vi.Usable) -> None:
         guest = vi.Guest("firecracker", "4G", bars=[vi.Bar("gpu", "64G", required=True)])

@@ -87,6 +87,8 @@ class Above(Ram):
         own = self.wanted.pci64
         if own is not None and own.size is not None and own.size < place.size:
             self._say_grown(place)
+        if window.size is None:
+            self._say_narrower(place)
         moved = natural is None or place.start > natural.start
         cause = self._cause_below(place.start) if moved else None
         reached = place in self.usable.ranges
@@ -95,6 +97,20 @@ class Above(Ram):
         iova = place if self.machine.identity and reached else None
         yield Item(ItemKind.WINDOW, "64-bit PCI window", place, iova, cause)
         yield from self._bar_items(bars, packing)
+
+    def _say_narrower(self, place: AddrRange) -> None:
+        """A window up to the top of the guest's addresses may end beyond what the IOMMU reaches."""
+        hull = self.usable.ranges.hull
+        if hull is None or place.last <= hull.last:
+            return
+        bits = (hull.last + 1).bit_length() - 1
+        option = self.machine.option("phys_bits", bits=bits) or f"{bits} guest address bits"
+        self.notes.append(
+            Note(
+                f"the 64-bit PCI window {place} ends beyond {hull.last:#x}, the last that devices "
+                f"reach, and left to itself the VMM gives out BARs there: {option} keeps them below"
+            )
+        )
 
     def _say_grown(self, place: AddrRange) -> None:
         size = format_size(place.size).replace(" ", "")

@@ -98,6 +98,10 @@ class Refusals(Ground):
             causes = "; ".join(dict.fromkeys(str(reason.cause) for reason in reasons[:3]))
             message = f"{what} fits nowhere above RAM where devices reach it: {causes}"
         fixes = [f"--on-hole {name} has room" for name in self._alternatives()]
+        if roomy and any(reason.cause.kind is CauseKind.APERTURE for reason in reasons):
+            start = -(-roomy[0].start // bar.align) * bar.align
+            bits = (start + bar.size - 1).bit_length()
+            fixes.append(f"a device behind an IOMMU of {bits} address bits")
         if bar.required:
             fixes.append("mark it optional: only peer-to-peer between devices is lost")
         fixes.append("less RAM, or a smaller BAR (resizable BAR) on the device")

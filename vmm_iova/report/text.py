@@ -327,11 +327,10 @@ def _aside(item: Item | None) -> str:
         return "IOVA, not a guest address"
     if item.kind is ItemKind.BAR and item.iova is None:
         return "peers do not reach it"
-    if item.node is not None and item.iova == item.gpa:
-        return f"node {item.node}"
+    said = [f"node {item.node}"] if item.node is not None else []
     if item.iova is not None and item.iova != item.gpa:
-        return f"IOVA {item.iova.start:016x}-{item.iova.last:016x}"
-    return ""
+        said.append(f"IOVA {item.iova.start:016x}-{item.iova.last:016x}")
+    return ", ".join(said)
 
 
 def _cuts(layout: Layout) -> Iterator[str]:
