@@ -154,6 +154,19 @@ def test_machine_says_its_32_bit_gap_and_doorbells(name: str, gap: str, doorbell
     assert len(machine.doorbells) == doorbells
 
 
+@pytest.mark.parametrize(
+    ("ram", "start"), [("16G", 512), ("510G", 512), ("511G", 1024), ("0x7fd0000000", 1024)]
+)
+def test_window_of_virt_leaves_room_for_the_rest_of_the_high_memory_map(
+    ram: str, start: int
+) -> None:
+    # RAM that ends at 512 GiB, or within the GiB below, has redistributors and ECAM at 512 GiB.
+    usable = vi.Host("open").usable(aperture=48, granule=4096)
+    layout = vi.plan(vi.Guest("virt", ram), usable)
+    window = next(item for item in layout.items if item.name == "64-bit PCI window")
+    assert window.place.start == start << 30
+
+
 def test_machine_made_in_a_program_is_checked_too() -> None:
     low = RamWindow("low", AddrRange(0, 0xFFFF))
     with pytest.raises(vi.RequestError, match="'low' 0x0-0xffff and 'rom' 0x8000-0x8fff overlap"):

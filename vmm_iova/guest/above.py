@@ -161,7 +161,7 @@ class Above(Ram):
         """A window as wide as it takes to have every BAR that must be reached in a usable range."""
         window = self.wanted.pci64
         assert window is not None
-        start, limit = max(top + 1, window.floor), self.wanted.address_last
+        start, limit = window.lowest(top), self.wanted.address_last
         if start > limit:
             return None
         above = AddrRange(start, limit)

@@ -132,7 +132,7 @@ class Ground:
         if window is None:
             return None
         top = self.wanted.address_last
-        start = -(-max(ram_last + 1, window.floor) // window.align) * window.align
+        start = -(-window.lowest(ram_last) // window.align) * window.align
         if window.start is not None:
             start = window.start
         if window.size is None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 FIXED_KINDS = ("device", "doorbell", "firmware", "reserved", "window")
-_FOUR_GIB = 1 << 32
+_GIB, _FOUR_GIB = 1 << 30, 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,7 @@ class Pci64Window:
         share: with `size` None, the topmost 1/share of the guest's addresses instead.
         top_free: bytes at the top of the guest's addresses that it leaves free.
         downward: True if the VMM gives out BARs from its top.
+        behind: bytes for other parts between the next whole GiB above RAM and it.
     """
 
     size: int | None
@@ -86,6 +87,14 @@ class Pci64Window:
     share: int | None = None
     top_free: int = 0
     downward: bool = False
+    behind: int = 0
+
+    def lowest(self, ram_last: int) -> int:
+        """Return the lowest address that it, or a BAR, may have above RAM that ends there."""
+        start = ram_last + 1
+        if self.behind:
+            start = max(-(-start // _GIB) * _GIB, self.floor) + self.behind
+        return max(start, self.floor)
 
 
 @dataclass(frozen=True, slots=True)

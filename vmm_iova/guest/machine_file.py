@@ -36,7 +36,7 @@ _ROOT = (
     "options",
 )
 _RAM = ("name", "start", "last", "whole_below", "required", "move_to", "movable", "movable_note")
-_PCI64 = ("size", "align", "floor", "start", "top_free", "downward")
+_PCI64 = ("size", "align", "floor", "start", "top_free", "downward", "behind")
 OPTIONS = ("phys_bits", "pci64")
 """Switches of a VMM that fixes name."""
 _SYNTAX_LINE = re.compile(r"\(at line (\d+)")
@@ -147,6 +147,7 @@ def _pci64(table: _Table) -> Pci64Window:
         share,
         table.size("top_free") if "top_free" in table.data else 0,
         table.flag("downward", default=False),
+        table.size("behind") if "behind" in table.data else 0,
     )
 
 

@@ -69,23 +69,23 @@ class Ram(Refusals):
         must = [span for span in every if any(span.overlaps(r) for r in self._required())]
         largest = sorted(every, key=lambda span: (-span.size, span.start))
         some = sorted({*must, *largest[:_SPANS]})
-        choices: list[tuple[tuple[int, int, int], list[AddrRange], list[Item]]] = []
+        found: dict[tuple[AddrRange, ...], list[Piece]] = {}
         for count in range(1, len(some) + 1):
             for chosen in combinations(some, count):
-                if not set(must) <= set(chosen):
-                    continue
-                self.allowed = MappableRanges(chosen)
-                pieces, over = self._flow(self._room)
-                if not over:
-                    items = self._items(pieces)
-                    places = [item.place for item in items]
-                    choices.append((cost_of(places, self.usable), places, items))
-            if choices and min(choices, key=lambda c: c[0])[0][0] <= count:
+                if set(must) <= set(chosen):
+                    self.allowed = MappableRanges(chosen)
+                    pieces, over = self._flow(self._room)
+                    if not over:
+                        found[tuple(piece.span for piece in pieces)] = pieces
+            if found and min(map(len, found)) <= count:
                 break
         self.allowed = self.usable.ranges
-        choices.sort(key=lambda choice: (choice[0], choice[1]))
-        for _, _, items in choices[:8]:
-            yield items
+        least = min(map(len, found), default=0)
+        best = sorted(
+            (cost_of(spans, self.usable), spans) for spans in found if len(spans) == least
+        )
+        for _, spans in best[:8]:
+            yield self._items(found[spans])
         yield whole  # the lowest end there is, if nothing else leaves room for what is above RAM
 
     def _required(self) -> Iterator[AddrRange]:
