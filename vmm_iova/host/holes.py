@@ -234,7 +234,7 @@ class Holes:
                     )
 
 
-def unassignable(groups: Iterable[Group]) -> Iterable[Unassignable]:
+def unassignable(groups: Iterable[Group], *, x86: bool) -> Iterable[Unassignable]:
     """Name each group that current kernels keep from user space, by its first direct region."""
     for group in groups:
         # An empty one counts too: require_direct does not look at the length.
@@ -249,7 +249,7 @@ def unassignable(groups: Iterable[Group]) -> Iterable[Unassignable]:
         text = (
             f"the devices of {group.title} cannot be given to a guest on current kernels: "
             f"firmware demands the direct region {span} ({direct.source}); Linux 6.8 and later "
-            "refuse with EINVAL, VT-d before that with EPERM"
+            "refuse with EINVAL" + (", VT-d before that with EPERM" if x86 else "")
         )
         yield Unassignable(group, direct, text)
 

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.errors import EvidenceError, HostUnavailableError, RequestError
 from vmm_iova.host.evidence import (
+    MSI_ARM_SOFTWARE,
+    Aperture,
     Evidence,
     EvidenceKind,
     familiar,
@@ -54,7 +56,7 @@ def judge(
     *,
     groups: Iterable[str | int] | None = None,
     devices: Iterable[str] | None = None,
-    aperture: int | str | AddrRange | RangeSet | None = None,
+    aperture: Aperture | None = None,
     granule: int | None = None,
     strict: bool = False,
 ) -> Usable:
@@ -98,7 +100,7 @@ def _select(
                 hint="switch the IOMMU on in the firmware and, on Intel, boot with intel_iommu=on; "
                 "or plan for another host with --host",
             )
-        return host.groups
+        return _translated(host.groups)
     chosen = {group.id: group for group in (host.group(item) for item in groups or ())}
     for name in devices or ():
         device = host.device(name)
@@ -110,7 +112,25 @@ def _select(
         chosen[device.group] = host.group(device.group)
     if not chosen:
         raise RequestError("no group and no device was named", field="groups", value=())
-    return tuple(group for group in host.groups if group.id in chosen)
+    return _translated(tuple(group for group in host.groups if group.id in chosen))
+
+
+def _translated(groups: tuple[Group, ...]) -> tuple[Group, ...]:
+    for group in groups:
+        if not group.translated:
+            raise HostUnavailableError(
+                f"{group.title} is a no-IOMMU group of VFIO: nothing translates, an IOVA would be "
+                "a physical address, and there is nothing to map",
+                source=group.id,
+                hint="use a device behind an IOMMU, or leave the group out with --groups",
+            )
+    return groups
+
+
+def _strength(item: Evidence) -> tuple[int, int]:
+    """Strongest first, and of equals the narrowest: it is the one that limits."""
+    hull = item.ranges.hull
+    return _STRENGTH.index(item.kind), hull.last if hull else 0
 
 
 class _Judge:
@@ -126,16 +146,15 @@ class _Judge:
         self.caps: list[Evidence] = []
         self.listed: set[str | None] = set()  # groups whose holes the kernel's own list has
 
-    def judge(
-        self, stated: int | str | AddrRange | RangeSet | None, granule_stated: int | None
-    ) -> Usable:
+    def judge(self, stated: Aperture | None, granule_stated: int | None) -> Usable:
         aperture = self._aperture(stated)
         holes = find_holes(self.host, self.groups, self.evidence, self.listed, strict=self.strict)
         self.causes += holes.causes
         self.notes += holes.notes
         known = self._known_granule()
         granule, granule_text = self._granule(granule_stated, known)
-        granule_known = granule_stated is not None or known is not None
+        one_size = is_x86(self.host) or self._is_s390()  # these have no other base page
+        granule_known = granule_stated is not None or known is not None or one_size
         raw = aperture - RangeSet(cause.range for cause in self.causes)
         top = AddrRange(ADDRESS_LAST + 1 - max(granule, _TOP_PAGE), ADDRESS_LAST)
         if raw.overlapping(top):
@@ -164,7 +183,8 @@ class _Judge:
             page_sizes=self._page_sizes(),
             limits=self.host.limits,
             evidence=tuple(self.evidence),
-            unassignable=tuple(unassignable(self.groups)),
+            unassignable=tuple(unassignable(self.groups, x86=is_x86(self.host))),
+            arch=self._arch(),
             relaxable=tuple(holes.relaxable),
             regions=tuple(holes.regions),
             groups=tuple(group.id for group in self.groups),
@@ -173,7 +193,7 @@ class _Judge:
 
     # -- aperture ------------------------------------------------------------------------------
 
-    def _aperture(self, stated: int | str | AddrRange | RangeSet | None) -> MappableRanges:
+    def _aperture(self, stated: Aperture | None) -> MappableRanges:
         said = stated_evidence(stated) if stated is not None else None
         looked: list[str] = []
         for group in self.groups or (None,):
@@ -190,7 +210,7 @@ class _Judge:
                 raise self._no_evidence(group, looked)
         if said is not None:
             self.evidence.append(said)
-        self.evidence.sort(key=lambda item: _STRENGTH.index(item.kind))
+        self.evidence.sort(key=_strength)
         ranges = MappableRanges([AddrRange(0, ADDRESS_LAST)])
         for item in self.evidence:
             ranges = ranges & item.ranges
@@ -211,7 +231,7 @@ class _Judge:
         self.notes.append(
             Note(
                 f"{self.evidence[0].text} goes up to {ranges[-1].last:#x}, but {cap.text}: the "
-                f"registers win, a mapping above {limit:#x} fails with EFAULT"
+                f"registers win, a mapping above {limit:#x} fails"
             )
         )
         return ranges & cap.ranges
@@ -223,13 +243,29 @@ class _Judge:
             "not guessed",
             looked_at=looked,
             settles=(
-                "--aperture BITS or --aperture START-LAST, if you know it",
+                "--aperture START-LAST, if you know it (DMA does not begin at 0 on s390)"
+                if self._is_s390()
+                else "--aperture BITS or --aperture START-LAST, if you know it",
                 "the kernel's own range list (VFIO or iommufd), pasted or captured on that host",
                 "the zPCI base capability (start_dma, end_dma) of the device, Linux 5.10"
                 if self._is_s390()
                 else "a lower bound that is surely there, such as --aperture 32",
             ),
         )
+
+    def _arch(self) -> str | None:
+        """The architecture, where a fact says it."""
+        if self.host.arch:
+            return self.host.arch
+        if is_x86(self.host):
+            return "x86_64"
+        vendors = {unit.vendor for unit in self.host.units}
+        named = {"arm": "aarch64", "apple": "aarch64", "s390": "s390x", "riscv": "riscv64"}
+        found = {named[vendor] for vendor in vendors & set(named)}
+        spans = {region.range for group in self.groups for region in group.regions or ()}
+        if not found and MSI_ARM_SOFTWARE in spans:
+            return "aarch64"  # virtio-iommu has the window on other machines too, but not alone
+        return found.pop() if len(found) == 1 else None
 
     def _is_s390(self) -> bool:
         named = (self.host.arch or "").startswith("s390")
