@@ -180,7 +180,13 @@ def region_fixes(causes: Sequence[Cause], usable: Usable) -> list[str]:
     """What can be done about the regions in the way."""
     fixes = []
     regions = [cause.region for cause in causes if cause.region]
-    if regions and all(region.kind is RegionKind.DIRECT_RELAXABLE for region in regions):
+    relaxable = [item for item in regions if item.kind is RegionKind.DIRECT_RELAXABLE]
+    inside = any(
+        item.kind is not RegionKind.DIRECT_RELAXABLE and item.range.overlaps(region.range)
+        for region in relaxable
+        for item in usable.regions
+    )
+    if regions and len(relaxable) == len(regions) and not inside:
         fixes.append("without --strict the direct-relaxable region may be used")
     if any(region.kind in (RegionKind.DIRECT, RegionKind.FIRMWARE) for region in regions):
         fixes.append(
@@ -226,7 +232,7 @@ def refusal(
         for policy, places in alternatives.items()
     ]
     fixes += region_fixes([reason.cause for reason in reasons], usable)
-    if most:
+    if most >= _MIB:
         fixes.append(f"{_ram(most)} stays below it")
     if not fixes:
         fixes.append(
@@ -239,6 +245,18 @@ def refusal(
         fixes=fixes,
         detail=f"also: {also}" if also else None,
     )
+
+
+def _worth(holes: Sequence[Cause], limit: Cause | None, left: int) -> list[Cause]:
+    """The holes, without the relaxable ones where giving all of them back is not enough."""
+    relaxable = [
+        cause
+        for cause in holes
+        if cause.region is not None and cause.region.kind is RegionKind.DIRECT_RELAXABLE
+    ]
+    stop = limit.range.start if limit is not None else ADDRESS_LAST
+    gain = sum(min(c.range.last, stop) - min(c.range.start, stop) for c in relaxable)
+    return [cause for cause in holes if gain >= left or cause not in relaxable]
 
 
 def does_not_fit(
@@ -261,7 +279,7 @@ def does_not_fit(
     named = holes[:3] + ([limit] if limit else [])
     shown = "; ".join(cause.text for cause in named) or "the machine has no more room"
     fixes = [f"{_ram(fits)} fits"] if fits >= _MIB else []
-    fixes += region_fixes(holes, usable)
+    fixes += region_fixes(_worth(holes, limit, left), usable)
     stated = any(item.kind is EvidenceKind.STATED for item in usable.evidence)
     if stated and limit is not None and limit.kind is CauseKind.APERTURE:
         fixes.append("a wider --aperture, if the host really has it")

@@ -535,7 +535,7 @@ class _Planner:
     def _most(self, reasons: list[Reason]) -> int:
         """RAM that stays below a single obstacle in the topmost window; else 0."""
         top = self._own_places()[-1][1] if self.machine.identity else None
-        if self.on_hole == "split" or len(reasons) != 1 or reasons[0].range != top:
+        if self.on_hole != "refuse" or len(reasons) != 1 or reasons[0].range != top:
             return 0
         return self.ram - reasons[0].range.size + reasons[0].fits if reasons[0].fits else 0
 
