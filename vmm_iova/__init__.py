@@ -49,6 +49,7 @@ from vmm_iova.host.model import Host, RegionKind, ReservedRegion
 from vmm_iova.host.usable import Cause, CauseKind, Usable, UsableRange
 from vmm_iova.host.width import Width
 from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
+from vmm_iova.units import format_size, parse_address, parse_range, parse_size
 
 if TYPE_CHECKING:
     from vmm_iova.allocator import Allocation, IovaAllocator
@@ -110,10 +111,14 @@ __all__ = [
     "e820",
     "engine_name",
     "exclude",
+    "format_size",
     "judge",
     "load_host",
     "load_machine",
     "machine_names",
+    "parse_address",
+    "parse_range",
+    "parse_size",
     "plan",
 ]
 

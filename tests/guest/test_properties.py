@@ -76,7 +76,7 @@ def _check(layout: vi.Layout, guest: vi.Guest, ram: int) -> None:
     low = machine.ram[0]
     spans = [window.range for window in machine.ram]
     if low.whole_below is not None and ram < low.whole_below:
-        spans = [AddrRange(low.range.start, low.whole_below - 1)]
+        spans[0] = AddrRange(low.range.start, low.whole_below - 1)
     assert all(any(s in span for span in spans) for s in guest_side)
     kinds = (vi.ItemKind.RAM, vi.ItemKind.BAR)
     placed = sorted(item.place for item in layout.items if item.kind in kinds)

@@ -255,7 +255,7 @@ class TestPreferAndAlign:
     def test_fewest_skips_the_fragments_of_low_ram(self, laptop: vi.Usable) -> None:
         layout = vi.plan(vi.Guest("q35", "16G"), laptop, prefer="fewest")
         assert len(layout.ram) == 2
-        assert layout.policy == "as is"
+        assert layout.policy == "split"
 
     def test_auto_alignment_takes_the_one_that_costs_least(self, laptop: vi.Usable) -> None:
         layout = vi.plan(vi.Guest("q35", "16G", align="auto"), laptop)

@@ -29,7 +29,7 @@ class Above(Ram):
         high = [bar for bar in self.wanted.bars if bar.bits == 64]
         if self.pci64 is None:
             low, high = [*low, *high], []  # such a machine gives out all BARs below 4 GiB
-        items = [*self._low_bars(low), *self._high(top, high)]
+        items = [*self._above(top), *self._low_bars(low), *self._high(top, high)]
         above = [top, *(item.place.last for item in items if item.place.last > top)]
         return [*items, *self._rooms(max(above) + 1)]
 
@@ -81,8 +81,11 @@ class Above(Ram):
         place, packing = self._best_place(natural, top, bars)
         if packing.stuck is not None:
             raise self._no_bar(bars[packing.stuck], [place] if place else [], "64-bit")
+        if place is None and not self.wanted.limits:
+            raise self._no_window(window.size or 0, top)
         if place is None:
-            self.notes.append(Note("the 64-bit PCI window has no room above RAM: left out"))
+            limit = self.wanted.limits[0].text
+            self.notes.append(Note(f"the 64-bit PCI window is left out: {limit}"))
             return
         own = self.wanted.pci64
         if own is not None and own.size is not None and own.size < place.size:
@@ -161,7 +164,7 @@ class Above(Ram):
         """A window as wide as it takes to have every BAR that must be reached in a usable range."""
         window = self.wanted.pci64
         assert window is not None
-        start, limit = window.lowest(top), self.wanted.address_last
+        start, limit = self._floor(top), self.wanted.address_last
         if start > limit:
             return None
         above = AddrRange(start, limit)

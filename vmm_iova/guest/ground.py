@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from vmm_iova.guest.bars import room_for
+from vmm_iova.guest.layout import Item, ItemKind
 from vmm_iova.host.usable import Cause, CauseKind, Usable
 from vmm_iova.host.width import Width
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 OnHole = Literal["split", "move", "refuse"]
 """Policies for RAM whose own place is not free."""
+
+_GIB = 1 << 30
 
 Prefer = Literal["lowest", "fewest"]
 """What `split` prefers: RAM from the bottom up, or as few pieces as can be."""
@@ -60,6 +63,8 @@ class Ground:
         self.free = self.usable.ranges.as_set()
         self.allowed = self.usable.ranges
         self.windows = _windows(wanted)
+        # A guest that is whole below the gap may still spill over it, when holes take its place.
+        self.spill = self.machine.ram[1:] if len(self.windows) < len(self.machine.ram) else ()
         self.notes: list[Note] = []
         self.policy = "as is"
 
@@ -89,14 +94,18 @@ class Ground:
         return _aligned(MappableRanges([window.range]), window, align)
 
     def _flow(
-        self, room: Callable[[RamWindow, int], Iterable[tuple[AddrRange, int]]]
+        self,
+        room: Callable[[RamWindow, int], Iterable[tuple[AddrRange, int]]],
+        *,
+        spilling: bool = False,
     ) -> tuple[list[Piece], int]:
         """Fill the windows from the bottom, node after node; return what is left over, too."""
         pieces: list[Piece] = []
+        windows = (*self.windows, *self.spill) if spilling else self.windows
         at, cursor, over = 0, 0, 0
         for node in self.wanted.nodes:
             left = node.size
-            for index, window in enumerate(self.windows[at:], at):
+            for index, window in enumerate(windows[at:], at):
                 if not left:
                     break
                 for span, ragged in room(window, node.align):
@@ -119,12 +128,31 @@ class Ground:
     def _cause_below(self, start: int) -> str | None:
         """What ends the usable range that holds `start` on its lower side."""
         home = self.usable.ranges.range_at(start)
-        return self.usable.edge_below(home.start).text if home else None
+        if home is None or (home.start == 0 and not self.machine.identity):
+            return "address 0 is not chosen by itself" if home else None
+        return self.usable.edge_below(home.start).text
 
     def _cause_above(self, last: int) -> str | None:
         """What ends the usable range that holds `last` on its upper side."""
         home = self.usable.ranges.range_at(last)
         return self.usable.edge_above(home.last).text if home else None
+
+    def _floor(self, ram_last: int) -> int:
+        """Lowest address of the 64-bit PCI window and its BARs."""
+        behind = [item.place.last + 1 for item in self._above(ram_last)]
+        floor = self.pci64.floor if self.pci64 else 0
+        return max([ram_last + 1, floor, *behind])
+
+    def _above(self, ram_last: int) -> Iterator[Item]:
+        """What the machine has between RAM and the window, in order."""
+        floor = self.pci64.floor if self.pci64 else 0
+        at = max(-(-(ram_last + 1) // _GIB) * _GIB, floor)
+        for item in self.machine.above:
+            at = -(-at // item.size) * item.size
+            if at + item.size - 1 > self.wanted.address_last:
+                return  # as QEMU does: what does not fit is left out
+            yield Item(ItemKind(item.kind), item.name, AddrRange.from_size(at, item.size))
+            at += item.size
 
     def _window_place(self, ram_last: int) -> AddrRange | None:
         """The 64-bit PCI window as the machine has it; None if it has none, or no room."""
@@ -132,7 +160,7 @@ class Ground:
         if window is None:
             return None
         top = self.wanted.address_last
-        start = -(-window.lowest(ram_last) // window.align) * window.align
+        start = -(-self._floor(ram_last) // window.align) * window.align
         if window.start is not None:
             start = window.start
         if window.size is None:

@@ -8,6 +8,7 @@ file that each number comes from.
 from __future__ import annotations
 
 import difflib
+import errno
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 FIXED_KINDS = ("device", "doorbell", "firmware", "reserved", "window")
-_GIB, _FOUR_GIB = 1 << 30, 1 << 32
+_FOUR_GIB = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,21 @@ class FixedItem:
 
 
 @dataclass(frozen=True, slots=True)
+class AboveItem:
+    """Something that the machine puts right above RAM, in order, each aligned to its size.
+
+    Attributes:
+        name: what it is.
+        kind: one of FIXED_KINDS.
+        size: bytes, a power of two.
+    """
+
+    name: str
+    kind: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Pci64Window:
     """The 64-bit PCI window: above all RAM, so its place depends on the layout.
 
@@ -77,7 +93,6 @@ class Pci64Window:
         share: with `size` None, the topmost 1/share of the guest's addresses instead.
         top_free: bytes at the top of the guest's addresses that it leaves free.
         downward: True if the VMM gives out BARs from its top.
-        behind: bytes for other parts between the next whole GiB above RAM and it.
     """
 
     size: int | None
@@ -87,14 +102,6 @@ class Pci64Window:
     share: int | None = None
     top_free: int = 0
     downward: bool = False
-    behind: int = 0
-
-    def lowest(self, ram_last: int) -> int:
-        """Return the lowest address that it, or a BAR, may have above RAM that ends there."""
-        start = ram_last + 1
-        if self.behind:
-            start = max(-(-start // _GIB) * _GIB, self.floor) + self.behind
-        return max(start, self.floor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +122,8 @@ class Machine:
         ram_max: most RAM in bytes, or None.
         ram_reserved: spans inside RAM that the guest must be told are not free.
         options: (name, template) of the VMM's own switches, to name in fixes.
+        above: what stands between RAM and the 64-bit PCI window, in order.
+        split_note: what to know when its RAM is cut or shifted, or None.
 
     Raises:
         RequestError: two of its parts overlap, or a part makes no sense.
@@ -135,6 +144,8 @@ class Machine:
     ram_max: int | None = None
     ram_reserved: tuple[FixedItem, ...] = ()
     options: tuple[tuple[str, str], ...] = ()
+    above: tuple[AboveItem, ...] = ()
+    split_note: str | None = None
 
     def __post_init__(self) -> None:
         if not self.ram:
@@ -223,8 +234,8 @@ def load_machine(name: str | os.PathLike[str]) -> Machine:
         name: a bundled name (see `machine_names`), or a path that ends in `.toml`.
 
     Raises:
-        UnknownNameError: there is no such model or file.
-        HostUnavailableError: the file may not be read (with errno).
+        UnknownNameError: there is no such model.
+        HostUnavailableError: there is no such file, or it may not be read (with errno).
         HostDataError: the file is malformed; the message names the line and the key.
 
     Complexity: O(size) once, then cached for bundled models.
@@ -238,7 +249,7 @@ def load_machine(name: str | os.PathLike[str]) -> Machine:
 
         path = Path(text)
         if not path.exists():
-            raise UnknownNameError(f"{path} does not exist", kind="machine", name=text, known=())
+            raise HostUnavailableError(f"{path} does not exist", source=text, errno=errno.ENOENT)
         try:
             return parse_machine(path.read_text("utf-8"), path.name)
         except OSError as error:

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.errors import HostDataError, IovaError, RequestError
-from vmm_iova.guest.machine import FIXED_KINDS, FixedItem, Machine, Pci64Window, RamWindow
+from vmm_iova.guest.machine import (
+    FIXED_KINDS,
+    AboveItem,
+    FixedItem,
+    Machine,
+    Pci64Window,
+    RamWindow,
+)
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 from vmm_iova.units import parse_address, parse_size
 
@@ -34,9 +41,11 @@ _ROOT = (
     "ram_reserved",
     "pci64",
     "options",
+    "above",
+    "split_note",
 )
 _RAM = ("name", "start", "last", "whole_below", "required", "move_to", "movable", "movable_note")
-_PCI64 = ("size", "align", "floor", "start", "top_free", "downward", "behind")
+_PCI64 = ("size", "align", "floor", "start", "top_free", "downward")
 OPTIONS = ("phys_bits", "pci64")
 """Switches of a VMM that fixes name."""
 _SYNTAX_LINE = re.compile(r"\(at line (\d+)")
@@ -86,6 +95,8 @@ def parse_machine(text: str, name: str) -> Machine:
             ram_max=table.size("ram_max") if "ram_max" in data else None,
             ram_reserved=tuple(told),
             options=_options(table.table("options")) if "options" in data else (),
+            above=tuple(_above(item) for item in table.tables("above")),
+            split_note=table.text("split_note", "") or None,
         )
     except RequestError as error:  # parts that do not go together; `value` names the later one
         key, index = error.field, 0
@@ -116,12 +127,21 @@ def _window(table: _Table) -> RamWindow:
     )
 
 
-def _fixed(table: _Table, kinds: tuple[str, ...]) -> FixedItem:
-    table.only(("name", "kind", "start", "last"))
+def _kind(table: _Table, kinds: tuple[str, ...]) -> str:
     kind = table.text("kind", kinds[0] if len(kinds) == 1 else None)
     if kind not in kinds:
         raise table.wrong("kind", f"{kind!r} is none of {', '.join(kinds)}")
-    return FixedItem(table.text("name"), kind, table.span(None))
+    return kind
+
+
+def _fixed(table: _Table, kinds: tuple[str, ...]) -> FixedItem:
+    table.only(("name", "kind", "start", "last"))
+    return FixedItem(table.text("name"), _kind(table, kinds), table.span(None))
+
+
+def _above(table: _Table) -> AboveItem:
+    table.only(("name", "kind", "size"))
+    return AboveItem(table.text("name"), _kind(table, FIXED_KINDS), table.power_of_two("size"))
 
 
 def _pci64(table: _Table) -> Pci64Window:
@@ -147,7 +167,6 @@ def _pci64(table: _Table) -> Pci64Window:
         share,
         table.size("top_free") if "top_free" in table.data else 0,
         table.flag("downward", default=False),
-        table.size("behind") if "behind" in table.data else 0,
     )
 
 

@@ -20,12 +20,12 @@ from vmm_iova.guest.ground import OnHole, Prefer
 from vmm_iova.guest.planner import Planner
 from vmm_iova.guest.ram import cost_of
 from vmm_iova.guest.request import Guest, Wanted, resolve
+from vmm_iova.host.usable import Usable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmm_iova.guest.layout import Layout
-    from vmm_iova.host.usable import Usable
 
 __all__ = ["Guest", "OnHole", "Prefer", "plan"]
 
@@ -68,6 +68,12 @@ def plan(
         at up to 4096 choices of the 12 largest ranges.
     Synchronization: none required.
     """
+    if not isinstance(usable, Usable):
+        raise RequestError(
+            f"a plan needs what Host.usable returns, not {type(usable).__name__}",
+            field="usable",
+            value=usable,
+        )
     for name, value, known in (
         ("on_hole", on_hole, get_args(OnHole)),
         ("prefer", prefer, get_args(Prefer)),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.errors import PlanError
 from vmm_iova.guest.above import Above
+from vmm_iova.guest.explain import HOLES
 from vmm_iova.guest.layout import GuestReserved, Item, ItemKind, Layout
 from vmm_iova.host.evidence import MSI_ARM_SOFTWARE, MSI_X86
 from vmm_iova.host.model import Note, RegionKind
@@ -38,6 +39,8 @@ class Planner(Above):
         for pieces in self._ram_choices():
             said = list(self.notes)
             self.policy = self._policy_of(pieces)
+            if self.policy == "split" and self.machine.identity and self.machine.split_note:
+                self.notes.append(Note(self.machine.split_note))
             try:
                 return self.finish(pieces)
             except PlanError as error:
@@ -69,7 +72,13 @@ class Planner(Above):
             items=tuple(items),
             guest_reserved=tuple(self._told(items)),
             usable=self.host,
-            notes=(*first, *self._relaxable(pieces), *self.notes, *self.host.notes),
+            notes=(
+                *first,
+                *self._mismatch(),
+                *self._relaxable(pieces),
+                *self.notes,
+                *self.host.notes,
+            ),
             page_sizes=tuple((node.name, node.size, node.page_size) for node in self.wanted.nodes),
             viommu=self.wanted.viommu,
             devices=self.wanted.devices,
@@ -80,7 +89,8 @@ class Planner(Above):
         if self.on_hole != "split" or not self.machine.identity:
             return self.policy
         own, _ = self._flow(self._own_room)
-        return "split" if len(pieces) > len(own) else "as is"
+        same = [item.place for item in pieces] == [piece.span for piece in own]
+        return "as is" if same else "split"
 
     def _reserved_items(self) -> Iterator[Item]:
         for item in self.wanted.reserved:
@@ -115,30 +125,30 @@ class Planner(Above):
         """Holes of the host inside what the guest takes for RAM or BAR space."""
         if not self.machine.identity:
             return
-        counts = (ItemKind.RAM, ItemKind.WINDOW, ItemKind.BAR, ItemKind.ROOM)
         spans = []
-        for window in self.windows:
+        for window in (*self.windows, *self.spill):
             tops = [
-                item.gpa.last
+                item.place.last
                 for item in items
-                if item.gpa is not None and item.kind in counts and item.gpa.start in window.range
+                if item.kind is ItemKind.RAM and item.place.start in window.range
             ]
             if tops:
                 spans.append(AddrRange(window.range.start, max(tops)))
-        spans += (item.gpa for item in items if item.gpa is not None and self._outside(item))
-        inside = RangeSet([AddrRange(0, self.wanted.address_last)])
-        told = (RangeSet(spans) & inside) - self.free
-        for span in told:
-            causes = self.usable.causes_of(span)
-            for cause in causes:
+        others = (ItemKind.WINDOW, ItemKind.BAR, ItemKind.ROOM)
+        spans += [item.place for item in items if item.kind in others]
+        for span in RangeSet(spans) - self.free:
+            for cause in self.usable.causes_of(span):
                 shared = cause.range.align_outward(self.usable.granule).intersect(span)
-                if shared is not None:
+                if shared is not None and cause.kind in HOLES:
                     yield GuestReserved(shared, cause.text)
 
-    def _outside(self, item: Item) -> bool:
-        """Tell whether a BAR, or the 64-bit window, lies in no RAM window."""
-        counts = item.kind is ItemKind.BAR or item.name == "64-bit PCI window"
-        return counts and not any(item.place.start in window.range for window in self.windows)
+    def _mismatch(self) -> Iterator[Note]:
+        known = self.host.arch
+        if known is not None and known != self.machine.arch:
+            yield Note(
+                f"machine {self.machine.name} is {self.machine.arch}, but the host is {known}: KVM "
+                "cannot run it there"
+            )
 
     def _relaxable(self, pieces: Sequence[Item]) -> Iterator[Note]:
         for region in self.usable.relaxable:

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import NoSpaceError, PlanError
-from vmm_iova.guest.explain import HOLES, Reason, does_not_fit
+from vmm_iova.guest.explain import HOLES, Reason
 from vmm_iova.guest.layout import Item, ItemKind
 from vmm_iova.guest.refuse import Refusals
 from vmm_iova.host.model import Note
@@ -48,7 +48,7 @@ class Ram(Refusals):
     def _split(self) -> list[Item]:
         """Fill the windows in order, around the holes."""
         self._check_required()
-        pieces, over = self._flow(self._room)
+        pieces, over = self._flow(self._room, spilling=True)
         if over:
             raise self._too_little(over)
         self._check_aligned(pieces)
@@ -63,7 +63,7 @@ class Ram(Refusals):
         whole = self._split()  # raises what there is to say
         every = [
             span
-            for window in self.windows
+            for window in (*self.windows, *self.spill)
             for span in self.usable.ranges & RangeSet([window.range])
         ]
         must = [span for span in every if any(span.overlaps(r) for r in self._required())]
@@ -74,7 +74,7 @@ class Ram(Refusals):
             for chosen in combinations(some, count):
                 if set(must) <= set(chosen):
                     self.allowed = MappableRanges(chosen)
-                    pieces, over = self._flow(self._room)
+                    pieces, over = self._flow(self._room, spilling=True)
                     if not over:
                         found[tuple(piece.span for piece in pieces)] = pieces
             if found and min(map(len, found)) <= count:
@@ -169,6 +169,11 @@ class Ram(Refusals):
                     self.notes.append(Note(window.movable_note))
             elif blocked:
                 reasons += self._reasons(f"{window.name} RAM", hull)
+            elif self.machine.pci64 is not None and window.move_to is not None:
+                # QEMU moves RAM in this case whatever the host allows, and then fails.
+                place = self._window_place(hull.last)
+                assert place is not None  # it meets a hole
+                reasons += self._reasons("the 64-bit PCI window behind RAM", place)
         if reasons:
             raise self._refusal(reasons, f"on-hole {self.on_hole}")
         return self._items([part for piece in pieces for part in self._cut(piece)])
@@ -220,7 +225,7 @@ class Ram(Refusals):
         if window.range.start + self.ram - 1 > self.wanted.address_last:
             raise self._too_wide(AddrRange.from_size(window.range.start, self.ram))
         try:
-            spans = [AddrRange.from_size(allocator.allocate(self.ram, align=align), self.ram)]
+            spans = [AddrRange.from_size(self._in_one(allocator, align), self.ram)]
         except NoSpaceError as error:
             if self.on_hole != "split":
                 raise self._not_in_one(error) from error
@@ -247,6 +252,16 @@ class Ram(Refusals):
                 yield AddrRange(span.start + start - offset, span.start + last - offset), node.name
             at += node.size
 
+    def _in_one(self, allocator: IovaAllocator, align: int) -> int:
+        """Allocate all RAM in one piece, so that the largest pages can map it if there is room."""
+        for page in (_GIB, 1 << 21):
+            if self.ram >= page > align:
+                try:
+                    return allocator.allocate(self.ram, align=page)
+                except NoSpaceError:
+                    continue
+        return allocator.allocate(self.ram, align=align)
+
     def _not_in_one(self, error: NoSpaceError) -> PlanError:
         largest = error.largest_free or AddrRange(0, ADDRESS_LAST)
         cause = self.usable.edge_above(largest.last)
@@ -263,7 +278,7 @@ class Ram(Refusals):
                 spans.append(AddrRange.from_size(allocator.allocate_at(room.start, size), size))
                 left -= size
         if left:
-            raise does_not_fit(self.usable, self.machine.name, self.ram, left)
+            raise self._too_little(left)
         return spans
 
 

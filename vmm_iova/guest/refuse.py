@@ -11,7 +11,7 @@ from vmm_iova.guest.explain import Reason, does_not_fit, refusal
 from vmm_iova.guest.ground import Ground, OnHole, beyond
 from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.host.width import width_line
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
 from vmm_iova.units import format_size, show_size
 
 if TYPE_CHECKING:
@@ -30,15 +30,16 @@ class Refusals(Ground):
         return [Reason(item, span, cause, fits) for cause in self.usable.causes_of(span)]
 
     def _refusal(self, reasons: list[Reason], why: str) -> PlanError:
-        made = refusal(self.host, reasons, why, self._alternatives(), self._most(reasons))
-        if not made.fixes and not self.probing:
-            fixes = [*self._less(), "a host, or a device, that leaves this free"]
+        others = self._alternatives()
+        made = refusal(self.host, reasons, why, others, self._most(reasons))
+        if not others and not self.probing and self.on_hole != "split":
+            fixes = [*self._less(), *made.fixes]
             made = PlanError(made.message, reasons=made.reasons, fixes=fixes, detail=made.detail)
         return self._with_widths(made, reasons)
 
     def _less(self) -> Iterator[str]:
         """What fits with `split`, tried."""
-        pieces, over = self._flow(self._room)
+        pieces, over = self._flow(self._room, spilling=True)
         fits = (self.ram - over) >> 20 << 20
         if not pieces or not fits or not self.machine.identity:
             return
@@ -48,11 +49,13 @@ class Refusals(Ground):
             self.again(less, "split")
         except PlanError:
             return
-        yield f"--on-hole split with --ram {format_size(fits).replace(' ', '')}"
+        yield f"with --on-hole split, --ram {fits >> 20}MiB fits"
 
     def _too_little(self, over: int) -> PlanError:
         """RAM does not fit: say what ends the space, and which alignment would do."""
-        made = does_not_fit(self.usable, self.machine.name, self.ram, over)
+        spans = RangeSet(window.range for window in (*self.windows, *self.spill))
+        causes = [cause for span in spans for cause in self.usable.causes_of(span)]
+        made = does_not_fit(self.usable, self.machine.name, self.ram, over, causes)
         return self._with_widths(made, [r for r in made.reasons if isinstance(r, Reason)])
 
     def _too_much(self, most: int) -> PlanError:
@@ -115,6 +118,15 @@ class Refusals(Ground):
             f"BAR {bar.name} has no place: the 64-bit PCI window {NO_TOP}",
             reasons=[Reason(f"BAR {bar.name}", edge.range, edge, 0)],
             fixes=[f"--phys-bits N{how}"],
+        )
+
+    def _no_window(self, size: int, top: int) -> PlanError:
+        edge = self.usable.edge_above(ADDRESS_LAST)
+        return PlanError(
+            f"the 64-bit PCI window of {show_size(size)} has no room above RAM, which ends at "
+            f"{top:#x}",
+            reasons=[Reason("the 64-bit PCI window", edge.range, edge, 0)],
+            fixes=["a smaller --pci64, or --pci64 0 for none"],
         )
 
     def _no_room(self, room: WantedBar, cursor: int) -> PlanError:
@@ -195,7 +207,7 @@ class Refusals(Ground):
 
     def _most(self, reasons: list[Reason]) -> int:
         """RAM that stays below a single obstacle in the topmost window; else 0."""
-        if self.on_hole == "split" or len(reasons) != 1 or not self.machine.identity:
+        if self.on_hole != "refuse" or len(reasons) != 1 or not self.machine.identity:
             return 0
         pieces, _ = self._flow(self._own_room)
         spans = [piece.span for piece in pieces if piece.window is pieces[-1].window]

@@ -212,7 +212,7 @@ def resolve(guest: Guest, usable: Usable) -> Wanted:
         machine,
         sum(node.size for node in nodes),
         nodes,
-        _pci64(guest, machine),
+        _pci64(guest, machine, usable.granule),
         guest.pci64 is not None,
         bars,
         tuple(_room(room, usable) for room in guest.rooms),
@@ -322,13 +322,20 @@ def _limits(guest: Guest, machine: Machine, usable: Usable) -> Iterable[AddressL
         yield AddressLimit(usable.cpu_bits, text)
 
 
-def _pci64(guest: Guest, machine: Machine) -> Pci64Window | None:
+def _pci64(guest: Guest, machine: Machine, granule: int) -> Pci64Window | None:
     default = machine.pci64
     if guest.pci64 is None:
         return default
     if guest.pci64 in (0, "0"):
         return None
     size = parse_size(guest.pci64, "pci64")
+    if size % granule:
+        raise MisalignedError(
+            f"pci64 {size:#x} is not a multiple of the granule {granule:#x}",
+            field="pci64",
+            value=size,
+            align=granule,
+        )
     if default is None:
         raise RequestError(
             f"machine {machine.name} has no 64-bit PCI window", field="pci64", value=guest.pci64

@@ -62,9 +62,9 @@ def _units(host: Host, groups: Sequence[Group]) -> Iterator[Width]:
             yield Width(f"MGAW of {of}", width.mgaw_bits, source)
             if width.table_bits:
                 yield Width(f"deepest page table of {of}", width.table_bits[-1], source)
-            if width.usable_bits and ecap is not None and vtd_first_stage(ecap):
-                what = f"first-stage tables of {of}, lower half"
-                yield Width(what, width.usable_bits - 1, source)
+            first = None if ecap is None else vtd_first_stage(cap, ecap)
+            if first is not None and width.usable_bits:
+                yield Width(f"first-stage tables of {of}, lower half", first, source)
         elif features is not None and vendor == "amd":
             bits = amd_width(features, host.release).bits
             if bits:
