@@ -8,6 +8,9 @@ refused that a slow search of every place can find.
 
 from __future__ import annotations
 
+import contextlib
+import re
+from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations, pairwise, product
 
@@ -257,3 +260,78 @@ def test_fewest_has_no_more_pieces_than_the_best_of_all_choices(
         return
     layout = vi.plan(guest, _small_host(holes), prefer="fewest")
     assert len(layout.ram) == min(map(_runs, choices))
+
+
+# -- fixes are tried -------------------------------------------------------------------------------
+
+_REGION = st.tuples(
+    st.integers(0, (1 << 40) // (1 << 20)), st.sampled_from([1, 16, 1024, 12 * 1024])
+)
+
+
+@settings(max_examples=150)
+@given(
+    name=st.sampled_from([n for n in vi.machine_names() if vi.load_machine(n).identity]),
+    regions=st.lists(_REGION, max_size=4),
+    ram=st.sampled_from([1, 3, 16, 200, 600, 1011, 1500]),
+    align=st.sampled_from([None, "2MiB", "1GiB"]),
+    policy=st.sampled_from(["split", "move", "refuse"]),
+    bits=st.sampled_from([None, 36, 39, 40, 46]),
+    bar=st.sampled_from([None, "16G", "128G"]),
+    aperture=st.sampled_from([39, 41, 48]),
+)
+def test_every_fix_with_an_option_works(
+    name: str,
+    regions: list[tuple[int, int]],
+    ram: int,
+    align: str | None,
+    policy: str,
+    bits: int | None,
+    bar: str | None,
+    aperture: int,
+) -> None:
+    holes = tuple(
+        ReservedRegion(
+            AddrRange.from_size(at << 20, size << 20),
+            RegionKind.RESERVED,
+            "reserved",
+            Source("made", line),
+            "5",
+        )
+        for line, (at, size) in enumerate(regions)
+    )
+    host = Host("made", groups=(Group("5", regions=holes),))
+    usable = host.usable(aperture=aperture, granule=_PAGE)
+    bars = [] if bar is None else [vi.Bar("gpu", bar, required=True)]
+    guest = vi.Guest(name, ram * GIB, align=align, phys_bits=bits, bars=bars)
+    try:
+        layout = vi.plan(guest, usable, policy)  # type: ignore[arg-type]
+    except vi.PlanError as error:
+        fixes = error.fixes
+    else:
+        _sound(layout, ram * GIB)
+        return
+    assert fixes
+    for fix in fixes:
+        if found := re.match(r"--align (\S+) has room", fix):
+            vi.plan(replace(guest, align=found[1]), usable, policy)  # type: ignore[arg-type]
+        elif found := re.match(r"--on-hole (\w+) (has room|puts)", fix):
+            vi.plan(guest, usable, found[1])  # type: ignore[arg-type]
+        elif found := re.match(r"with --on-hole split, --ram (\S+) fits", fix):
+            vi.plan(replace(guest, ram=found[1]), usable, "split")
+        elif found := re.match(r"--ram (\S+) ", fix):
+            vi.plan(replace(guest, ram=found[1]), usable, policy)  # type: ignore[arg-type]
+        elif found := re.match(r"--phys-bits (\d+)", fix):
+            # It cures the width; the host may have something else to say.
+            with contextlib.suppress(vi.PlanError):
+                wider = replace(guest, phys_bits=int(found[1]))
+                assert vi.plan(wider, usable, policy).address_bits > (bits or 0)  # type: ignore[arg-type]
+
+
+def _sound(layout: vi.Layout, ram: int) -> None:
+    pieces = sorted(item.place for item in layout.ram)
+    assert sum(piece.size for piece in pieces) == ram
+    assert all(piece in layout.usable.ranges for piece in pieces)
+    kinds = (vi.ItemKind.RAM, vi.ItemKind.BAR, vi.ItemKind.DEVICE, vi.ItemKind.FIRMWARE)
+    placed = sorted(item.place for item in layout.items if item.kind in kinds)
+    assert all(below.last < above.start for below, above in pairwise(placed))

@@ -49,9 +49,9 @@ class Ram(Refusals):
         """Fill the windows in order, around the holes."""
         self._check_required()
         pieces, over = self._flow(self._room, spilling=True)
+        self._check_aligned(pieces)
         if over:
             raise self._too_little(over)
-        self._check_aligned(pieces)
         return self._items(pieces)
 
     def _fewest(self) -> Iterator[list[Item]]:

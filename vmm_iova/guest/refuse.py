@@ -43,20 +43,46 @@ class Refusals(Ground):
         fits = (self.ram - over) >> 20 << 20
         if not pieces or not fits or not self.machine.identity:
             return
-        node = replace(self.wanted.nodes[0], size=fits)
-        less = replace(self.wanted, ram=fits, nodes=(node,))
-        try:
-            self.again(less, "split")
-        except PlanError:
-            return
-        yield f"with --on-hole split, --ram {fits >> 20}MiB fits"
+        if self._works(fits, "split"):
+            yield f"with --on-hole split, --ram {fits >> 20}MiB fits"
 
     def _too_little(self, over: int) -> PlanError:
         """RAM does not fit: say what ends the space, and which alignment would do."""
         spans = RangeSet(window.range for window in (*self.windows, *self.spill))
         causes = [cause for span in spans for cause in self.usable.causes_of(span)]
         made = does_not_fit(self.usable, self.machine.name, self.ram, over, causes)
+        if not self.probing and made.fixes and made.fixes[0].startswith("--ram "):
+            fits = self._most_that_works((self.ram - over) >> 20)
+            fixes = [*([f"--ram {fits}MiB fits"] if fits else []), *made.fixes[1:]]
+            if fits and f"--ram {format_size(fits << 20).replace(' ', '')} fits" == made.fixes[0]:
+                fixes[0] = made.fixes[0]
+            made = PlanError(made.message, reasons=made.reasons, fixes=fixes, detail=made.detail)
         return self._with_widths(made, [r for r in made.reasons if isinstance(r, Reason)])
+
+    def _most_that_works(self, most: int) -> int:
+        """The largest RAM up to `most` MiB that can be planned with all the rest, tried; else 0."""
+        if self._works(most << 20, self.on_hole):
+            return most
+        works, fails = 0, most
+        while fails - works > max(1, fails >> 8):  # to a part in 256
+            middle = (works + fails) // 2
+            if self._works(middle << 20, self.on_hole):
+                works = middle
+            else:
+                fails = middle
+        return works
+
+    def _works(self, ram: int, policy: OnHole) -> bool:
+        """Tell whether all can be planned with so much RAM in one node, by doing it."""
+        pages = max(node.page_size or 1 for node in self.wanted.nodes)
+        if not ram or ram % max(pages, self.host.granule):
+            return False
+        node = replace(self.wanted.nodes[0], name=None, size=ram)
+        try:
+            self.again(replace(self.wanted, ram=ram, nodes=(node,)), policy)
+        except PlanError:
+            return False
+        return True
 
     def _too_much(self, most: int) -> PlanError:
         name = self.machine.title
@@ -68,10 +94,12 @@ class Refusals(Ground):
         reason = Reason(
             "ram", AddrRange.from_size(self.machine.ram[0].range.start, self.ram), cause, most
         )
+        fits = 0 if self.probing else self._most_that_works(most >> 20) << 20
+        fixes = [f"--ram {format_size(fits).replace(' ', '')} is the most"] if fits else []
         return PlanError(
             f"RAM of {show_size(self.ram)} is more than {name} takes, {show_size(most)}",
             reasons=[reason],
-            fixes=[f"--ram {format_size(most).replace(' ', '')} is the most", "another machine"],
+            fixes=[*fixes, "another machine"],
         )
 
     def _too_wide(self, span: AddrRange) -> PlanError:
@@ -213,4 +241,6 @@ class Refusals(Ground):
         spans = [piece.span for piece in pieces if piece.window is pieces[-1].window]
         if reasons[0].range != AddrRange(spans[0].start, spans[-1].last):
             return 0
-        return self.ram - reasons[0].range.size + reasons[0].fits if reasons[0].fits else 0
+        most = self.ram - reasons[0].range.size + reasons[0].fits if reasons[0].fits else 0
+        whole = most >> 20 << 20 or most  # as the fix says it
+        return most if not self.probing and self._works(whole, self.on_hole) else 0
