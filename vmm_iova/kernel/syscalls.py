@@ -108,6 +108,10 @@ class UserBuffer:
         self.address = ctypes.addressof(self._memory)
         self.size = size
 
-    def bytes(self) -> bytes:
+    def content(self) -> bytes:
         """Return a copy of the content."""
         return bytes(self._memory)
+
+    def write(self, data: bytes) -> None:
+        """Put `data` at the beginning."""
+        ctypes.memmove(self.address, data, len(data))
