@@ -9,8 +9,6 @@ from vmm_iova.errors import ClosedError, DmaError
 from vmm_iova.kernel.space import caller
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from vmm_iova.kernel.syscalls import Kernel
 
 
@@ -47,12 +45,7 @@ class Handle:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     @property

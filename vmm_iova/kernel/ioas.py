@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from vmm_iova.errors import CapabilityError, DmaError
 from vmm_iova.kernel import caps, uapi
@@ -33,7 +33,7 @@ _MAP = struct.Struct("=IIIIQQQ")
 _UNMAP = struct.Struct("=IIQQ")
 
 
-class Ioas(contextlib.AbstractContextManager["Ioas"]):
+class Ioas:
     """One I/O address space of an iommufd with its devices and mappings: an `AddressSpace`.
 
     Its ranges are final only after ALL devices are attached: each adds what it reserves, and a
@@ -56,6 +56,9 @@ class Ioas(contextlib.AbstractContextManager["Ioas"]):
         self._owns = owns
         self._place = caller()
         self.id = iommufd.alloc_ioas()
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
@@ -100,6 +103,10 @@ class Ioas(contextlib.AbstractContextManager["Ioas"]):
         del self.devices[name]
         device.close()
         return self.facts()
+
+    def device_fd(self, bdf: str) -> int:
+        """Return the descriptor of an attached device; KeyError if it is not."""
+        return self.devices[bdf].fd
 
     def ranges(self) -> tuple[MappableRanges, int]:
         """Return where mappings may lie now, and the alignment in bytes.
@@ -368,9 +375,9 @@ class Ioas(contextlib.AbstractContextManager["Ioas"]):
         length = 0
         for table in self._tables:
             bitmap = self.iommufd.read_dirty(table, iova, size, granule)
-            merged |= int.from_bytes(bitmap, "little")
+            merged |= uapi.read_bits(bitmap)
             length = len(bitmap)
-        return merged.to_bytes(length, "little")
+        return uapi.write_bits(merged, length)
 
     def close(self) -> None:
         """Close devices, then mappings, the IOAS and, if it is owned, the file. Idempotent."""

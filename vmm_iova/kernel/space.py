@@ -12,7 +12,7 @@ import sys
 import warnings
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from vmm_iova.errors import NotAllocatedError, PartialUnmapError
 from vmm_iova.ranges import AddrRange, MappableRanges
@@ -88,6 +88,15 @@ class AddressSpace(Protocol):
 
     def unmap_all(self) -> int:
         """Unmap everything; return the bytes."""
+
+    def device_fd(self, bdf: str) -> int:
+        """Return the descriptor of an attached device; KeyError if it is not."""
+
+    def __enter__(self) -> Self:
+        """Return this; leaving closes."""
+
+    def __exit__(self, *exc: object) -> None:
+        """Close, also when the body raised."""
 
     def close(self) -> None:
         """Close devices, mappings and files, in this order. Idempotent."""

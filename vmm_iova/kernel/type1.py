@@ -212,6 +212,10 @@ class Type1Container(Handle):
         self._devices[bdf] = fd
         return fd
 
+    def device_fd(self, bdf: str) -> int:
+        """Return the descriptor of a device that is open; KeyError if it is not."""
+        return self._devices[bdf]
+
     def close_device(self, bdf: str) -> None:
         """Close a device; nothing happens when it is closed already."""
         fd = self._devices.pop(bdf, -1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import platform
 import struct
+import sys
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import CapabilityError, RequestError
@@ -262,3 +263,21 @@ def grow_by_argsz(call: Callable[[bytearray], object], record: Record) -> bytear
         offset=0,
         hint="devices come and go meanwhile: try again when hotplug is quiet",
     )
+
+
+def read_bits(bitmap: bytes, order: str = sys.byteorder) -> int:
+    """Return a bitmap of 64-bit words as one number; bit n of it is page n.
+
+    The words have the machine's byte order, so on s390x the first byte holds bits 63 to 56.
+    """
+    if order == "big":
+        bitmap = b"".join(bitmap[at : at + 8][::-1] for at in range(0, len(bitmap), 8))
+    return int.from_bytes(bitmap, "little")
+
+
+def write_bits(bits: int, size: int, order: str = sys.byteorder) -> bytes:
+    """Return a number as a bitmap of `size` bytes, a multiple of 8; the inverse of `read_bits`."""
+    plain = bits.to_bytes(size, "little")
+    if order == "big":
+        return b"".join(plain[at : at + 8][::-1] for at in range(0, size, 8))
+    return plain
