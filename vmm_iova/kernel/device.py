@@ -228,6 +228,7 @@ def open_space(
 
     Raises:
         DeviceOpenError: neither way is open; `problem` and `detail` say why.
+        DmaError: the kernel refused a call that is not about a device, such as for want of memory.
         RequestError: no device, or an unknown way.
 
     Complexity: one attach a device.
