@@ -33,6 +33,7 @@ def _extensions() -> list[Extension]:
     fast = Extension(
         "vmm_iova._fast",
         ["vmm_iova/_fast.pyx"],
+        depends=["vmm_iova/_tree.h", "vmm_iova/_fast.pxd"],
         extra_compile_args=flags,
         extra_link_args=links,
         optional=os.environ.get("VMM_IOVA_REQUIRE_EXT") != "1",

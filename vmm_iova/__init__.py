@@ -1,6 +1,102 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where guest memory may go on this host, and why not elsewhere."""
+"""Where guest memory may go on a host, where it goes, and why it cannot go elsewhere.
 
+    >>> import vmm_iova as vi
+    >>> usable = vi.load_host("amd-epyc-1tb").usable()
+    >>> layout = vi.plan(vi.Guest(machine="q35", ram="1.5TiB"), usable)
+    >>> [str(piece.gpa) for piece in layout.ram]
+    ['0x0-0x7fffffff', '0x100000000-0xfcffffffff', '0x10000000000-0x1837fffffff']
+
+Planning touches no device and needs no root. Everything that is returned is immutable;
+`IovaAllocator` is the only object with a state.
+"""
+
+from vmm_iova.allocator import Allocation, IovaAllocator
+from vmm_iova.engine import engine_name
+from vmm_iova.errors import (
+    ApertureError,
+    EngineError,
+    EvidenceError,
+    HostDataError,
+    HostUnavailableError,
+    InvariantError,
+    IovaError,
+    MisalignedError,
+    NarrowError,
+    NoSpaceError,
+    NotAllocatedError,
+    OccupiedError,
+    PlacementError,
+    PlanError,
+    RangeOverflowError,
+    RequestError,
+    ReservedError,
+    SizeMismatchError,
+    StraddleError,
+    UnknownNameError,
+)
+from vmm_iova.guest.budget import Budget, budget
+from vmm_iova.guest.explain import Reason, Verdict, check
+from vmm_iova.guest.layout import GuestReserved, Item, ItemKind, Layout
+from vmm_iova.guest.machine import Machine, load_machine, machine_names
+from vmm_iova.guest.plan import Guest, plan
+from vmm_iova.host.judge import judge
+from vmm_iova.host.load import bundled_hosts, load_host
+from vmm_iova.host.model import Host, RegionKind, ReservedRegion
+from vmm_iova.host.usable import Cause, CauseKind, Usable, UsableRange
 from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
 
-__all__ = ["AddrRange", "MappableRanges", "RangeSet"]
+__version__ = "0.1.0"
+
+__all__ = [
+    "AddrRange",
+    "Allocation",
+    "ApertureError",
+    "Budget",
+    "Cause",
+    "CauseKind",
+    "EngineError",
+    "EvidenceError",
+    "Guest",
+    "GuestReserved",
+    "Host",
+    "HostDataError",
+    "HostUnavailableError",
+    "InvariantError",
+    "IovaAllocator",
+    "IovaError",
+    "Item",
+    "ItemKind",
+    "Layout",
+    "Machine",
+    "MappableRanges",
+    "MisalignedError",
+    "NarrowError",
+    "NoSpaceError",
+    "NotAllocatedError",
+    "OccupiedError",
+    "PlacementError",
+    "PlanError",
+    "RangeOverflowError",
+    "RangeSet",
+    "Reason",
+    "RegionKind",
+    "RequestError",
+    "ReservedError",
+    "ReservedRegion",
+    "SizeMismatchError",
+    "StraddleError",
+    "UnknownNameError",
+    "Usable",
+    "UsableRange",
+    "Verdict",
+    "budget",
+    "bundled_hosts",
+    "check",
+    "engine_name",
+    "judge",
+    "load_host",
+    "load_machine",
+    "machine_names",
+    "plan",
+]

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from vmm_iova.errors import RangeOverflowError, RequestError
 
@@ -208,7 +209,11 @@ class _Ranges:
     def __len__(self) -> int:
         return len(self._ranges)
 
-    def __getitem__(self, index: int) -> AddrRange:
+    @overload
+    def __getitem__(self, index: int) -> AddrRange: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[AddrRange, ...]: ...
+    def __getitem__(self, index: int | slice) -> AddrRange | tuple[AddrRange, ...]:
         return self._ranges[index]
 
     def __bool__(self) -> bool:
@@ -360,7 +365,7 @@ class MappableRanges(_Ranges):
 
     def __init__(self, ranges: Iterable[AddrRange] = ()) -> None:
         self._ranges = tuple(sorted(ranges))
-        for below, above in zip(self._ranges, self._ranges[1:], strict=False):
+        for below, above in pairwise(self._ranges):
             if above.start <= below.last:
                 raise RequestError(
                     f"the ranges {below} and {above} overlap", field="ranges", value=above
@@ -370,10 +375,16 @@ class MappableRanges(_Ranges):
     def seams(self) -> tuple[int, ...]:
         """First address of each range that touches the one below it, ascending."""
         return tuple(
-            above.start
-            for below, above in zip(self._ranges, self._ranges[1:], strict=False)
-            if above.start == below.last + 1
+            above.start for below, above in pairwise(self._ranges) if above.start == below.last + 1
         )
+
+    def split_at(self, address: int) -> MappableRanges:
+        """Put a seam before `address`, if it lies inside one of the ranges."""
+        home = self.range_at(address)
+        if home is None or home.start == address:
+            return self
+        halves = (AddrRange(home.start, address - 1), AddrRange(address, home.last))
+        return MappableRanges((*(item for item in self._ranges if item is not home), *halves))
 
     def as_set(self) -> RangeSet:
         """Return the addresses, with the seams forgotten."""

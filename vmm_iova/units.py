@@ -184,9 +184,13 @@ def format_size(size: int) -> str:
     return f"{size} B" if size < 1_000_000 else f"{size:#x} B"
 
 
-def format_address(address: int) -> str:
-    """Print an address as messages have it: `0xfee00000`."""
-    return f"{address:#x}"
+def show_size(size: int) -> str:
+    """Print a size for people: exactly where that is short, else to a tenth: `~90.1 GiB`."""
+    exact = format_size(size)
+    if not exact.startswith("0x"):
+        return exact
+    power = min((size.bit_length() - 1) // 10, len(_UNITS) - 1)
+    return f"~{size / (1 << 10 * power):.1f} {_UNITS[power]}"
 
 
 def shorten(text: str, limit: int = 60) -> str:

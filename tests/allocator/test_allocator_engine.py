@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which engine is taken, and what is said when it cannot be had. Each in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vmm_iova.engine import engine_name, load
+from vmm_iova.errors import EngineError
+
+WITHOUT_FAST = "import sys; sys.modules['vmm_iova._fast'] = None; "
+SHOW = "from vmm_iova.allocator import engine_name; print(engine_name())"
+
+
+def run(code, engine=None):
+    environment = {key: value for key, value in os.environ.items() if key != "VMM_IOVA_ENGINE"}
+    if engine is not None:
+        environment["VMM_IOVA_ENGINE"] = engine
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+def test_forced_engine_is_taken(engine):
+    result = run(SHOW, engine)
+
+    assert (f"{engine}\n", "", 0) == (result.stdout, result.stderr, result.returncode)
+
+
+def test_without_fast_the_pure_engine_is_taken_and_said_once():
+    result = run(WITHOUT_FAST + SHOW + "; import vmm_iova.engine as e; e.core(); e.engine_name()")
+
+    assert result.stdout == "pure\n"
+    assert result.stderr.count("RuntimeWarning") == 1
+    assert "pip install -e ." in result.stderr
+
+
+def test_forced_pure_says_nothing_without_fast():
+    result = run(WITHOUT_FAST + SHOW, "pure")
+
+    assert (result.stdout, result.stderr) == ("pure\n", "")
+
+
+def test_forced_fast_that_is_missing_raises_engine_error():
+    result = run(WITHOUT_FAST + SHOW, "fast")
+
+    assert result.returncode == 1
+    assert "EngineError" in result.stderr
+    assert "hint: build it" in result.stderr
+
+
+def test_unknown_engine_raises_engine_error():
+    result = run(SHOW, "turbo")
+
+    assert "EngineError: there is no engine 'turbo'" in result.stderr
+    with pytest.raises(EngineError) as caught:
+        load("turbo")
+    assert (caught.value.engine, caught.value.exit_code) == ("turbo", 8)
+
+
+def test_engine_name_is_one_of_the_two():
+    assert engine_name() in ("fast", "pure")

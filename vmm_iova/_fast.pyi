@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Types of the compiled engine. What its methods promise is written in `_pure.Core`."""
+
+from vmm_iova._pure import Core as _PureCore
+
+class Core(_PureCore): ...

@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine in Python, on sortedcontainers: the same answers as `_fast`, slower.
+
+Free spans stand in three orders: by address, by size, and by address within each power of two of
+size. The last makes first fit a look at some 64 lists instead of a walk over all spans; only spans
+whose size lies between the request and the power of two above it must be looked at one by one.
+"""
+
+from __future__ import annotations
+
+from array import array
+from threading import RLock
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from sortedcontainers import SortedList
+
+from vmm_iova.errors import InvariantError
+from vmm_iova.ranges import AddrRange, MappableRanges
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+Span = tuple[int, int]  # first and last address
+
+FIRST, LAST, BEST = 0, 1, 2
+
+
+class _FreeSpans:
+    """Disjoint spans in the three orders that the policies search."""
+
+    __slots__ = ("by_class", "by_size", "lasts", "starts")
+
+    def __init__(self) -> None:
+        self.lasts: dict[int, int] = {}
+        self.starts: SortedList[int] = SortedList()
+        self.by_size: SortedList[Span] = SortedList()  # (extent, start): ties go to the lowest
+        self.by_class: dict[int, SortedList[int]] = {}
+
+    def add(self, start: int, last: int) -> None:
+        extent = last - start
+        self.lasts[start] = last
+        self.starts.add(start)
+        self.by_size.add((extent, start))
+        self.by_class.setdefault(extent.bit_length(), SortedList()).add(start)
+
+    def remove(self, start: int) -> int:
+        last = self.lasts.pop(start)
+        extent = last - start
+        self.starts.remove(start)
+        self.by_size.remove((extent, start))
+        group = self.by_class[extent.bit_length()]
+        group.remove(start)
+        if not group:
+            del self.by_class[extent.bit_length()]
+        return last
+
+    def at(self, address: int) -> Span | None:
+        """Return the span that holds an address."""
+        place = self.starts.bisect_right(address) - 1
+        if place < 0:
+            return None
+        start = self.starts[place]
+        last = self.lasts[start]
+        return (start, last) if address <= last else None
+
+    def within(self, low: int, high: int) -> Iterator[Span]:
+        """Yield the spans that share an address with the window, cut to it, ascending."""
+        edge = self.at(low)
+        if edge is not None and edge[0] < low:
+            yield low, min(edge[1], high)
+        for start in self.starts.irange(low, high):
+            yield start, min(self.lasts[start], high)
+
+    def first(self, extent: int, align: int, low: int, high: int) -> int | None:
+        """Return the lowest place inside the window."""
+        edge = self.at(low)
+        if edge is not None and edge[0] < low:
+            place = (low + align - 1) & -align
+            if place + extent <= min(edge[1], high):
+                return place
+        best = None
+        bound = high
+        for size, group in self.by_class.items():
+            if size < extent.bit_length():
+                continue
+            for start in group.irange(low, bound):
+                place = (start + align - 1) & -align
+                if place + extent <= min(self.lasts[start], high):
+                    best, bound = place, start
+                    break
+        return best
+
+    def last(self, extent: int, align: int, low: int, high: int) -> int | None:
+        """Return the highest place inside the window."""
+        best = None
+        bound = low
+        for size, group in self.by_class.items():
+            if size < extent.bit_length():
+                continue
+            for start in group.irange(bound, high, reverse=True):
+                place = (min(self.lasts[start], high) - extent) & -align
+                if place >= start:
+                    best, bound = place, start
+                    break
+        if best is not None:
+            return best
+        edge = self.at(low)
+        if edge is not None and edge[0] < low:
+            place = (min(edge[1], high) - extent) & -align
+            if place >= low:
+                return place
+        return None
+
+    def best(self, extent: int, align: int, low: int, high: int) -> int | None:
+        """Return the lowest place in the smallest span of the window, the lowest among equals."""
+        found: tuple[int, int, int] | None = None  # extent of the span, its start, the place
+        for edge in {self.at(low), self.at(high)} - {None}:
+            assert edge is not None
+            start, last = max(edge[0], low), min(edge[1], high)
+            place = (start + align - 1) & -align
+            if (start, last) != edge and place + extent <= last:
+                candidate = (last - start, start, place)
+                found = candidate if found is None else min(found, candidate)
+        for span, start in self.by_size.irange((extent, 0)):
+            if found is not None and (span, start) >= found[:2]:
+                break
+            place = (start + align - 1) & -align
+            if low <= start and start + span <= high and place + extent <= start + span:
+                return place
+        return None if found is None else found[2]
+
+
+class Core:
+    """Free spans and allocations, and the steps on them that must be atomic."""
+
+    __slots__ = (
+        "_depth",
+        "_free",
+        "_journal",
+        "_lasts",
+        "_lock",
+        "_ranges",
+        "_starts",
+        "_tags",
+        "_total",
+        "_usable",
+        "allow_zero",
+        "granule",
+    )
+
+    if TYPE_CHECKING:
+        granule: int
+        allow_zero: bool
+        _usable: Any
+        _ranges: MappableRanges
+
+        def _request(
+            self, size: Any, align: Any, policy: Any, within: Any
+        ) -> tuple[int, int, int, int, int]: ...
+        def _request_at(self, start: Any, size: Any, align: Any) -> tuple[int, int]: ...
+        def _request_release(self, start: Any, size: Any) -> tuple[int, int | None]: ...
+        def _no_space(
+            self,
+            size: int,
+            align: int,
+            window: Span,
+            largest: Span | None,
+            largest_aligned: int,
+            total_free: int,
+        ) -> NoReturn: ...
+        def _refuse_at(
+            self, start: int, last: int, owner: tuple[int, int, object] | None
+        ) -> NoReturn: ...
+        def _refuse_release(
+            self, start: Any, size: Any, found: tuple[int, int, object] | None
+        ) -> NoReturn: ...
+
+    def _setup(
+        self, usable: Any, ranges: MappableRanges, granule: int, options: dict[str, Any]
+    ) -> None:
+        self.granule = granule
+        self.allow_zero = options["allow_zero"]
+        self._lock = RLock()
+        self._usable = usable
+        self._ranges = ranges
+        self._starts: SortedList[int] = SortedList()
+        self._lasts: dict[int, int] = {}
+        self._tags: dict[int, object] = {}
+        self._total = 0
+        self._journal: list[Callable[[], None]] = []
+        self._depth = 0
+        self._free = self._spans_of(ranges)
+
+    def __len__(self) -> int:
+        return len(self._lasts)
+
+    def allocate(
+        self,
+        size: int,
+        align: int | None = None,
+        policy: str = "first",
+        within: AddrRange | None = None,
+        tag: object = None,
+    ) -> int:
+        """Choose a free range, own it, and return its first address.
+
+        Address 0 is not chosen unless the allocator was made with `allow_zero`. The size is not
+        rounded. The range lies inside one usable range and inside the window.
+
+        Args:
+            size: bytes, 1 to 2^64, a multiple of the granule.
+            align: bytes, a power of two; default and minimum is the granule.
+            policy: "first" is the lowest place, "last" the highest, "best" the lowest place in
+                the smallest free span that can hold it (the lowest span among equals, each span
+                cut to the window).
+            within: the range must lie inside this window; default is everything.
+            tag: any object, kept with the allocation and named where it is in the way.
+
+        Returns:
+            IOVA, a multiple of the alignment.
+
+        Raises:
+            NoSpaceError: nothing fits; carries the largest free span and the largest size that
+                would fit at that alignment.
+            MisalignedError: the size is not a multiple of the granule.
+            RequestError: an argument makes no sense.
+
+        Complexity: O(log n) in the fast engine. In the pure one "first" and "last" may look at
+            every span that is at least as large as the request and below the next power of two,
+            and "best" at every large enough span that the alignment or the window rejects.
+        Synchronization: internally locked; one call is atomic.
+        Source: never choosing 0 follows iommufd, drivers/iommu/iommufd/io_pagetable.c,
+            iopt_alloc_iova(), Linux 6.2.
+        """
+        size, align, number, low, high = self._request(size, align, policy, within)
+        with self._lock:
+            bottom = low if self.allow_zero else max(low, self.granule)
+            search = (self._free.first, self._free.last, self._free.best)[number]
+            start = search(size - 1, align, bottom, high) if bottom <= high else None
+            if start is not None:
+                self._own(start, start + size - 1, tag)
+                return start
+            facts = self._facts(align, low, bottom, high)
+        return self._no_space(size, align, (low, high), *facts)
+
+    def allocate_at(
+        self, start: int, size: int, tag: object = None, *, align: int | None = None
+    ) -> int:
+        """Own the range at a place that the caller chose, address 0 included.
+
+        Args:
+            start: IOVA, a multiple of the granule.
+            size: bytes, 1 to 2^64, a multiple of the granule.
+            tag: any object, kept with the allocation and named where it is in the way.
+            align: bytes, a power of two that `start` must be a multiple of, for callers that
+                have such a demand; default is the granule.
+
+        Returns:
+            `start`.
+
+        Raises:
+            OccupiedError: an allocation is in the way; carries its tag and range.
+            ApertureError, ReservedError, StraddleError: the place is not usable; says why.
+            MisalignedError: start or size is not a multiple of the granule or alignment.
+            RequestError: an argument makes no sense, or the range reaches beyond 2^64-1.
+
+        Complexity: O(log n).
+        Synchronization: internally locked; one call is atomic.
+        """
+        start, last = self._request_at(start, size, align)
+        with self._lock:
+            span = self._free.at(start)
+            if span is not None and last <= span[1]:
+                self._own(start, last, tag)
+                return start
+            owner = self._overlap(start, last)
+        return self._refuse_at(start, last, owner)
+
+    def release(self, start: int, size: int | None = None) -> None:
+        """Give an allocation back, the whole of it.
+
+        Args:
+            start: its first address.
+            size: bytes; if given it must be the size of the allocation.
+
+        Raises:
+            NotAllocatedError: no allocation begins there; names the one that holds the address.
+            SizeMismatchError: it has another size; nothing was released.
+            RequestError: an argument makes no sense.
+
+        Complexity: O(log n).
+        Synchronization: internally locked; one call is atomic.
+        """
+        start, size = self._request_release(start, size)
+        with self._lock:
+            last = self._lasts.get(start)
+            if last is not None and size in (None, last - start + 1):
+                self._disown(start)
+                return
+            found = self._at(start)
+        self._refuse_release(start, size, found)
+
+    # Steps that the shared contract calls.
+
+    def _at(self, address: int) -> tuple[int, int, object] | None:
+        with self._lock:
+            place = self._starts.bisect_right(address) - 1
+            if place < 0:
+                return None
+            start = self._starts[place]
+            last = self._lasts[start]
+            return (start, last, self._tags.get(start)) if address <= last else None
+
+    def _overlap(self, start: int, last: int) -> tuple[int, int, object] | None:
+        """Return the lowest allocation that shares an address with the range."""
+        found = self._at(start)
+        if found is None:
+            above = next(self._starts.irange(start, last), None)
+            found = None if above is None else self._at(above)
+        return found
+
+    def _allocated(self) -> int:
+        return self._total
+
+    def _snapshot(self) -> tuple[Sequence[int], Sequence[int], dict[int, object]]:
+        with self._lock:
+            starts = array("Q", self._starts)
+            return starts, array("Q", map(self._lasts.__getitem__, starts)), self._tags.copy()
+
+    def _gaps(self, start: int, last: int) -> tuple[Sequence[int], Sequence[int]]:
+        with self._lock:
+            spans = list(self._free.within(start, last))
+        return array("Q", [a for a, _ in spans]), array("Q", [b for _, b in spans])
+
+    def _facts(self, align: int, low: int, bottom: int, high: int) -> tuple[Span | None, int, int]:
+        largest: Span | None = None
+        aligned = total = 0
+        for start, last in self._free.within(low, high):
+            if largest is None or last - start > largest[1] - largest[0]:
+                largest = (start, last)
+            place = (max(start, bottom) + align - 1) & -align
+            aligned = max(aligned, last - place + 1)
+            total += last - start + 1
+        return largest, aligned, total
+
+    def _swap(self, usable: Any, ranges: MappableRanges) -> list[tuple[int, int, object]]:
+        """Take new usable ranges, or return the allocations that they do not cover."""
+        with self._lock:
+            conflicts = [
+                (start, self._lasts[start], self._tags.get(start))
+                for start in self._starts
+                if AddrRange(start, self._lasts[start]) not in ranges
+            ]
+            if conflicts:
+                return conflicts
+            before = (self._usable, self._ranges)
+            free = self._spans_of(ranges)
+            self._usable, self._ranges, self._free = usable, ranges, free
+            if self._depth:
+                self._journal.append(lambda: self._put_back(*before))
+        return []
+
+    # Transactions: a list of what undoes each step.
+
+    def _begin(self) -> int:
+        with self._lock:
+            self._depth += 1
+            return len(self._journal)
+
+    def _undo(self, mark: int) -> None:
+        with self._lock:
+            depth, self._depth = self._depth, 0
+            try:
+                while len(self._journal) > mark:
+                    self._journal.pop()()
+            finally:
+                self._depth = depth
+
+    def _finish(self, mark: int, failed: bool) -> None:
+        with self._lock:
+            if failed:
+                self._undo(mark)
+            self._depth -= 1
+            if not self._depth:
+                self._journal = []
+
+    def _own(self, start: int, last: int, tag: object) -> None:
+        span = self._free.at(start)
+        assert span is not None
+        self._free.remove(span[0])
+        if span[0] < start:
+            self._free.add(span[0], start - 1)
+        if last < span[1]:
+            self._free.add(last + 1, span[1])
+        self._starts.add(start)
+        self._lasts[start] = last
+        if tag is not None:
+            self._tags[start] = tag
+        self._total += last - start + 1
+        if self._depth:
+            self._journal.append(lambda: self._disown(start))
+
+    def _disown(self, start: int) -> None:
+        last = self._lasts.pop(start)
+        self._starts.remove(start)
+        tag = self._tags.pop(start, None)
+        self._total -= last - start + 1
+        home = self._ranges.range_at(start)
+        assert home is not None
+        low, high = start, last
+        below = self._free.at(start - 1) if home.start < start else None
+        if below is not None:
+            low = below[0]
+            self._free.remove(low)
+        if last < home.last and last + 1 in self._free.lasts:
+            high = self._free.remove(last + 1)
+        self._free.add(low, high)
+        if self._depth:
+            self._journal.append(lambda: self._own(start, last, tag))
+
+    def _put_back(self, usable: Any, ranges: MappableRanges) -> None:
+        self._usable, self._ranges, self._free = usable, ranges, self._spans_of(ranges)
+
+    def _spans_of(self, ranges: MappableRanges) -> _FreeSpans:
+        """Work out the free spans from the usable ranges and the allocations."""
+        free = _FreeSpans()
+        for home in ranges:
+            low = home.start
+            for start in self._starts.irange(home.start, home.last):
+                if low < start:
+                    free.add(low, start - 1)
+                low = self._lasts[start] + 1
+            if low <= home.last:
+                free.add(low, home.last)
+        return free
+
+    def _check_core(self) -> None:
+        free = self._free
+        # INVARIANT: the orders hold the same spans, and those are what the allocations leave.
+        same = (
+            sorted(free.lasts) == list(free.starts)
+            and sorted((last - start, start) for start, last in free.lasts.items())
+            == list(free.by_size)
+            and sorted(start for group in free.by_class.values() for start in group)
+            == list(free.starts)
+            and all(
+                (free.lasts[start] - start).bit_length() == size
+                for size, group in free.by_class.items()
+                for start in group
+            )
+            and self._spans_of(self._ranges).lasts == free.lasts
+        )
+        # INVARIANT: tags belong to allocations; a journal exists only inside a transaction.
+        if not same or not self._tags.keys() <= self._lasts.keys():
+            raise InvariantError("the orders of the free spans differ")
+        if sorted(self._lasts) != list(self._starts) or (self._journal and not self._depth):
+            raise InvariantError("the allocations or the journal are out of order")

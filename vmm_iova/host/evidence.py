@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evidence for the aperture of a group: what there is, how strong it is, what it says."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmm_iova.errors import RequestError
+from vmm_iova.host.model import Group, Host, IommuUnit, KernelRanges, RegionKind, Source
+from vmm_iova.host.width import amd_width, vtd_first_stage, vtd_width
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
+from vmm_iova.units import parse_range
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+MSI_X86 = AddrRange(0xFEE0_0000, 0xFEEF_FFFF)
+"""Interrupt window of x86, never translated (Intel SDM 3A, 11.11.1; AMD APM 2, 16.11)."""
+
+HYPERTRANSPORT = AddrRange(0xFD_0000_0000, 0xFF_FFFF_FFFF)
+"""AMD's reserved 12 GiB below 1 TiB (drivers/iommu/amd/iommu.c, amd_iommu_get_resv_regions)."""
+
+MSI_ARM_SOFTWARE = AddrRange(0x0800_0000, 0x080F_FFFF)
+"""Where the kernel maps MSI doorbells on Arm (MSI_IOVA_BASE, arm-smmu and virtio-iommu)."""
+
+
+class EvidenceKind(enum.Enum):
+    """Kinds of aperture evidence, strongest first."""
+
+    KERNEL_LIST = "kernel range list"
+    ZPCI = "zPCI base capability"
+    REGISTERS = "width registers"
+    STATED = "stated by the user"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One piece of evidence for the aperture.
+
+    Attributes:
+        kind: what it is.
+        ranges: what it allows.
+        text: one line that says where it comes from and what it says.
+        source: where.
+        group: the group that it is about, or None for all.
+        bound: True if it only bounds from above, as registers do.
+    """
+
+    kind: EvidenceKind
+    ranges: MappableRanges
+    text: str
+    source: Source
+    group: str | None = None
+    bound: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a search for evidence found about one group.
+
+    Attributes:
+        evidence: strongest first; empty when there is none.
+        caps: upper bounds of the hardware, that hold whatever else says.
+        looked_at: everything that was looked at, and why it counts or not.
+    """
+
+    evidence: tuple[Evidence, ...]
+    caps: tuple[Evidence, ...]
+    looked_at: tuple[str, ...]
+
+
+def width_ranges(bits: int) -> MappableRanges:
+    """Return `0 .. 2^bits-1`."""
+    return MappableRanges([AddrRange(0, (1 << bits) - 1)])
+
+
+def stated_evidence(aperture: int | str | AddrRange | RangeSet) -> Evidence:
+    """Turn what the user states into evidence.
+
+    Args:
+        aperture: bits (`48`, `"48"`), a range (`"0x0-0x7fffffffff"`), or ranges.
+
+    Raises:
+        RequestError: not a width from 1 to 64, nor a range.
+    """
+    source = Source("--aperture")
+    if isinstance(aperture, RangeSet):
+        shown = ", ".join(map(str, aperture))
+        return Evidence(EvidenceKind.STATED, MappableRanges(aperture), f"stated: {shown}", source)
+    if isinstance(aperture, str):
+        text = aperture.strip().lower().removesuffix("bits").removesuffix("bit").rstrip(" -")
+        width = text.isdecimal() and len(text) < 4
+        aperture = int(text) if width else parse_range(aperture, "aperture")
+    if isinstance(aperture, AddrRange):
+        ranges = MappableRanges([aperture])
+        return Evidence(EvidenceKind.STATED, ranges, f"stated: {aperture}", source)
+    if isinstance(aperture, bool) or not 1 <= aperture <= 64:
+        raise RequestError(
+            f"aperture {aperture} is not a width from 1 to 64 bits",
+            field="aperture",
+            value=aperture,
+            hint="write --aperture 48, or a range like 0x100000000-0x8ffffffff",
+        )
+    return Evidence(EvidenceKind.STATED, width_ranges(aperture), f"stated: {aperture} bits", source)
+
+
+def search(host: Host, group: Group | None) -> Findings:
+    """Look for evidence of the aperture that a group has.
+
+    Args:
+        host: the facts.
+        group: the group; None for a host whose facts name no groups.
+    """
+    looked: list[str] = []
+    found: list[Evidence] = []
+    for listed in host.kernel_ranges:
+        found += _from_kernel(listed, group, looked)
+    if not host.kernel_ranges:
+        looked.append("the kernel's range list (VFIO or iommufd): not among the facts")
+    found += _from_zpci(host, group)
+    widths = list(_widths(host, group, looked))
+    caps = tuple(item.as_cap() for item in widths if item.certain)
+    if widths:
+        found.append(min(widths, key=lambda item: item.bits).as_evidence())
+    else:
+        looked.append("width registers in sysfs: none that say a width")
+    if any(item.regions is not None for item in host.groups):
+        looked.append("sysfs reserved_regions: names holes, never the aperture")
+    return Findings(tuple(found), caps, tuple(looked))
+
+
+def _from_kernel(
+    listed: KernelRanges, group: Group | None, looked: list[str]
+) -> Iterator[Evidence]:
+    where = f"the kernel's range list ({listed.source})"
+    if not listed.ranges:
+        looked.append(f"{where}: empty, as for a container that has no IOMMU behind it")
+    elif list(listed.ranges) == [AddrRange(0, ADDRESS_LAST)]:
+        looked.append(
+            f"{where}: one range 0..2^64-1 is what iommufd says before any device is attached"
+        )
+    elif listed.groups is not None and group is not None and group.id not in listed.groups:
+        looked.append(f"{where}: read for group {', '.join(listed.groups)}, not for {group.title}")
+    else:
+        api = "" if listed.api == "text" else f" ({listed.api})"
+        shown = ", ".join(map(str, listed.ranges[:4])) + (", ..." if len(listed.ranges) > 4 else "")
+        yield Evidence(
+            EvidenceKind.KERNEL_LIST,
+            listed.ranges,
+            f"kernel range list{api}, {listed.source}: {shown}",
+            listed.source,
+            group.id if group and listed.groups is not None else None,
+        )
+
+
+def _from_zpci(host: Host, group: Group | None) -> Iterator[Evidence]:
+    for window in host.windows:
+        if group is None or window.device in group.devices or not group.devices:
+            yield Evidence(
+                EvidenceKind.ZPCI,
+                MappableRanges([window.range]),
+                f"zPCI base capability of {window.device}: {window.range}",
+                window.source,
+                group.id if group else None,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Width:
+    """A width that a register or the kernel states.
+
+    Attributes:
+        bits: what a sysfs-only estimate may count on.
+        hardware_bits: what the hardware can walk at most, whatever tables the kernel picks.
+        certain: the register was read beyond doubt.
+    """
+
+    bits: int
+    hardware_bits: int
+    certain: bool
+    text: str
+    source: Source
+
+    def as_evidence(self) -> Evidence:
+        ranges = width_ranges(self.bits)
+        return Evidence(EvidenceKind.REGISTERS, ranges, self.text, self.source, bound=True)
+
+    def as_cap(self) -> Evidence:
+        ranges = width_ranges(self.hardware_bits)
+        return Evidence(EvidenceKind.REGISTERS, ranges, self.text, self.source, bound=True)
+
+
+def _widths(host: Host, group: Group | None, looked: list[str]) -> Iterator[_Width]:
+    for unit in _units_of(host, group):
+        if unit.cap is not None and unit.vendor == "intel":
+            yield from _vtd(unit, looked)
+        elif unit.features is not None and unit.vendor == "amd":
+            yield from _amd(unit, host.release, looked)
+        else:
+            looked.append(f"{unit.name}: publishes no width")
+    for width in host.widths:
+        text = f"the kernel's own words, {width.source}: IOMMU width {width.bits} bits"
+        yield _Width(width.bits, width.bits, True, text, width.source)
+
+
+def _units_of(host: Host, group: Group | None) -> Sequence[IommuUnit]:
+    """The units in front of a group; all of them when the facts do not say which."""
+    members = set(group.devices) if group else set()
+    names = {device.iommu for device in host.devices if device.name in members}
+    chosen = [unit for unit in host.units if unit.name in names]
+    return chosen or host.units
+
+
+def _vtd(unit: IommuUnit, looked: list[str]) -> Iterator[_Width]:
+    if unit.cap is None:
+        return
+    width = vtd_width(unit.cap)
+    tables = "/".join(map(str, width.table_bits)) or "no known"
+    text = (
+        f"VT-d registers of {unit.name}, {unit.source}: cap {unit.cap:x}, "
+        f"MGAW {width.mgaw_bits} bits, page tables of {tables} bits"
+    )
+    if not width.usable_bits:
+        looked.append(f"{text}: makes no sense")
+        return
+    bits = width.usable_bits
+    if unit.ecap is not None and vtd_first_stage(unit.ecap):
+        bits -= 1
+        text += ", one less for first-stage tables (scalable mode)"
+    yield _Width(bits, width.usable_bits, True, f"{text}: {bits} bits", unit.source)
+
+
+def _amd(unit: IommuUnit, release: str | None, looked: list[str]) -> Iterator[_Width]:
+    width = amd_width(unit.features or "", release)
+    text = f"AMD-Vi features of {unit.name}, {unit.source}: {unit.features}"
+    if not width.bits:
+        looked.append(f"{text}: {width.doubt or 'page-table depth is a reserved value'}")
+        return
+    doubt = f" ({width.doubt})" if width.doubt else ""
+    shown = f"{text}: host page tables of {width.bits} bits{doubt}"
+    yield _Width(width.bits, width.bits, width.doubt is None, shown, unit.source)
+
+
+def is_x86(host: Host) -> bool:
+    """Tell whether the facts can only come from an x86 host."""
+    if host.arch in ("x86_64", "i386", "i686") or host.log_regions:
+        return True
+    if any(unit.vendor in ("intel", "amd") for unit in host.units):
+        return True
+    regions = (region for group in host.groups for region in group.regions or ())
+    if any(region.kind is RegionKind.MSI and region.range == MSI_X86 for region in regions):
+        return True
+    lists = (listed.ranges.as_set() for listed in host.kernel_ranges)
+    return any(MSI_X86 in ~ranges and MSI_X86.start - 1 in ranges for ranges in lists)
+
+
+def is_amd(host: Host) -> bool:
+    """Tell whether the facts can only come from an AMD host."""
+    return any(unit.vendor == "amd" for unit in host.units)
+
+
+def familiar(item: AddrRange) -> str | None:
+    """Name a span that the architecture fixes, or None."""
+    return {
+        MSI_X86: "the x86 interrupt window",
+        HYPERTRANSPORT: "the AMD HyperTransport range",
+        MSI_ARM_SOFTWARE: "the window of Arm's software MSI",
+    }.get(item)

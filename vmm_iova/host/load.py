@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Get a host from wherever it is: this machine, a copied tree, a file, a text, or the package."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_iova.errors import HostDataError, HostUnavailableError, UnknownNameError
+from vmm_iova.host.snapshot import load_snapshot
+from vmm_iova.host.sysfs import read_sysfs
+from vmm_iova.host.text import parse_text
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+    from vmm_iova.host.model import Host
+
+_LARGEST = 64 << 20  # no capture comes near it; keeps a mistaken disk image out of memory
+
+
+def _bundle() -> Traversable:
+    return resources.files("vmm_iova.host") / "bundled"
+
+
+def bundled_hosts() -> tuple[str, ...]:
+    """Return the names of the hosts that ship with the package, sorted."""
+    names = (item.name for item in _bundle().iterdir())
+    return tuple(
+        sorted(name.rpartition(".")[0] for name in names if name.endswith((".txt", ".json")))
+    )
+
+
+def load_host(spec: str | os.PathLike[str] = "LIVE", *, sysroot: str | Path = "/") -> Host:
+    """Read the facts of one host.
+
+    Args:
+        spec: `LIVE` (the machine that this runs on), a file (a snapshot, or any text with facts),
+            `-` for standard input, a directory with a copy of `/sys`, or the name of a bundled
+            host. `NAME#2` is the second host of a text that holds several.
+        sysroot: for `LIVE`, where to find `sys/`.
+
+    Raises:
+        UnknownNameError: there is no such file, directory or bundled host.
+        HostUnavailableError: it is there but may not be read (with errno).
+        HostDataError: it is malformed, or holds several hosts and `#N` is missing.
+
+    Complexity: O(size).
+    Synchronization: none required.
+    """
+    text = os.fspath(spec)
+    if text == "LIVE":
+        return read_sysfs(sysroot)
+    path = Path(text)
+    if path.is_dir():
+        return read_sysfs(path)
+    content, name, index = _find(text)
+    if content.lstrip()[:1] == "{":
+        return load_snapshot(content, name)
+    hosts = parse_text(content, name)
+    if index is not None:
+        if not 1 <= index <= len(hosts):
+            raise UnknownNameError(
+                f"{name} holds {len(hosts)} hosts, so there is no {name}#{index}",
+                kind="host",
+                name=text,
+                known=[host.name for host in hosts],
+            )
+        return hosts[index - 1]
+    if len(hosts) > 1:
+        raise HostDataError(
+            f"{name} holds {len(hosts)} hosts",
+            source=name,
+            hint=f"say which: {text}#1 to {text}#{len(hosts)}",
+        )
+    return hosts[0]
+
+
+def _find(text: str) -> tuple[str, str, int | None]:
+    """Return content, name for messages, and the number behind `#`, if any."""
+    if text == "-":
+        return _decode(sys.stdin.buffer.read(_LARGEST + 1), "standard input"), "stdin", None
+    stem, mark, number = text.rpartition("#")
+    choices: list[tuple[str, int | None]] = [(text, None)]
+    if mark and number.isdecimal():
+        choices.append((stem, int(number)))
+    for name, index in choices:
+        path = Path(name)
+        if path.exists():
+            return _decode(_read(path), name), path.name, index
+        for suffix in (".txt", ".json"):
+            entry = _bundle() / f"{name}{suffix}"
+            if "/" not in name and entry.is_file():
+                return entry.read_text("utf-8"), name, index
+    known = bundled_hosts()
+    close = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
+    raise UnknownNameError(
+        f"{text!r} is no file, no directory and no bundled host",
+        kind="host",
+        name=text,
+        known=known,
+        hint=f"did you mean {' or '.join(close)}" if close else "vmm-iova show --list names them",
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise HostUnavailableError(
+            f"{path}: {error.strerror}", source=str(path), errno=error.errno
+        ) from error
+    return content
+
+
+def _decode(content: bytes, name: str) -> str:
+    if len(content) > _LARGEST:
+        raise HostDataError(
+            f"{name} is larger than 64 MiB: these are not the facts of one host", source=name
+        )
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise HostDataError(
+            f"{name} is not text: byte {content[error.start]:#04x} at offset {error.start:#x}",
+            source=name,
+        ) from error
+    if "\0" in text:
+        raise HostDataError(
+            f"{name} is not text: byte 0x00 at offset {text.index(chr(0)):#x}", source=name
+        )
+    return text

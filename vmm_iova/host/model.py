@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a host says about its IOMMUs: facts, each with the place where it was read.
+
+Nothing here judges. A fact that could not be had is None, which differs from an empty list:
+"the file is empty" and "there is no such file" mean different things (see `host.usable`).
+All types are immutable and pickle.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vmm_iova.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vmm_iova.host.usable import Usable
+    from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
+
+
+class RegionKind(enum.Enum):
+    """Type of a reserved region, in the words of sysfs.
+
+    Source: drivers/iommu/iommu.c, iommu_group_resv_type_string (Linux 4.11, 5.3).
+    """
+
+    DIRECT = "direct"
+    """Firmware demands a 1:1 mapping at all times; current kernels keep the device."""
+    DIRECT_RELAXABLE = "direct-relaxable"
+    """1:1 only until the host's driver lets go; user space may map over it (5.3)."""
+    RESERVED = "reserved"
+    """Never translated."""
+    MSI = "msi"
+    """Writes become interrupts; sysfs has one word for hardware and software windows."""
+    FIRMWARE = "firmware"
+    """An RMRR seen only in a kernel log, which says neither device nor `direct` or relaxable."""
+    UNKNOWN = "unknown"
+    """A word this program does not know: treated as not mappable, kept as it was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a fact was read: a path or the name of a text, and the line in it (from 1)."""
+
+    name: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.line is None else f"{self.name}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something about the facts that a person should know; `warning` ones are shown unasked."""
+
+    text: str
+    warning: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ReservedRegion:
+    """A span that the platform withholds from some group.
+
+    Attributes:
+        range: the span as it was read, not rounded.
+        kind: its type.
+        word: the type word as it was read.
+        source: where.
+        group: group that it was read from; None for a kernel log or an architectural constant.
+    """
+
+    range: AddrRange
+    kind: RegionKind
+    word: str
+    source: Source
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyRegion:
+    """A region of length 0, which broken firmware produces.
+
+    It is no hole, but VFIO cuts the usable range at `start` into two that touch (Linux 5.4), and
+    an empty `direct` one keeps the device from user space all the same.
+    """
+
+    start: int
+    kind: RegionKind
+    word: str
+    source: Source
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that an IOMMU translates.
+
+    Attributes:
+        name: its name, a BDF such as `0000:01:00.0` for PCI.
+        group: the group that it is in, or None.
+        iommu: name of the IOMMU in front of it (`dmar0`, `ivhd1`, ...), or None.
+        dma_mask_bits: mask of the *host driver*; says nothing about what VFIO may map.
+        driver: driver bound to it, or None.
+        pci_class: PCI class code, or None.
+    """
+
+    name: str
+    group: str | None = None
+    iommu: str | None = None
+    dma_mask_bits: int | None = None
+    driver: str | None = None
+    pci_class: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """An IOMMU group.
+
+    Attributes:
+        id: its number as text; "pasted" for a text that names none.
+        devices: names of its members.
+        regions: its reserved regions, ascending; None when there is no such file (before 4.11),
+            or it could not be read or trusted.
+        empty_regions: regions of length 0.
+        unreadable: why the file could not be read, or None.
+        damaged: what is wrong with its content, or None.
+        type: type of its default domain, or None; says nothing about the IOVA space under VFIO.
+    """
+
+    id: str
+    devices: tuple[str, ...] = ()
+    regions: tuple[ReservedRegion, ...] | None = ()
+    empty_regions: tuple[EmptyRegion, ...] = ()
+    unreadable: str | None = None
+    damaged: str | None = None
+    type: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The group and its devices, for messages: `group 3 (0000:01:00.0)`."""
+        name = "the pasted text" if self.id == PASTED else f"group {self.id}"
+        if not self.devices:
+            return name
+        more = f" and {len(self.devices) - 3} more" if len(self.devices) > 3 else ""
+        return f"{name} ({', '.join(self.devices[:3])}{more})"
+
+
+PASTED = "pasted"
+"""Id of the group that stands for a text without group numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class IommuUnit:
+    """A remapping unit and its registers.
+
+    Attributes:
+        name: `dmar0`, `ivhd0`, `smmu3.0x...`, ...
+        cap: VT-d capability register, or AMD capability header; None when not published.
+        ecap: VT-d extended capability register, or None.
+        features: text of AMD's `features` file (its order changed twice), or None.
+        source: where the registers were read.
+    """
+
+    name: str
+    cap: int | None = None
+    ecap: int | None = None
+    features: str | None = None
+    source: Source = Source("sysfs")
+
+    @property
+    def vendor(self) -> str:
+        """`intel`, `amd`, `arm`, `s390`, ... by the name that its driver registers.
+
+        Source: callers of iommu_device_sysfs_add (drivers/iommu, Linux 3.17 to 7.3).
+        """
+        for prefix, vendor in _VENDORS:
+            if self.name.startswith(prefix):
+                return vendor
+        return "unknown"
+
+
+_VENDORS = (
+    ("dmar", "intel"),
+    ("ivhd", "amd"),
+    ("smmu", "arm"),
+    ("s390-iommu", "s390"),
+    ("apple-dart", "apple"),
+    ("riscv-iommu", "riscv"),
+    ("virtio", "virtio"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRanges:
+    """The kernel's own list of mappable IOVAs: the strongest evidence there is.
+
+    Attributes:
+        ranges: the list; touching neighbours stay two.
+        api: `type1`, `iommufd`, or `text` when the list was pasted.
+        groups: groups that were attached when it was read; None when not known.
+        granule: smallest page in bytes that came with it (lowest bit of `iova_pgsizes`,
+            or `out_iova_alignment`), or None.
+        page_sizes: bitmap of page sizes, or None.
+        source: where.
+    """
+
+    ranges: MappableRanges
+    api: str
+    source: Source
+    groups: tuple[str, ...] | None = None
+    granule: int | None = None
+    page_sizes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DmaWindow:
+    """The zPCI base capability: lowest and highest usable DMA address of a device, inclusive.
+
+    Source: include/uapi/linux/vfio_zdev.h, VFIO_DEVICE_INFO_CAP_ZPCI_BASE (Linux 5.10).
+    """
+
+    device: str
+    range: AddrRange
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class StatedWidth:
+    """A width that the kernel printed in a log: an upper bound, like a register.
+
+    Attributes:
+        bits: address bits.
+        source: where.
+    """
+
+    bits: int
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits on mapping. None: not known.
+
+    Attributes:
+        dma_entries: `dma_entry_limit` of vfio_iommu_type1 (default 65535, Linux 5.1).
+        memlock: soft RLIMIT_MEMLOCK of the process in bytes; -1 when unlimited.
+    """
+
+    dma_entries: int | None = None
+    memlock: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """All facts of one host. Make one with `vmm_iova.load_host`.
+
+    Attributes:
+        name: what to call it.
+        origin: where the facts come from, one line.
+        arch: `x86_64`, `aarch64`, `s390x`, ... when a source says it; else None.
+        release: kernel release, or None.
+        page_size: page size of its kernel in bytes, or None.
+        groups: IOMMU groups, ascending by number.
+        devices: translated devices, by name.
+        units: remapping units, by name.
+        kernel_ranges: lists that the kernel itself gave.
+        windows: zPCI DMA windows.
+        widths: widths that the kernel printed.
+        log_regions: RMRRs of a kernel log, which names no device for them.
+        limits: limits on mapping.
+        notes: what was odd about the sources; nothing is dropped in silence.
+
+    Synchronization: none required (immutable).
+    """
+
+    name: str
+    origin: str = ""
+    arch: str | None = None
+    release: str | None = None
+    page_size: int | None = None
+    groups: tuple[Group, ...] = ()
+    devices: tuple[Device, ...] = ()
+    units: tuple[IommuUnit, ...] = ()
+    kernel_ranges: tuple[KernelRanges, ...] = ()
+    windows: tuple[DmaWindow, ...] = ()
+    widths: tuple[StatedWidth, ...] = ()
+    log_regions: tuple[ReservedRegion, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    notes: tuple[Note, ...] = ()
+
+    def group(self, group_id: str | int) -> Group:
+        """Return the group of that number.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        wanted = str(group_id)
+        for group in self.groups:
+            if group.id == wanted:
+                return group
+        known = [group.id for group in self.groups]
+        raise UnknownNameError(
+            f"host {self.name} has no group {wanted}",
+            kind="group",
+            name=wanted,
+            known=known,
+            hint=f"groups here: {_some(known)}",
+        )
+
+    def device(self, name: str) -> Device:
+        """Return the device of that name; a BDF may leave out the domain `0000:`.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        for device in self.devices:
+            if name in (device.name, device.name.removeprefix("0000:")):
+                return device
+        known = [device.name for device in self.devices]
+        raise UnknownNameError(
+            f"host {self.name} has no device {name} behind an IOMMU",
+            kind="device",
+            name=name,
+            known=known,
+            hint=f"devices here: {_some(known)}",
+        )
+
+    def usable(
+        self,
+        *,
+        groups: Iterable[str | int] | None = None,
+        devices: Iterable[str] | None = None,
+        aperture: int | str | AddrRange | RangeSet | None = None,
+        granule: int | None = None,
+        strict: bool = False,
+    ) -> Usable:
+        """Judge which IOVAs may be mapped for these groups or devices together.
+
+        See `vmm_iova.host.judge.judge`, which this calls.
+        """
+        from vmm_iova.host.judge import judge  # the judge reads this model
+
+        return judge(
+            self,
+            groups=groups,
+            devices=devices,
+            aperture=aperture,
+            granule=granule,
+            strict=strict,
+        )
+
+
+def _some(names: list[str], limit: int = 8) -> str:
+    if not names:
+        return "none"
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots: the facts of a host as JSON, to plan for it elsewhere.
+
+Addresses, sizes and registers are hex strings, because JSON numbers above 2^53 do not survive
+JavaScript and `jq`. The schema is versioned: within a version, fields are only added; a newer
+version is refused. `snapshot.schema.json` beside this file describes it for other programs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vmm_iova.errors import HostDataError, RequestError
+from vmm_iova.host.model import (
+    Device,
+    DmaWindow,
+    EmptyRegion,
+    Group,
+    Host,
+    IommuUnit,
+    KernelRanges,
+    Limits,
+    Note,
+    RegionKind,
+    ReservedRegion,
+    Source,
+    StatedWidth,
+)
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
+from vmm_iova.units import shorten
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SCHEMA_NAME = "vmm-iova-host"
+SCHEMA_VERSION = 1
+
+_HEX = re.compile(r"0x[0-9a-fA-F]{1,17}")
+_T = TypeVar("_T")
+_KINDS = {kind.value: kind for kind in RegionKind}
+
+
+def _hex(value: int | None) -> str | None:
+    return None if value is None else f"{value:#x}"
+
+
+def _span(item: AddrRange) -> dict[str, str]:
+    return {"start": f"{item.start:#x}", "last": f"{item.last:#x}"}
+
+
+def _region(item: ReservedRegion) -> dict[str, Any]:
+    return {**_span(item.range), "type": item.word, "source": str(item.source)}
+
+
+def dump_snapshot(host: Host, generator: str) -> str:
+    """Write a host as a snapshot: JSON, stable order, one newline at the end.
+
+    Args:
+        host: the facts.
+        generator: name and version of the program that writes it.
+    """
+    data = {
+        "schema": {"name": SCHEMA_NAME, "version": SCHEMA_VERSION},
+        "generator": generator,
+        "name": host.name,
+        "origin": host.origin,
+        "arch": host.arch,
+        "release": host.release,
+        "page_size": _hex(host.page_size),
+        "groups": [_group(group) for group in host.groups],
+        "devices": [
+            {
+                "name": item.name,
+                "group": item.group,
+                "iommu": item.iommu,
+                "dma_mask_bits": item.dma_mask_bits,
+                "driver": item.driver,
+                "class": _hex(item.pci_class),
+            }
+            for item in host.devices
+        ],
+        "iommus": [
+            {
+                "name": item.name,
+                "cap": _hex(item.cap),
+                "ecap": _hex(item.ecap),
+                "features": item.features,
+                "source": str(item.source),
+            }
+            for item in host.units
+        ],
+        "iova_ranges": [
+            {
+                "api": item.api,
+                "groups": None if item.groups is None else list(item.groups),
+                "granule": _hex(item.granule),
+                "page_sizes": _hex(item.page_sizes),
+                "ranges": [_span(span) for span in item.ranges],
+                "source": str(item.source),
+            }
+            for item in host.kernel_ranges
+        ],
+        "dma_windows": [
+            {"device": item.device, **_span(item.range), "source": str(item.source)}
+            for item in host.windows
+        ],
+        "widths": [{"bits": item.bits, "source": str(item.source)} for item in host.widths],
+        "log_regions": [_region(item) for item in host.log_regions],
+        "limits": {
+            "dma_entries": host.limits.dma_entries,
+            "memlock": "unlimited" if host.limits.memlock == -1 else _hex(host.limits.memlock),
+        },
+        "notes": [{"text": note.text, "warning": note.warning} for note in host.notes],
+    }
+    return json.dumps(data, indent=1, ensure_ascii=True) + "\n"
+
+
+def _group(group: Group) -> dict[str, Any]:
+    regions = group.regions
+    return {
+        "id": group.id,
+        "type": group.type,
+        "devices": list(group.devices),
+        "reserved_regions": None if regions is None else [_region(item) for item in regions],
+        "empty_regions": [
+            {"start": f"{item.start:#x}", "type": item.word, "source": str(item.source)}
+            for item in group.empty_regions
+        ],
+        "unreadable": group.unreadable,
+        "damaged": group.damaged,
+    }
+
+
+def load_snapshot(text: str, name: str) -> Host:
+    """Read a snapshot.
+
+    Args:
+        text: its JSON.
+        name: file name for messages.
+
+    Raises:
+        HostDataError: not JSON, not a snapshot, of a newer schema, or a field is wrong; the
+            message names the field by its path.
+
+    Complexity: O(size).
+    """
+    try:
+        data = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        line = getattr(error, "lineno", None)
+        where = f"{name}:{line}" if line else name
+        raise HostDataError(
+            f"{where}: is not JSON: {getattr(error, 'msg', 'nested too deeply')}",
+            source=name,
+            line=line,
+        ) from error
+    root = _Node(data, name, "")
+    schema = root.child("schema")
+    if schema.field("name", str) != SCHEMA_NAME:
+        raise schema.wrong("name", f"should be {SCHEMA_NAME!r}: this is no snapshot of a host")
+    version = schema.field("version", int)
+    if version != SCHEMA_VERSION:
+        newer = version > SCHEMA_VERSION
+        raise HostDataError(
+            f"{name}: snapshot schema {version} is {'newer' if newer else 'older'} than "
+            f"{SCHEMA_VERSION}, which this program reads",
+            source=name,
+            hint="update vmm-iova" if newer else "capture the host again",
+        )
+    return _host(root, name)
+
+
+def _host(root: _Node, name: str) -> Host:
+    limits = root.child("limits")
+    memlock = limits.optional("memlock", str)
+    return Host(
+        name=root.optional("name", str) or name,
+        origin=root.optional("origin", str) or f"snapshot {name}",
+        arch=root.optional("arch", str),
+        release=root.optional("release", str),
+        page_size=root.power_of_two("page_size"),
+        groups=tuple(_read_group(node) for node in root.children("groups")),
+        devices=tuple(
+            Device(
+                node.field("name", str),
+                node.optional("group", str),
+                node.optional("iommu", str),
+                node.optional("dma_mask_bits", int),
+                node.optional("driver", str),
+                node.number("class"),
+            )
+            for node in root.children("devices")
+        ),
+        units=tuple(
+            IommuUnit(
+                node.field("name", str),
+                node.number("cap"),
+                node.number("ecap"),
+                node.optional("features", str),
+                node.source(),
+            )
+            for node in root.children("iommus")
+        ),
+        kernel_ranges=tuple(_read_ranges(node) for node in root.children("iova_ranges")),
+        windows=tuple(
+            DmaWindow(node.field("device", str), node.span(), node.source())
+            for node in root.children("dma_windows")
+        ),
+        widths=tuple(
+            StatedWidth(node.bits("bits"), node.source()) for node in root.children("widths")
+        ),
+        log_regions=tuple(_read_region(node, None) for node in root.children("log_regions")),
+        limits=Limits(
+            limits.optional("dma_entries", int),
+            -1 if memlock == "unlimited" else limits.number("memlock"),
+        ),
+        notes=tuple(
+            Note(node.field("text", str), node.optional("warning", bool) is not False)
+            for node in root.children("notes")
+        ),
+    )
+
+
+def _read_group(node: _Node) -> Group:
+    group = node.field("id", str)
+    listed = node.value("reserved_regions") is not None
+    regions = tuple(_read_region(item, group) for item in node.children("reserved_regions"))
+    return Group(
+        group,
+        devices=tuple(node.strings("devices")),
+        regions=regions if listed else None,
+        empty_regions=tuple(
+            EmptyRegion(
+                item.address("start"), *_kind(item.field("type", str)), item.source(), group
+            )
+            for item in node.children("empty_regions")
+        ),
+        unreadable=node.optional("unreadable", str),
+        damaged=node.optional("damaged", str),
+        type=node.optional("type", str),
+    )
+
+
+def _read_region(node: _Node, group: str | None) -> ReservedRegion:
+    kind, word = _kind(node.field("type", str))
+    if group is None:
+        kind = RegionKind.FIRMWARE
+    return ReservedRegion(node.span(), kind, word, node.source(), group)
+
+
+def _kind(word: str) -> tuple[RegionKind, str]:
+    return _KINDS.get(word, RegionKind.UNKNOWN), word
+
+
+def _read_ranges(node: _Node) -> KernelRanges:
+    spans = [item.span() for item in node.children("ranges")]
+    try:
+        ranges = MappableRanges(spans)
+    except RequestError as error:
+        raise node.wrong("ranges", error.message) from error
+    groups = node.value("groups")
+    return KernelRanges(
+        ranges,
+        node.field("api", str),
+        node.source(),
+        None if groups is None else tuple(node.strings("groups")),
+        node.power_of_two("granule"),
+        node.number("page_sizes"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """An object of the JSON tree that knows its path, so that every error can name it."""
+
+    data: Any
+    file: str
+    path: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, dict):
+            where = self.path or "the root"
+            raise HostDataError(
+                f"{self.file}: {where} should be an object, not {_type(self.data)}",
+                source=self.file,
+            )
+
+    def wrong(self, key: str, what: str) -> HostDataError:
+        path = f"{self.path}.{key}" if self.path else key
+        return HostDataError(f"{self.file}: {path} {what}", source=self.file, text=path)
+
+    def value(self, key: str) -> Any:
+        return self.data.get(key)
+
+    def field(self, key: str, kind: type[_T]) -> _T:
+        found = self.optional(key, kind)
+        if found is None:
+            raise self.wrong(key, "is missing")
+        return found
+
+    def optional(self, key: str, kind: type[_T]) -> _T | None:
+        found = self.data.get(key)
+        if found is None:
+            return None
+        if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
+            raise self.wrong(key, f"should be {_NAMES[kind]}, not {_type(found)}")
+        return found
+
+    def _sequence(self, key: str) -> list[Any]:
+        return self.optional(key, list) or []
+
+    def strings(self, key: str) -> Iterable[str]:
+        for index, item in enumerate(self._sequence(key)):
+            if not isinstance(item, str):
+                raise self.wrong(f"{key}[{index}]", f"should be text, not {_type(item)}")
+            yield item
+
+    def child(self, key: str) -> _Node:
+        return _Node(self.field(key, dict), self.file, f"{self.path}.{key}".lstrip("."))
+
+    def children(self, key: str) -> Iterable[_Node]:
+        prefix = f"{self.path}.{key}".lstrip(".")
+        for index, item in enumerate(self._sequence(key)):
+            yield _Node(item, self.file, f"{prefix}[{index}]")
+
+    def number(self, key: str) -> int | None:
+        text = self.optional(key, str)
+        if text is None:
+            return None
+        if not _HEX.fullmatch(text) or int(text, 16) > ADDRESS_LAST:
+            raise self.wrong(key, f"{shorten(text)!r} is not a hex number up to 2^64-1")
+        return int(text, 16)
+
+    def address(self, key: str) -> int:
+        found = self.number(key)
+        if found is None:
+            raise self.wrong(key, "is missing")
+        return found
+
+    def power_of_two(self, key: str) -> int | None:
+        found = self.number(key)
+        if found is not None and (found == 0 or found & (found - 1)):
+            raise self.wrong(key, f"{found:#x} is not a power of two")
+        return found
+
+    def bits(self, key: str) -> int:
+        found = self.field(key, int)
+        if not 1 <= found <= 64:
+            raise self.wrong(key, f"{found} is not a width from 1 to 64 bits")
+        return found
+
+    def span(self) -> AddrRange:
+        start, last = self.address("start"), self.address("last")
+        if last < start:
+            raise self.wrong("last", f"{last:#x} is below start {start:#x}")
+        return AddrRange(start, last)
+
+    def source(self) -> Source:
+        text = self.optional("source", str) or f"{self.file} {self.path}"
+        name, colon, line = text.rpartition(":")
+        return Source(name, int(line)) if colon and line.isdecimal() else Source(text)
+
+
+_NAMES: dict[type, str] = {
+    str: "text",
+    int: "a whole number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def _type(found: object) -> str:
+    return _NAMES.get(type(found), "null" if found is None else type(found).__name__)

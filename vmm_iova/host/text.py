@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Host facts from pasted text: region lines, range lists and kernel log lines, mixed as they come.
+
+Each line is offered to each reader in turn. A line that begins like a fact but is damaged is an
+error, because a hole that is lost lets a guest fail later; a line that is no fact is counted and
+reported, never dropped in silence.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from vmm_iova.errors import HostDataError
+from vmm_iova.host.model import (
+    PASTED,
+    EmptyRegion,
+    Group,
+    Host,
+    IommuUnit,
+    KernelRanges,
+    Note,
+    RegionKind,
+    ReservedRegion,
+    Source,
+    StatedWidth,
+)
+from vmm_iova.host.regions import check_truncation, parse_region_line, tidy
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
+from vmm_iova.units import shorten
+
+_RANGE = re.compile(
+    r"(?:\[?\s*)(?P<start>(?:0[xX])?[0-9a-fA-F]+)\s*(?:-|\.\.|,|\u2013)\s*"
+    r"(?P<last>(?:0[xX])?[0-9a-fA-F]+)\s*\]?[,;]?"
+)
+# `grep . /sys/kernel/iommu_groups/*/reserved_regions` and `head` print the file name.
+_GROUP_PREFIX = re.compile(r"\S*iommu_groups/(?P<group>\d+)/reserved_regions:\s*(?P<rest>.*)")
+_GROUP_HEADER = re.compile(r"==>\s*\S*iommu_groups/(?P<group>\d+)/reserved_regions\s*<==")
+_DMAR = re.compile(r"\bDMAR(?:-IR)?:\s*(?P<rest>.*)")
+_UNIT = re.compile(
+    r"(?P<name>dmar\d+|IOMMU \d+): reg_base_addr (?P<base>[0-9a-f]+) ver \S+ "
+    r"cap (?P<cap>[0-9a-f]+) ecap (?P<ecap>[0-9a-f]+)"
+)
+_RMRR = re.compile(r"RMRR base: (?P<start>0x[0-9a-f]+) end: (?P<last>0x[0-9a-f]+)")
+_HAW = re.compile(r"Host address width (?P<bits>\d+)")
+_TOO_NARROW = re.compile(r"iommu width \((?P<bits>\d+)\) is not sufficient")
+_EFR = re.compile(r"AMD-Vi: Extended features \((?P<efr>0x[0-9a-f]+)(?:, (?P<efr2>0x[0-9a-f]+))?\)")
+_RELEASE = re.compile(r"Linux version (?P<release>\d+\.\d+\S*)")
+_KIND = re.compile(r"#\s*kind:\s*(?P<kind>.*)")
+_ARCH = re.compile(r"#\s*arch:\s*(?P<arch>\w+)")
+_SOURCE = re.compile(r"#\s*source:\s*(?P<text>.*)")
+_FAILED_MAP = re.compile(r"\S+\s+0x[0-9a-fA-F]+\s+0x[0-9a-fA-F]+\s+(?:E[A-Z]+|kernel-log)\b")
+_LOG_LINE = re.compile(r"(?:<\d+>)?\[[ \d.]+\]|\[?[A-Z][a-z]{2} .*kernel:|DMAR|ACPI|AMD-Vi|iommu:")
+_BARE_REGION = re.compile(r"[0-9a-fA-F]{16} [0-9a-fA-F]{16} \S+")
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What has been read of one host so far."""
+
+    name: str
+    regions: list[ReservedRegion] = field(default_factory=list)
+    empty: list[EmptyRegion] = field(default_factory=list)
+    region_bytes: dict[str, list[str]] = field(default_factory=dict)
+    ranges: list[tuple[AddrRange, Source]] = field(default_factory=list)
+    units: list[IommuUnit] = field(default_factory=list)
+    rmrrs: list[ReservedRegion] = field(default_factory=list)
+    widths: list[StatedWidth] = field(default_factory=list)
+    host_width: int | None = None
+    release: str | None = None
+    arch: str | None = None
+    origin: str = ""
+    group: str = PASTED
+    notes: list[Note] = field(default_factory=list)
+    unread: list[tuple[int, str]] = field(default_factory=list)
+    failed_maps: int = 0
+    empty_regions: bool = False
+    facts: int = 0
+    log_lines: int = 0
+
+
+def parse_text(text: str, name: str) -> tuple[Host, ...]:
+    """Read the facts of one or more hosts from a text.
+
+    Understood, in any mixture: `reserved_regions` lines (also with the file name in front, as
+    `grep .` prints them), IOVA ranges (`START - LAST`, `START..LAST`, `[START, LAST]`), and kernel
+    log lines about DMAR units, RMRRs, AMD-Vi features and too narrow widths, with or without time
+    stamps. `#` begins a comment; `# source:` and `# arch:` say where and what the host is.
+
+    Args:
+        text: the text; a text whose `# kind:` says `collection` holds one host a paragraph.
+        name: its name for messages.
+
+    Returns:
+        The hosts, one unless the text is a collection.
+
+    Raises:
+        HostDataError: no facts at all, a damaged line, or a text that is cut off.
+
+    Complexity: O(n log n) in lines.
+    """
+    lines = text.splitlines()
+    kind = next((m["kind"] for m in map(_KIND.match, lines) if m), "")
+    numbered = list(enumerate(lines, 1))
+    if "collection" not in kind:
+        return (_host(_read(numbered, name, kind), text),)
+    blocks: list[list[tuple[int, str]]] = [[]]
+    for number, line in numbered:
+        if line.startswith("#"):
+            continue
+        if line.strip():
+            blocks[-1].append((number, line))
+        elif blocks[-1]:
+            blocks.append([])
+    blocks = [block for block in blocks if block]
+    origin = next((m["text"] for m in map(_SOURCE.match, lines) if m), "")
+    hosts = []
+    for index, block in enumerate(blocks, 1):
+        reading = _read(block, name if len(blocks) == 1 else f"{name}#{index}", kind)
+        reading.origin = origin
+        hosts.append(_host(reading, "\n".join(line for _, line in block)))
+    return tuple(hosts)
+
+
+def _read(lines: list[tuple[int, str]], name: str, kind: str) -> _Reading:
+    reading = _Reading(name)
+    content = False
+    for number, line in lines:
+        stripped = line.strip()
+        if not stripped:
+            continue
+        if stripped.startswith("#"):
+            source, arch = _SOURCE.match(stripped), _ARCH.match(stripped)
+            reading.arch = arch["arch"] if arch else reading.arch
+            reading.origin = reading.origin or (source["text"] if source else "")
+            continue
+        content = True
+        _read_line(reading, stripped, Source(name.partition("#")[0], number))
+    reading.empty_regions = not content and ("reserved_regions" in kind or not kind)
+    return reading
+
+
+def _read_line(reading: _Reading, line: str, source: Source) -> None:
+    header = _GROUP_HEADER.fullmatch(line)
+    if header:
+        reading.group = header["group"]
+        reading.region_bytes.setdefault(reading.group, [])
+        return
+    prefix = _GROUP_PREFIX.fullmatch(line)
+    group = prefix["group"] if prefix else reading.group
+    body = prefix["rest"] if prefix else line
+    if _read_range(reading, body, source) or _read_log(reading, line, source):
+        reading.facts += 1
+        return
+    if _FAILED_MAP.match(line):
+        reading.failed_maps += 1
+        return
+    if _BARE_REGION.fullmatch(body):
+        start, last, word = body.split(None, 2)
+        body = f"0x{start} 0x{last} {word}"  # a paste that lost its prefixes
+    found = parse_region_line(body, source, group)
+    if found is None:
+        if _LOG_LINE.match(line):
+            reading.log_lines += 1
+        else:
+            reading.unread.append((source.line or 0, line))
+        return
+    reading.facts += 1
+    reading.region_bytes.setdefault(group, []).append(body)
+    if isinstance(found, EmptyRegion):
+        reading.empty.append(found)
+    else:
+        reading.regions.append(found)
+
+
+def _read_range(reading: _Reading, line: str, source: Source) -> bool:
+    match = _RANGE.fullmatch(line)
+    if match is None:
+        return False
+    start, last = int(match["start"], 16), int(match["last"], 16)
+    if last > ADDRESS_LAST or start > ADDRESS_LAST:
+        raise HostDataError(
+            f"{source}: IOVA range {shorten(line)!r} reaches beyond 2^64-1",
+            source=source.name,
+            line=source.line,
+            text=shorten(line),
+        )
+    if last < start:
+        raise HostDataError(
+            f"{source}: IOVA range last {last:#x} is below its start {start:#x}",
+            source=source.name,
+            line=source.line,
+            text=shorten(line),
+            hint="ranges are written START - LAST, both in hex and both included",
+        )
+    reading.ranges.append((AddrRange(start, last), source))
+    return True
+
+
+def _read_log(reading: _Reading, line: str, source: Source) -> bool:
+    release = _RELEASE.search(line)
+    if release:
+        reading.release = release["release"]
+        return True
+    efr = _EFR.search(line)
+    if efr:
+        # The log has always printed EFR first; the order of the sysfs file is another matter.
+        name = f"ivhd{sum(unit.name.startswith('ivhd') for unit in reading.units)}"
+        reading.units.append(IommuUnit(name, features=efr["efr"], source=source))
+        return True
+    dmar = _DMAR.search(line)
+    if dmar is None:
+        return False
+    rest = dmar["rest"]
+    unit, rmrr = _UNIT.search(rest), _RMRR.search(rest)
+    width, narrow = _HAW.search(rest), _TOO_NARROW.search(rest)
+    if unit:
+        cap, ecap = int(unit["cap"], 16), int(unit["ecap"], 16)
+        name = unit["name"].replace("IOMMU ", "dmar")
+        reading.units.append(IommuUnit(name, cap=cap, ecap=ecap, source=source))
+    elif "reg_base_addr" in rest or rest.startswith("RMRR"):
+        if rmrr is None:
+            raise HostDataError(
+                f"{source}: log line {shorten(rest)!r} is cut off or garbled",
+                source=source.name,
+                line=source.line,
+                text=shorten(rest),
+                hint="take the lines again, e.g. with: dmesg | grep DMAR",
+            )
+        _read_rmrr(reading, int(rmrr["start"], 16), int(rmrr["last"], 16), source)
+    elif width:
+        reading.host_width = int(width["bits"])
+    elif narrow:
+        reading.widths.append(StatedWidth(int(narrow["bits"]), source))
+    elif "Firmware Bug" in rest:
+        reading.notes.append(Note(f"{source}: {shorten(rest, 160)}"))
+    return True
+
+
+def _read_rmrr(reading: _Reading, start: int, last: int, source: Source) -> None:
+    if last == (start - 1) & ADDRESS_LAST:
+        reading.notes.append(Note(f"{source}: RMRR of length 0 at {start:#x} is empty: ignored"))
+        return
+    if last < start or last > ADDRESS_LAST:
+        raise HostDataError(
+            f"{source}: RMRR end {last:#x} is below its base {start:#x}",
+            source=source.name,
+            line=source.line,
+        )
+    reading.rmrrs.append(
+        ReservedRegion(AddrRange(start, last), RegionKind.FIRMWARE, "RMRR", source)
+    )
+
+
+def _host(reading: _Reading, text: str) -> Host:
+    name = reading.name
+    if not reading.facts and not reading.empty_regions:
+        raise _no_facts(reading, text)
+    for group, body in reading.region_bytes.items():
+        joined = "\n".join(body) + "\n"
+        check_truncation(
+            joined, f"{name} (group {group})" if group != PASTED else name, pasted=True
+        )
+    regions, notes = tidy(reading.regions, reading.empty, name)
+    notes = [*reading.notes, *notes, *_unread_note(reading)]
+    rmrrs, more = tidy(reading.rmrrs, [], name)
+    notes += more
+    if reading.host_width is not None:
+        notes.append(
+            Note(
+                f"{name}: host address width {reading.host_width} is the width of *physical* "
+                "addresses; it says nothing about IOVA",
+                False,
+            )
+        )
+    groups = [*reading.region_bytes] or ([PASTED] if reading.empty_regions else [])
+    return Host(
+        name=name,
+        origin=reading.origin or f"text {name}",
+        arch=reading.arch,
+        release=reading.release,
+        groups=tuple(
+            Group(group, regions=tuple(r for r in regions if (r.group or PASTED) == group))
+            for group in sorted(
+                groups, key=lambda g: (not g.isdigit(), int(g) if g.isdigit() else 0)
+            )
+        ),
+        units=tuple(reading.units),
+        kernel_ranges=_kernel_ranges(reading, notes),
+        widths=tuple(reading.widths),
+        log_regions=rmrrs,
+        notes=tuple(notes),
+    )
+
+
+def _kernel_ranges(reading: _Reading, notes: list[Note]) -> tuple[KernelRanges, ...]:
+    """Make one list of the range lines; overlapping ones are cut, so that a piece is inside one."""
+    if not reading.ranges:
+        return ()
+    cut: list[AddrRange] = []
+    for item, source in sorted(reading.ranges, key=lambda pair: pair[0]):
+        below = cut[-1] if cut else None
+        if below is None or item.start > below.last:
+            cut.append(item)
+        elif item.last <= below.last:
+            notes.append(Note(f"{source}: range {item} repeats part of {below}", item != below))
+        else:
+            notes.append(
+                Note(f"{source}: range {item} overlaps {below}: cut at {below.last + 1:#x}")
+            )
+            cut.append(AddrRange(below.last + 1, item.last))
+    return (KernelRanges(MappableRanges(cut), "text", reading.ranges[0][1]),)
+
+
+def _unread_note(reading: _Reading) -> list[Note]:
+    skipped = (
+        [
+            Note(
+                f"{reading.name}: {reading.log_lines} other kernel log lines were passed over",
+                False,
+            )
+        ]
+        if reading.log_lines
+        else []
+    )
+    if not reading.unread:
+        return skipped
+    number, line = reading.unread[0]
+    count = len(reading.unread)
+    numbers = ", ".join(str(n) for n, _ in reading.unread[:8]) + (", ..." if count > 8 else "")
+    what = f"line {number} was" if count == 1 else f"{count} lines ({numbers}) were"
+    return [
+        *skipped,
+        Note(f"{reading.name}: {what} not understood, the first being {shorten(line)!r}"),
+    ]
+
+
+def _no_facts(reading: _Reading, text: str) -> HostDataError:
+    if reading.failed_maps:
+        return HostDataError(
+            f"{reading.name} lists {reading.failed_maps} failed maps and no host facts",
+            source=reading.name,
+            hint="give it to check: vmm-iova check --host HOST --maps FILE",
+        )
+    lines = text.count("\n") + 1
+    return HostDataError(
+        f"{reading.name}: none of its {lines} lines is a fact about a host",
+        source=reading.name,
+        text=shorten(reading.unread[0][1]) if reading.unread else None,
+        hint="understood are reserved_regions lines, IOVA ranges, kernel log lines about DMAR and "
+        "AMD-Vi, and snapshots written by vmm-iova capture",
+    )

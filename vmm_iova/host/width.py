@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Address widths from the registers that sysfs and kernel logs show: upper bounds only."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class VtdWidth:
+    """What a VT-d capability register says about width.
+
+    Attributes:
+        mgaw_bits: maximum guest address width (bits 21:16, plus one).
+        table_bits: widths of the page-table depths that it walks (SAGAW, bits 12:8), ascending.
+        usable_bits: width of a second-stage domain; 0 when the register makes no sense.
+    """
+
+    mgaw_bits: int
+    table_bits: tuple[int, ...]
+    usable_bits: int
+
+
+_SMTS, _FLTS = 1 << 43, 1 << 47
+
+
+def vtd_width(cap: int) -> VtdWidth:
+    """Decode a VT-d capability register.
+
+    Args:
+        cap: the 64-bit register (`intel-iommu/cap` in sysfs, `cap` in the kernel log).
+
+    Source: drivers/iommu/intel/iommu.h; rule of compute_vasz_lg2_ss in
+        drivers/iommu/intel/iommu.c (Linux 7.3); VT-d specification, 11.4.2.
+    """
+    mgaw = (cap >> 16 & 0x3F) + 1
+    sagaw = cap >> 8 & 0x1F
+    tables = tuple(30 + 9 * level for level in (1, 2, 3) if sagaw >> level & 1)
+    if mgaw > 48 and sagaw >= 8:
+        usable = min(57, mgaw)
+    elif mgaw > 39 and sagaw >= 4:
+        usable = min(48, mgaw)
+    elif mgaw > 30 and sagaw >= 2:
+        usable = min(39, mgaw)
+    else:
+        usable = 0
+    return VtdWidth(mgaw, tables, usable)
+
+
+def vtd_first_stage(ecap: int) -> bool:
+    """Tell whether a kernel may pick first-stage tables, whose lower half alone is usable.
+
+    Source: ecap bits 43 (SMTS) and 47 (FLTS); preferred by flag-less allocation from Linux 6.14.
+    """
+    return bool(ecap & _SMTS and ecap & _FLTS)
+
+
+def vtd_page_sizes(cap: int) -> int:
+    """Return the bitmap of page sizes that a VT-d unit walks in second-stage tables.
+
+    Source: cap bits 34 (2 MiB) and 35 (1 GiB) of SLLPS; drivers/iommu/intel/iommu.h.
+    """
+    return 1 << 12 | (cap >> 34 & 1) << 21 | (cap >> 35 & 1) << 30
+
+
+@dataclass(frozen=True, slots=True)
+class AmdWidth:
+    """What AMD's extended feature register says about width.
+
+    Attributes:
+        bits: width of the host page table (HATS); 0 when the register makes no sense.
+        doubt: why the register could not be told for certain, or None.
+    """
+
+    bits: int
+    doubt: str | None
+
+
+_HATS_BITS = {0: 48, 1: 57, 2: 64, 3: 0}
+
+
+def amd_width(features: str, release: str | None) -> AmdWidth:
+    """Decode AMD's `features` file, whose order changed twice.
+
+    Linux up to 5.19 prints `EFR`, 6.1 to 6.5 `EFR2:EFR`, 6.8 and later `EFR:EFR2`. Where the
+    release does not settle it, the half with many more bits is taken to be EFR; where that does
+    not either, the smaller width counts.
+
+    Args:
+        features: content of the file, or the number of a kernel log line.
+        release: kernel release, or None.
+
+    Source: drivers/iommu/amd/init.c; EFR bits 11:10 (HATS).
+    """
+    halves = []
+    for part in features.strip().split(":"):
+        try:
+            halves.append(int(part, 16))
+        except ValueError:
+            return AmdWidth(0, f"{features.strip()[:40]!r} is not a feature register")
+    if len(halves) == 1:
+        return AmdWidth(_HATS_BITS[halves[0] >> 10 & 3], None)
+    if len(halves) != 2:
+        return AmdWidth(0, f"{features.strip()[:40]!r} is not a feature register")
+    version = release_of(release)
+    if version is not None and version <= (6, 5):
+        return AmdWidth(_HATS_BITS[halves[1] >> 10 & 3], None)
+    if version is not None and version >= (6, 8):
+        return AmdWidth(_HATS_BITS[halves[0] >> 10 & 3], None)
+    few, many = sorted(halves, key=int.bit_count)
+    if many.bit_count() >= 2 * few.bit_count() and many.bit_count() >= 8:
+        return AmdWidth(
+            _HATS_BITS[many >> 10 & 3],
+            "the kernel release is not known, so the half with more bits was taken for EFR",
+        )
+    widths = [bits for bits in (_HATS_BITS[half >> 10 & 3] for half in halves) if bits]
+    return AmdWidth(
+        min(widths, default=0),
+        "which half of the file is EFR is not certain, so the smaller width was taken",
+    )
+
+
+def release_of(release: str | None) -> tuple[int, int] | None:
+    """Return (major, minor) of a kernel release such as `6.12.48-amd64`, or None."""
+    match = re.match(r"(\d+)\.(\d+)", release or "")
+    return (int(match[1]), int(match[2])) if match else None
