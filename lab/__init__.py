@@ -1,1 +1,1 @@
-"""The kernel lab: real kernels, booted under software emulation, with the project's tests inside."""
+"""The kernel lab: real kernels under software emulation, with the project's tests inside."""

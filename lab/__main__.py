@@ -24,9 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-k", dest="keyword", help="pytest's -k: only tests whose name matches")
     run.add_argument("--jobs", type=int, default=1, help="guests at the same time (default: 1)")
     run.add_argument("--seconds", type=float, help="time-out of a guest instead of its own")
-    run.add_argument(
-        "--save-facts", action="store_true", help="write lab/facts/GUEST.json anew"
-    )
+    run.add_argument("--save-facts", action="store_true", help="write lab/facts/GUEST.json anew")
     get = commands.add_parser("fetch", help="fetch and build what the guests need")
     get.add_argument("guests", nargs="*", metavar="GUEST")
     get.add_argument("--renew", action="store_true", help="ask the index for newer versions")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -12,12 +11,15 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lab import cache, userland
-from lab.guests import Guest
 from lab.initramfs import OUT, Share, initramfs
-from lab.kernels import Kernel
 from lab.say import LabError, say
+
+if TYPE_CHECKING:
+    from lab.guests import Guest
+    from lab.kernels import Kernel
 
 REPO = Path(__file__).resolve().parent.parent
 SCRATCH = b"".join(bytes([number]) * 512 for number in range(256)) * 8
@@ -193,5 +195,5 @@ def _keep(run: Path, place: Path) -> Path:
     shutil.rmtree(run / "pure", ignore_errors=True)
     with cache.locked("runs"):
         shutil.rmtree(place, ignore_errors=True)
-        os.rename(run, place)
+        run.rename(place)
     return place

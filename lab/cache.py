@@ -6,11 +6,14 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lab.say import say
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def root() -> Path:

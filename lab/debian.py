@@ -102,7 +102,7 @@ class Apt:
             if code == 0:
                 return text
             if "is expired" in text:
-                raise Expired(text)
+                raise ExpiredError(text)
             passing = next((word for word in PASSING if word in text), None)
             complaints = [line for line in text.splitlines() if line.startswith(("E:", "W:"))]
             first = complaints[0] if complaints else text.strip()[-300:]
@@ -125,7 +125,7 @@ class Apt:
         command = ["apt-get", "update", "-q"]
         try:
             self._patiently(command, what)
-        except Expired:
+        except ExpiredError:
             say(
                 f"the mirror's {'+'.join(self.suites)} is older than its own expiry date; "
                 f"taking it all the same (signatures are checked, at most {STALE_DAYS} days old)"
@@ -133,7 +133,7 @@ class Apt:
             life = str(STALE_DAYS * 86400)
             try:
                 self._patiently([*command, "-o", f"Acquire::Min-ValidTime={life}"], what)
-            except Expired:
+            except ExpiredError:
                 raise LabError(f"{what} failed: it is over {STALE_DAYS} days old") from None
 
     def depends(self, package: str) -> list[str]:
@@ -142,9 +142,7 @@ class Apt:
             ["apt-cache", "depends", "--important", package], env=self._environment()
         )
         if code or not text.startswith(package):
-            raise LabError(
-                f"{'+'.join(self.suites)} offers no package {package} for {self.arch}"
-            )
+            raise LabError(f"{'+'.join(self.suites)} offers no package {package} for {self.arch}")
         return [
             line.split(":", 1)[1].strip()
             for line in text.splitlines()
@@ -181,7 +179,7 @@ class Apt:
         return sorted(archives.glob("*.deb"))
 
 
-class Expired(Exception):
+class ExpiredError(Exception):
     """The release file of a suite is past its own date."""
 
 

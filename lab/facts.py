@@ -11,12 +11,15 @@ from typing import Any
 from lab import raw
 
 # What of a device speaks about addresses, identity and ownership; the rest is noise.
-DEVICE_FILES = frozenset(
-    "vendor device class revision subsystem_vendor subsystem_device resource dma_mask_bits "
-    "consistent_dma_mask_bits numa_node msi_bus driver_override function_id function_handle "
-    "pchid pfgid vfn pft port fidparm uid uid_is_unique mio_enabled".split()
+DEVICE_FILES = (
+    *("vendor", "device", "class", "revision", "subsystem_vendor", "subsystem_device"),
+    *("resource", "dma_mask_bits", "consistent_dma_mask_bits", "numa_node", "driver_override"),
+    *("function_id", "function_handle", "pchid", "pfgid", "vfn", "pft", "port", "fidparm"),
+    *("uid", "uid_is_unique", "mio_enabled"),
 )
-IOMMU_FILES = frozenset("address version cap ecap domains_supported domains_used features".split())
+IOMMU_FILES = (
+    *("address", "version", "cap", "ecap", "domains_supported", "domains_used", "features"),
+)
 DMESG = re.compile(r"DMAR|AMD-Vi|iommu|smmu|IVRS|IORT|vfio|zpci", re.IGNORECASE)
 
 
@@ -29,7 +32,7 @@ def _text(path: Path) -> str | None:
 
 def _names(folder: Path) -> list[str]:
     try:
-        return sorted(os.listdir(folder))
+        return sorted(entry.name for entry in folder.iterdir())
     except OSError:
         return []
 
@@ -45,7 +48,7 @@ class Tree:
         """Take one file or link; what cannot be read is left out."""
         key = str(path).lstrip("/")
         if path.is_symlink():
-            self.links[key] = os.readlink(path)
+            self.links[key] = str(path.readlink())
         elif path.is_file():
             text = _text(path)
             if text is not None:
@@ -53,7 +56,7 @@ class Tree:
 
     def device(self, folder: Path) -> None:
         """Take one PCI device, through its link in the bus folder."""
-        for name in sorted(DEVICE_FILES | {"driver", "iommu", "iommu_group"}):
+        for name in sorted((*DEVICE_FILES, "driver", "iommu", "iommu_group")):
             if (folder / name).is_symlink() or (folder / name).exists():
                 self.take(folder / name)
         for node in _names(folder / "vfio-dev"):
@@ -102,9 +105,7 @@ def changes(
     for part in ("files", "links"):
         old, new = before[part], after[part]
         result[part] = {
-            key: new.get(key)
-            for key in sorted({*old, *new})
-            if old.get(key) != new.get(key)
+            key: new.get(key) for key in sorted({*old, *new}) if old.get(key) != new.get(key)
         }
     return result
 

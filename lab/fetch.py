@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lab import needs, userland
-from lab.guests import Guest
 from lab.kernels import BuiltKernel, Kernel
 from lab.say import say
+
+if TYPE_CHECKING:
+    from lab.guests import Guest
 
 
 def fetch(guests: list[Guest], renew: bool = False) -> dict[str, Kernel]:

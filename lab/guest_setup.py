@@ -36,7 +36,7 @@ class SetupError(Exception):
 
 
 def _link_name(path: Path) -> str | None:
-    return os.path.basename(os.readlink(path)) if path.is_symlink() else None
+    return path.readlink().name if path.is_symlink() else None
 
 
 def bind(bdf: str) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def bind(bdf: str) -> dict[str, Any]:
         raise SetupError(f"vfio-pci did not take device {bdf}")
     node = Path(f"/dev/vfio/{group}")
     _appears(node)
-    cdevs = sorted(os.listdir(folder / "vfio-dev")) if (folder / "vfio-dev").is_dir() else []
+    cdevs = sorted(entry.name for entry in (folder / "vfio-dev").glob("*"))
     cdev = f"/dev/vfio/devices/{cdevs[0]}" if cdevs else None
     vendor = (folder / "vendor").read_text().strip()
     device = (folder / "device").read_text().strip()

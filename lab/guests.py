@@ -77,7 +77,7 @@ GUESTS: tuple[Guest, ...] = (
         title="x86-64, AMD-Vi",
         arch="x86_64",
         kernel=X86,
-        machine=("-M", "q35,kernel-irqchip=off", "-cpu", "EPYC", "-device", "amd-iommu,intremap=off", *_PC),
+        machine=("-M", "q35", "-cpu", "EPYC", "-device", "amd-iommu,intremap=off", *_PC),
         devices=_PC_DEVICES,
     ),
     Guest(

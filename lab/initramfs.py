@@ -12,9 +12,12 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lab.kernels import Kernel
 from lab.say import LabError
+
+if TYPE_CHECKING:
+    from lab.kernels import Kernel
 
 # Where the guest sees the folder of its run, the one place that it shares with the outside.
 OUT = "/run/vmm-iova-lab"
@@ -109,8 +112,7 @@ def modules_in_order(kernel: Kernel, wanted: tuple[str, ...]) -> dict[str, bytes
     if kernel.modules is None:
         return {}
     files = {
-        path.name.split(".")[0].replace("-", "_"): path
-        for path in kernel.modules.rglob("*.ko*")
+        path.name.split(".")[0].replace("-", "_"): path for path in kernel.modules.rglob("*.ko*")
     }
     listed = kernel.modules / "modules.builtin"
     lines = listed.read_text().splitlines() if listed.exists() else []

@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytest
+if TYPE_CHECKING:
+    import pytest
 
 
 def _setup() -> Path | None:
@@ -32,7 +34,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if path is None or not path.exists():
         return
     guest = json.loads(path.read_text())["guest"]
-    mine, others = [], []
+    mine: list[pytest.Item] = []
+    others: list[pytest.Item] = []
     for item in items:
         mark = item.get_closest_marker("guests")
         (mine if mark is None or guest in mark.args else others).append(item)

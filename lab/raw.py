@@ -13,8 +13,11 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TYPE1V2 = 3
 READ, WRITE = 1, 2
@@ -102,7 +105,7 @@ class Type1:
     def device(self, bdf: str) -> int:
         """Return a new file of a device of the group."""
         name = bytearray(bdf.encode() + b"\0")
-        return fcntl.ioctl(self.group, GROUP_GET_DEVICE_FD, name)
+        return int(fcntl.ioctl(self.group, GROUP_GET_DEVICE_FD, name))
 
 
 @contextmanager

@@ -8,14 +8,18 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lab import cache, fetch, report
 from lab.boot import REPO, Outcome, boot, python_inside
-from lab.guests import Guest
 from lab.initramfs import OUT
-from lab.kernels import Kernel
 from lab.say import LabError, say, tail
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lab.guests import Guest
+    from lab.kernels import Kernel
 
 TESTS = ("lab/tests",)
 

@@ -80,9 +80,11 @@ def _closure() -> dict[str, metadata.Distribution]:
                 raise LabError(f"{name} here is not pure Python, so no other machine can run it")
             continue
         found[key] = distribution
-        for requirement in distribution.requires or []:
-            if "extra ==" not in requirement:
-                queue.append(re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0])
+        queue.extend(
+            re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
+            for requirement in distribution.requires or []
+            if "extra ==" not in requirement
+        )
     return found
 
 
