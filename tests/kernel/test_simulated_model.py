@@ -104,7 +104,9 @@ def test_type1_agrees_with_the_page_model(ops: list[tuple[str, int, int]], limit
                 else:
                     assert got == model.take(span)
             else:
-                assert container.unmap_range(0, 0, uapi.UNMAP_ALL) == model.take(list(model.pages))
+                assert container.unmap_range(0, 0, flags=uapi.UNMAP_ALL) == model.take(
+                    list(model.pages)
+                )
             assert sim.mapped().size == len(model.pages) * PAGE
         left = len(set(model.pages.values()))
         assert container.info().entries_left == limit - left

@@ -9,7 +9,7 @@ from vmm_iova.errors import ClosedError, DmaError
 from vmm_iova.kernel.space import caller
 
 if TYPE_CHECKING:
-    from vmm_iova.kernel.syscalls import Kernel
+    from vmm_iova.kernel.syscalls import Kernel, LockBudget
 
 
 class Handle:
@@ -58,6 +58,10 @@ class Handle:
         if self._fd < 0:
             raise ClosedError(f"the {self._what} opened at {self._place} is closed")
         return self._fd
+
+    def lock_budget(self) -> LockBudget:
+        """Return how much memory this process may lock."""
+        return self._kernel.lock_budget()
 
     @property
     def closed(self) -> bool:

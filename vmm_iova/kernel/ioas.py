@@ -21,7 +21,7 @@ from vmm_iova.kernel.space import (
     caller,
     verify_unmapped,
 )
-from vmm_iova.kernel.syscalls import UserBuffer
+from vmm_iova.kernel.syscalls import LockBudget, UserBuffer
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 
 if TYPE_CHECKING:
@@ -378,6 +378,10 @@ class Ioas:
             merged |= uapi.read_bits(bitmap)
             length = len(bitmap)
         return uapi.write_bits(merged, length)
+
+    def lock_budget(self) -> LockBudget:
+        """Return how much memory this process may lock; iommufd counts by user, unlike type1."""
+        return self.iommufd.lock_budget()
 
     def close(self) -> None:
         """Close devices, then mappings, the IOAS and, if it is owned, the file. Idempotent."""

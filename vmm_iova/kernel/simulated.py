@@ -24,6 +24,7 @@ from vmm_iova.kernel.sim_iommufd import SimDevice, SimIommufd
 from vmm_iova.kernel.sim_model import SimGroup, SimMemory, refuse
 from vmm_iova.kernel.sim_sysfs import SimSysfs
 from vmm_iova.kernel.sim_type1 import SimContainer
+from vmm_iova.kernel.syscalls import LockBudget
 from vmm_iova.ranges import AddrRange, RangeSet
 
 if TYPE_CHECKING:
@@ -328,6 +329,10 @@ class SimulatedKernel(SimSysfs):
         return 0
 
     # For tests: what is the case, and DMA.
+
+    def lock_budget(self) -> LockBudget:
+        """Return how much memory may be locked."""
+        return LockBudget(self.memory.limit, self.memory.locked)
 
     def mapped(self) -> RangeSet:
         """Return every IOVA that is mapped in any container or IOAS that is open."""

@@ -8,17 +8,20 @@ are verified, and a mapping that was forgotten is reported with the place that m
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
-from vmm_iova.errors import NotAllocatedError, PartialUnmapError
-from vmm_iova.ranges import AddrRange, MappableRanges
+from vmm_iova.errors import DmaError, NotAllocatedError, PartialUnmapError
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from vmm_iova.kernel.syscalls import LockBudget
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,14 @@ class AddressSpace(Protocol):
     def unmap(self, iova: int, size: int) -> int:
         """Unmap exactly one mapping; return its bytes. Raise PartialUnmapError if not so many."""
 
+    def unmap_range(self, iova: int, size: int) -> int:
+        """Make the bare call, whatever `live` says; return the bytes that the kernel removed."""
+
     def unmap_all(self) -> int:
         """Unmap everything; return the bytes."""
+
+    def lock_budget(self) -> LockBudget:
+        """Return how much memory this process may lock."""
 
     def device_fd(self, bdf: str) -> int:
         """Return the descriptor of an attached device; KeyError if it is not."""
@@ -148,6 +157,39 @@ class LiveMappings:
         del self._by_start[start]
         self._order = None
 
+    def discard(self, start: int) -> None:
+        """Forget the mapping that begins at `start`, if there is one."""
+        if start in self._by_start:
+            self.remove(start)
+
+    def translate(self, iova: int, size: int) -> tuple[int, int]:
+        """Return where in this process an IOVA is, and how many bytes from there are contiguous.
+
+        Args:
+            iova: any address inside a mapping.
+            size: bytes wanted, from 1; more than one mapping may be crossed if their memory
+                follows on.
+
+        Returns:
+            The host address, and the bytes that can be had there: 1 to `size`.
+
+        Raises:
+            NotAllocatedError: nothing is mapped there.
+
+        Complexity: O(log n + k) for k mappings that are crossed.
+        """
+        found = self.overlapping(AddrRange(iova, min(iova + size - 1, ADDRESS_LAST)))
+        if not found or found[0].range.start > iova:
+            raise NotAllocatedError(f"nothing is mapped at {iova:#x}", address=iova)
+        first = found[0]
+        hva = first.hva + (iova - first.range.start)
+        got = first.range.last - iova + 1
+        for item in found[1:]:
+            if item.range.start != iova + got or item.hva != hva + got:
+                break
+            got += item.range.size
+        return hva, min(got, size)
+
     def clear(self) -> int:
         """Forget everything; return how many bytes that was."""
         total = sum(item.range.size for item in self._by_start.values())
@@ -164,13 +206,17 @@ class LiveMappings:
         found = self._by_start.get(start)
         if found is not None and found.range.size == size:
             return found
-        near = self.overlapping(AddrRange(start, min(start + max(size, 1) - 1, (1 << 64) - 1)))
+        near = self.overlapping(AddrRange(start, min(start + max(size, 1) - 1, ADDRESS_LAST)))
         there = ", ".join(str(item.range) for item in near[:4]) or "nothing"
         raise NotAllocatedError(
             f"no mapping is exactly {size:#x} bytes at {start:#x}; there is {there}",
             address=start,
             hint="the kernel unmaps whole mappings only: unmap what was mapped",
         )
+
+    def at(self, start: int) -> LiveMapping:
+        """Return the mapping that begins at `start`; KeyError if none does."""
+        return self._by_start[start]
 
     def overlapping(self, window: AddrRange) -> list[LiveMapping]:
         """Return the mappings that share an address with `window`, ascending."""
@@ -191,6 +237,20 @@ class LiveMappings:
                 stacklevel=2,
                 source=source,
             )
+
+
+def make_sure_unmapped(space: AddressSpace, iova: int, size: int) -> None:
+    """Unmap what may or may not be mapped: an interrupt came before the book was written.
+
+    Raises:
+        DmaError: the kernel refused; ENOENT, iommufd's word for "nothing there", is no refusal.
+    """
+    try:
+        space.unmap_range(iova, size)
+    except DmaError as exc:
+        if exc.errno != errno.ENOENT:
+            raise
+    space.live.discard(iova)
 
 
 def verify_unmapped(ioctl: str, iova: int, asked: int, unmapped: int) -> int:

@@ -11,11 +11,28 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import resource
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 """Bytes of a page of this process; the granule of an IOMMU is another matter."""
+
+_CAP_IPC_LOCK = 14  # ABI: include/uapi/linux/capability.h
+
+
+@dataclass(frozen=True, slots=True)
+class LockBudget:
+    """How much memory this process may lock.
+
+    Attributes:
+        limit: soft RLIMIT_MEMLOCK in bytes, or None: unlimited, or the process has CAP_IPC_LOCK.
+        locked: bytes that count already.
+    """
+
+    limit: int | None
+    locked: int
 
 
 class Kernel(Protocol):
@@ -41,6 +58,9 @@ class Kernel(Protocol):
 
     def exists(self, path: str) -> bool:
         """Tell whether there is something at `path`."""
+
+    def lock_budget(self) -> LockBudget:
+        """Return how much memory this process may lock."""
 
 
 class LinuxKernel:
@@ -86,6 +106,20 @@ class LinuxKernel:
     def exists(self, path: str) -> bool:
         """Tell whether there is something at `path`."""
         return self._path(path).exists()
+
+    def lock_budget(self) -> LockBudget:
+        """Return how much memory this process may lock.
+
+        Source: drivers/vfio/vfio_iommu_type1.c, vfio_lock_acct: CAP_IPC_LOCK lifts the limit,
+        and what counts is `locked_vm` of the process (VmLck).
+        """
+        soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+        capable = int(fields.get("CapEff", "0"), 16) >> _CAP_IPC_LOCK & 1
+        locked = int(fields.get("VmLck", "0 kB").split()[0]) * 1024
+        unlimited = capable or soft == resource.RLIM_INFINITY
+        return LockBudget(None if unlimited else soft, locked)
 
 
 LINUX = LinuxKernel()

@@ -308,7 +308,7 @@ class Type1Container(Handle):
         self.live.remove(iova)
         return verify_unmapped("VFIO_IOMMU_UNMAP_DMA", iova, size, unmapped)
 
-    def unmap_range(self, iova: int, size: int, flags: int = 0) -> int:
+    def unmap_range(self, iova: int, size: int, *, flags: int = 0) -> int:
         """Make the bare ioctl, without the book of live mappings; return the bytes it removed."""
         buffer = bytearray(_UNMAP.pack(24, flags, iova, size))
         self.call(
@@ -332,7 +332,7 @@ class Type1Container(Handle):
             DmaError: the kernel refused; `live` still has what it had.
         """
         if self.extension(uapi.EXT_UNMAP_ALL):
-            total = self.unmap_range(0, 0, uapi.UNMAP_ALL)
+            total = self.unmap_range(0, 0, flags=uapi.UNMAP_ALL)
         else:
             # The size 2^64 cannot be written, and a cut through a mapping is EINVAL.
             across = self.live.overlapping(AddrRange(_HALF - 1, _HALF - 1))
