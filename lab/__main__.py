@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -67,9 +68,15 @@ def _boot(options: argparse.Namespace) -> int:
     return outcome.code
 
 
+def _end(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; a LabError is one sentence and exit code 2."""
     options = _parser().parse_args(arguments)
+    # Whoever ends the lab politely must not leave emulators behind.
+    signal.signal(signal.SIGTERM, _end)
     try:
         if options.command == "list":
             print(report.listing(guests.GUESTS))
@@ -89,9 +96,12 @@ def main(arguments: list[str] | None = None) -> int:
             save_facts=options.save_facts,
             stated=_stated(options),
         )
-    except (LabError, KeyError) as error:
-        print(f"lab: {error.args[0]}", file=sys.stderr)
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("lab: interrupted; the guests are ended", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def _counts(report_file: Path) -> tuple[int, int, int]:
     return total - failed - skipped, failed, skipped
 
 
-def _judge(guest: Guest, kernel: Kernel, outcome: Outcome) -> Row:
+def judge(guest: Guest, kernel: Kernel, outcome: Outcome) -> Row:
     """Turn an outcome into a row; whatever is not plainly good is a failure with its reason."""
     passed = failed = skipped = 0
     trouble = outcome.trouble
@@ -132,7 +132,7 @@ def run(
             return Row(guest.name, "-", "", 0, 0, 0, 0.0, str(error))
         outcome = boot(guest, kernel, _command(guest, tests, keyword), limit=seconds)
         _keep_facts(guest, outcome.folder, save_facts)
-        row = _judge(guest, kernel, outcome)
+        row = judge(guest, kernel, outcome)
         word = "good" if row.good else "FAILED"
         say(f"{guest.name}: {word}, {row.passed} passed, {row.failed} failed")
         if not row.good:
