@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+from pathlib import Path
 
 from lab import fetch, guests, report, runner
 from lab.boot import boot
-from lab.say import LabError, tail
+from lab.kernels import Kernel
+from lab.say import LabError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,28 +36,47 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--seconds", type=float, help="time-out instead of the guest's own")
     one.add_argument("--bare", action="store_true", help="without handing devices to VFIO first")
     one.add_argument("words", nargs="+", metavar="COMMAND")
+    for each in (run, one):
+        each.add_argument(
+            "--kernel", type=Path, metavar="IMAGE", help="boot this kernel, all drivers built in"
+        )
     commands.add_parser("list", help="name the guests")
     return parser
 
 
+def _stated(options: argparse.Namespace) -> Kernel | None:
+    """Return the kernel that the caller named instead of the guest's own."""
+    if options.kernel is None:
+        return None
+    if not options.kernel.is_file():
+        raise LabError(f"there is no kernel {options.kernel}")
+    return Kernel(options.kernel, options.kernel.name, None)
+
+
 def _boot(options: argparse.Namespace) -> int:
     guest = guests.named([options.guest])[0]
-    kernel = fetch.fetch([guest])[guest.name]
+    kernel = _stated(options) or fetch.fetch([guest])[guest.name]
     outcome = boot(guest, kernel, options.words, not options.bare, options.seconds)
     output = outcome.folder / "output.txt"
     if output.exists():
         sys.stdout.write(output.read_text(errors="replace"))
         sys.stdout.flush()
     if outcome.code is None:
-        print(tail(outcome.folder / "console.log"), file=sys.stderr)
+        print(runner.last_words(outcome), file=sys.stderr)
         raise LabError(f"{guest.name}: {outcome.trouble}; the logs are in {outcome.folder}")
     print(f"lab: exit code {outcome.code} after {outcome.seconds:.1f} s", file=sys.stderr)
     return outcome.code
 
 
+def _end(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; a LabError is one sentence and exit code 2."""
     options = _parser().parse_args(arguments)
+    # Whoever ends the lab politely must not leave emulators behind.
+    signal.signal(signal.SIGTERM, _end)
     try:
         if options.command == "list":
             print(report.listing(guests.GUESTS))
@@ -72,10 +94,14 @@ def main(arguments: list[str] | None = None) -> int:
             jobs=options.jobs,
             seconds=options.seconds,
             save_facts=options.save_facts,
+            stated=_stated(options),
         )
-    except (LabError, KeyError) as error:
-        print(f"lab: {error.args[0]}", file=sys.stderr)
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("lab: interrupted; the guests are ended", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

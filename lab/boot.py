@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
 REPO = Path(__file__).resolve().parent.parent
 SCRATCH = b"".join(bytes([number]) * 512 for number in range(256)) * 8
-PYCACHE = f"{OUT}-pycache"
+PYCACHE, PURE = f"{OUT}-pycache", f"{OUT}-pure"
 # How long QEMU may take to leave after the guest has written its exit code.
 GRACE = 10
+# Set when the person at the terminal has had enough: every guest is ended.
+stop = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ def _more_shares(guest: Guest) -> tuple[Share, ...]:
     compiled.mkdir(parents=True, exist_ok=True)
     return (
         Share("lab_repo", REPO, str(REPO)),
+        Share("lab_pure", userland.pure_packages(), PURE),
         Share("lab_pyc", compiled, PYCACHE, writable=True),
     )
 
@@ -97,7 +101,7 @@ def _environment(guest: Guest) -> dict[str, str]:
     compiled = {"PYTHONDONTWRITEBYTECODE": "1"}
     if guest.foreign:
         # Packages that were only unpacked have nothing compiled, and emulated machines are slow.
-        paths.append(f"{OUT}/pure")
+        paths.append(PURE)
         compiled = {"PYTHONPYCACHEPREFIX": PYCACHE}
     return {
         **compiled,
@@ -112,8 +116,6 @@ def _environment(guest: Guest) -> dict[str, str]:
 def _prepare(guest: Guest, kernel: Kernel, run: Path, command: list[str], setup: bool) -> Path:
     """Write everything that the guest reads, and return the root that it gets."""
     root = userland.foreign_root(guest.debian_arch) if guest.foreign else Path("/")
-    if guest.foreign:
-        shutil.copytree(userland.pure_packages(), run / "pure")
     script = _script(guest, command, setup, _environment(guest))
     (run / "command.sh").write_text(script)
     plan = {"guest": guest.name, "title": guest.title, "devices": list(guest.devices)}
@@ -131,9 +133,13 @@ def _prepare(guest: Guest, kernel: Kernel, run: Path, command: list[str], setup:
 
 def _wait(process: subprocess.Popen[bytes], run: Path, limit: float) -> str:
     """Wait for QEMU; kill it when the time is up or when the guest is done but does not leave."""
-    stop = time.monotonic() + limit
+    end = time.monotonic() + limit
     done_since: float | None = None
     while process.poll() is None:
+        if stop.is_set():
+            process.kill()
+            process.wait()
+            return "the lab was interrupted"
         now = time.monotonic()
         if done_since is None and (run / "exit").exists():
             done_since = now
@@ -141,7 +147,7 @@ def _wait(process: subprocess.Popen[bytes], run: Path, limit: float) -> str:
             process.kill()
             process.wait()
             return ""
-        if now > stop:
+        if now > end:
             process.kill()
             process.wait()
             return f"the guest was still running after {limit:.0f} s"
@@ -155,6 +161,7 @@ def boot(
     """Boot a guest, run a command in it, and keep the folder of the run as the guest's last."""
     runs = cache.root() / "runs"
     runs.mkdir(exist_ok=True)
+    _sweep(runs)
     run = Path(tempfile.mkdtemp(prefix=f"{guest.name}.", dir=runs))
     start = time.monotonic()
     try:
@@ -188,11 +195,17 @@ def _code(run: Path) -> int | None:
         return None
 
 
+def _sweep(runs: Path) -> None:
+    """Remove what labs left behind that were killed in the middle of a run, a day ago or more."""
+    for left in runs.glob("*.*"):
+        if left.stat().st_mtime < time.time() - 86400:
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def _keep(run: Path, place: Path) -> Path:
     """Make this run the guest's last one, without the parts that are big and the same always."""
     for name in ("initramfs.cpio", "scratch.img"):
         (run / name).unlink(missing_ok=True)
-    shutil.rmtree(run / "pure", ignore_errors=True)
     with cache.locked("runs"):
         shutil.rmtree(place, ignore_errors=True)
         run.rename(place)

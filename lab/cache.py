@@ -43,8 +43,14 @@ def locked(name: str) -> Iterator[None]:
 
 @contextmanager
 def fresh(target: Path) -> Iterator[Path]:
-    """Fill a new folder and put it in the place of `target` only when the body was successful."""
+    """Fill a new folder and put it in the place of `target` only when the body was successful.
+
+    To be called with the lock held that guards the target.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{target.name}.*"):
+        # The caller holds a lock, so this is what a killed lab could not put away.
+        shutil.rmtree(left, ignore_errors=True)
     made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     made.chmod(0o755)
     try:

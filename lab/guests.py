@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from lab.debian import Apt
 from lab.kernels import BuiltKernel, DebianKernel
+from lab.say import LabError
 
 X86 = DebianKernel(Apt("amd64", ("trixie",)), "linux-image-amd64")
 ARM = DebianKernel(Apt("arm64", ("trixie",)), "linux-image-arm64")
@@ -131,5 +132,5 @@ def named(names: list[str]) -> list[Guest]:
     known = {guest.name: guest for guest in GUESTS}
     for name in names:
         if name not in known:
-            raise KeyError(f"there is no guest {name}; there are {', '.join(known)}")
+            raise LabError(f"there is no guest {name}; there are {', '.join(known)}")
     return [guest for guest in GUESTS if not names or guest.name in names]

@@ -39,12 +39,12 @@ $bb mount -t tmpfs -o mode=755 cow /cow
 $bb mkdir /cow/upper /cow/work
 $bb mount -t overlay -o xino=off,lowerdir=/lower,upperdir=/cow/upper,workdir=/cow/work root /new \\
     || echo "lab: no overlay"
-for kept in proc sys dev; do $bb mount --bind /$kept /new/$kept; done
 $bb mkdir -p /dev/shm /dev/pts
 $bb mount -t tmpfs shm /dev/shm
 $bb mount -t devpts pts /dev/pts
 $bb mount -t debugfs debug /sys/kernel/debug
 $bb mount -t cgroup2 cgroup /sys/fs/cgroup
+for kept in proc sys dev; do $bb mount --rbind /$kept /new/$kept; done
 [ -e /dev/fd ] || $bb ln -s /proc/self/fd /dev/fd
 $bb mount -t tmpfs -o mode=755 run /new/run
 share lab_out /new@OUT@ rw,cache=none || echo "lab: no way out"

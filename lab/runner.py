@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lab import cache, fetch, report
-from lab.boot import REPO, Outcome, boot, python_inside
+from lab.boot import REPO, Outcome, boot, python_inside, stop
 from lab.initramfs import OUT
 from lab.say import LabError, say, tail
 
@@ -43,6 +43,15 @@ class Row:
         return not self.trouble and self.failed == 0 and self.passed > 0
 
 
+def last_words(outcome: Outcome) -> str:
+    """Return the end of the log that says most about a run that went wrong."""
+    for name in ("output.txt", "console.log", "qemu.log"):
+        log = outcome.folder / name
+        if log.exists() and log.stat().st_size:
+            return f"--- end of {name}\n{tail(log, 60)}"
+    return "--- all its logs are empty"
+
+
 def _command(guest: Guest, tests: list[str] | None, keyword: str | None) -> list[str]:
     command = [
         *(python_inside(guest), "-m", "pytest", "-q", "-rfEs", "--tb=short", "--color=no"),
@@ -65,7 +74,7 @@ def _counts(report_file: Path) -> tuple[int, int, int]:
     return total - failed - skipped, failed, skipped
 
 
-def _judge(guest: Guest, kernel: Kernel, outcome: Outcome) -> Row:
+def judge(guest: Guest, kernel: Kernel, outcome: Outcome) -> Row:
     """Turn an outcome into a row; whatever is not plainly good is a failure with its reason."""
     passed = failed = skipped = 0
     trouble = outcome.trouble
@@ -111,28 +120,31 @@ def run(
     jobs: int,
     seconds: float | None,
     save_facts: bool,
+    stated: Kernel | None = None,
 ) -> int:
     """Run the guests, print the table, and return 0 only when every row is good."""
 
     def one(guest: Guest) -> Row:
         try:
-            kernel = fetch.fetch([guest])[guest.name]
+            kernel = stated or fetch.fetch([guest])[guest.name]
         except LabError as error:
             say(f"{guest.name}: {error}")
             return Row(guest.name, "-", "", 0, 0, 0, 0.0, str(error))
         outcome = boot(guest, kernel, _command(guest, tests, keyword), limit=seconds)
         _keep_facts(guest, outcome.folder, save_facts)
-        row = _judge(guest, kernel, outcome)
+        row = judge(guest, kernel, outcome)
         word = "good" if row.good else "FAILED"
         say(f"{guest.name}: {word}, {row.passed} passed, {row.failed} failed")
         if not row.good:
-            log = outcome.folder / "output.txt"
-            shown = log if log.exists() and log.stat().st_size else outcome.folder / "console.log"
-            print(f"--- {guest.name}: end of {shown}", file=sys.stderr)
-            print(tail(shown, 60), file=sys.stderr)
+            print(f"--- {guest.name}: {outcome.folder}\n{last_words(outcome)}", file=sys.stderr)
         return row
 
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-        rows = list(pool.map(one, guests))
+        try:
+            rows = list(pool.map(one, guests))
+        except KeyboardInterrupt:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
     print(report.table(rows))
     return 0 if rows and all(row.good for row in rows) else 1
