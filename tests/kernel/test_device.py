@@ -6,7 +6,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import os
 import pickle
+import termios
 from typing import TYPE_CHECKING
 
 import pytest
@@ -303,3 +305,15 @@ class TestSysroot:
         assert caught.value.errno == errno.ENOTTY
         assert kernel.list_dir("/dev") == ["node"]
         assert kernel.read_text("/dev/node") == "x"
+
+    def test_ioctl_with_immutable_bytes_gives_the_kernels_value(self) -> None:
+        """GROUP_GET_DEVICE_FD takes a name and returns a descriptor; fcntl would give the name."""
+        kernel = LinuxKernel()
+        reader, writer = os.pipe()
+        os.write(writer, b"abc")
+
+        answer = kernel.ioctl(reader, termios.FIONREAD, bytes(4))
+
+        assert answer == 0
+        os.close(reader)
+        os.close(writer)

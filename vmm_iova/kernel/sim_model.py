@@ -40,6 +40,7 @@ class SimGroup:
         isolated_msi: whether interrupts are remapped.
         tracks_dirty: whether its IOMMU can track written pages.
         zpci: window of an s390 function, or None.
+        coherent: whether its IOMMU enforces coherent DMA (VFIO_DMA_CC_IOMMU).
     """
 
     number: int
@@ -51,6 +52,7 @@ class SimGroup:
     isolated_msi: bool = True
     tracks_dirty: bool = False
     zpci: AddrRange | None = None
+    coherent: bool = True
 
     def held_back(self) -> list[AddrRange]:
         """Return the reserved regions that count; `direct-relaxable` does not."""

@@ -90,7 +90,8 @@ class SimContainer:
             return int(self.kernel.release >= (5, 12))
         if number == uapi.EXT_UPDATE_VADDR:
             return int(self.kernel.release >= (5, 12) and bool(self.type))
-        return int(number == uapi.DMA_CC_IOMMU and bool(self.type))
+        coherent = bool(self.attached) and all(group.coherent for group in self.attached)
+        return int(number == uapi.DMA_CC_IOMMU and coherent)
 
     def _set_iommu(self, kind: int) -> int:
         if not self.groups or self.type:

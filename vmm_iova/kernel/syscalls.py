@@ -88,7 +88,9 @@ class LinuxKernel:
 
     def ioctl(self, fd: int, request: int, arg: int | bytes | bytearray = 0) -> int:
         """Make an ioctl; the lock of the interpreter is released meanwhile."""
-        answer: int = fcntl.ioctl(fd, request, arg)  # type: ignore[assignment,unused-ignore]
+        # fcntl.ioctl returns the bytes, and not the kernel's value, unless the buffer is mutable.
+        buffer = bytearray(arg) if isinstance(arg, bytes) else arg
+        answer: int = fcntl.ioctl(fd, request, buffer)  # type: ignore[assignment,unused-ignore]
         return answer
 
     def read_text(self, path: str) -> str:
