@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass, field
 
 from lab.debian import Apt
@@ -41,8 +42,8 @@ class Guest:
 
     @property
     def foreign(self) -> bool:
-        """Tell whether the guest needs a root of its own architecture."""
-        return self.arch != "x86_64"
+        """Tell whether the guest cannot run this machine's programs and needs a root of its own."""
+        return self.arch != platform.machine()
 
 
 _PC_DEVICES = ("0000:00:10.0", "0000:00:11.0", "0000:00:12.0", "0000:00:13.0")

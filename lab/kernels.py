@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,11 @@ class BuiltKernel:
 
     def kernel(self, renew: bool = False) -> Kernel:
         """Return the built kernel of this fragment; build when there is none for it."""
+        if platform.machine() != "x86_64":
+            raise LabError(
+                "the kernel with iommufd is built with this machine's own compiler for x86-64, so "
+                "it needs an x86-64 machine"
+            )
         digest = hashlib.sha256(FRAGMENT.read_bytes()).hexdigest()[:12]
         folder = cache.root() / "kernels"
         with cache.locked("build"):

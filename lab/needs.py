@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab import cache
+from lab.debian import KEYRING
 from lab.say import LabError, must, output, say
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ BASIC = (
     Need("dpkg-deb", ("dpkg",)),
     Need("tar", ("tar",)),
     Need("xz", ("xz-utils",)),
+    Need(str(KEYRING), ("debian-archive-keyring",)),
 )
 BUILD = (
     Need("make", ("build-essential",)),

@@ -19,7 +19,9 @@ TEXT = 2
 def _cells(row: Row) -> tuple[str, ...]:
     text = f"FAILED: {row.trouble}" if row.trouble else row.proved
     if row.failed and not row.trouble:
-        text = f"FAILED: {row.failed} tests; still shown: {row.proved}"
+        text = f"FAILED: {row.failed} tests"
+        if row.proved:
+            text += f"; still shown: {row.proved}"
     numbers = (str(row.passed), str(row.failed), str(row.skipped), f"{row.seconds:.1f}")
     return (row.guest, row.kernel, text, *numbers)
 

@@ -6,18 +6,21 @@ import hashlib
 import importlib.metadata as metadata
 import re
 import shutil
+import sys
+import zipfile
 from pathlib import Path
 
 from lab import cache
 from lab.debian import Apt, unpack
-from lab.say import LabError, say
+from lab.say import LabError, output, say
 
 # The release whose Python runs in foreign guests; any that has Python 3.11 or newer would do.
 RELEASE = "bookworm"
 APPLETS = "sh cat cp dmesg echo env grep head id ls mkdir mount sleep sync tail true umount uname"
 WANTED = ("pytest", "sortedcontainers")
-# Taken along when this environment has them and they are pure Python.
+# Taken along too; newer versions have compiled parts, then an older one is asked of PyPI.
 WELCOME = ("hypothesis",)
+LACKING = ".lacking"
 
 
 def busybox(arch: str, renew: bool = False) -> Path:
@@ -88,16 +91,38 @@ def _closure() -> dict[str, metadata.Distribution]:
     return found
 
 
+def _older(name: str, into: Path) -> bool:
+    """Let pip find the newest version that is pure Python, where the one here is not."""
+    wheels = into / "wheels"
+    wanted = ["--only-binary", ":all:", "--platform", "any", "--implementation", "py"]
+    code, _ = output(
+        [
+            *(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(wheels)),
+            *(*wanted, "--python-version", "3.11", "--abi", "none", name),
+        ]
+    )
+    for wheel in wheels.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(into)
+    shutil.rmtree(wheels, ignore_errors=True)
+    return code == 0
+
+
 def pure_packages() -> Path:
     """Return a folder with pytest and sortedcontainers, copied from this very environment."""
     distributions = _closure()
     names = sorted(f"{key} {value.version}" for key, value in distributions.items())
+    names += [f"older {name}" for name in WELCOME if name not in distributions]
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]
     home = cache.root() / "pure" / digest
     with cache.locked("fetch"):
-        if home.exists():
+        if home.exists() and not (home / LACKING).exists():
             return home
         with cache.fresh(home) as made:
+            for name in WELCOME:
+                if name not in distributions and not _older(name, made):
+                    say(f"no pure {name} to be had; foreign guests go without it this time")
+                    (made / LACKING).touch()
             for distribution in distributions.values():
                 for file in distribution.files or []:
                     inside = not file.is_absolute() and ".." not in file.parts
