@@ -74,7 +74,7 @@ class TestProtocol:
             (abi.OPTION, {"object_id": 1}),
             (abi.OPTION, {"op": 2}),
             (abi.VFIO_IOAS, {"op": 7}),
-            (abi.HWPT_ALLOC, {"flags": 1 << 31}),
+            (abi.HWPT_ALLOC, {"_reserved": 1}),
             (abi.GET_HW_INFO, {"flags": 1 << 31}),
             (abi.HWPT_SET_DIRTY_TRACKING, {"flags": 2}),
             (abi.HWPT_GET_DIRTY_BITMAP, {"flags": 2}),

@@ -308,12 +308,17 @@ class SimIommufd(SimCompat):
     def _hwpt_alloc(self, arg: bytearray) -> int:
         fields = abi.HWPT_ALLOC_ARG.read(arg)
         known = abi.HWPT_ALLOC_NEST_PARENT | abi.HWPT_ALLOC_DIRTY_TRACKING
-        if fields["flags"] & ~known or fields["_reserved"] or fields["_reserved2"]:
+        if fields["_reserved"] or fields["_reserved2"]:
             raise refuse(errno.EOPNOTSUPP)
         group = self.device(fields["dev_id"]).group
+        ioas = self.objects.get(fields["pt_id"])
+        if isinstance(ioas, SimHwpt):
+            # A table on a table is nested, and that wants data of the driver.
+            raise refuse(errno.EOPNOTSUPP)
+        if not isinstance(ioas, SimIoas):
+            raise refuse(errno.EINVAL)
         dirty = bool(fields["flags"] & abi.HWPT_ALLOC_DIRTY_TRACKING)
-        ioas = self._ioas(fields["pt_id"])
-        if dirty and not group.tracks_dirty:
+        if fields["flags"] & ~known or (dirty and not group.tracks_dirty):
             raise refuse(errno.EOPNOTSUPP)
         table = SimHwpt(ioas, group, auto=False, dirty=dirty)
         ioas.add_domain(table)
