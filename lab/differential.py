@@ -77,6 +77,9 @@ class Pools:
     page: int
     arena: Arena
     edges: Sequence[int]
+    # Before 6.18 a mapping that ends at 2^64 is put at a wrong place of the kernel's tree, and from
+    # then on others are not found: nothing that a simulation should learn.
+    spare_the_top: bool = False
     recent: list[tuple[int, int]] = field(default_factory=list)
 
     def iova(self, rng: random.Random) -> int:
@@ -148,6 +151,11 @@ class World:
         answer: Answer = getattr(self, "op_" + op.name)(*op.args)
         return answer
 
+    def state(self) -> str:
+        """Say what the simulation has mapped, for the report of a divergence."""
+        told = getattr(self.kernel, "describe", None)
+        return str(told()) if told is not None else ""
+
     def close(self) -> None:
         """Close everything, the last first."""
         for fd in reversed(self.opened):
@@ -218,6 +226,8 @@ def type1_ops(rng: random.Random, pools: Pools, count: int) -> list[Op]:
         kind = rng.random()
         if kind < 0.46:
             iova, size = pools.iova(rng), pools.size(rng)
+            if pools.spare_the_top and iova + size == TOP + 1:
+                iova -= pools.page
             flags = rng.choice((3, 3, 3, 3, 3, 1, 1, 0, 8) if rng.random() < 0.5 else (3,))
             argsz = 32 if rng.random() < 0.98 else rng.choice((0, 24, 31, 40))
             ops.append(Op("map", (iova, pools.hva(rng), size, flags, argsz)))
@@ -450,7 +460,7 @@ def compare(real: World, simulated: World, ops: Sequence[Op], seed: int) -> dict
             before = "\n".join(f"  {each}" for each in ops[max(index - 12, 0) : index])
             raise Divergence(
                 f"seed {seed}, call {index}: {op}\n real:      {told}\n simulated: {ours}\n"
-                f"after\n{before}"
+                f"after\n{before}\nsimulated state: {simulated.state()}"
             )
         key = f"{op.name} {'refused ' + str(told.errno) if told.errno else 'taken'}"
         seen[key] = seen.get(key, 0) + 1

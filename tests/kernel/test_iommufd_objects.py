@@ -23,7 +23,7 @@ from .conftest import NIC, NIC_GROUP, attach
 
 HVA = 0x7F00_0000_0000
 TOP = 2**64 - 1
-COMMANDS = sorted(abi.COMMANDS.keys() - {abi.IOAS_CHANGE_PROCESS})
+COMMANDS = sorted(abi.COMMANDS)
 
 
 def refusal(number: int) -> pytest.RaisesExc[DmaError]:

@@ -58,6 +58,12 @@ class SimIoas:
         self.alignment = 1
         self._holes: list[AddrRange] | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"IOAS aligned to {self.alignment}, domains {[t.users for t in self.domains]}, "
+            f"holes {self.holes()}, allowed {self.allowed}, {self.areas!r}"
+        )
+
     def holes(self) -> list[AddrRange]:
         """Return what no one reserves, ascending: what IOVA_RANGES tells."""
         if self._holes is None:
@@ -186,6 +192,7 @@ class SimIoas:
         read: bool,
         write: bool,
         pages: SimPages | None = None,
+        of_file: bool = False,
     ) -> int:
         """iopt_map_user_pages or, with `pages`, iopt_map_pages for a copy; returns the IOVA."""
         if pages is None and hva + length >= _SPACE:
@@ -198,6 +205,7 @@ class SimIoas:
         if hva % self.kernel.memory.page & (self.alignment - 1):
             raise refuse(errno.EINVAL)
         area = SimArea(placed, length, hva, read, write, pages or SimPages(users=0, writable=write))
+        area.of_file = of_file
         if self.domains:
             self._pin(area)
         area.pages.users += 1

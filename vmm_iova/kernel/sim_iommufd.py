@@ -58,13 +58,17 @@ class SimIommufd(SimCompat):
             abi.HWPT_SET_DIRTY_TRACKING: self._set_dirty,
             abi.HWPT_GET_DIRTY_BITMAP: self._get_dirty,
             abi.IOAS_MAP_FILE: self._map_file,
+            abi.IOAS_CHANGE_PROCESS: self._change_process,
         }
         since = {abi.HWPT_ALLOC: (6, 6), abi.GET_HW_INFO: (6, 6)}
         since |= {abi.HWPT_SET_DIRTY_TRACKING: (6, 7), abi.HWPT_GET_DIRTY_BITMAP: (6, 7)}
-        since |= {abi.IOAS_MAP_FILE: (6, 13)}
+        since |= {abi.IOAS_MAP_FILE: (6, 13), abi.IOAS_CHANGE_PROCESS: (6, 13)}
         for number, release in since.items():
             if kernel.release < release:
                 del self._handlers[number]
+
+    def __repr__(self) -> str:
+        return f"iommufd {self.objects!r}"
 
     def add(self, item: SimIoas | SimHwpt | SimDevice) -> int:
         """Give an object the lowest free id, from 1."""
@@ -200,10 +204,25 @@ class SimIommufd(SimCompat):
             raise refuse(errno.EOPNOTSUPP)
         if fd < 0:
             raise refuse(errno.EBADF)
-        return self._place(arg, flags, number, start, length, iova)
+        return self._place(arg, flags, number, start, length, iova, of_file=True)
+
+    def _change_process(self, arg: bytearray) -> int:
+        if struct.unpack_from("=I", arg, 4)[0]:
+            raise refuse(errno.EOPNOTSUPP)
+        if any(not area.of_file for space in self.address_spaces() for area in space.areas):
+            raise refuse(errno.EINVAL)
+        return 0
 
     def _place(
-        self, arg: bytearray, flags: int, number: int, hva: int, length: int, iova: int
+        self,
+        arg: bytearray,
+        flags: int,
+        number: int,
+        hva: int,
+        length: int,
+        iova: int,
+        *,
+        of_file: bool = False,
     ) -> int:
         if iova >= ADDRESS_LAST or length >= ADDRESS_LAST:
             raise refuse(errno.EOVERFLOW)
@@ -216,6 +235,7 @@ class SimIommufd(SimCompat):
             iova if flags & abi.MAP_FIXED_IOVA else None,
             read=bool(flags & abi.MAP_READABLE),
             write=bool(flags & abi.MAP_WRITEABLE),
+            of_file=of_file,
         )
         struct.pack_into("=Q", arg, 32, placed)
         return 0
@@ -337,7 +357,7 @@ class SimIommufd(SimCompat):
                     raise refuse(errno.EINVAL)
                 self._enforce(table.ioas, device)
         else:
-            raise refuse(errno.ENOENT)
+            raise refuse(errno.ENOENT if target is None else errno.EINVAL)
         if table is not device.table:
             old = device.table
             device.table = table

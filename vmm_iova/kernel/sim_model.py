@@ -75,6 +75,7 @@ class SimArea:
     write: bool
     pages: SimPages
     vaddr_valid: bool = True
+    of_file: bool = False
     dirty: set[int] = field(default_factory=set)
 
     @property
@@ -100,6 +101,9 @@ class Areas:
 
     def __len__(self) -> int:
         return len(self._areas)
+
+    def __repr__(self) -> str:
+        return ", ".join(f"{area.start:#x}-{area.last:#x}" for area in self) or "nothing mapped"
 
     def __iter__(self) -> Iterator[SimArea]:
         return iter(list(self._areas.values()))

@@ -41,6 +41,9 @@ class SimContainer:
         self.tracking = False
         self.invalid = 0
 
+    def __repr__(self) -> str:
+        return f"container, type {self.type}, {[g.number for g in self.attached]}, {self.areas!r}"
+
     @property
     def v2(self) -> bool:
         """Whether the second version of the rules holds."""

@@ -348,6 +348,10 @@ class SimulatedKernel(SimSysfs):
                 found.extend(space.areas for space in item.address_spaces())
         return found
 
+    def describe(self) -> str:
+        """Say in one text what every open file holds, for reports."""
+        return "\n".join(f"{fd}: {item!r}" for fd, item in self._files.items())
+
     def open_files(self) -> int:
         """Return how many descriptors are open."""
         return len(self._files)
