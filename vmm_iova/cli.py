@@ -15,6 +15,7 @@ import vmm_iova
 from vmm_iova.errors import (
     EXIT_CODES,
     EvidenceError,
+    HostDataError,
     HostUnavailableError,
     IovaError,
     RequestError,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 GENERATOR = f"vmm-iova {vmm_iova.__version__}"
 _REFUSED, _UNASSIGNABLE = 3, 1
+_MACHINES = {"aarch64": "virt", "s390x": "s390x"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +61,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         options = _parser().parse_args(arguments)
         run: Callable[[argparse.Namespace], int] = options.run
         status = run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except IovaError as error:
         return _complain(error)
     except BrokenPipeError:
@@ -69,6 +72,11 @@ def _main(arguments: Sequence[str] | None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+    except OSError as error:  # of our own files nothing is left: it is the output
+        print(f"vmm-iova: error: the output failed: {error.strerror}", file=sys.stderr)
+        # What is left in the buffer would fail again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 6
     except Exception as error:  # no traceback reaches the terminal
         print(
             f"vmm-iova: error: {type(error).__name__}: {error}\n"
@@ -125,7 +133,9 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--list", action="store_true", help="name the bundled hosts and stop")
 
     planner = _command(commands, "plan", _plan, "where a guest goes on a host")
-    planner.add_argument("--machine", default="q35", help="model or a .toml file (default q35)")
+    planner.add_argument(
+        "--machine", help="model or a .toml file (default: by the host: q35, virt or s390x)"
+    )
     planner.add_argument("--ram", required=True, help="size of the RAM, like 64G or 1.5TiB")
     planner.add_argument(
         "--on-hole",
@@ -241,7 +251,7 @@ def _show(options: argparse.Namespace) -> int:
         usable = _usable(host, options)
     except EvidenceError as error:
         why_not = str(error).replace("\n", "\n  ")
-    except HostUnavailableError as error:
+    except (HostDataError, HostUnavailableError) as error:
         why_not = error.message
     if options.json:
         judged = None if usable is None else data.usable_data(usable)
@@ -254,7 +264,8 @@ def _show(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     usable = _usable(_host(options), options)
-    guest = Guest(options.machine, options.ram, options.pci64, options.align)
+    machine = options.machine or _MACHINES.get(usable.arch or "", "q35")
+    guest = Guest(machine, options.ram, options.pci64, options.align)
     layout = plan(guest, usable, options.on_hole)
     cost = budget(layout)
     document = data.dump_layout(layout, cost, GENERATOR)
@@ -308,11 +319,20 @@ def _check(options: argparse.Namespace) -> int:
     if options.json:
         entries = [{"name": name, **data.verdict_data(item)} for name, item in verdicts]
         unassignable = [item.text for item in usable.unassignable]
-        payload = {"host": usable.host, "unassignable": unassignable, "verdicts": entries}
+        notes = [note.text for note in usable.notes]
+        payload: dict[str, Any] = {
+            "host": usable.host,
+            "unassignable": unassignable,
+            "notes": notes,
+        }
+        payload["verdicts"] = entries
         print(data.dump("vmm-iova-check", GENERATOR, payload), end="")
     else:
         for entry in usable.unassignable:
             print(f"warning: {entry.text}")
+        for note in usable.notes:
+            if note.warning:
+                print(f"note: {note.text}")
         print("".join(text.show_verdict(item, name) for name, item in verdicts), end="")
     return _status(usable) if all(item.ok for _, item in verdicts) else _REFUSED
 

@@ -284,7 +284,8 @@ class TestWrongInput:
         )
         arguments = ("--aperture", "48", "--granule", "4K", "--ram", "64M", "-J")
         assert run("plan", "--host", str(path), *arguments) == 0
-        assert len(json.loads(capsys.readouterr().out)["guest_reserved"]) == 4
+        # 3 between the pieces of RAM, 64 in the PCI windows
+        assert len(json.loads(capsys.readouterr().out)["guest_reserved"]) == 67
 
     def test_binary_junk_is_one_sentence(self, capsys: Output, tmp_path: Path) -> None:
         path = tmp_path / "junk.bin"
@@ -322,7 +323,7 @@ class TestWrongInput:
             (("fly",), 2, "invalid choice"),
             ((), 2, "COMMAND"),
             (("check", "--range", "0x1000"), 2, "is not a range"),
-            (("check", "--maps", "/no/such/file"), 4, "does not exist"),
+            (("check", "--maps", "/no/such/file"), 6, "does not exist"),
             (("show", "--host", "intel-dmar-collected-client-39bit"), 5, "holds 7 hosts"),
             (("show", "--host", "intel-dmar-collected-client-39bit#9"), 4, "holds 7 hosts"),
             (("show", "--sysroot", "/no/such"), 6, "does not exist"),
