@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lab import needs, userland
-from lab.kernels import BuiltKernel, Kernel
+from lab.built import BuiltKernel
 from lab.say import say
 
 if TYPE_CHECKING:
     from lab.guests import Guest
+    from lab.kernels import Kernel
 
 
 def fetch(guests: list[Guest], renew: bool = False) -> dict[str, Kernel]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass, field
 
+from lab.built import BuiltKernel
 from lab.debian import Apt
-from lab.kernels import BuiltKernel, DebianKernel
+from lab.kernels import DebianKernel
 from lab.say import LabError
 
 X86 = DebianKernel(Apt("amd64", ("trixie",)), "linux-image-amd64")
