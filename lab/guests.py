@@ -19,6 +19,8 @@ SHARE = ("9p", "9pnet_virtio", "overlay")
 VFIO = ("vfio", "vfio_iommu_type1", "vfio-pci-core", "vfio-pci")
 # The drivers that own the devices before VFIO gets them, as on a real host.
 OWNERS = ("?virtio_pci", "?virtio_rng", "?virtio_blk")
+# Pointer authentication by its real cipher takes most of the time of an emulated machine.
+ARM_CPU = "max,pauth-impdef=on"
 EDU = "edu,dma_mask=0xffffffffffffffff"
 VIRTIO = "disable-legacy=on,iommu_platform=on"
 
@@ -99,7 +101,7 @@ GUESTS: tuple[Guest, ...] = (
         debian_arch="arm64",
         kernel=ARM,
         machine=(
-            *("-M", "virt,iommu=smmuv3,gic-version=3", "-cpu", "max"),
+            *("-M", "virt,iommu=smmuv3,gic-version=3", "-cpu", ARM_CPU),
             *("-device", f"virtio-rng-pci,{VIRTIO},addr=0x10"),
             *("-device", f"virtio-blk-pci,{VIRTIO},addr=0x11,drive=scratch"),
         ),
