@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from lab.kernels import Kernel
 
 
-def fetch(guests: list[Guest], renew: bool = False) -> dict[str, Kernel]:
-    """Fetch or build for these guests; return each one's kernel."""
+def install(guests: list[Guest]) -> None:
+    """Install what this machine lacks for these guests, or say in one sentence what to install."""
     wanted = [*needs.BASIC, *(needs.QEMU[guest.arch] for guest in guests)]
     if any(isinstance(guest.kernel, BuiltKernel) for guest in guests):
         wanted += needs.BUILD
     needs.install(wanted)
+
+
+def fetch(guests: list[Guest], renew: bool = False) -> dict[str, Kernel]:
+    """Fetch or build for these guests; return each one's kernel."""
+    install(guests)
     kernels: dict[str, Kernel] = {}
     renewed: set[object] = set()
     for guest in guests:

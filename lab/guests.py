@@ -41,7 +41,7 @@ class Guest:
     bus: str = "pci"
     modules: tuple[str, ...] = field(default=SHARE + VFIO + OWNERS)
     console: str = "ttyS0"
-    seconds: int = 420
+    seconds: int = 900
 
     @property
     def foreign(self) -> bool:

@@ -148,6 +148,7 @@ def run(
             print(f"--- {guest.name}: {place}\n{words}", file=sys.stderr)
         return row
 
+    fetch.install(guests)
     # One after the other and in this thread, where an interrupt also ends a build.
     kernels = {guest.name: stated or _fetched(guest) for guest in guests}
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
