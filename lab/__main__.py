@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from lab import fetch, guests, report, runner
-from lab.boot import boot
+from lab.boot import boot, keep
 from lab.kernels import Kernel
 from lab.say import LabError
 
@@ -57,13 +57,15 @@ def _boot(options: argparse.Namespace) -> int:
     guest = guests.named([options.guest])[0]
     kernel = _stated(options) or fetch.fetch([guest])[guest.name]
     outcome = boot(guest, kernel, options.words, not options.bare, options.seconds)
+    words = runner.last_words(outcome)
     output = outcome.folder / "output.txt"
     if output.exists():
         sys.stdout.write(output.read_text(errors="replace"))
         sys.stdout.flush()
+    folder = keep(guest, outcome)
     if outcome.code is None:
-        print(runner.last_words(outcome), file=sys.stderr)
-        raise LabError(f"{guest.name}: {outcome.trouble}; the logs are in {outcome.folder}")
+        print(words, file=sys.stderr)
+        raise LabError(f"{guest.name}: {outcome.trouble}; the logs are in {folder}")
     print(f"lab: exit code {outcome.code} after {outcome.seconds:.1f} s", file=sys.stderr)
     return outcome.code
 

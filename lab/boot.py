@@ -158,7 +158,7 @@ def _wait(process: subprocess.Popen[bytes], run: Path, limit: float) -> str:
 def boot(
     guest: Guest, kernel: Kernel, command: list[str], setup: bool = True, limit: float | None = None
 ) -> Outcome:
-    """Boot a guest, run a command in it, and keep the folder of the run as the guest's last."""
+    """Boot a guest and run a command in it; the caller puts the folder away with `keep`."""
     runs = cache.root() / "runs"
     runs.mkdir(exist_ok=True)
     _sweep(runs)
@@ -184,8 +184,7 @@ def boot(
             trouble = f"the guest did not get to its command (QEMU ended with {process.returncode})"
     except (OSError, LabError) as error:
         code, trouble = None, str(error)
-    kept = _keep(run, runs / guest.name)
-    return Outcome(code, kept, time.monotonic() - start, trouble)
+    return Outcome(code, run, time.monotonic() - start, trouble)
 
 
 def _code(run: Path) -> int | None:
@@ -202,8 +201,12 @@ def _sweep(runs: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _keep(run: Path, place: Path) -> Path:
-    """Make this run the guest's last one, without the parts that are big and the same always."""
+def keep(guest: Guest, outcome: Outcome) -> Path:
+    """Make this run the guest's last one, without the parts that are big and the same always.
+
+    To be called after everything was read: other labs may put their own run there at any time.
+    """
+    run, place = outcome.folder, outcome.folder.parent / guest.name
     for name in ("initramfs.cpio", "scratch.img"):
         (run / name).unlink(missing_ok=True)
     with cache.locked("runs"):

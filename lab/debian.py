@@ -69,6 +69,8 @@ class Apt:
         here = self.folder
         for part in ("lists/partial", "cache/archives/partial"):
             (here / part).mkdir(parents=True, exist_ok=True)
+        # An empty list of installed packages; its folder is also where apt puts its locks.
+        (here / "status").touch()
         signed = f"[signed-by={KEYRING}] " if KEYRING.exists() else ""
         uri = mirror()
         (here / "sources.list").write_text(
@@ -76,7 +78,7 @@ class Apt:
         )
         settings = {
             "Dir::State::Lists": here / "lists",
-            "Dir::State::status": "/dev/null",
+            "Dir::State::status": here / "status",
             "Dir::Cache": here / "cache",
             "Dir::Etc::SourceList": here / "sources.list",
             "Dir::Etc::SourceParts": "/dev/null",

@@ -5,19 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lab import needs, userland
-from lab.kernels import BuiltKernel, Kernel
+from lab.built import BuiltKernel
 from lab.say import say
 
 if TYPE_CHECKING:
     from lab.guests import Guest
+    from lab.kernels import Kernel
 
 
-def fetch(guests: list[Guest], renew: bool = False) -> dict[str, Kernel]:
-    """Fetch or build for these guests; return each one's kernel."""
+def install(guests: list[Guest]) -> None:
+    """Install what this machine lacks for these guests, or say in one sentence what to install."""
     wanted = [*needs.BASIC, *(needs.QEMU[guest.arch] for guest in guests)]
     if any(isinstance(guest.kernel, BuiltKernel) for guest in guests):
         wanted += needs.BUILD
     needs.install(wanted)
+
+
+def fetch(guests: list[Guest], renew: bool = False) -> dict[str, Kernel]:
+    """Fetch or build for these guests; return each one's kernel."""
+    install(guests)
     kernels: dict[str, Kernel] = {}
     renewed: set[object] = set()
     for guest in guests:

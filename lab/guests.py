@@ -5,8 +5,9 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass, field
 
+from lab.built import BuiltKernel
 from lab.debian import Apt
-from lab.kernels import BuiltKernel, DebianKernel
+from lab.kernels import DebianKernel
 from lab.say import LabError
 
 X86 = DebianKernel(Apt("amd64", ("trixie",)), "linux-image-amd64")
@@ -18,6 +19,8 @@ SHARE = ("9p", "9pnet_virtio", "overlay")
 VFIO = ("vfio", "vfio_iommu_type1", "vfio-pci-core", "vfio-pci")
 # The drivers that own the devices before VFIO gets them, as on a real host.
 OWNERS = ("?virtio_pci", "?virtio_rng", "?virtio_blk")
+# Pointer authentication by its real cipher takes most of the time of an emulated machine.
+ARM_CPU = "max,pauth-impdef=on"
 EDU = "edu,dma_mask=0xffffffffffffffff"
 VIRTIO = "disable-legacy=on,iommu_platform=on"
 
@@ -38,7 +41,7 @@ class Guest:
     bus: str = "pci"
     modules: tuple[str, ...] = field(default=SHARE + VFIO + OWNERS)
     console: str = "ttyS0"
-    seconds: int = 420
+    seconds: int = 900
 
     @property
     def foreign(self) -> bool:
@@ -98,7 +101,7 @@ GUESTS: tuple[Guest, ...] = (
         debian_arch="arm64",
         kernel=ARM,
         machine=(
-            *("-M", "virt,iommu=smmuv3,gic-version=3", "-cpu", "max"),
+            *("-M", "virt,iommu=smmuv3,gic-version=3", "-cpu", ARM_CPU),
             *("-device", f"virtio-rng-pci,{VIRTIO},addr=0x10"),
             *("-device", f"virtio-blk-pci,{VIRTIO},addr=0x11,drive=scratch"),
         ),

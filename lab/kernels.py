@@ -1,21 +1,19 @@
-"""Kernels to boot: Debian's own as they are, and one built from Debian's source with iommufd."""
+"""Kernels to boot, and those of them that Debian ships."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import platform
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lab import cache
 from lab.debian import Apt, unpack
-from lab.say import LabError, must, say
+from lab.say import LabError
 
-FRAGMENT = Path(__file__).with_name("iommufd.config")
-SOURCE = Apt("amd64", ("trixie-backports",))
+if TYPE_CHECKING:
+    from pathlib import Path
+
 # Of some hundred megabytes of modules only these folders can matter to a guest.
 MEMBERS = (
     "*/vmlinuz*",
@@ -56,7 +54,7 @@ class DebianKernel:
         with cache.locked("fetch"):
             if renew or not (home / "kernel.json").exists():
                 self._fetch(home)
-        return _load(home)
+        return load(home)
 
     def _fetch(self, home: Path) -> None:
         self.apt.update()
@@ -68,11 +66,11 @@ class DebianKernel:
             for package in self.apt.download(packages, folder / "packages"):
                 unpack(package, folder / "tree", MEMBERS)
             shutil.rmtree(folder / "packages")
-            image = _one(folder / "tree", "vmlinuz*")
-            modules = _one(folder / "tree", "vfio-pci.ko*")
+            image = one(folder / "tree", "vmlinuz*")
+            modules = one(folder / "tree", "vfio-pci.ko*")
             while modules.parent.name != "modules":
                 modules = modules.parent
-            _store(folder, version, image, modules.name, modules)
+            store(folder, version, image, modules.name, modules)
 
     def _packages(self) -> list[str]:
         """Follow the package that names the current kernel down to those that hold it."""
@@ -89,100 +87,16 @@ class DebianKernel:
         return found
 
 
-@dataclass(frozen=True)
-class BuiltKernel:
-    """The kernel with iommufd, which no Debian kernel turns on: built here from their source."""
-
-    meta: str = "linux-source"
-
-    def kernel(self, renew: bool = False) -> Kernel:
-        """Return the built kernel of this fragment; build when there is none for it."""
-        if platform.machine() != "x86_64":
-            raise LabError(
-                "the kernel with iommufd is built with this machine's own compiler for x86-64, so "
-                "it needs an x86-64 machine"
-            )
-        digest = hashlib.sha256(FRAGMENT.read_bytes()).hexdigest()[:12]
-        folder = cache.root() / "kernels"
-        with cache.locked("build"):
-            have = sorted(
-                folder.glob(f"iommufd-*-{digest}/kernel.json"), key=lambda p: p.stat().st_mtime
-            )
-            if have and not renew:
-                return _load(have[-1].parent)
-            SOURCE.update()
-            package = next(
-                name for name in SOURCE.depends(self.meta) if name.startswith("linux-source-")
-            )
-            version = SOURCE.version(package)
-            home = folder / f"iommufd-{version}-{digest}"
-            if not (home / "kernel.json").exists():
-                with cache.fresh(home) as made:
-                    self._build(package, version, made)
-            return _load(home)
-
-    def _source(self, package: str, version: str, tree: Path) -> None:
-        """Unpack the source; the downloaded package stays, for the next change of fragment."""
-        store = cache.root() / "source"
-        kept = store / f"{package}_{version}.deb"
-        if not kept.exists():
-            with cache.fresh(store) as made:
-                got = SOURCE.download([package], made)
-                got[0].rename(made / kept.name)
-        inner = tree.parent / "package"
-        unpack(kept, inner, ("*/linux-source-*.tar.xz",))
-        tree.mkdir()
-        archive = _one(inner, "linux-source-*.tar.xz")
-        log = tree.parent / "build.log"
-        must(
-            ["tar", "-x", "-f", str(archive), "-C", str(tree), "--strip-components=1"],
-            log,
-            "unpacking the kernel source",
-        )
-        shutil.rmtree(inner)
-
-    def _build(self, package: str, version: str, home: Path) -> None:
-        tree, log = home / "tree", home / "build.log"
-        self._source(package, version, tree)
-        jobs = f"-j{os.cpu_count() or 2}"
-        say(f"building {package} {version} with {jobs}; this happens once and takes some minutes")
-        steps: tuple[tuple[str, ...], ...] = (
-            ("make", "tinyconfig"),
-            ("scripts/kconfig/merge_config.sh", "-m", ".config", str(FRAGMENT)),
-            ("make", "olddefconfig"),
-        )
-        for step in steps:
-            must(step, log, "configuring the kernel", cwd=tree)
-        self._check((tree / ".config").read_text(), package)
-        must(("nice", "-n", "15", "make", jobs, "bzImage"), log, "building the kernel", cwd=tree)
-        image = home / "vmlinuz"
-        shutil.copyfile(tree / "arch/x86/boot/bzImage", image)
-        shutil.copyfile(tree / ".config", home / "config")
-        release = (tree / "include/config/kernel.release").read_text().strip()
-        shutil.rmtree(tree)
-        _store(home, version, image, release, None)
-
-    @staticmethod
-    def _check(config: str, package: str) -> None:
-        """Refuse to build when the source does not know an option that the fragment asks for."""
-        got = set(config.splitlines())
-        asked = [line for line in FRAGMENT.read_text().splitlines() if line.startswith("CONFIG_")]
-        lost = [line for line in asked if line not in got]
-        if lost:
-            raise LabError(
-                f"{package} does not take {', '.join(lost)} of {FRAGMENT.name}; a dependency was "
-                "renamed or is missing"
-            )
-
-
-def _one(folder: Path, pattern: str) -> Path:
+def one(folder: Path, pattern: str) -> Path:
+    """Return the first file below a folder whose name matches."""
     found = sorted(path for path in folder.rglob(pattern) if path.is_file())
     if not found:
         raise LabError(f"the kernel package holds no {pattern}")
     return found[0]
 
 
-def _store(home: Path, version: str, image: Path, release: str, modules: Path | None) -> None:
+def store(home: Path, version: str, image: Path, release: str, modules: Path | None) -> None:
+    """Write down what a kernel's folder holds; without this the folder does not count."""
     facts = {
         "version": version,
         "image": str(image.relative_to(home)),
@@ -196,7 +110,8 @@ def _load_version(home: Path) -> str:
     return str(json.loads((home / "kernel.json").read_text())["version"])
 
 
-def _load(home: Path) -> Kernel:
+def load(home: Path) -> Kernel:
+    """Return the kernel that a folder holds."""
     facts = json.loads((home / "kernel.json").read_text())
     modules = home / facts["modules"] if facts["modules"] else None
     return Kernel(home / facts["image"], facts["release"], modules)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lab import cache, fetch, report
-from lab.boot import REPO, Outcome, boot, python_inside, stop
+from lab.boot import REPO, Outcome, boot, keep, python_inside, stop
 from lab.initramfs import OUT
 from lab.say import LabError, say, tail
 
@@ -113,6 +113,15 @@ def _keep_facts(guest: Guest, folder: Path, commit: bool) -> None:
         shutil.copyfile(gathered, REPO / "lab" / "facts" / f"{guest.name}.json")
 
 
+def _fetched(guest: Guest) -> Kernel | LabError:
+    """Return a guest's kernel, or why there is none; the other guests are to run all the same."""
+    try:
+        return fetch.fetch([guest])[guest.name]
+    except LabError as error:
+        say(f"{guest.name}: {error}")
+        return error
+
+
 def run(
     guests: list[Guest],
     tests: list[str] | None,
@@ -125,20 +134,23 @@ def run(
     """Run the guests, print the table, and return 0 only when every row is good."""
 
     def one(guest: Guest) -> Row:
-        try:
-            kernel = stated or fetch.fetch([guest])[guest.name]
-        except LabError as error:
-            say(f"{guest.name}: {error}")
-            return Row(guest.name, "-", "", 0, 0, 0, 0.0, str(error))
+        kernel = kernels[guest.name]
+        if isinstance(kernel, LabError):
+            return Row(guest.name, "-", "", 0, 0, 0, 0.0, str(kernel))
         outcome = boot(guest, kernel, _command(guest, tests, keyword), limit=seconds)
         _keep_facts(guest, outcome.folder, save_facts)
         row = judge(guest, kernel, outcome)
         word = "good" if row.good else "FAILED"
         say(f"{guest.name}: {word}, {row.passed} passed, {row.failed} failed")
+        words = last_words(outcome)
+        place = keep(guest, outcome)
         if not row.good:
-            print(f"--- {guest.name}: {outcome.folder}\n{last_words(outcome)}", file=sys.stderr)
+            print(f"--- {guest.name}: {place}\n{words}", file=sys.stderr)
         return row
 
+    fetch.install(guests)
+    # One after the other and in this thread, where an interrupt also ends a build.
+    kernels = {guest.name: stated or _fetched(guest) for guest in guests}
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
         try:
             rows = list(pool.map(one, guests))

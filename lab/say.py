@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -60,16 +62,23 @@ def must(command: Sequence[str], log: Path, what: str, cwd: Path | None = None) 
         sink.write(f"$ {' '.join(command)}\n")
         sink.flush()
         try:
-            code = subprocess.run(
+            process = subprocess.Popen(
                 command,
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
-                check=False,
-            ).returncode
+                start_new_session=True,
+            )
         except FileNotFoundError:
             raise LabError(f"{what}: the program {command[0]} is not installed") from None
+        try:
+            code = process.wait()
+        except BaseException:
+            # The whole family: a build's children would work on without their parent.
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+            raise
     if code:
         print(tail(log), file=sys.stderr)
         raise LabError(f"{what} failed with exit code {code}; the whole log is {log}")
