@@ -248,14 +248,13 @@ class SimIommufd(SimCompat):
             raise refuse(errno.EOVERFLOW)
         if not flags & _RIGHTS and self.kernel.release >= (6, 9):
             raise refuse(errno.EINVAL)
-        first = self._ioas(src).pages_for_copy(src_iova, length)
-        placed = self._ioas(dst).map(
-            first.hva + (src_iova - first.start),
+        parts = self._ioas(src).parts_of(src_iova, length)
+        placed = self._ioas(dst).map_parts(
+            parts,
             length,
             dst_iova if flags & abi.MAP_FIXED_IOVA else None,
             read=bool(flags & abi.MAP_READABLE),
             write=bool(flags & abi.MAP_WRITEABLE),
-            pages=first.pages,
         )
         struct.pack_into("=Q", arg, 24, placed)
         return 0
@@ -373,12 +372,22 @@ class SimIommufd(SimCompat):
                     self._enforce(ioas, device)
                 return table
         table = SimHwpt(ioas, device.group, auto=True, dirty=False)
-        self._enforce(ioas, device)
+        # A first attach reserves what the device wants before the table is made; replacing makes
+        # the table first (iommufd_device_auto_get_domain: immediate_attach).
+        if device.table is None:
+            self._enforce(ioas, device)
         try:
             ioas.add_domain(table)
         except OSError:
-            ioas.release(device)
+            if device.table is None:
+                ioas.release(device)
             raise
+        if device.table is not None:
+            try:
+                self._enforce(ioas, device)
+            except OSError:
+                ioas.remove_domain(table)
+                raise
         self.add(table)
         return table
 
