@@ -11,7 +11,8 @@ Planning touches no device and needs no root. Everything that is returned is imm
 `IovaAllocator` is the only object with a state.
 """
 
-from vmm_iova.allocator import Allocation, IovaAllocator
+from typing import TYPE_CHECKING
+
 from vmm_iova.engine import engine_name
 from vmm_iova.errors import (
     ApertureError,
@@ -45,6 +46,9 @@ from vmm_iova.host.load import bundled_hosts, load_host
 from vmm_iova.host.model import Host, RegionKind, ReservedRegion
 from vmm_iova.host.usable import Cause, CauseKind, Usable, UsableRange
 from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
+
+if TYPE_CHECKING:
+    from vmm_iova.allocator import Allocation, IovaAllocator
 
 __version__ = "0.1.0"
 
@@ -100,3 +104,12 @@ __all__ = [
     "machine_names",
     "plan",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Load the engine when the allocator is first asked for: a plan seldom needs it."""
+    if name in ("Allocation", "IovaAllocator"):
+        from vmm_iova import allocator
+
+        return getattr(allocator, name)
+    raise AttributeError(f"module 'vmm_iova' has no attribute {name!r}")

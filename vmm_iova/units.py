@@ -20,6 +20,7 @@ _NUMBER = re.compile(
         \s* (?P<unit> [A-Za-z]* )""",
     re.VERBOSE,
 )
+_SHORT = 5  # digits, as in 1004.5
 _MAX_TEXT = 64  # no size or address needs more; keeps a megabyte of digits out of int()
 
 
@@ -35,15 +36,8 @@ def _bytes(text: str, field: str) -> int:
             hint="write it like 64G, 1.5TiB, 4096 or 0xfd00000000",
         )
     number, unit = match["number"].replace("_", ""), match["unit"]
-    if number[:2] in ("0x", "0X"):
-        if unit and unit.upper() not in ("K", "M", "G", "T", "P", "KIB", "MIB", "GIB", "TIB"):
-            raise RequestError(
-                f"{field} {shorten(text)!r} has the unknown unit {unit!r}", field=field, value=text
-            )
-        value = Fraction(int(number, 16))
-    else:
-        value = Fraction(number)
-    value *= _factor(unit, text, field)
+    plain = Fraction(int(number, 16)) if number[:2] in ("0x", "0X") else Fraction(number)
+    value = plain * _factor(unit, text, field)
     if value.denominator != 1:
         raise RequestError(
             f"{field} {shorten(text)!r} is not a whole number of bytes", field=field, value=text
@@ -159,7 +153,15 @@ def parse_range(text: str, field: str = "range") -> AddrRange:
             start = parse_address(left, f"start of {field}")
             if separator == "+":
                 return AddrRange.from_size(start, parse_size(right, f"size of {field}"))
-            return AddrRange(start, parse_address(right, f"last of {field}"))
+            last = parse_address(right, f"last of {field}")
+            if last < start:
+                raise RequestError(
+                    f"{field} {shorten(text)!r}: last {last:#x} is below its start {start:#x}",
+                    field=field,
+                    value=text,
+                    hint="START-LAST has the last address, included; START+SIZE has a size",
+                )
+            return AddrRange(start, last)
     raise RequestError(
         f"{field} {shorten(text)!r} is not a range",
         field=field,
@@ -187,7 +189,7 @@ def format_size(size: int) -> str:
 def show_size(size: int) -> str:
     """Print a size for people: exactly where that is short, else to a tenth: `~90.1 GiB`."""
     exact = format_size(size)
-    if not exact.startswith("0x"):
+    if not exact.startswith("0x") and len(exact.partition(" ")[0]) <= _SHORT:
         return exact
     power = min((size.bit_length() - 1) // 10, len(_UNITS) - 1)
     return f"~{size / (1 << 10 * power):.1f} {_UNITS[power]}"

@@ -56,7 +56,7 @@ class Verdict:
         limit: last usable address below what is in the way, or None.
         bits_needed: address bits that the range needs.
         pieces: what of the range may be mapped, one mapping each.
-        next_fit: lowest address at which all of it fits, or None.
+        next_fit: nearest address at which all of it fits, or None.
         warnings: what to know although it may be mapped.
         fixes: what can be done, the most promising first.
     """
@@ -127,15 +127,22 @@ def _warnings(usable: Usable, wanted: AddrRange, ragged: bool) -> list[str]:
 
 
 def _next_fit(usable: Usable, wanted: AddrRange) -> int | None:
-    """Lowest address from `wanted.start` up, then from the bottom, where all of it fits."""
-    granule = usable.granule
-    size = -(-wanted.size // granule) * granule
-    for floor in (wanted.start, granule):  # 0 is not proposed by itself
-        for home in usable.ranges:
-            start = -(-max(home.start, floor) // granule) * granule
-            if start + size - 1 <= home.last:
-                return start
-    return None
+    """Nearest place where all of it fits: the lowest above, else the highest below.
+
+    The place is aligned as the one that was asked for, up to its size: a BAR must stay so.
+    """
+    size = wanted.size
+    natural = wanted.start & -wanted.start or usable.granule
+    align = max(min(natural, 1 << (size - 1).bit_length()), usable.granule)
+    below = None
+    for home in usable.ranges:
+        start = -(-max(home.start, wanted.start) // align) * align
+        if start + size - 1 <= home.last:
+            return start
+        highest = (home.last + 1 - size) // align * align
+        if highest >= max(home.start, 1):  # 0 is not proposed by itself
+            below = highest
+    return below
 
 
 def _with_fixes(verdict: Verdict, usable: Usable) -> Verdict:
@@ -231,7 +238,8 @@ def does_not_fit(usable: Usable, machine: str, ram: int, left: int) -> PlanError
     where = AddrRange(ranges[-1].last if ranges else 0, ADDRESS_LAST)
     cause = usable.edge_above(ranges[-1].last) if ranges else usable.edge_below(ADDRESS_LAST)
     fixes = [f"{_ram(fits)} fits"] if fits >= _MIB else []
-    if any(item.kind is EvidenceKind.STATED for item in usable.evidence):
+    stated = any(item.kind is EvidenceKind.STATED for item in usable.evidence)
+    if stated and cause.kind is CauseKind.APERTURE:
         fixes.append("a wider --aperture, if the host really has it")
     fixes.append("a device behind an IOMMU with more address bits or fewer holes")
     return PlanError(

@@ -7,11 +7,15 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vmm_iova.errors import HostDataError
+
 if TYPE_CHECKING:
     from vmm_iova.guest.machine import Machine
     from vmm_iova.host.model import Note
     from vmm_iova.host.usable import Usable
     from vmm_iova.ranges import AddrRange
+
+_ENDS = ("start", "last")
 
 LAYOUT_VERSION = 1
 """Version of the placement rules: the same input gives the same layout within a version."""
@@ -145,3 +149,35 @@ def _item(item: Item) -> dict[str, Any]:
         "start_cause": item.start_cause,
         "last_cause": item.last_cause,
     }
+
+
+def check_layout(found: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return what `Layout.to_json` wrote and a file gave back, if it is whole.
+
+    Args:
+        found: the parsed JSON.
+        name: file name for messages.
+
+    Raises:
+        HostDataError: it is of another version, or a part is missing.
+    """
+    version = found.get("schema", {}).get("version")
+    if version != LAYOUT_VERSION:
+        raise HostDataError(
+            f"{name}: layout version {version!r} is not {LAYOUT_VERSION}",
+            source=name,
+            hint="update vmm-iova, or plan again",
+        )
+    try:
+        for item in found["items"]:
+            places = [item[key] for key in ("gpa", "iova") if item[key] is not None]
+            whole = [item["kind"], item["name"], *(place[k] for place in places for k in _ENDS)]
+            if not all(isinstance(part, str) for part in whole):
+                raise TypeError("a part is not text")
+        for told in found["guest_reserved"]:
+            _ = told["start"] + told["last"]
+    except (KeyError, TypeError) as error:
+        raise HostDataError(
+            f"{name} is no layout: {error} is missing or of a wrong kind", source=name
+        ) from error
+    return found

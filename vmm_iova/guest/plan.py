@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from vmm_iova.allocator import IovaAllocator
 from vmm_iova.errors import MisalignedError, NoSpaceError, PlanError, RequestError
 from vmm_iova.guest.explain import HOLES, Reason, does_not_fit, refusal
 from vmm_iova.guest.layout import GuestReserved, Item, ItemKind, Layout
@@ -30,6 +29,8 @@ from vmm_iova.units import format_size, parse_size
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
+
+    from vmm_iova.allocator import IovaAllocator
 
 OnHole = Literal["split", "move", "refuse"]
 """Policies for RAM whose own place is not free."""
@@ -279,6 +280,8 @@ class _Planner:
 
     def _translated(self) -> list[Item]:
         """Guest RAM is contiguous for the guest; its IOVAs come from the allocator."""
+        from vmm_iova.allocator import IovaAllocator  # loads the engine, which few plans need
+
         window = self.windows[0]
         allocator = IovaAllocator(self.usable)
         try:

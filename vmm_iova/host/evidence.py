@@ -46,6 +46,8 @@ class Evidence:
         source: where.
         group: the group that it is about, or None for all.
         bound: True if it only bounds from above, as registers do.
+        granule: smallest page in bytes that came with it, or None.
+        page_sizes: bitmap of page sizes that came with it, or None.
     """
 
     kind: EvidenceKind
@@ -54,6 +56,8 @@ class Evidence:
     source: Source
     group: str | None = None
     bound: bool = False
+    granule: int | None = None
+    page_sizes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +156,8 @@ def _from_kernel(
             f"kernel range list{api}, {listed.source}: {shown}",
             listed.source,
             group.id if group and listed.groups is not None else None,
+            granule=listed.granule,
+            page_sizes=listed.page_sizes,
         )
 
 
@@ -193,7 +199,7 @@ class _Width:
 
 
 def _widths(host: Host, group: Group | None, looked: list[str]) -> Iterator[_Width]:
-    for unit in _units_of(host, group):
+    for unit in units_of(host, group):
         if unit.cap is not None and unit.vendor == "intel":
             yield from _vtd(unit, looked)
         elif unit.features is not None and unit.vendor == "amd":
@@ -205,7 +211,7 @@ def _widths(host: Host, group: Group | None, looked: list[str]) -> Iterator[_Wid
         yield _Width(width.bits, width.bits, True, text, width.source)
 
 
-def _units_of(host: Host, group: Group | None) -> Sequence[IommuUnit]:
+def units_of(host: Host, group: Group | None) -> Sequence[IommuUnit]:
     """The units in front of a group; all of them when the facts do not say which."""
     members = set(group.devices) if group else set()
     names = {device.iommu for device in host.devices if device.name in members}

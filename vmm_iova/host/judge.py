@@ -31,8 +31,10 @@ from vmm_iova.host.evidence import (
     is_x86,
     search,
     stated_evidence,
+    units_of,
 )
 from vmm_iova.host.model import (
+    PASTED,
     EmptyRegion,
     Group,
     Host,
@@ -41,7 +43,7 @@ from vmm_iova.host.model import (
     ReservedRegion,
     Source,
 )
-from vmm_iova.host.usable import Cause, CauseKind, Unassignable, Usable
+from vmm_iova.host.usable import Cause, CauseKind, Unassignable, Usable, cut_holes
 from vmm_iova.host.width import vtd_page_sizes
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet, check_granule
 
@@ -94,10 +96,10 @@ def judge(
 def _select(
     host: Host, groups: Iterable[str | int] | None, devices: Iterable[str] | None
 ) -> tuple[Group, ...]:
+    groups = (groups,) if isinstance(groups, (str, int)) else groups
+    devices = (devices,) if isinstance(devices, str) else devices
     if groups is None and devices is None:
-        if not (
-            host.groups or host.kernel_ranges or host.units or host.log_regions or host.windows
-        ):
+        if host.sysfs and not (host.groups or host.kernel_ranges or host.windows):
             raise HostUnavailableError(
                 f"host {host.name} has no IOMMU groups: no IOMMU is in use",
                 source=host.name,
@@ -131,6 +133,7 @@ class _Judge:
         self.evidence: list[Evidence] = []
         self.caps: list[Evidence] = []
         self.relaxable: list[ReservedRegion] = []
+        self.listed: set[str | None] = set()  # groups whose holes the kernel's own list has
 
     def judge(
         self, stated: int | str | AddrRange | RangeSet | None, granule_stated: int | None
@@ -142,25 +145,26 @@ class _Judge:
         granule_known = granule_stated is not None or known is not None
         raw = aperture - RangeSet(cause.range for cause in self.causes)
         top = AddrRange(ADDRESS_LAST + 1 - max(granule, _TOP_PAGE), ADDRESS_LAST)
-        if raw and raw[-1].last == ADDRESS_LAST:
-            self.causes.append(
-                Cause(
-                    CauseKind.TOP_PAGE,
-                    top,
-                    "last page below 2^64, where kernels before 6.18 lose mappings",
-                )
-            )
+        if raw.overlapping(top):
+            text = "last page below 2^64, where kernels before 6.18 lose mappings"
+            self.causes.append(Cause(CauseKind.TOP_PAGE, top, text))
             raw = raw - RangeSet([top])
-        for empty in (item for group in self.groups for item in group.empty_regions):
-            raw = raw.split_at(empty.start)
+        seams = self._seams()
+        for seam in seams:
+            raw = raw.split_at(seam)
         self._add_aperture_causes()
         ranges = raw.align_inward(granule)
+        self._add_slivers(ranges, granule, seams)
         if not ranges:
             self.notes.append(Note("nothing is usable: holes and aperture leave no whole granule"))
+        parts = cut_holes(self.causes)
         return Usable(
             host=self.host.name,
             ranges=ranges,
             causes=tuple(self.causes),
+            holes=MappableRanges(parts),
+            hole_causes=parts,
+            seams=seams,
             granule=granule,
             granule_text=granule_text,
             granule_known=granule_known,
@@ -185,6 +189,8 @@ class _Judge:
             self.caps += (cap for cap in findings.caps if cap not in self.caps)
             if findings.evidence:
                 strongest = findings.evidence[0].kind
+                if strongest is EvidenceKind.KERNEL_LIST:
+                    self.listed.add(group.id if group else None)
                 same = [item for item in findings.evidence if item.kind is strongest]
                 self.evidence += (item for item in same if item not in self.evidence)
             elif said is None:
@@ -226,9 +232,15 @@ class _Judge:
             settles=(
                 "--aperture BITS or --aperture START-LAST, if you know it",
                 "the kernel's own range list (VFIO or iommufd), pasted or captured on that host",
-                "a lower bound that is surely there, such as --aperture 32",
+                "the zPCI base capability (start_dma, end_dma) of the device, Linux 5.10"
+                if self._is_s390()
+                else "a lower bound that is surely there, such as --aperture 32",
             ),
         )
+
+    def _is_s390(self) -> bool:
+        named = (self.host.arch or "").startswith("s390")
+        return named or any(unit.vendor == "s390" for unit in self.host.units)
 
     def _add_aperture_causes(self) -> None:
         for item in self.evidence:
@@ -252,29 +264,55 @@ class _Judge:
 
     # -- holes ---------------------------------------------------------------------------------
 
+    def _seams(self) -> dict[int, str]:
+        """Where two ranges touch without being one, and why."""
+        found: dict[int, str] = {}
+        for item in self.evidence:
+            for seam in item.ranges.seams:
+                found.setdefault(seam, f"two ranges of a list touch there, {item.source}")
+        for group in self.groups:
+            for empty in group.empty_regions:
+                text = f"{empty.word} region of length 0 of {group.title}, {empty.source}"
+                found.setdefault(empty.start, text)
+        return found
+
+    def _add_slivers(self, ranges: MappableRanges, granule: int, seams: dict[int, str]) -> None:
+        """Give a cause to each granule that no hole touches but a seam cuts."""
+        taken = RangeSet(cause.range for cause in self.causes).align_outward(granule)
+        for span in ~(ranges.as_set() | taken):
+            cut = next((f": {text}" for seam, text in seams.items() if seam in span), "")
+            text = f"granules of {granule:#x} bytes that a seam cuts{cut}"
+            self.causes.append(Cause(CauseKind.GRANULE, span, text))
+
+    @property
+    def all_listed(self) -> bool:
+        """Tell whether the kernel's own lists have the holes of the whole selection."""
+        return (
+            {group.id for group in self.groups} <= self.listed if self.groups else bool(self.listed)
+        )
+
     def _regions(self) -> tuple[ReservedRegion, ...]:
         """Add a cause for each hole and return all regions of the selection."""
-        kernel = [item for item in self.evidence if item.kind is EvidenceKind.KERNEL_LIST]
         regions: list[ReservedRegion] = []
         for group in self.groups:
             if group.regions is None:
-                self._missing(group, bool(kernel))
-            elif not group.regions and not kernel:
+                self._missing(group)
+            elif not group.regions and group.id not in self.listed:
                 self._empty(group)
             regions += group.regions or ()
-        regions += self._from_log(bool(kernel))
-        regions += self._platform(regions, bool(kernel))
-        for region in regions:
-            if region.kind is RegionKind.DIRECT_RELAXABLE and not self.strict:
-                self.relaxable.append(region)
+        regions += self._from_log()
+        regions += self._platform(regions)
+        for same in _alike(regions):
+            if same[0].kind is RegionKind.DIRECT_RELAXABLE and not self.strict:
+                self.relaxable.append(same[0])
                 continue
-            self.causes.append(self._hole(region))
-            self._disagreement(region, kernel)
+            self.causes.append(self._hole(same))
+        self._compare(regions)
         return tuple(regions)
 
-    def _missing(self, group: Group, kernel: bool) -> None:
+    def _missing(self, group: Group) -> None:
         problem = group.damaged or group.unreadable
-        if kernel:
+        if group.id in self.listed:
             what = problem or f"{group.title} has no reserved_regions file"
             self.notes.append(Note(f"{what}: the kernel's own list has the holes", False))
         elif group.damaged:
@@ -296,6 +334,13 @@ class _Judge:
                 looked_at=("sysfs reserved_regions: no such file",),
                 settles=("the kernel's own range list (VFIO, Linux 5.4)", "a newer kernel"),
             )
+        else:
+            self.notes.append(
+                Note(
+                    f"{group.title} has no reserved_regions file (kernel before 4.11): firmware "
+                    "regions (RMRR, IVMD) are not known; the holes of the architecture are kept"
+                )
+            )
 
     def _empty(self, group: Group) -> None:
         if not is_x86(self.host):
@@ -306,14 +351,15 @@ class _Judge:
                 )
             )
 
-    def _from_log(self, kernel: bool) -> list[ReservedRegion]:
+    def _from_log(self) -> list[ReservedRegion]:
         """RMRRs of a log name no device: holes, unless something better names the holes."""
         log = list(self.host.log_regions)
         if not log:
             return []
-        better = "the kernel's range list" if kernel else None
-        if not better and any(group.regions for group in self.groups):
-            better = "sysfs, which names the groups that they bind,"
+        better = "the kernel's range list" if self.all_listed else None
+        if not better and self.groups:
+            named = (group.regions or group.id in self.listed for group in self.groups)
+            better = "sysfs, which names the groups that they bind," if all(named) else None
         if better:
             self.notes.append(
                 Note(f"{len(log)} RMRR lines of the log were not used: {better} is better", False)
@@ -327,11 +373,9 @@ class _Judge:
         )
         return log
 
-    def _platform(
-        self, regions: Sequence[ReservedRegion], kernel: bool
-    ) -> Iterable[ReservedRegion]:
+    def _platform(self, regions: Sequence[ReservedRegion]) -> Iterable[ReservedRegion]:
         """Add what x86 hardware never translates where no source names it."""
-        if kernel or not is_x86(self.host):
+        if self.all_listed or not is_x86(self.host):
             return
         fixed = [(MSI_X86, RegionKind.MSI)]
         if is_amd(self.host) and not any(group.regions for group in self.groups):
@@ -340,28 +384,56 @@ class _Judge:
             if not any(span in region.range for region in regions if region.kind is kind):
                 yield ReservedRegion(span, kind, kind.value, _ARCHITECTURE)
 
-    def _hole(self, region: ReservedRegion) -> Cause:
-        owner = next((group.title for group in self.groups if group.id == region.group), None)
+    def _hole(self, same: Sequence[ReservedRegion]) -> Cause:
+        """The cause for one region, which several groups may have."""
+        region = same[0]
         name = familiar(region.range)
         if region.source is _ARCHITECTURE:
             text = f"{name}, fixed by the architecture"
             return Cause(CauseKind.PLATFORM, region.range, text, region)
-        of = f" of {owner}" if owner else ""
         also = f" ({name})" if name else ""
         why = " (strict)" if region.kind is RegionKind.DIRECT_RELAXABLE else ""
-        text = f"{region.word} region {region.range}{of}{also}{why}, {region.source}"
+        text = f"{region.word} region {region.range}{self._owners(same)}{also}{why}, "
+        text += str(region.source) + (f" and {len(same) - 1} more" if len(same) > 1 else "")
         return Cause(CauseKind.REGION, region.range, text, region)
 
-    def _disagreement(self, region: ReservedRegion, kernel: Sequence[Evidence]) -> None:
-        for item in kernel:
-            if not RangeSet([region.range]).isdisjoint(item.ranges.as_set()):
-                self.notes.append(
-                    Note(
-                        f"{region.source} reserves {region.range} ({region.word}), but the "
-                        f"kernel's list ({item.source}) leaves it usable: the region wins, a later "
-                        "attach would take it away"
+    def _owners(self, same: Sequence[ReservedRegion]) -> str:
+        ids = {region.group for region in same} - {None, PASTED}
+        owners = [group for group in self.groups if group.id in ids]
+        if len(owners) <= 1:
+            return f" of {owners[0].title}" if owners else ""
+        shown = ", ".join(group.id for group in owners[:8])
+        return f" of groups {shown}" + (f" and {len(owners) - 8} more" if len(owners) > 8 else "")
+
+    def _compare(self, regions: Sequence[ReservedRegion]) -> None:
+        """Say where sysfs and the kernel's list disagree about a hole, and which one won."""
+        lists = [item for item in self.evidence if item.kind is EvidenceKind.KERNEL_LIST]
+        named = RangeSet(region.range for region in regions)
+        for item in lists:
+            listed = item.ranges.as_set()
+            for same in _alike(regions):
+                region = same[0]
+                relaxed = region.kind is RegionKind.DIRECT_RELAXABLE
+                if not relaxed and not RangeSet([region.range]).isdisjoint(listed):
+                    self.notes.append(
+                        Note(
+                            f"{region.source} reserves {region.range} ({region.word}), but the "
+                            f"kernel's list ({item.source}) leaves it usable: the region wins, a "
+                            "later attach would take it away"
+                        )
                     )
-                )
+            hull = item.ranges.hull
+            if not regions or hull is None:
+                continue
+            for gap in listed.complement(hull):
+                if not RangeSet([gap]) <= named:
+                    self.notes.append(
+                        Note(
+                            f"the kernel's list ({item.source}) leaves out {gap}, which sysfs does "
+                            "not name: the list wins",
+                            False,
+                        )
+                    )
 
     def _unassignable(self) -> Iterable[Unassignable]:
         for group in self.groups:
@@ -397,9 +469,9 @@ class _Judge:
 
     def _known_granule(self) -> tuple[int, str] | None:
         sizes = [
-            (listed.granule, f"kernel's range list, {listed.source}")
-            for listed in self.host.kernel_ranges
-            if listed.granule
+            (item.granule, f"kernel's range list, {item.source}")
+            for item in self.evidence
+            if item.granule
         ]
         if self.host.page_size:
             # type1 and iommufd never map less than a page of the kernel.
@@ -408,7 +480,7 @@ class _Judge:
 
     def _likely_granule(self) -> tuple[int, str]:
         x86 = is_x86(self.host)
-        if x86 or (self.host.arch or "").startswith("s390"):
+        if x86 or self._is_s390():
             return _PAGE_X86, f"base page of {'x86' if x86 else 's390'}; the source states none"
         return (
             _PAGE_LARGEST,
@@ -418,11 +490,21 @@ class _Judge:
 
     def _page_sizes(self) -> int | None:
         """Page sizes that all units of the selection take: the kernel's bitmap, or registers."""
-        bitmaps = [item.page_sizes for item in self.host.kernel_ranges if item.page_sizes]
+        bitmaps = [item.page_sizes for item in self.evidence if item.page_sizes]
         if not bitmaps:
+            groups: tuple[Group | None, ...] = self.groups or (None,)
+            units = {unit for group in groups for unit in units_of(self.host, group)}
             bitmaps = [
                 vtd_page_sizes(unit.cap)
-                for unit in self.host.units
+                for unit in units
                 if unit.vendor == "intel" and unit.cap is not None
             ]
         return reduce(int.__and__, bitmaps) if bitmaps else None
+
+
+def _alike(regions: Iterable[ReservedRegion]) -> Iterable[list[ReservedRegion]]:
+    """Put together the regions of several groups that say the same; keep the order."""
+    found: dict[tuple[AddrRange, str], list[ReservedRegion]] = {}
+    for region in regions:
+        found.setdefault((region.range, region.word), []).append(region)
+    return found.values()

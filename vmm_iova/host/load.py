@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 from importlib import resources
@@ -14,6 +15,7 @@ from vmm_iova.errors import HostDataError, HostUnavailableError, UnknownNameErro
 from vmm_iova.host.snapshot import load_snapshot
 from vmm_iova.host.sysfs import read_sysfs
 from vmm_iova.host.text import parse_text
+from vmm_iova.units import shorten
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -56,12 +58,13 @@ def load_host(spec: str | os.PathLike[str] = "LIVE", *, sysroot: str | Path = "/
     if text == "LIVE":
         return read_sysfs(sysroot)
     path = Path(text)
-    if path.is_dir():
+    if _is_there(path) and path.is_dir():
         return read_sysfs(path)
     content, name, index = _find(text)
     if content.lstrip()[:1] == "{":
-        return load_snapshot(content, name)
-    hosts = parse_text(content, name)
+        hosts: tuple[Host, ...] = (load_snapshot(content, name),)
+    else:
+        hosts = parse_text(content, name)
     if index is not None:
         if not 1 <= index <= len(hosts):
             raise UnknownNameError(
@@ -80,31 +83,55 @@ def load_host(spec: str | os.PathLike[str] = "LIVE", *, sysroot: str | Path = "/
     return hosts[0]
 
 
+def read_text(path: str) -> tuple[str, str]:
+    """Return the content of a text file (`-` for standard input) and its name for messages.
+
+    Raises:
+        UnknownNameError: there is no such file.
+        HostUnavailableError: it may not be read (with errno).
+        HostDataError: it is not text.
+    """
+    if path == "-":
+        return _decode(sys.stdin.buffer.read(_LARGEST + 1), "standard input"), "stdin"
+    if not _is_there(Path(path)):
+        raise UnknownNameError(f"{path} does not exist", kind="file", name=path, known=())
+    return _decode(_read(Path(path)), path), Path(path).name
+
+
 def _find(text: str) -> tuple[str, str, int | None]:
     """Return content, name for messages, and the number behind `#`, if any."""
-    if text == "-":
-        return _decode(sys.stdin.buffer.read(_LARGEST + 1), "standard input"), "stdin", None
     stem, mark, number = text.rpartition("#")
     choices: list[tuple[str, int | None]] = [(text, None)]
     if mark and number.isdecimal():
         choices.append((stem, int(number)))
     for name, index in choices:
-        path = Path(name)
-        if path.exists():
-            return _decode(_read(path), name), path.name, index
-        for suffix in (".txt", ".json"):
-            entry = _bundle() / f"{name}{suffix}"
-            if "/" not in name and entry.is_file():
-                return entry.read_text("utf-8"), name, index
+        if name == "-" or _is_there(Path(name)):
+            return (*read_text(name), index)
+        if name in bundled_hosts():
+            entry = next(item for item in _bundle().iterdir() if item.name.startswith(f"{name}."))
+            return entry.read_text("utf-8"), name, index
     known = bundled_hosts()
     close = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
     raise UnknownNameError(
-        f"{text!r} is no file, no directory and no bundled host",
+        f"{shorten(text)!r} is no file, no directory and no bundled host",
         kind="host",
         name=text,
         known=known,
         hint=f"did you mean {' or '.join(close)}" if close else "vmm-iova show --list names them",
     )
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except ValueError:  # a NUL byte in the name
+        return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise HostUnavailableError(
+            f"{shorten(str(path))}: {error.strerror}", source=str(path), errno=error.errno
+        ) from error
 
 
 def _read(path: Path) -> bytes:

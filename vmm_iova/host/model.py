@@ -9,10 +9,10 @@ All types are immutable and pickle.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from vmm_iova.errors import UnknownNameError
+from vmm_iova.errors import HostDataError, UnknownNameError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -271,6 +271,7 @@ class Host:
         widths: widths that the kernel printed.
         log_regions: RMRRs of a kernel log, which names no device for them.
         limits: limits on mapping.
+        sysfs: True if a sysfs tree was read, so that having no groups means having no IOMMU.
         notes: what was odd about the sources; nothing is dropped in silence.
 
     Synchronization: none required (immutable).
@@ -289,6 +290,7 @@ class Host:
     widths: tuple[StatedWidth, ...] = ()
     log_regions: tuple[ReservedRegion, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    sysfs: bool = False
     notes: tuple[Note, ...] = ()
 
     def group(self, group_id: str | int) -> Group:
@@ -328,6 +330,42 @@ class Host:
             hint=f"devices here: {_some(known)}",
         )
 
+    def with_facts(self, more: Host) -> Host:
+        """Return this host with the facts of another source of the same host added.
+
+        Raises:
+            HostDataError: both describe a group or a unit of the same name.
+        """
+        for kind, ours, theirs in (
+            ("group", {item.id for item in self.groups}, {item.id for item in more.groups}),
+            ("unit", {item.name for item in self.units}, {item.name for item in more.units}),
+        ):
+            if ours & theirs:
+                raise HostDataError(
+                    f"{more.name} describes {kind} {min(ours & theirs)}, as {self.name} does: "
+                    "which one counts cannot be known",
+                    source=more.name,
+                )
+        return replace(
+            self,
+            arch=self.arch or more.arch,
+            release=self.release or more.release,
+            page_size=self.page_size or more.page_size,
+            groups=tuple(sorted((*self.groups, *more.groups), key=_group_order)),
+            devices=(*self.devices, *more.devices),
+            units=(*self.units, *more.units),
+            kernel_ranges=(*self.kernel_ranges, *more.kernel_ranges),
+            windows=(*self.windows, *more.windows),
+            widths=(*self.widths, *more.widths),
+            log_regions=(*self.log_regions, *more.log_regions),
+            limits=Limits(
+                _first(self.limits.dma_entries, more.limits.dma_entries),
+                _first(self.limits.memlock, more.limits.memlock),
+            ),
+            sysfs=self.sysfs or more.sysfs,
+            notes=(*self.notes, *more.notes),
+        )
+
     def usable(
         self,
         *,
@@ -351,6 +389,15 @@ class Host:
             granule=granule,
             strict=strict,
         )
+
+
+def _first(ours: int | None, theirs: int | None) -> int | None:
+    return theirs if ours is None else ours
+
+
+def _group_order(group: Group) -> tuple[bool, int, str]:
+    number = group.id.isdecimal()
+    return not number, int(group.id) if number else 0, group.id
 
 
 def _some(names: list[str], limit: int = 8) -> str:

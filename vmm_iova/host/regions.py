@@ -76,7 +76,7 @@ def parse_region_line(
             line=source.line,
             text=shorten(text.strip()),
         )
-    kind, word = _kind(tokens[2].strip())
+    kind, word = region_kind(tokens[2].strip())
     if last == (start - 1) & ADDRESS_LAST:
         return EmptyRegion(start, kind, word, source, group)
     if last < start:
@@ -90,7 +90,8 @@ def parse_region_line(
     return ReservedRegion(AddrRange(start, last), kind, word, source, group)
 
 
-def _kind(word: str) -> tuple[RegionKind, str]:
+def region_kind(word: str) -> tuple[RegionKind, str]:
+    """Return the type that a word of sysfs means, and the word to keep."""
     first = word.split()[0]
     if first in _WORDS:
         return _WORDS[first], first  # what people write behind the type is not part of it

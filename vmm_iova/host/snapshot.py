@@ -29,6 +29,7 @@ from vmm_iova.host.model import (
     Source,
     StatedWidth,
 )
+from vmm_iova.host.regions import region_kind
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 from vmm_iova.units import shorten
 
@@ -40,7 +41,6 @@ SCHEMA_VERSION = 1
 
 _HEX = re.compile(r"0x[0-9a-fA-F]{1,17}")
 _T = TypeVar("_T")
-_KINDS = {kind.value: kind for kind in RegionKind}
 
 
 def _hex(value: int | None) -> str | None:
@@ -65,6 +65,14 @@ def dump_snapshot(host: Host, generator: str) -> str:
     data = {
         "schema": {"name": SCHEMA_NAME, "version": SCHEMA_VERSION},
         "generator": generator,
+        **snapshot_data(host),
+    }
+    return json.dumps(data, indent=1, ensure_ascii=True) + "\n"
+
+
+def snapshot_data(host: Host) -> dict[str, Any]:
+    """Return the facts of a host as plain data, without the head of a snapshot file."""
+    return {
         "name": host.name,
         "origin": host.origin,
         "arch": host.arch,
@@ -113,9 +121,9 @@ def dump_snapshot(host: Host, generator: str) -> str:
             "dma_entries": host.limits.dma_entries,
             "memlock": "unlimited" if host.limits.memlock == -1 else _hex(host.limits.memlock),
         },
+        "sysfs": host.sysfs,
         "notes": [{"text": note.text, "warning": note.warning} for note in host.notes],
     }
-    return json.dumps(data, indent=1, ensure_ascii=True) + "\n"
 
 
 def _group(group: Group) -> dict[str, Any]:
@@ -149,11 +157,11 @@ def load_snapshot(text: str, name: str) -> Host:
     """
     try:
         data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", None)
         where = f"{name}:{line}" if line else name
         raise HostDataError(
-            f"{where}: is not JSON: {getattr(error, 'msg', 'nested too deeply')}",
+            f"{where}: is not JSON: {getattr(error, 'msg', None) or error}",
             source=name,
             line=line,
         ) from error
@@ -217,6 +225,7 @@ def _host(root: _Node, name: str) -> Host:
             limits.optional("dma_entries", int),
             -1 if memlock == "unlimited" else limits.number("memlock"),
         ),
+        sysfs=root.optional("sysfs", bool) is True,
         notes=tuple(
             Note(node.field("text", str), node.optional("warning", bool) is not False)
             for node in root.children("notes")
@@ -234,7 +243,7 @@ def _read_group(node: _Node) -> Group:
         regions=regions if listed else None,
         empty_regions=tuple(
             EmptyRegion(
-                item.address("start"), *_kind(item.field("type", str)), item.source(), group
+                item.address("start"), *region_kind(item.field("type", str)), item.source(), group
             )
             for item in node.children("empty_regions")
         ),
@@ -245,14 +254,10 @@ def _read_group(node: _Node) -> Group:
 
 
 def _read_region(node: _Node, group: str | None) -> ReservedRegion:
-    kind, word = _kind(node.field("type", str))
+    kind, word = region_kind(node.field("type", str))
     if group is None:
         kind = RegionKind.FIRMWARE
     return ReservedRegion(node.span(), kind, word, node.source(), group)
-
-
-def _kind(word: str) -> tuple[RegionKind, str]:
-    return _KINDS.get(word, RegionKind.UNKNOWN), word
 
 
 def _read_ranges(node: _Node) -> KernelRanges:
@@ -293,7 +298,9 @@ class _Node:
         return HostDataError(f"{self.file}: {path} {what}", source=self.file, text=path)
 
     def value(self, key: str) -> Any:
-        return self.data.get(key)
+        if key not in self.data:
+            raise self.wrong(key, "is missing")
+        return self.data[key]
 
     def field(self, key: str, kind: type[_T]) -> _T:
         found = self.optional(key, kind)
@@ -310,6 +317,7 @@ class _Node:
         return found
 
     def _sequence(self, key: str) -> list[Any]:
+        self.value(key)  # a list that is not there is not an empty one
         return self.optional(key, list) or []
 
     def strings(self, key: str) -> Iterable[str]:
@@ -361,7 +369,8 @@ class _Node:
     def source(self) -> Source:
         text = self.optional("source", str) or f"{self.file} {self.path}"
         name, colon, line = text.rpartition(":")
-        return Source(name, int(line)) if colon and line.isdecimal() else Source(text)
+        numbered = colon and line.isdecimal() and line == str(int(line[:18]))
+        return Source(name, int(line)) if numbered else Source(text)
 
 
 _NAMES: dict[type, str] = {

@@ -44,7 +44,8 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
     """
     base = Path(root)
     live = base == Path("/")
-    sys = base if (base / "kernel").is_dir() and not (base / "sys").is_dir() else base / "sys"
+    itself = (base / "kernel/iommu_groups").is_dir() or (base / "class/iommu").is_dir()
+    sys = base if itself else base / "sys"
     if not sys.is_dir():
         missing = not base.exists()
         raise HostUnavailableError(
@@ -72,12 +73,13 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
         name=name or ("LIVE" if live else base.resolve().name),
         origin="sysfs of this machine" if live else f"sysfs copied to {base}",
         arch=os.uname().machine if live else None,
-        release=os.uname().release if live else reader.text_of("kernel/osrelease"),
+        release=os.uname().release if live else reader.release(),
         page_size=os.sysconf("SC_PAGE_SIZE") if live else None,
         groups=groups,
         devices=reader.devices(groups, behind),
         units=units,
         limits=limits,
+        sysfs=True,
         notes=tuple(reader.notes),
     )
 
@@ -141,6 +143,11 @@ class _Reader:
             self.notes.append(Note(f"{self.shown}/{path}: {error.strerror}"))
             return []
 
+    def release(self) -> str | None:
+        """Kernel release of a copy that has /proc/sys beside /sys, or a note of it inside."""
+        text = self.text_of("../proc/sys/kernel/osrelease") or self.text_of("kernel/osrelease")
+        return text.strip() or None if text else None
+
     def link(self, path: str) -> str | None:
         """Last component of a symbolic link, or None."""
         try:
@@ -164,6 +171,10 @@ class _Reader:
             type=kind.strip() if kind else None,
         )
         shown = f"{self.shown}/{where}/reserved_regions"
+        if (self.text_of(f"{where}/name") or "").strip() == "vfio-noiommu":
+            self.notes.append(
+                Note(f"group {group} is vfio-noiommu: nothing translates, an IOVA is physical")
+            )
         try:
             found = parse_reserved_regions(path.read_text("ascii"), shown, group)
             if found.rejected:
@@ -174,6 +185,7 @@ class _Reader:
             self.notes.append(Note(f"{shown}: {error.strerror}"))
             return replace(made, unreadable=f"{shown}: {error.strerror}")
         except UnicodeDecodeError:
+            self.notes.append(Note(f"{shown} is not text"))
             return replace(made, damaged=f"{shown} is not text")
         except HostDataError as error:
             # One bad file is no reason to lose the host: the judge refuses this group alone.

@@ -34,16 +34,17 @@ _RANGE = re.compile(
     r"(?P<last>(?:0[xX])?[0-9a-fA-F]+)\s*\]?[,;]?"
 )
 # `grep . /sys/kernel/iommu_groups/*/reserved_regions` and `head` print the file name.
-_GROUP_PREFIX = re.compile(r"\S*iommu_groups/(?P<group>\d+)/reserved_regions:\s*(?P<rest>.*)")
-_GROUP_HEADER = re.compile(r"==>\s*\S*iommu_groups/(?P<group>\d+)/reserved_regions\s*<==")
-_DMAR = re.compile(r"\bDMAR(?:-IR)?:\s*(?P<rest>.*)")
+_GROUP_PREFIX = re.compile(r"(?:\S*/)?(?P<group>\d{1,9})/reserved_regions:\s*(?P<rest>.*)")
+_GROUP_HEADER = re.compile(r"==>\s*(?:\S*/)?(?P<group>\d{1,9})/reserved_regions\s*<==")
+_DMAR = re.compile(r"\b(?:DMAR|dmar)(?:-IR)?:\s*(?P<rest>.*)")
 _UNIT = re.compile(
     r"(?P<name>dmar\d+|IOMMU \d+): reg_base_addr (?P<base>[0-9a-f]+) ver \S+ "
     r"cap (?P<cap>[0-9a-f]+) ecap (?P<ecap>[0-9a-f]+)"
 )
 _RMRR = re.compile(r"RMRR base: (?P<start>0x[0-9a-f]+) end: (?P<last>0x[0-9a-f]+)")
-_HAW = re.compile(r"Host address width (?P<bits>\d+)")
-_TOO_NARROW = re.compile(r"iommu width \((?P<bits>\d+)\) is not sufficient")
+_HAW = re.compile(r"Host address width (?P<bits>\d{1,3})\b")
+_TOO_NARROW = re.compile(r"iommu width \((?P<bits>\d{1,2})\) is not sufficient")
+_MUST_READ = ("reg_base_addr", "Host address width", "iommu width (")
 _EFR = re.compile(r"AMD-Vi: Extended features \((?P<efr>0x[0-9a-f]+)(?:, (?P<efr2>0x[0-9a-f]+))?\)")
 _RELEASE = re.compile(r"Linux version (?P<release>\d+\.\d+\S*)")
 _KIND = re.compile(r"#\s*kind:\s*(?P<kind>.*)")
@@ -114,10 +115,11 @@ def parse_text(text: str, name: str) -> tuple[Host, ...]:
             blocks.append([])
     blocks = [block for block in blocks if block]
     origin = next((m["text"] for m in map(_SOURCE.match, lines) if m), "")
+    arch = next((m["arch"] for m in map(_ARCH.match, lines) if m), None)
     hosts = []
     for index, block in enumerate(blocks, 1):
         reading = _read(block, name if len(blocks) == 1 else f"{name}#{index}", kind)
-        reading.origin = origin
+        reading.origin, reading.arch = origin, arch
         hosts.append(_host(reading, "\n".join(line for _, line in block)))
     return tuple(hosts)
 
@@ -145,6 +147,7 @@ def _read_line(reading: _Reading, line: str, source: Source) -> None:
     if header:
         reading.group = header["group"]
         reading.region_bytes.setdefault(reading.group, [])
+        reading.facts += 1  # an empty file is a fact, too
         return
     prefix = _GROUP_PREFIX.fullmatch(line)
     group = prefix["group"] if prefix else reading.group
@@ -218,22 +221,22 @@ def _read_log(reading: _Reading, line: str, source: Source) -> bool:
         cap, ecap = int(unit["cap"], 16), int(unit["ecap"], 16)
         name = unit["name"].replace("IOMMU ", "dmar")
         reading.units.append(IommuUnit(name, cap=cap, ecap=ecap, source=source))
-    elif "reg_base_addr" in rest or rest.startswith("RMRR"):
-        if rmrr is None:
-            raise HostDataError(
-                f"{source}: log line {shorten(rest)!r} is cut off or garbled",
-                source=source.name,
-                line=source.line,
-                text=shorten(rest),
-                hint="take the lines again, e.g. with: dmesg | grep DMAR",
-            )
+    elif rmrr:
         _read_rmrr(reading, int(rmrr["start"], 16), int(rmrr["last"], 16), source)
     elif width:
         reading.host_width = int(width["bits"])
-    elif narrow:
+    elif narrow and 1 <= int(narrow["bits"]) <= 64:
         reading.widths.append(StatedWidth(int(narrow["bits"]), source))
     elif "Firmware Bug" in rest:
         reading.notes.append(Note(f"{source}: {shorten(rest, 160)}"))
+    elif rest.startswith("RMRR") or any(words in rest for words in _MUST_READ):
+        raise HostDataError(
+            f"{source}: log line {shorten(rest)!r} is cut off or garbled",
+            source=source.name,
+            line=source.line,
+            text=shorten(rest),
+            hint="take the lines again, e.g. with: dmesg | grep -i dmar",
+        )
     return True
 
 
@@ -257,7 +260,7 @@ def _host(reading: _Reading, text: str) -> Host:
     if not reading.facts and not reading.empty_regions:
         raise _no_facts(reading, text)
     for group, body in reading.region_bytes.items():
-        joined = "\n".join(body) + "\n"
+        joined = "".join(f"{line}\n" for line in body)
         check_truncation(
             joined, f"{name} (group {group})" if group != PASTED else name, pasted=True
         )
@@ -280,7 +283,11 @@ def _host(reading: _Reading, text: str) -> Host:
         arch=reading.arch,
         release=reading.release,
         groups=tuple(
-            Group(group, regions=tuple(r for r in regions if (r.group or PASTED) == group))
+            Group(
+                group,
+                regions=tuple(r for r in regions if r.group == group),
+                empty_regions=tuple(r for r in reading.empty if r.group == group),
+            )
             for group in sorted(
                 groups, key=lambda g: (not g.isdigit(), int(g) if g.isdigit() else 0)
             )

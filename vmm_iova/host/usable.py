@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import ApertureError, PlacementError, ReservedError, StraddleError
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from vmm_iova.host.evidence import Evidence
     from vmm_iova.host.model import EmptyRegion, Group, Limits, Note, ReservedRegion
 
@@ -74,6 +78,9 @@ class Usable:
         host: name of the host.
         ranges: usable IOVAs, whole granules, each a place for one mapping.
         causes: everything that takes addresses out, in order of precedence.
+        holes: what is taken out, cut so that each part has one cause: the first of `causes`.
+        hole_causes: the cause of each part of `holes`.
+        seams: why two ranges that touch at an address are not one.
         granule: smallest mapping unit in bytes.
         granule_text: where the granule comes from.
         granule_known: False when no source states it, and the safe one was taken.
@@ -92,6 +99,9 @@ class Usable:
     host: str
     ranges: MappableRanges
     causes: tuple[Cause, ...]
+    holes: MappableRanges
+    hole_causes: Mapping[AddrRange, Cause]
+    seams: Mapping[int, str]
     granule: int
     granule_text: str
     granule_known: bool
@@ -126,42 +136,43 @@ class Usable:
             text = f"{'bottom' if address < 0 else 'top'} of the 64-bit space"
             return Cause(CauseKind.SPACE, AddrRange(clamped, clamped), text)
         if address in self.ranges:
-            text = "seam: two ranges touch here, and one mapping must lie inside one"
-            return Cause(CauseKind.SEAM, AddrRange(address, address), text)
+            return self._seam(address if address in self.seams else address + 1)
         return self._cause_at(address)
+
+    def _seam(self, start: int) -> Cause:
+        """Why two ranges touch at `start` without being one."""
+        text = self.seams.get(start, "a granule that was rounded away")
+        whole = f"seam at {start:#x}, which no mapping may cross: {text}"
+        return Cause(CauseKind.SEAM, AddrRange(start, start), whole)
 
     def causes_of(self, window: AddrRange) -> tuple[Cause, ...]:
         """Return what forbids parts of `window`, ascending; empty if all of it is usable.
 
         Where several causes cover the same bytes, the most telling one is named.
 
-        Complexity: O(holes in the window x causes).
+        Complexity: O(log n + holes in the window).
         """
-        found: list[Cause] = []
-        for hole in RangeSet([window]) - self.ranges.as_set():
-            address: int | None = hole.start
-            while address is not None and address <= hole.last:
-                cause = self._cause_at(address)
-                found.append(cause)
-                address = self._next_after(cause, address)
-        return tuple(dict.fromkeys(found))
+        found: dict[Cause, None] = {}
+        for gap in self._gaps(window):
+            # A hole takes the whole granules that it touches, so look as far as they reach.
+            touched = self.holes.overlapping(gap.align_outward(self.granule))
+            found.update(dict.fromkeys(self.hole_causes[hole] for hole in touched))
+        return tuple(found)
+
+    def _gaps(self, window: AddrRange) -> Iterator[AddrRange]:
+        """What of a window is not usable, ascending."""
+        start = window.start
+        for item in self.ranges.overlapping(window):
+            if start < item.start:
+                yield AddrRange(start, item.start - 1)
+            start = item.last + 1
+        if start <= window.last:
+            yield AddrRange(start, window.last)
 
     def _cause_at(self, address: int) -> Cause:
-        for cause in self.causes:
-            if address in cause.range:
-                return cause
-        for cause in self.causes:  # the rest of a granule that a hole only touches
-            if address in cause.range.align_outward(self.granule):
-                return cause
-        return Cause(
-            CauseKind.GRANULE,
-            AddrRange(address, address | (self.granule - 1)),
-            f"less than a granule of {self.granule:#x} bytes",
-        )
-
-    def _next_after(self, cause: Cause, address: int) -> int | None:
-        last = max(cause.range.align_outward(self.granule).last, address)
-        return None if last >= ADDRESS_LAST else last + 1
+        block = AddrRange(address, address).align_outward(self.granule)
+        hole = self.holes.range_at(address) or self.holes.overlapping(block)[0]
+        return self.hole_causes[hole]
 
     def room_at(self, start: int) -> int:
         """Return how many bytes one mapping at `start` could have; 0 if `start` is not usable."""
@@ -182,8 +193,7 @@ class Usable:
         if not causes:
             seam = next(seam for seam in self.ranges.seams if seam > wanted.start)
             return StraddleError(
-                f"{wanted} crosses {seam:#x}, where two ranges of the kernel's list touch: "
-                "one mapping must lie inside one range",
+                f"{wanted} is no single mapping: {self._seam(seam).text}",
                 range=wanted,
                 seam=seam,
             )
@@ -206,3 +216,24 @@ class Usable:
             limit=limit,
             detail=detail or (f"the last usable address below is {limit:#x}" if limit else None),
         )
+
+
+def cut_holes(causes: Sequence[Cause]) -> dict[AddrRange, Cause]:
+    """Cut overlapping causes into parts, ascending, each with the first cause that covers it.
+
+    Complexity: O(n log n).
+    """
+    starts = sorted((cause.range.start, rank) for rank, cause in enumerate(causes))
+    cuts = sorted({cause.range.start for cause in causes} | {c.range.last + 1 for c in causes})
+    open_: list[int] = []  # ranks of causes that have begun, the first in precedence on top
+    parts: dict[AddrRange, Cause] = {}
+    begun = 0
+    for start, stop in pairwise(cuts):
+        while begun < len(starts) and starts[begun][0] <= start:
+            heappush(open_, starts[begun][1])
+            begun += 1
+        while open_ and causes[open_[0]].range.last < start:
+            heappop(open_)
+        if open_:
+            parts[AddrRange(start, stop - 1)] = causes[open_[0]]
+    return parts

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Closed ranges and the two collections of them, right at both ends of the 64-bit space."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmm_iova.errors import RangeOverflowError, RequestError
+from vmm_iova.ranges import (
+    ADDRESS_LAST,
+    AddrRange,
+    MappableRanges,
+    RangeSet,
+    align_down,
+    align_up,
+)
+
+TOP = ADDRESS_LAST
+SMALL = 255  # a space small enough to write down every address
+
+
+def _small_ranges() -> st.SearchStrategy[list[AddrRange]]:
+    pair = st.tuples(st.integers(0, SMALL), st.integers(0, SMALL))
+    one = pair.map(lambda ends: AddrRange(min(ends), max(ends)))
+    return st.lists(one, max_size=6)
+
+
+def _addresses(ranges: RangeSet) -> set[int]:
+    return {address for item in ranges for address in range(item.start, item.last + 1)}
+
+
+class TestAddrRange:
+    def test_whole_space_has_size_2_to_64(self) -> None:
+        assert AddrRange(0, TOP).size == 1 << 64
+
+    def test_one_byte_at_the_top_is_a_range(self) -> None:
+        assert AddrRange.from_size(TOP, 1) == AddrRange(TOP, TOP)
+
+    def test_from_size_of_the_whole_space_is_the_whole_space(self) -> None:
+        assert AddrRange.from_size(0, 1 << 64) == AddrRange(0, TOP)
+
+    def test_last_below_start_is_refused(self) -> None:
+        with pytest.raises(RequestError, match="0xfff of a range is below its start 0x1000"):
+            AddrRange(0x1000, 0xFFF)
+
+    @pytest.mark.parametrize(("start", "last"), [(-1, 0), (0, 1 << 64)])
+    def test_address_out_of_64_bits_is_an_overflow(self, start: int, last: int) -> None:
+        with pytest.raises(RangeOverflowError, match="outside of 0 to 2\\^64-1"):
+            AddrRange(start, last)
+
+    @pytest.mark.parametrize("bad", ["0x1000", 1.0, True, None])
+    def test_end_that_is_no_int_is_refused(self, bad: object) -> None:
+        with pytest.raises(RequestError, match="must be an int"):
+            AddrRange(0, bad)  # type: ignore[arg-type]
+
+    def test_from_size_beyond_the_top_is_an_overflow(self) -> None:
+        with pytest.raises(RangeOverflowError, match="0x100 bytes at 0xffffffffffffffff"):
+            AddrRange.from_size(TOP, 0x100)
+
+    @pytest.mark.parametrize("size", [0, -1, "1"])
+    def test_from_size_of_nothing_is_refused(self, size: object) -> None:
+        with pytest.raises(RequestError, match="not a positive number"):
+            AddrRange.from_size(0x1000, size)  # type: ignore[arg-type]
+
+    def test_align_inward_of_a_sliver_is_nothing(self) -> None:
+        assert AddrRange(0x1001, 0x1FFF).align_inward(0x1000) is None
+
+    def test_align_inward_at_the_top_keeps_the_last_page(self) -> None:
+        assert AddrRange(TOP - 0x1800, TOP).align_inward(0x1000) == AddrRange(TOP - 0xFFF, TOP)
+
+    def test_align_outward_of_one_byte_is_its_granule(self) -> None:
+        assert AddrRange(0xE8BFF, 0xE8BFF).align_outward(0x1000) == AddrRange(0xE8000, 0xE8FFF)
+
+    def test_range_is_immutable(self) -> None:
+        with pytest.raises(AttributeError):
+            AddrRange(0, 1).start = 5  # type: ignore[misc]
+
+    def test_range_survives_pickle_and_copy(self) -> None:
+        item = AddrRange(0xFEE0_0000, 0xFEEF_FFFF)
+        assert pickle.loads(pickle.dumps(item)) == copy.deepcopy(item) == item
+
+    def test_text_is_hex_with_both_ends(self) -> None:
+        assert str(AddrRange(0xFEE0_0000, 0xFEEF_FFFF)) == "0xfee00000-0xfeefffff"
+
+
+class TestAlign:
+    def test_align_up_beyond_the_top_is_an_overflow(self) -> None:
+        with pytest.raises(RangeOverflowError, match="beyond 2\\^64-1"):
+            align_up(TOP - 2, 4)
+
+    def test_align_up_at_the_top_fits_exactly(self) -> None:
+        assert align_up(TOP - 2, 2) == TOP - 1
+
+    @pytest.mark.parametrize("align", [0, 3, -4, 1 << 64])
+    def test_align_that_is_no_power_of_two_is_refused(self, align: int) -> None:
+        with pytest.raises(RequestError, match="power of two"):
+            align_down(2, align)
+
+
+class TestRangeSet:
+    def test_touching_ranges_become_one(self) -> None:
+        assert RangeSet([AddrRange(10, 19), AddrRange(0, 9)]) == RangeSet([AddrRange(0, 19)])
+
+    def test_complement_of_nothing_is_everything(self) -> None:
+        assert ~RangeSet() == RangeSet.everything()
+
+    def test_complement_of_everything_is_nothing(self) -> None:
+        assert not ~RangeSet.everything()
+
+    def test_complement_of_the_last_byte_stops_below_it(self) -> None:
+        assert ~RangeSet([AddrRange(TOP, TOP)]) == RangeSet([AddrRange(0, TOP - 1)])
+
+    def test_complement_of_the_first_byte_starts_above_it(self) -> None:
+        assert ~RangeSet([AddrRange(0, 0)]) == RangeSet([AddrRange(1, TOP)])
+
+    def test_complement_within_bounds_is_cut_to_them(self) -> None:
+        found = RangeSet([AddrRange(0x10, 0x1F)]).complement(AddrRange(0x18, 0x2F))
+        assert found == RangeSet([AddrRange(0x20, 0x2F)])
+
+    def test_size_of_everything_is_2_to_64(self) -> None:
+        assert RangeSet.everything().size == 1 << 64
+
+    def test_contains_a_range_across_a_gap_is_false(self) -> None:
+        assert AddrRange(5, 25) not in RangeSet([AddrRange(0, 9), AddrRange(20, 29)])
+
+    def test_contains_address_and_range_inside_is_true(self) -> None:
+        ranges = RangeSet([AddrRange(0, 9), AddrRange(20, TOP)])
+        assert TOP in ranges
+        assert AddrRange(20, TOP) in ranges
+        assert 15 not in ranges
+
+    def test_overlapping_returns_whole_ranges_of_the_window(self) -> None:
+        ranges = RangeSet([AddrRange(0, 9), AddrRange(20, 29), AddrRange(40, 49)])
+        assert ranges.overlapping(AddrRange(9, 20)) == (AddrRange(0, 9), AddrRange(20, 29))
+
+    def test_overlapping_nothing_returns_nothing(self) -> None:
+        assert RangeSet([AddrRange(0, 9)]).overlapping(AddrRange(10, 19)) == ()
+
+    def test_align_inward_drops_what_has_no_whole_granule(self) -> None:
+        ranges = RangeSet([AddrRange(0x800, 0x17FF), AddrRange(0x1000_0000, TOP)])
+        assert ranges.align_inward(0x1000) == RangeSet([AddrRange(0x1000_0000, TOP)])
+
+    def test_combining_with_mappable_ranges_is_refused(self) -> None:
+        with pytest.raises(TypeError, match="forgets the seams"):
+            RangeSet() | MappableRanges()  # type: ignore[operator]
+
+    def test_sets_hash_and_pickle_by_value(self) -> None:
+        ranges = RangeSet([AddrRange(3, 5)])
+        assert {ranges: 1}[pickle.loads(pickle.dumps(ranges))] == 1
+
+    @given(_small_ranges(), _small_ranges())
+    def test_algebra_agrees_with_sets_of_addresses(
+        self, left: list[AddrRange], right: list[AddrRange]
+    ) -> None:
+        a, b = RangeSet(left), RangeSet(right)
+        everything = set(range(SMALL + 1))
+        assert _addresses(a | b) == _addresses(a) | _addresses(b)
+        assert _addresses(a & b) == _addresses(a) & _addresses(b)
+        assert _addresses(a - b) == _addresses(a) - _addresses(b)
+        assert _addresses(a ^ b) == _addresses(a) ^ _addresses(b)
+        assert _addresses(a.complement(AddrRange(0, SMALL))) == everything - _addresses(a)
+        assert (a <= b) == (_addresses(a) <= _addresses(b))
+        assert a.isdisjoint(b) == _addresses(a).isdisjoint(_addresses(b))
+        assert ~~a == a
+
+    @given(_small_ranges(), st.sampled_from([1, 2, 4, 16, 64]))
+    def test_alignment_agrees_with_sets_of_granules(
+        self, ranges: list[AddrRange], granule: int
+    ) -> None:
+        found = RangeSet(ranges)
+        own = _addresses(found)
+        blocks = [set(range(b, b + granule)) for b in range(0, SMALL + 1, granule)]
+        inside = set().union(*(block for block in blocks if block <= own))
+        around = set().union(*(block for block in blocks if block & own))
+        assert _addresses(found.align_outward(granule)) == around
+        # Granules that only neighbouring ranges fill together count: a set has no seams.
+        assert _addresses(found.align_inward(granule)) == inside
+
+
+class TestMappableRanges:
+    def test_touching_ranges_stay_two(self) -> None:
+        ranges = MappableRanges([AddrRange(0, 9), AddrRange(10, 19)])
+        assert len(ranges) == 2
+        assert ranges.seams == (10,)
+
+    def test_range_across_a_seam_does_not_fit(self) -> None:
+        ranges = MappableRanges([AddrRange(0, 9), AddrRange(10, 19)])
+        assert AddrRange(5, 14) not in ranges
+        assert AddrRange(5, 14) in ranges.as_set()
+
+    def test_never_equal_to_a_set_of_the_same_addresses(self) -> None:
+        assert MappableRanges([AddrRange(0, 9)]) != RangeSet([AddrRange(0, 9)])
+
+    def test_overlapping_ranges_are_refused(self) -> None:
+        with pytest.raises(RequestError, match="overlap"):
+            MappableRanges([AddrRange(0, 9), AddrRange(9, 19)])
+
+    def test_intersection_keeps_seams_of_both(self) -> None:
+        left = MappableRanges([AddrRange(0, 9), AddrRange(10, 39)])
+        right = MappableRanges([AddrRange(5, 19), AddrRange(20, 30)])
+        found = [(item.start, item.last) for item in left & right]
+        assert found == [(5, 9), (10, 19), (20, 30)]
+
+    def test_split_inside_a_range_makes_a_seam(self) -> None:
+        assert MappableRanges([AddrRange(0, 9)]).split_at(4).seams == (4,)
+
+    @pytest.mark.parametrize("address", [0, 10, 15])
+    def test_split_at_an_edge_or_outside_changes_nothing(self, address: int) -> None:
+        ranges = MappableRanges([AddrRange(0, 9)])
+        assert ranges.split_at(address) == ranges
+
+    def test_align_inward_does_not_join_across_a_seam(self) -> None:
+        ranges = MappableRanges([AddrRange(0, 0x17FF), AddrRange(0x1800, 0x2FFF)])
+        found = ranges.align_inward(0x1000)
+        assert list(found) == [AddrRange(0, 0xFFF), AddrRange(0x2000, 0x2FFF)]

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text for people, in the manner of /proc/iomem: `start-last : name`, indented where inside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm_iova.guest.layout import Item, ItemKind, Layout
+from vmm_iova.host.model import PASTED
+from vmm_iova.host.usable import CauseKind, Usable
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange
+from vmm_iova.units import show_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from vmm_iova.guest.budget import Budget, PageTables
+    from vmm_iova.guest.explain import Verdict
+    from vmm_iova.host.model import Host, Note, ReservedRegion
+    from vmm_iova.report.compare import Difference
+
+_NAME = 26
+
+
+def line(
+    span: AddrRange, name: str, *, indent: int = 0, bytes_: bool = False, more: str = ""
+) -> str:
+    """One line of a map."""
+    size = f"{span.size:#x}" if bytes_ else show_size(span.size)
+    text = f"{' ' * indent}{span.start:016x}-{span.last:016x} : {name:<{_NAME - indent}} {size:>10}"
+    return f"{text}  {more}".rstrip()
+
+
+def section(title: str, entries: Iterable[str]) -> Iterator[str]:
+    """A titled list, or nothing when there is nothing in it."""
+    listed = list(entries)
+    if listed:
+        yield ""
+        yield title
+        yield from (f"  {entry}" for entry in listed)
+
+
+def show_host(host: Host, usable: Usable | None, why_not: str | None, *, bytes_: bool) -> str:
+    """Show the facts of a host and, where they settle it, what is usable."""
+    lines = []
+    if usable is not None:
+        lines += [f"warning: {entry.text}" for entry in usable.unassignable]
+    system = " ".join(filter(None, (host.arch, host.release and f"Linux {host.release}")))
+    lines.append(f"host    {host.name}" + (f" ({system})" if system else ""))
+    lines.append(f"origin  {host.origin}")
+    lines += section("iommu", (_unit(host, index) for index in range(len(host.units))))
+    lines += section("groups", _groups(host))
+    if usable is None:
+        lines += section("regions", _regions(host, bytes_))
+        lines += section("usable: not known", [why_not or ""])
+        notes: Sequence[Note] = host.notes
+    else:
+        lines += ["", "map", *usable_map(usable, bytes_=bytes_)]
+        lines += section("evidence", evidence(usable))
+        notes = usable.notes
+    lines += section("limits", _limits(host))
+    lines += section("notes", (note.text for note in notes))
+    return "\n".join(lines) + "\n"
+
+
+def _unit(host: Host, index: int) -> str:
+    unit = host.units[index]
+    registers = [
+        f"cap {unit.cap:x}" if unit.cap is not None else "",
+        f"ecap {unit.ecap:x}" if unit.ecap is not None else "",
+        f"features {unit.features}" if unit.features else "",
+    ]
+    return " ".join(filter(None, (unit.name, *registers)))
+
+
+def _groups(host: Host) -> Iterator[str]:
+    devices = {device.name: device for device in host.devices}
+    for group in host.groups:
+        if group.id == PASTED:
+            continue
+        members = []
+        for name in group.devices:
+            device = devices.get(name)
+            of = [item for item in (device.driver, device.iommu) if item] if device else []
+            members.append(f"{name} ({', '.join(of)})" if of else name)
+        state = group.damaged or group.unreadable
+        kind = f" {group.type}" if group.type else ""
+        yield f"{group.id}{kind}: {', '.join(members) or 'no members named'}" + (
+            f" [{state}]" if state else ""
+        )
+
+
+def _regions(host: Host, bytes_: bool) -> Iterator[str]:
+    listed = [region for group in host.groups for region in group.regions or ()]
+    same: dict[tuple[AddrRange, str], list[ReservedRegion]] = {}
+    for region in sorted([*listed, *host.log_regions], key=lambda item: item.range):
+        same.setdefault((region.range, region.word), []).append(region)
+    for (span, word), regions in same.items():
+        groups = [item.group for item in regions if item.group and item.group != PASTED]
+        of = f"groups {', '.join(groups[:8])}{', ...' if len(groups) > 8 else ''}; "
+        more = f"{of if groups else ''}{regions[0].source}"
+        yield line(span, word, bytes_=bytes_, more=more)
+
+
+def _limits(host: Host) -> Iterator[str]:
+    if host.limits.dma_entries is not None:
+        yield f"map calls in one container: {host.limits.dma_entries}"
+    if host.limits.memlock is not None:
+        limit = "unlimited" if host.limits.memlock < 0 else show_size(host.limits.memlock)
+        yield f"locked memory (RLIMIT_MEMLOCK): {limit}"
+
+
+def usable_map(usable: Usable, *, bytes_: bool) -> Iterator[str]:
+    """The whole space as lines: usable ranges, and the cause of everything between."""
+    last = -1
+    for span in usable.ranges:
+        yield from _between(usable, last + 1, span.start - 1, bytes_)
+        yield line(span, "usable", bytes_=bytes_)
+        for region in usable.relaxable:
+            shared = region.range.intersect(span)
+            if shared is not None:
+                more = f"usable, with a warning; {region.source}"
+                yield line(shared, region.word, indent=2, bytes_=bytes_, more=more)
+        last = span.last
+    yield from _between(usable, last + 1, ADDRESS_LAST, bytes_)
+
+
+def _between(usable: Usable, start: int, last: int, bytes_: bool) -> Iterator[str]:
+    if start > last:
+        return
+    for cause in usable.causes_of(AddrRange(start, last)):
+        shared = cause.range.align_outward(usable.granule).intersect(AddrRange(start, last))
+        if shared is not None:
+            name = cause.region.word if cause.region else _SHORT.get(cause.kind, "not usable")
+            yield line(shared, name, bytes_=bytes_, more=cause.text)
+
+
+_SHORT = {
+    CauseKind.APERTURE: "outside of the aperture",
+    CauseKind.KERNEL_GAP: "not in the kernel's list",
+    CauseKind.TOP_PAGE: "last page",
+    CauseKind.GRANULE: "less than a granule",
+}
+
+
+def evidence(usable: Usable) -> Iterator[str]:
+    """What the answer rests on."""
+    for index, item in enumerate(usable.evidence):
+        yield f"{'aperture' if index == 0 else 'and'}: {item.text}"
+    yield f"granule: {show_size(usable.granule)}, {usable.granule_text}"
+
+
+def show_layout(layout: Layout, cost: Budget, *, bytes_: bool) -> str:
+    """Show where everything went, what cut it, what the guest must be told and what it costs."""
+    machine = layout.machine
+    lines = [f"warning: {entry.text}" for entry in layout.usable.unassignable]
+    lines += [
+        f"guest   {machine.title}, {show_size(layout.ram_bytes)} RAM",
+        f"host    {layout.usable.host}" + _of_groups(layout.usable),
+        f"policy  on hole: {layout.on_hole}; done: {_done(layout)}; "
+        f"{layout.address_bits} address bits",
+        "",
+    ]
+    lines += _map(layout, bytes_)
+    lines += section("cuts", _cuts(layout))
+    lines += section(
+        "tell the guest that these are reserved",
+        (
+            line(item.range, "reserved", bytes_=bytes_, more=item.cause)
+            for item in layout.guest_reserved
+        ),
+    )
+    lines += section("cost", _cost(cost))
+    lines += section("evidence", evidence(layout.usable))
+    said = {entry.text for entry in layout.usable.unassignable}
+    lines += section("notes", (note.text for note in layout.notes if note.text not in said))
+    return "\n".join(lines) + "\n"
+
+
+def _of_groups(usable: Usable) -> str:
+    named = [group for group in usable.groups if group.isdigit()]
+    return f", groups {', '.join(named)}" if named else ""
+
+
+def _done(layout: Layout) -> str:
+    pieces = len(layout.ram)
+    count = "1 piece" if pieces == 1 else f"{pieces} pieces"
+    return f"{layout.policy}, {count} of RAM"
+
+
+def _map(layout: Layout, bytes_: bool) -> Iterator[str]:
+    told = {item.range: item.cause for item in layout.guest_reserved}
+    entries: list[tuple[AddrRange, Item | None]] = [(item.place, item) for item in layout.items]
+    entries += [(span, None) for span in told if not _shown(layout, span)]
+    entries.sort(key=lambda pair: (pair[0].start, -pair[0].last))
+    open_: list[AddrRange] = []
+    for span, item in entries:
+        while open_ and span.start > open_[-1].last:
+            open_.pop()
+        indent = 2 * len(open_)
+        open_.append(span)
+        name = "reserved by the host" if item is None else _name(item)
+        yield line(span, name, indent=indent, bytes_=bytes_, more=_aside(item))
+
+
+def _shown(layout: Layout, span: AddrRange) -> bool:
+    return any(item.kind is ItemKind.MSI and item.place == span for item in layout.items)
+
+
+def _name(item: Item) -> str:
+    return (
+        f"RAM {item.name}"
+        if item.kind is ItemKind.RAM and item.name != "ram"
+        else ("RAM" if item.kind is ItemKind.RAM else item.name)
+    )
+
+
+def _aside(item: Item | None) -> str:
+    if item is None:
+        return "the guest must be told"
+    if item.gpa is None:
+        return "IOVA, not a guest address"
+    if item.iova is not None and item.iova != item.gpa:
+        return f"IOVA {item.iova.start:016x}-{item.iova.last:016x}"
+    return ""
+
+
+def _cuts(layout: Layout) -> Iterator[str]:
+    for item in layout.items:
+        if item.kind not in (ItemKind.RAM, ItemKind.WINDOW):
+            continue
+        span = item.iova or item.place
+        if item.start_cause:
+            yield f"{_name(item)} begins at {span.start:#x}: {item.start_cause}"
+        if item.last_cause:
+            yield f"{_name(item)} ends at {span.last:#x}: {item.last_cause}"
+
+
+def _cost(cost: Budget) -> Iterator[str]:
+    known = "" if cost.entry_limit_known else " (the kernel's default; the host states none)"
+    over = " -- TOO MANY for type1" if cost.entries > cost.entry_limit else ""
+    yield f"map calls      {cost.entries} of {cost.entry_limit}{known}{over}"
+    yield f"locked memory  {show_size(cost.locked_bytes)}, {_memlock(cost)}"
+    known = "" if cost.page_sizes_known else ", if host and hardware have such pages"
+    yield f"page tables    {_tables(cost.best)}{known}"
+    if cost.worst.table_bytes != cost.best.table_bytes:
+        yield f"               {_tables(cost.worst)}"
+
+
+def _memlock(cost: Budget) -> str:
+    if cost.memlock is None:
+        return f"so RLIMIT_MEMLOCK >= {cost.locked_bytes:#x} or CAP_IPC_LOCK"
+    if cost.memlock < 0:
+        return "and RLIMIT_MEMLOCK is unlimited"
+    if cost.memlock >= cost.locked_bytes:
+        return f"within RLIMIT_MEMLOCK of {show_size(cost.memlock)}"
+    return (
+        f"MORE than RLIMIT_MEMLOCK of {show_size(cost.memlock)}: raise it to "
+        f"{-(-cost.locked_bytes // 1024)} KiB (ulimit -l) or grant CAP_IPC_LOCK"
+    )
+
+
+def _tables(tables: PageTables) -> str:
+    leaves = ", ".join(f"{count} x {show_size(size)}" for size, count in tables.leaves if count)
+    return f"{show_size(tables.table_bytes)} for {leaves}"
+
+
+def show_verdict(verdict: Verdict, name: str | None = None) -> str:
+    """Say whether a range may be mapped, what forbids it, and what would help."""
+    title = f"{verdict.range} ({show_size(verdict.range.size)})"
+    if name:
+        title = f"{name}: {title}"
+    if verdict.ok:
+        lines = [f"yes: {title} may be mapped in one call"]
+        return "\n".join([*lines, *(f"  warning: {text}" for text in verdict.warnings)]) + "\n"
+    lines = [f"no: {title} {_WHY[verdict.kind]}"]
+    lines += [f"  because: {cause.range}: {cause.text}" for cause in verdict.causes]
+    if verdict.kind == "outside_aperture" and verdict.limit is not None:
+        lines.append(f"  limit: the last usable address is {verdict.limit:#x}")
+        lines.append(f"  needs: {verdict.bits_needed} address bits")
+    if verdict.room:
+        last = verdict.range.start + verdict.room - 1
+        lines.append(f"  fits: {show_size(verdict.room)} at this base, up to {last:#x}")
+    lines += [f"  kernel: {_KERNEL}"] if verdict.kind != "straddle" else []
+    lines += [f"  warning: {text}" for text in verdict.warnings]
+    lines += [f"  fix: {text}" for text in verdict.fixes]
+    return "\n".join(lines) + "\n"
+
+
+_WHY = {
+    "conflict": "meets a hole of the host",
+    "outside_aperture": "is outside of what the IOMMU can translate",
+    "straddle": "crosses a seam: it needs two mappings",
+    "granule": "is not whole granules",
+}
+_KERNEL = "refuses with EINVAL since Linux 5.4; older ones map it and fail later"
+
+
+def show_difference(difference: Difference, left: str, right: str) -> str:
+    """Show what differs between two hosts or two layouts."""
+    if difference.same:
+        return f"{left} and {right}: no difference for a guest\n"
+    lines = [f"- {left}", f"+ {right}"]
+    for title, ours, theirs in difference.sections:
+        lines += section(title, (*(f"- {entry}" for entry in ours), *(f"+ {e}" for e in theirs)))
+    return "\n".join(lines) + "\n"
