@@ -104,6 +104,11 @@ class Ioas:
         device.close()
         return self.facts()
 
+    @property
+    def open_devices(self) -> tuple[str, ...]:
+        """BDFs of the attached devices, in the order of attachment."""
+        return tuple(self.devices)
+
     def device_fd(self, bdf: str) -> int:
         """Return the descriptor of an attached device; KeyError if it is not."""
         return self.devices[bdf].fd

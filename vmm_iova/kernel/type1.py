@@ -212,6 +212,11 @@ class Type1Container(Handle):
         self._devices[bdf] = fd
         return fd
 
+    @property
+    def open_devices(self) -> tuple[str, ...]:
+        """BDFs of the open devices, in the order of opening."""
+        return tuple(self._devices)
+
     def device_fd(self, bdf: str) -> int:
         """Return the descriptor of a device that is open; KeyError if it is not."""
         return self._devices[bdf]
