@@ -269,7 +269,7 @@ def test_killed_in_the_middle_leaves_the_kernel_clean(
     if child == 0:
         memory = raw.buffer(512 * page)
         hva = raw.address(memory)
-        pieces = [Piece(base + n * 2 * page, page, hva + n * page) for n in range(512)]
+        pieces = [Piece(base + n * 2 * page, page, hva + n % 512 * page) for n in range(1024)]
         space = open_space([bdf], via=via)
         while True:
             mapped = map_pieces(
