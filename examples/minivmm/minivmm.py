@@ -23,8 +23,7 @@ import kvm
 
 import vmm_iova as vi
 from vmm_iova.guest.layout import ItemKind
-from vmm_iova.kernel.device import device_region, open_space
-from vmm_iova.kernel.facts import with_kernel_facts
+from vmm_iova.kernel import device_region, open_space, with_kernel_facts
 from vmm_iova.mapping import GuestMemory, TerminalProgress, map_pieces, prefault
 
 CODE, SENT, ARRIVED = 0x1000, 0x20_0000, 0x30_0000
@@ -41,7 +40,7 @@ def let_it_dma(device: int) -> None:
 
 
 def guest_code(bar: int) -> bytes:
-    """Assemble: copy SENT into the device, then out of it to ARRIVED, then write 42 to port 0xF4."""
+    """Assemble: SENT to the device, back out to ARRIVED, then 42 to port 0xF4."""
 
     def store(register: int, value: int) -> bytes:  # mov dword [edi + register], value
         return b"\xc7\x87" + struct.pack("<II", register, value)
