@@ -63,9 +63,16 @@ def _extensions() -> list[Extension]:
         extra_link_args=links,
         optional=not REQUIRED,
     )
+    ioctls = Extension(
+        "vmm_iova._ioctl",
+        ["vmm_iova/_ioctl.pyx"],
+        extra_compile_args=flags,
+        extra_link_args=links,
+        optional=True,  # its Python twin does the same, one call at a time
+    )
     return list(
         cythonize(
-            [fast],
+            [fast, ioctls],
             build_dir="build/cython",
             compiler_directives={"language_level": 3, "embedsignature": True},
         )

@@ -1,15 +1,15 @@
 """The simulated kernel held to a real one: the same calls on both, every answer compared.
 
 A world opens the same files on a kernel and makes calls at the level of the ioctl. Two worlds, one
-on the real kernel and one on `vmm_iova.kernel.simulated`, get the same random sequence; an answer is
-the errno, the value, and every byte that the kernel wrote. Where they differ, the simulation is wrong.
+on the real kernel and one on `vmm_iova.kernel.simulated`, get the same random sequence; an answer
+is the errno, the value, and every byte that the kernel wrote. Where they differ, the simulation is
+wrong.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-import random
 import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from vmm_iova.kernel.syscalls import UserBuffer
 from vmm_iova.ranges import AddrRange, RangeSet
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Sequence
 
     from vmm_iova.kernel.syscalls import Kernel
@@ -54,7 +55,7 @@ class Answer:
 
 
 class Arena:
-    """Memory whose state is known: writable pages, read-only pages, and pages that are not there."""
+    """Memory whose state is known: writable pages, read-only pages, and none at all."""
 
     def __init__(self, page: int) -> None:
         self.page = page
@@ -174,42 +175,54 @@ class Type1World(World):
         kernel.ioctl(self.container, uapi.SET_IOMMU, version)
 
     def op_map(self, iova: int, hva: int, size: int, flags: int, argsz: int) -> Answer:
+        """Map."""
         arg = uapi.DMA_MAP.pack(argsz=argsz, flags=flags, vaddr=hva, iova=iova, size=size)
         return self.call(self.container, uapi.IOMMU_MAP_DMA, arg)
 
     def op_unmap(self, iova: int, size: int, flags: int, argsz: int) -> Answer:
+        """Unmap."""
         arg = uapi.DMA_UNMAP.pack(48, argsz=argsz, flags=flags, iova=iova, size=size)
         return self.call(self.container, uapi.IOMMU_UNMAP_DMA, arg)
 
     def op_info(self, argsz: int) -> Answer:
+        """Ask for ranges and capabilities."""
         arg = bytearray(max(argsz, 24))
         struct.pack_into("=I", arg, 0, argsz)
         return self.call(self.container, uapi.IOMMU_GET_INFO, arg)
 
     def op_extension(self, number: int) -> Answer:
+        """Ask for an extension."""
         return self.call(self.container, uapi.CHECK_EXTENSION, number)
 
     def op_set_iommu(self, number: int) -> Answer:
+        """Choose a backend, once more."""
         return self.call(self.container, uapi.SET_IOMMU, number)
 
     def op_join(self) -> Answer:
+        """Let the second group in."""
         pointer = struct.pack("=i", self.container)
         return self.call(self.groups[1], uapi.GROUP_SET_CONTAINER, pointer)
 
     def op_leave(self) -> Answer:
+        """Let it go."""
         return self.call(self.groups[1], uapi.GROUP_UNSET_CONTAINER)
 
     def op_status(self, which: int) -> Answer:
-        return self.call(self.groups[which], uapi.GROUP_GET_STATUS, uapi.GROUP_STATUS.pack(argsz=8))
+        """Ask for a group's state."""
+        status = uapi.GROUP_STATUS.pack(argsz=8)
+        return self.call(self.groups[which], uapi.GROUP_GET_STATUS, status)
 
     def op_unknown(self, number: int) -> Answer:
+        """Make a call that does not exist."""
         return self.call(self.container, uapi.request(number), bytearray(64))
 
     def op_tracking(self, flags: int, argsz: int) -> Answer:
+        """Begin or end dirty tracking."""
         arg = uapi.DIRTY.pack(64, argsz=argsz, flags=flags)
         return self.call(self.container, uapi.IOMMU_DIRTY_PAGES, arg)
 
     def op_dirty(self, iova: int, size: int, page: int) -> Answer:
+        """Read a bitmap; what it says is the answer."""
         bitmap = UserBuffer(max(min(size // max(page, 1), 1 << 20) // 8, 8) + 8 & ~7)
         head = uapi.DIRTY.pack(argsz=48, flags=uapi.DIRTY_GET)
         tail = uapi.DIRTY_RANGE.pack(
@@ -276,37 +289,45 @@ class IommufdWorld(World):
         return self.call(self.fd, request, record.pack(size=size or record.size, **values))
 
     def op_bind(self, which: int) -> Answer:
+        """Bind a device."""
         arg = uapi.BIND.pack(argsz=16, iommufd=self.fd)
         answer = self.call(self.devices[which], uapi.DEVICE_BIND_IOMMUFD, arg)
         # The descriptor's number is not the kernel's to choose.
         return Answer(answer.errno, answer.value, answer.data[12:16])
 
     def op_attach(self, which: int, pt_id: int) -> Answer:
+        """Attach a device."""
         arg = uapi.ATTACH.pack(argsz=12, pt_id=pt_id)
         return self.call(self.devices[which], uapi.DEVICE_ATTACH_IOMMUFD_PT, arg)
 
     def op_detach(self, which: int) -> Answer:
+        """Detach it."""
         return self.call(
             self.devices[which], uapi.DEVICE_DETACH_IOMMUFD_PT, uapi.DETACH.pack(argsz=8)
         )
 
     def op_alloc(self, flags: int) -> Answer:
+        """Make an IOAS."""
         return self._command(abi.IOAS_ALLOC, flags=flags)
 
     def op_destroy(self, number: int) -> Answer:
+        """Destroy an object."""
         return self._command(abi.DESTROY, id=number)
 
     def op_map(self, ioas: int, flags: int, hva: int, size: int, iova: int) -> Answer:
+        """Map."""
         return self._command(
             abi.IOAS_MAP, flags=flags, ioas_id=ioas, user_va=hva, length=size, iova=iova
         )
 
     def op_unmap(self, ioas: int, iova: int, size: int) -> Answer:
+        """Unmap."""
         return self._command(abi.IOAS_UNMAP, ioas_id=ioas, iova=iova, length=size)
 
     def op_copy(
         self, dst: int, src: int, flags: int, size: int, dst_iova: int, src_iova: int
     ) -> Answer:
+        """Map what another IOAS has."""
         return self._command(
             abi.IOAS_COPY,
             flags=flags,
@@ -318,6 +339,7 @@ class IommufdWorld(World):
         )
 
     def op_ranges(self, ioas: int, room: int) -> Answer:
+        """Ask for ranges; they are the answer."""
         buffer = UserBuffer(max(room, 1) * 16)
         record = abi.RANGES_ARG
         arg = record.pack(size=32, ioas_id=ioas, num_iovas=room, allowed_iovas=buffer.address)
@@ -326,6 +348,7 @@ class IommufdWorld(World):
         return Answer(answer.errno, answer.value, told + buffer.content())
 
     def op_allow(self, ioas: int, *pairs: int) -> Answer:
+        """Set the allow list."""
         buffer = UserBuffer(max(len(pairs), 2) * 8)
         buffer.write(struct.pack(f"={len(pairs)}Q", *pairs))
         answer = self._command(
@@ -337,23 +360,29 @@ class IommufdWorld(World):
         return Answer(answer.errno, answer.value)
 
     def op_option(self, option: int, op: int, number: int, value: int) -> Answer:
+        """Get or set an option."""
         return self._command(abi.OPTION, option_id=option, op=op, object_id=number, val64=value)
 
     def op_table(self, device: int, ioas: int, flags: int) -> Answer:
+        """Make a page table."""
         return self._command(abi.HWPT_ALLOC, dev_id=device, pt_id=ioas, flags=flags)
 
     def op_vfio_ioas(self, op: int, number: int) -> Answer:
+        """Choose the IOAS for compat calls."""
         return self._command(abi.VFIO_IOAS, ioas_id=number, op=op)
 
     def op_compat_map(self, iova: int, hva: int, size: int, flags: int) -> Answer:
+        """Map as a container does."""
         arg = uapi.DMA_MAP.pack(argsz=32, flags=flags, vaddr=hva, iova=iova, size=size)
         return self.call(self.fd, uapi.IOMMU_MAP_DMA, arg)
 
     def op_compat_unmap(self, iova: int, size: int, flags: int) -> Answer:
+        """Unmap as a container does."""
         arg = uapi.DMA_UNMAP.pack(argsz=24, flags=flags, iova=iova, size=size)
         return self.call(self.fd, uapi.IOMMU_UNMAP_DMA, arg)
 
     def op_compat_info(self, argsz: int) -> Answer:
+        """Ask as a container does."""
         arg = bytearray(max(argsz, 24))
         struct.pack_into("=I", arg, 0, argsz)
         answer = self.call(self.fd, uapi.IOMMU_GET_INFO, arg)
@@ -363,6 +392,7 @@ class IommufdWorld(World):
         return Answer(answer.errno, 0, answer.data if whole else answer.data[:24])
 
     def op_short(self, request: int, size: int) -> Answer:
+        """Make a call of a wrong size."""
         arg = bytearray(128)
         struct.pack_into("=I", arg, 0, size)
         arg[96] = 1
@@ -447,7 +477,7 @@ def _compat(rng: random.Random, pools: Pools, iova: int, size: int) -> Op:
     return Op("compat_info", (rng.choice((0, 16, 24, 40, 72, 88, 200)),))
 
 
-class Divergence(AssertionError):
+class DivergenceError(AssertionError):
     """The simulated kernel answered something else than the real one."""
 
 
@@ -458,7 +488,7 @@ def compare(real: World, simulated: World, ops: Sequence[Op], seed: int) -> dict
         told, ours = real.do(op), simulated.do(op)
         if told != ours:
             before = "\n".join(f"  {each}" for each in ops[max(index - 12, 0) : index])
-            raise Divergence(
+            raise DivergenceError(
                 f"seed {seed}, call {index}: {op}\n real:      {told}\n simulated: {ours}\n"
                 f"after\n{before}\nsimulated state: {simulated.state()}"
             )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from lab.differential import (
     Arena,
-    Divergence,
+    DivergenceError,
     IommufdWorld,
     Op,
     Pools,
@@ -21,7 +21,6 @@ from lab.differential import (
     iommufd_ops,
     type1_ops,
 )
-
 from vmm_iova.kernel import uapi
 from vmm_iova.kernel.sim_model import SimGroup
 from vmm_iova.kernel.simulated import SimulatedKernel
@@ -158,5 +157,5 @@ def test_divergence_on_purpose_is_caught(
     numbers = [group.number for group in groups]
     worlds = [Type1World(each, numbers, uapi.TYPE1_V2_IOMMU) for each in (LINUX, wrong)]
 
-    with pytest.raises(Divergence, match=f"seed {SEED}, call"):
+    with pytest.raises(DivergenceError, match=f"seed {SEED}, call"):
         _run(worlds, type1_ops(random.Random(SEED), pools, 2000), None)  # type: ignore[arg-type]

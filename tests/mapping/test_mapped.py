@@ -128,10 +128,25 @@ def test_unmap_twice_is_nothing(space: Space) -> None:
 def test_progress_counts_bytes(space: Space) -> None:
     seen: list[tuple[int, int]] = []
 
-    with map_pieces(space, pieces(3), progress=lambda done, total: seen.append((done, total))):
+    big = [Piece(n << 28, 1 << 28, HVA, n) for n in range(3)]
+    with map_pieces(space, big, progress=lambda done, total: seen.append((done, total))):
         pass
 
-    assert seen == [(0x2000, 0x6000), (0x4000, 0x6000), (0x6000, 0x6000)]
+    assert seen == [(1 << 28, 3 << 28), (2 << 28, 3 << 28), (3 << 28, 3 << 28)]
+
+
+def test_small_pieces_go_in_chunks_of_512(space: Space) -> None:
+    seen: list[int] = []
+
+    with map_pieces(space, pieces(1100), progress=lambda done, total: seen.append(done)):
+        assert len(space.live) == 1100
+
+    assert seen == [512 * 0x2000, 1024 * 0x2000, 1100 * 0x2000]
+
+
+def test_nothing_is_mapped_from_nothing(space: Space) -> None:
+    with map_pieces(space, []) as mapped:
+        assert mapped.pieces == ()
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, ZeroDivisionError])
@@ -143,7 +158,7 @@ def test_progress_that_raises_leaves_nothing(
             raise kind
 
     with pytest.raises(kind):
-        map_pieces(space, pieces(10), progress=progress)
+        map_pieces(space, pieces(1100), progress=progress)
 
     assert (len(sim.mapped()), sim.memory.locked, len(space.live)) == (0, 0, 0)
 

@@ -347,3 +347,29 @@ def device_facts(fd: int, kernel: Kernel = LINUX) -> caps.DeviceFacts:
             ioctl="VFIO_DEVICE_GET_INFO",
         ) from exc
     return caps.read_device_info(answer)
+
+
+def device_region(fd: int, index: int, kernel: Kernel = LINUX) -> tuple[int, int]:
+    """Return where a region of an open device lies in its file, and how many bytes it has.
+
+    Args:
+        fd: from `AddressSpace.device_fd`.
+        index: 0 to 5 are the BARs, 7 is the configuration space.
+        kernel: where the call goes.
+
+    Raises:
+        DmaError: `EINVAL` no such region.
+
+    Source: include/uapi/linux/vfio.h, VFIO_DEVICE_GET_REGION_INFO (Linux 3.6).
+    """
+    arg = uapi.REGION_INFO.pack(argsz=uapi.REGION_INFO.size, index=index)
+    try:
+        kernel.ioctl(fd, uapi.DEVICE_GET_REGION_INFO, arg)
+    except OSError as exc:
+        raise DmaError(
+            f"the device has no region {index}: {exc.strerror}",
+            errno=exc.errno or 0,
+            ioctl="VFIO_DEVICE_GET_REGION_INFO",
+        ) from exc
+    told = uapi.REGION_INFO.read(arg)
+    return told["offset"], told["size"]

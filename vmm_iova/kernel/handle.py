@@ -74,6 +74,10 @@ class Handle:
         if fd >= 0:
             self._kernel.close(fd)
 
+    def call_many(self, request: int, records: bytearray, stride: int) -> tuple[int, int]:
+        """Make an ioctl for each record; return how many were taken, and the errno of the next."""
+        return self._kernel.ioctl_many(self.fd, request, records, stride)
+
     def call(
         self,
         name: str,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 from vmm_iova.errors import CapabilityError, DmaError
 from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel import uapi_iommufd as abi
+from vmm_iova.kernel.refusals import IOMMUFD_MAP_HINTS, map_refusal
 from vmm_iova.kernel.space import (
     LiveMapping,
     LiveMappings,
@@ -25,10 +26,12 @@ from vmm_iova.kernel.syscalls import LockBudget, UserBuffer
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from vmm_iova.kernel.iommufd import Iommufd, VfioCdev
+    from vmm_iova.kernel.space import Mappable
 
+_MAP_NAME = "IOMMU_IOAS_MAP"
 _MAP = struct.Struct("=IIIIQQQ")
 _UNMAP = struct.Struct("=IIQQ")
 
@@ -103,6 +106,11 @@ class Ioas:
         del self.devices[name]
         device.close()
         return self.facts()
+
+    @property
+    def open_devices(self) -> tuple[str, ...]:
+        """BDFs of the attached devices, in the order of attachment."""
+        return tuple(self.devices)
 
     def device_fd(self, bdf: str) -> int:
         """Return the descriptor of an attached device; KeyError if it is not."""
@@ -190,6 +198,42 @@ class Ioas:
         """
         self._map(abi.MAP_FIXED_IOVA, hva, size, iova, read=read, write=write)
 
+    def map_many(self, pieces: Sequence[Mappable]) -> tuple[int, DmaError | None]:
+        """Map many at fixed places in one entry to C, in the order given, until one is refused.
+
+        Args:
+            pieces: what; each as the arguments of `map`.
+
+        Returns:
+            How many are mapped, and the error of the next, or None when all are.
+
+        Complexity: one ioctl a piece; the interpreter's lock is released for all of them together.
+        """
+        fixed, own = abi.MAP_FIXED_IOVA, self.id
+        records = bytearray().join(
+            _MAP.pack(
+                40,
+                fixed
+                | (abi.MAP_READABLE if item.read else 0)
+                | (abi.MAP_WRITEABLE if item.write else 0),
+                own,
+                0,
+                item.hva,
+                item.size,
+                item.iova,
+            )
+            for item in pieces
+        )
+        done, number = self.iommufd.call_many(abi.IOAS_MAP, records, _MAP.size)
+        place = caller()
+        for item in pieces[:done]:
+            window = AddrRange(item.iova, item.iova + item.size - 1)
+            self.live.add(LiveMapping(window, item.hva, item.read, item.write, place))
+        if not number:
+            return done, None
+        bad = pieces[done]
+        return done, map_refusal(_MAP_NAME, IOMMUFD_MAP_HINTS, bad.iova, bad.hva, bad.size, number)
+
     def map_anywhere(self, hva: int, size: int, *, read: bool = True, write: bool = True) -> int:
         """Map memory where the kernel finds room; return the IOVA. Address 0 is never chosen.
 
@@ -209,7 +253,7 @@ class Ioas:
             abi.IOAS_MAP,
             arg,
             message=f"the kernel does not map {size:#x} bytes at {hva:#x} {where}",
-            hints=_MAP_HINTS,
+            hints=IOMMUFD_MAP_HINTS,
             iova=iova if fixed else None,
             length=size,
             hva=hva,
@@ -253,7 +297,7 @@ class Ioas:
             "IOMMU_IOAS_MAP_FILE",
             abi.IOAS_MAP_FILE,
             arg,
-            hints=_MAP_HINTS,
+            hints=IOMMUFD_MAP_HINTS,
             iova=iova,
             length=size,
         )
@@ -402,12 +446,3 @@ class Ioas:
             self.live.clear()
             if self._owns:
                 self.iommufd.close()
-
-
-_MAP_HINTS = {
-    errno.EEXIST: "an IOVA is mapped once: unmap first",
-    errno.ENOMEM: "raise RLIMIT_MEMLOCK (ulimit -l) or give CAP_IPC_LOCK",
-    errno.EFAULT: "the memory is not there or not writable; BARs go through map_file (6.19)",
-    errno.EINVAL: "not a multiple of the alignment, or it touches what facts().ranges leaves out",
-    errno.ENOSPC: "no free place of that size and alignment",
-}

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.kernel import uapi
 from vmm_iova.kernel import uapi_iommufd as abi
+from vmm_iova.kernel.sim_attach import SimDevice, SimObjects
 from vmm_iova.kernel.sim_compat import SimCompat
 from vmm_iova.kernel.sim_ioas import SimHwpt, SimIoas
-from vmm_iova.kernel.sim_model import SimGroup, refuse
+from vmm_iova.kernel.sim_model import refuse
 from vmm_iova.ranges import ADDRESS_LAST
 
 if TYPE_CHECKING:
@@ -26,21 +27,12 @@ if TYPE_CHECKING:
 _RIGHTS = abi.MAP_WRITEABLE | abi.MAP_READABLE
 
 
-class SimDevice:
-    """A device that is bound to an iommufd."""
-
-    def __init__(self, bdf: str, group: SimGroup) -> None:
-        self.bdf = bdf
-        self.group = group
-        self.table: SimHwpt | None = None
-
-
-class SimIommufd(SimCompat):
+class SimIommufd(SimCompat, SimObjects):
     """What is behind a descriptor of /dev/iommu."""
 
     def __init__(self, kernel: SimulatedKernel) -> None:
         self.kernel = kernel
-        self.objects: dict[int, SimIoas | SimHwpt | SimDevice] = {}
+        self.objects = {}
         self.compat: SimIoas | None = None
         self.per_process = False
         self._handlers: dict[int, Callable[[bytearray], int]] = {
@@ -69,20 +61,6 @@ class SimIommufd(SimCompat):
 
     def __repr__(self) -> str:
         return f"iommufd {self.objects!r}"
-
-    def add(self, item: SimIoas | SimHwpt | SimDevice) -> int:
-        """Give an object the lowest free id, from 1."""
-        number = next(n for n in range(1, len(self.objects) + 2) if n not in self.objects)
-        self.objects[number] = item
-        return number
-
-    def forget(self, item: object) -> None:
-        """Take an object out."""
-        self.objects = {key: value for key, value in self.objects.items() if value is not item}
-
-    def id_of(self, item: object) -> int:
-        """Return the id of an object."""
-        return next(key for key, value in self.objects.items() if value is item)
 
     def address_spaces(self) -> list[SimIoas]:
         """Return the IOASes."""
@@ -248,14 +226,13 @@ class SimIommufd(SimCompat):
             raise refuse(errno.EOVERFLOW)
         if not flags & _RIGHTS and self.kernel.release >= (6, 9):
             raise refuse(errno.EINVAL)
-        first = self._ioas(src).pages_for_copy(src_iova, length)
-        placed = self._ioas(dst).map(
-            first.hva + (src_iova - first.start),
+        parts = self._ioas(src).parts_of(src_iova, length)
+        placed = self._ioas(dst).map_parts(
+            parts,
             length,
             dst_iova if flags & abi.MAP_FIXED_IOVA else None,
             read=bool(flags & abi.MAP_READABLE),
             write=bool(flags & abi.MAP_WRITEABLE),
-            pages=first.pages,
         )
         struct.pack_into("=Q", arg, 24, placed)
         return 0
@@ -344,68 +321,6 @@ class SimIommufd(SimCompat):
         ioas.add_domain(table)
         struct.pack_into("=I", arg, 16, self.add(table))
         return 0
-
-    def attach(self, device: SimDevice, number: int) -> int:
-        """iommufd_device_attach: an IOAS gets a table by itself; a second attach replaces."""
-        target = self.objects.get(number)
-        if isinstance(target, SimIoas):
-            table = self._auto_table(target, device)
-        elif isinstance(target, SimHwpt):
-            table = target
-            if table is not device.table:
-                if not table.fits(device.group):
-                    raise refuse(errno.EINVAL)
-                self._enforce(table.ioas, device)
-        else:
-            raise refuse(errno.ENOENT if target is None else errno.EINVAL)
-        if table is not device.table:
-            old = device.table
-            device.table = table
-            table.users.append(device.bdf)
-            if old is not None:
-                self._let_go(old, device, keep_regions=old.ioas is table.ioas)
-        return self.id_of(table)
-
-    def _auto_table(self, ioas: SimIoas, device: SimDevice) -> SimHwpt:
-        for table in ioas.domains:
-            if table.auto and table.fits(device.group):
-                if table is not device.table:
-                    self._enforce(ioas, device)
-                return table
-        table = SimHwpt(ioas, device.group, auto=True, dirty=False)
-        self._enforce(ioas, device)
-        try:
-            ioas.add_domain(table)
-        except OSError:
-            ioas.release(device)
-            raise
-        self.add(table)
-        return table
-
-    def _enforce(self, ioas: SimIoas, device: SimDevice) -> None:
-        """iopt_table_enforce_dev_resv_regions."""
-        if any(owner is device for _, owner in ioas.reserved):
-            return
-        try:
-            for where in device.group.held_back():
-                ioas.reserve(where, device)
-        except OSError:
-            ioas.release(device)
-            raise
-
-    def _let_go(self, table: SimHwpt, device: SimDevice, *, keep_regions: bool = False) -> None:
-        table.users.remove(device.bdf)
-        if not keep_regions:
-            table.ioas.release(device)
-        if table.auto and not table.users:
-            table.ioas.remove_domain(table)
-            self.forget(table)
-
-    def detach(self, device: SimDevice) -> None:
-        """iommufd_device_detach; nothing happens when it is not attached."""
-        table, device.table = device.table, None
-        if table is not None:
-            self._let_go(table, device)
 
     def _hw_info(self, arg: bytearray) -> int:
         fields = abi.HW_INFO_ARG.read(arg)

@@ -86,9 +86,10 @@ class SimArea:
 
 @dataclass
 class SimPages:
-    """The pinned memory of one map call, which copies share."""
+    """The memory of one map call, which copies share: bytes accounted, and whether it is held."""
 
     pinned: int = 0
+    held: bool = False
     users: int = 1
     writable: bool = True
 

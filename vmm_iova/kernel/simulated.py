@@ -24,7 +24,7 @@ from vmm_iova.kernel.sim_iommufd import SimDevice, SimIommufd
 from vmm_iova.kernel.sim_model import SimGroup, SimMemory, refuse
 from vmm_iova.kernel.sim_sysfs import SimSysfs
 from vmm_iova.kernel.sim_type1 import SimContainer
-from vmm_iova.kernel.syscalls import LockBudget
+from vmm_iova.kernel.syscalls import Kernel, LockBudget, ioctl_one_by_one
 from vmm_iova.ranges import AddrRange, RangeSet
 
 if TYPE_CHECKING:
@@ -232,6 +232,10 @@ class SimulatedKernel(SimSysfs):
             fault.change(arg)
         return answer
 
+    def ioctl_many(self, fd: int, request: int, records: bytearray, stride: int) -> tuple[int, int]:
+        """Answer many ioctls; faults count each."""
+        return ioctl_one_by_one(self, fd, request, records, stride)
+
     def _group_ioctl(self, item: _GroupFile, request: int, arg: int | bytes | bytearray) -> int:
         if request == uapi.GROUP_GET_STATUS and isinstance(arg, bytearray):
             if struct.unpack_from("=I", arg)[0] < uapi.GROUP_STATUS.size:
@@ -426,3 +430,7 @@ def _device_info(group: SimGroup, arg: bytearray) -> int:
     head = struct.pack("=IIIIII", total, flags, 9, 5, offset, 0)
     arg[: min(argsz, 24)] = head[: min(argsz, 24)]
     return 0
+
+
+_KERNEL: type[Kernel] = SimulatedKernel
+"""Checked by mypy: whatever drives a real kernel drives this one."""

@@ -19,7 +19,7 @@ from vmm_iova.errors import DmaError, NotAllocatedError, PartialUnmapError
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from vmm_iova.kernel.syscalls import LockBudget
 
@@ -71,6 +71,30 @@ class LiveMapping:
     place: str
 
 
+class Mappable(Protocol):
+    """What `map_many` needs to know of a mapping, such as `mapping.Piece`."""
+
+    @property
+    def iova(self) -> int:
+        """First IOVA."""
+
+    @property
+    def hva(self) -> int:
+        """Address of the memory."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def read(self) -> bool:
+        """Whether the device may read."""
+
+    @property
+    def write(self) -> bool:
+        """Whether the device may write."""
+
+
 class AddressSpace(Protocol):
     """An I/O address space: where devices see memory of this process.
 
@@ -85,6 +109,9 @@ class AddressSpace(Protocol):
 
     def map(self, iova: int, hva: int, size: int, *, read: bool = True, write: bool = True) -> None:
         """Map `size` bytes of this process at `iova`, or raise DmaError and leave nothing."""
+
+    def map_many(self, pieces: Sequence[Mappable]) -> tuple[int, DmaError | None]:
+        """Map in the order given until one is refused; return how many are mapped, and why."""
 
     def unmap(self, iova: int, size: int) -> int:
         """Unmap exactly one mapping; return its bytes. Raise PartialUnmapError if not so many."""

@@ -16,6 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+try:
+    from vmm_iova import _ioctl
+except ImportError:  # not compiled: the loop in Python does the same
+    _ioctl = None  # type: ignore[assignment]
+
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 """Bytes of a page of this process; the granule of an IOMMU is another matter."""
 
@@ -47,6 +52,12 @@ class Kernel(Protocol):
     def ioctl(self, fd: int, request: int, arg: int | bytes | bytearray = 0) -> int:
         """Make an ioctl; a bytearray is read and written in place, an int goes by value."""
 
+    def ioctl_many(self, fd: int, request: int, records: bytearray, stride: int) -> tuple[int, int]:
+        """Make an ioctl for each record of `stride` bytes until one is refused.
+
+        Returns how many were taken, and the errno of the one that was not, or 0.
+        """
+
     def read_text(self, path: str) -> str:
         """Return the content of a small file, such as those of sysfs."""
 
@@ -61,6 +72,20 @@ class Kernel(Protocol):
 
     def lock_budget(self) -> LockBudget:
         """Return how much memory this process may lock."""
+
+
+def ioctl_one_by_one(
+    kernel: Kernel, fd: int, request: int, records: bytearray, stride: int
+) -> tuple[int, int]:
+    """Do what `Kernel.ioctl_many` promises, one call at a time."""
+    for index in range(len(records) // stride):
+        record = records[index * stride : (index + 1) * stride]
+        try:
+            kernel.ioctl(fd, request, record)
+        except OSError as exc:
+            return index, exc.errno or 0
+        records[index * stride : (index + 1) * stride] = record
+    return len(records) // stride, 0
 
 
 class LinuxKernel:
@@ -92,6 +117,12 @@ class LinuxKernel:
         buffer = bytearray(arg) if isinstance(arg, bytes) else arg
         answer: int = fcntl.ioctl(fd, request, buffer)  # type: ignore[assignment,unused-ignore]
         return answer
+
+    def ioctl_many(self, fd: int, request: int, records: bytearray, stride: int) -> tuple[int, int]:
+        """Make many ioctls in one entry to C, if the extension is there; see `Kernel`."""
+        if _ioctl is not None:
+            return _ioctl.ioctl_many(fd, request, records, stride)
+        return ioctl_one_by_one(self, fd, request, records, stride)
 
     def read_text(self, path: str) -> str:
         """Return the content of a small file."""

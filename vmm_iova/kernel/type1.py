@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import struct
+from typing import TYPE_CHECKING
 
 from vmm_iova.errors import DmaError, EvidenceError
 from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel.handle import Handle
+from vmm_iova.kernel.refusals import ATTACH_HINTS, TYPE1_MAP_HINTS, map_refusal
 from vmm_iova.kernel.space import (
     LiveMapping,
     LiveMappings,
@@ -24,6 +26,12 @@ from vmm_iova.kernel.space import (
 from vmm_iova.kernel.syscalls import LINUX, Kernel, UserBuffer
 from vmm_iova.ranges import AddrRange
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm_iova.kernel.space import Mappable
+
+_MAP_NAME = "VFIO_IOMMU_MAP_DMA"
 _MAP = struct.Struct("=IIQQQ")
 _UNMAP = struct.Struct("=IIQQ")
 _HALF = 1 << 63
@@ -164,7 +172,7 @@ class Type1Container(Handle):
                     f"group {number} cannot be attached: {exc.strerror}",
                     errno=exc.errno or 0,
                     ioctl=step,
-                    hint=_ATTACH_HINTS.get(exc.errno or 0),
+                    hint=ATTACH_HINTS.get(exc.errno or 0),
                 ) from exc
             raise
 
@@ -211,6 +219,11 @@ class Type1Container(Handle):
             ) from exc
         self._devices[bdf] = fd
         return fd
+
+    @property
+    def open_devices(self) -> tuple[str, ...]:
+        """BDFs of the open devices, in the order of opening."""
+        return tuple(self._devices)
 
     def device_fd(self, bdf: str) -> int:
         """Return the descriptor of a device that is open; KeyError if it is not."""
@@ -276,21 +289,37 @@ class Type1Container(Handle):
 
         Source: vfio_dma_do_map (Linux 7.3).
         """
-        flags = (uapi.MAP_READ if read else 0) | (uapi.MAP_WRITE if write else 0)
-        buffer = bytearray(_MAP.pack(32, flags, hva, iova, size))
+        buffer = bytearray(_MAP.pack(32, _flags(read, write), hva, iova, size))
         try:
             self._kernel.ioctl(self.fd, uapi.IOMMU_MAP_DMA, buffer)
         except OSError as exc:
-            raise DmaError(
-                f"the kernel does not map {size:#x} bytes at {hva:#x} to {iova:#x}: {exc.strerror}",
-                errno=exc.errno or 0,
-                ioctl="VFIO_IOMMU_MAP_DMA",
-                iova=iova,
-                length=size,
-                hva=hva,
-                hint=_MAP_HINTS.get(exc.errno or 0),
-            ) from exc
+            raise map_refusal(_MAP_NAME, TYPE1_MAP_HINTS, iova, hva, size, exc.errno or 0) from exc
         self.live.add(LiveMapping(AddrRange(iova, iova + size - 1), hva, read, write, caller()))
+
+    def map_many(self, pieces: Sequence[Mappable]) -> tuple[int, DmaError | None]:
+        """Map many in one entry to C, in the order given, until one is refused.
+
+        Args:
+            pieces: what; each as the arguments of `map`.
+
+        Returns:
+            How many are mapped, and the error of the next, or None when all are.
+
+        Complexity: one ioctl a piece; the interpreter's lock is released for all of them together.
+        """
+        records = bytearray().join(
+            _MAP.pack(32, _flags(item.read, item.write), item.hva, item.iova, item.size)
+            for item in pieces
+        )
+        done, number = self.call_many(uapi.IOMMU_MAP_DMA, records, _MAP.size)
+        place = caller()
+        for item in pieces[:done]:
+            window = AddrRange(item.iova, item.iova + item.size - 1)
+            self.live.add(LiveMapping(window, item.hva, item.read, item.write, place))
+        if not number:
+            return done, None
+        bad = pieces[done]
+        return done, map_refusal(_MAP_NAME, TYPE1_MAP_HINTS, bad.iova, bad.hva, bad.size, number)
 
     def unmap(self, iova: int, size: int) -> int:
         """Unmap exactly one mapping of this container and verify what the kernel removed.
@@ -432,19 +461,5 @@ class Type1Container(Handle):
             super().close()
 
 
-_ATTACH_HINTS = {
-    errno.EPERM: "the host has no interrupt remapping for it; vfio_iommu_type1's parameter "
-    "allow_unsafe_interrupts=1 accepts the risk",
-    errno.EINVAL: "a live mapping lies where this group cannot translate (rehearse_attach tells "
-    "which), or firmware demands a direct region",
-    errno.EBUSY: "the group, or a device of it, is open elsewhere",
-    errno.ENODEV: "load vfio_iommu_type1",
-}
-_MAP_HINTS = {
-    errno.EEXIST: "an IOVA is mapped once: unmap first",
-    errno.ENOSPC: "every map call takes one of vfio_iommu_type1's dma_entry_limit entries: map "
-    "larger pieces, or raise it before the container is made",
-    errno.ENOMEM: "raise RLIMIT_MEMLOCK (ulimit -l) or give CAP_IPC_LOCK",
-    errno.EFAULT: "the memory is not there or not writable, or the address is beyond the IOMMU",
-    errno.EINVAL: "not a multiple of the granule, or not inside one range of facts().ranges",
-}
+def _flags(read: bool, write: bool) -> int:
+    return (uapi.MAP_READ if read else 0) | (uapi.MAP_WRITE if write else 0)

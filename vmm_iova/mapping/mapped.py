@@ -11,7 +11,7 @@ from vmm_iova.kernel.space import caller, make_sure_unmapped
 from vmm_iova.mapping.precheck import precheck
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from vmm_iova.kernel.space import AddressSpace
     from vmm_iova.mapping.piece import Piece
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from vmm_iova.ranges import AddrRange
 
     Left = list[tuple[AddrRange, object, BaseException]]
+
+
+CHUNK_BYTES = 256 << 20
+"""Bytes that are mapped in one entry to C; a larger piece is one chunk."""
+
+CHUNK_PIECES = 512
+"""Pieces that are mapped in one entry to C."""
 
 
 class Mapped:
@@ -82,7 +89,7 @@ def map_pieces(
         pieces: what; their memory must stay until they are unmapped.
         usable: the host's judge, for causes.
         check: look before the first ioctl; the kernel checks in any case.
-        progress: called with bytes done and bytes in all, after each piece.
+        progress: called with bytes done and bytes in all, after each chunk (see `CHUNK_BYTES`).
 
     Returns:
         The mapped pieces; use it in `with`.
@@ -105,28 +112,29 @@ def map_pieces(
                 problems=problems,
             )
     total = sum(piece.size for piece in wanted)
-    done: list[Piece] = []
-    bytes_done = 0
-    # What an interrupt may have left between the ioctl and our note of it.
-    in_doubt: Piece | None = None
+    done = bytes_done = 0
+    # What an interrupt may have left between the ioctls and our note of them.
+    in_doubt: Sequence[Piece] = ()
     try:
-        for piece in wanted:
-            in_doubt = piece
-            space.map(piece.iova, piece.hva, piece.size, read=piece.read, write=piece.write)
-            done.append(piece)
-            in_doubt = None
-            bytes_done += piece.size
+        for chunk in _chunks(wanted):
+            in_doubt = chunk
+            count, refused = space.map_many(chunk)
+            in_doubt = ()
+            done += count
+            bytes_done += sum(piece.size for piece in chunk[:count])
+            if refused is not None:
+                raise refused
             if progress is not None:
                 progress(bytes_done, total)
         return Mapped(space, wanted)
     except DmaError as exc:
-        left = _take_back(space, done)
-        piece = wanted[len(done)]
+        left = _take_back(space, wanted[:done])
+        piece = wanted[done]
         raise MappingError(
-            f"{piece}, number {len(done) + 1} of {len(wanted)}: {exc.message}",
+            f"{piece}, number {done + 1} of {len(wanted)}: {exc.message}",
             errno=exc.errno or 0,
             ioctl=exc.ioctl,
-            index=len(done),
+            index=done,
             tag=piece.tag,
             left=left,
             iova=piece.iova,
@@ -136,15 +144,27 @@ def map_pieces(
         ) from exc
     except BaseException as exc:
         left = []
-        if in_doubt is not None:
+        for piece in reversed(in_doubt):
             try:
-                make_sure_unmapped(space, in_doubt.iova, in_doubt.size)
-            except DmaError as refused:
-                left.append((in_doubt.range, in_doubt.tag, refused))
-        left += _take_back(space, [piece for piece in done if piece is not in_doubt])
-        for where, tag, reason in left:
-            exc.add_note(f"still mapped: {where} ({tag}): {reason}")
+                make_sure_unmapped(space, piece.iova, piece.size)
+            except DmaError as reason:
+                left.append((piece.range, piece.tag, reason))
+        left += _take_back(space, wanted[:done])
+        for where, tag, why in left:
+            exc.add_note(f"still mapped: {where} ({tag}): {why}")
         raise
+
+
+def _chunks(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
+    """Cut a list so that no chunk takes long: Ctrl-C and progress wait for the end of one."""
+    start = size = 0
+    for index, piece in enumerate(pieces):
+        if index > start and (size + piece.size > CHUNK_BYTES or index - start >= CHUNK_PIECES):
+            yield pieces[start:index]
+            start, size = index, 0
+        size += piece.size
+    if start < len(pieces):
+        yield pieces[start:]
 
 
 def _take_back(space: AddressSpace, pieces: Sequence[Piece]) -> Left:
