@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from vmm_iova import cli
+from vmm_iova.cli import options
 from vmm_iova.host.snapshot import SCHEMA_VERSION
 
 FAILED = str(Path(__file__).parents[1] / "data/failed-maps-2016-2026.txt")
@@ -348,7 +349,7 @@ class TestWrongInput:
         def broken(*_: object, **__: object) -> None:
             raise ZeroDivisionError("oops")
 
-        monkeypatch.setattr(cli, "load_host", broken)
+        monkeypatch.setattr(options, "load_host", broken)
         assert run("show") == 70
         assert "defect of vmm-iova" in capsys.readouterr().err
 
@@ -356,7 +357,7 @@ class TestWrongInput:
         def interrupted(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli, "load_host", interrupted)
+        monkeypatch.setattr(options, "load_host", interrupted)
         assert run("show") == 130
 
 
