@@ -366,3 +366,23 @@ def test_iommufd_does_what_its_space_promises(lab: dict[str, Any]) -> None:
             space.start_dirty()
         assert caught.value.errno == errno.EOPNOTSUPP
         assert space.unmap_all() == 6 * 4096
+
+
+@pytest.mark.guests("iommufd")
+@pytest.mark.proves("an iommufd in the place of a container is told apart, and works")
+def test_container_calls_on_an_iommufd(lab: dict[str, Any]) -> None:
+    device = lab["devices"][0]
+    memory = raw.buffer(4 * 4096)
+    with Type1Container(path="/dev/iommu") as container:
+        assert container.compat
+        assert not container.add_group(int(device["group"])).final
+        container.open_device(device["bdf"], int(device["group"]))
+        known = container.facts()
+        assert known.final
+        assert known.ranges is not None
+        assert known.ranges[0] == AddrRange(0, 0xFEDF_FFFF)
+        assert known.entries_left is None
+        container.map(0x10_0000, raw.address(memory), 4 * 4096)
+        assert container.unmap(0x10_0000, 4 * 4096) == 4 * 4096
+        container.map(0x10_0000, raw.address(memory), 4 * 4096)
+        assert container.unmap_all() == 4 * 4096

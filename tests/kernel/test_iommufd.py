@@ -359,6 +359,28 @@ class TestClosing:
 
         assert (sim.open_files(), len(sim.mapped())) == (0, 0)
 
+    def test_refused_unmap_at_close_is_no_news_when_the_file_goes_too(
+        self, sim: SimulatedKernel
+    ) -> None:
+        space = Ioas(Iommufd(sim), owns=True)
+        space.map(0, HVA, 0x1000)
+        sim.inject(errno.ENOENT, request=abi.IOAS_UNMAP)
+
+        space.close()
+
+        assert (sim.open_files(), len(sim.mapped())) == (0, 0)
+
+    def test_refused_unmap_at_close_is_told_when_the_file_stays(self, sim: SimulatedKernel) -> None:
+        with Iommufd(sim) as iommufd:
+            space = Ioas(iommufd)
+            space.map(0, HVA, 0x1000)
+            sim.inject(errno.EBUSY, request=abi.IOAS_UNMAP)
+
+            with refusal(errno.EBUSY):
+                space.close()
+
+            assert len(sim.mapped()) == 1
+
     def test_forgotten_mapping_warns_with_its_place(self, sim: SimulatedKernel) -> None:
         box = [Ioas(Iommufd(sim), owns=True)]
         box[0].map(0x1000, HVA, 0x1000)

@@ -9,10 +9,12 @@ import struct
 import pytest
 
 from vmm_iova.errors import (
+    DeviceOpenError,
     DmaError,
 )
 from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel import uapi_iommufd as abi
+from vmm_iova.kernel.device import open_space
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.iommufd import Iommufd, VfioCdev
 from vmm_iova.kernel.sim_model import SimGroup
@@ -239,3 +241,39 @@ class TestCompat:
     def test_dirty_pages_raises_enotty(self, sim: SimulatedKernel, compat: int) -> None:
         with pytest.raises(OSError, match="Inappropriate"):
             sim.ioctl(compat, uapi.IOMMU_DIRTY_PAGES, uapi.DIRTY.pack(argsz=8, flags=1))
+
+
+class TestContainerOnIommufd:
+    """/dev/vfio/vfio can be an iommufd: the container's code drives it and knows it."""
+
+    @pytest.fixture
+    def sim(self) -> SimulatedKernel:
+        return SimulatedKernel([NIC_GROUP], compat_container=True)
+
+    def test_ranges_are_final_when_the_device_is_open(self, sim: SimulatedKernel) -> None:
+        with Type1Container(sim) as container:
+            before = container.add_group(4)
+            container.open_device(NIC, 4)
+            after = container.facts()
+
+        assert (before.final, after.final) == (False, True)
+        assert after.ranges is not None
+        assert after.ranges[0].last == 0xFEDF_FFFF
+        assert after.entries_left is None
+
+    def test_open_space_maps_and_unmaps_as_with_a_container(self, sim: SimulatedKernel) -> None:
+        with open_space([NIC], kernel=sim, via="type1") as space:
+            space.map(0x1000, HVA, 0x2000)
+            assert space.unmap(0x1000, 0x2000) == 0x2000
+            space.map(0x1000, HVA, 0x2000)
+            assert space.unmap_all() == 0x2000
+        assert (sim.open_files(), len(sim.mapped())) == (0, 0)
+
+    def test_no_interrupt_remapping_is_met_when_the_device_is_opened(self) -> None:
+        group = SimGroup(4, (NIC,), isolated_msi=False)
+        sim = SimulatedKernel([group], compat_container=True)
+
+        with pytest.raises(DeviceOpenError) as caught:
+            open_space([NIC], kernel=sim, via="type1")
+
+        assert caught.value.problem == "unsafe-interrupts"

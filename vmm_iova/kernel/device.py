@@ -23,6 +23,8 @@ from vmm_iova.kernel.type1 import Type1Container
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vmm_iova.kernel.space import AddressSpace
+
 _PCI = "/sys/bus/pci/devices"
 _GROUPS = "/sys/kernel/iommu_groups"
 
@@ -373,3 +375,7 @@ def device_region(fd: int, index: int, kernel: Kernel = LINUX) -> tuple[int, int
         ) from exc
     told = uapi.REGION_INFO.read(arg)
     return told["offset"], told["size"]
+
+
+_SPACES: tuple[type[AddressSpace], ...] = (Type1Container, Ioas)
+"""Checked by mypy: both are address spaces."""

@@ -435,11 +435,13 @@ class Ioas:
             # Devices first: closing one stops its DMA, so that no unmapped memory is written to.
             for name in list(self.devices):
                 self.devices.pop(name).close()
-            if not self.iommufd.closed:
-                for table in self._tables:
-                    self.iommufd.destroy(table)
-                self.unmap_all()
-                self.iommufd.destroy(self.id)
+            # With the file go all its objects, so that a refusal before is no news then.
+            with contextlib.suppress(*((DmaError,) if self._owns else ())):
+                if not self.iommufd.closed:
+                    for table in self._tables:
+                        self.iommufd.destroy(table)
+                    self.unmap_all()
+                    self.iommufd.destroy(self.id)
         finally:
             self.id = 0
             self._tables.clear()

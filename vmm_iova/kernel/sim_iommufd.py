@@ -66,6 +66,18 @@ class SimIommufd(SimCompat, SimObjects):
         """Return the IOASes."""
         return [item for item in self.objects.values() if isinstance(item, SimIoas)]
 
+    def make_compat(self) -> None:
+        """iommufd_vfio_compat_ioas_create: the first group brings an IOAS along."""
+        if self.compat is None:
+            self.compat = SimIoas(self.kernel)
+            self.add(self.compat)
+
+    def compat_id(self) -> int:
+        """Return the id of the IOAS for container calls."""
+        if self.compat is None:
+            raise refuse(errno.ENODEV)
+        return self.id_of(self.compat)
+
     def release_all(self) -> None:
         """Free everything, as the last close does."""
         for space in self.address_spaces():

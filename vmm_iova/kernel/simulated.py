@@ -259,13 +259,36 @@ class SimulatedKernel(SimSysfs):
             bdf = arg.rstrip(b"\0").decode("ascii")
             if bdf not in item.group.devices:
                 raise refuse(errno.ENODEV)
-            if not isinstance(item.container, SimContainer) or not item.container.type:
-                raise refuse(errno.EINVAL)
-            fd = next(self._next)
-            self._files[fd] = _DeviceFile(bdf, item.group, item)
-            item.devices += 1
-            return fd
+            return self._open_device(item, bdf)
         raise refuse(errno.ENOTTY)
+
+    def _open_device(self, item: _GroupFile, bdf: str) -> int:
+        """Open a device through its group; behind an iommufd it is attached at that moment."""
+        made = _DeviceFile(bdf, item.group, item)
+        container = item.container
+        if isinstance(container, SimIommufd):
+            made.bound = (container, self._claim(container, bdf, item.group))
+            try:
+                container.attach(made.bound[1], container.compat_id())
+            except OSError:
+                container.forget(made.bound[1])
+                raise
+        elif container is None or not container.type:
+            raise refuse(errno.EINVAL)
+        fd = next(self._next)
+        self._files[fd] = made
+        item.devices += 1
+        return fd
+
+    def _claim(self, iommufd: SimIommufd, bdf: str, group: SimGroup) -> SimDevice:
+        """iommufd_device_bind: interrupts, then direct regions."""
+        if not group.isolated_msi and not self.allow_unsafe_interrupts:
+            raise refuse(errno.EPERM)
+        if group.direct:
+            raise refuse(errno.EINVAL)
+        device = SimDevice(bdf, group)
+        iommufd.add(device)
+        return device
 
     def _set_container(self, item: _GroupFile, fd: int) -> int:
         if item.container is not None:
@@ -273,6 +296,10 @@ class SimulatedKernel(SimSysfs):
         container = self._files.get(fd)
         if container is None:
             raise refuse(errno.EBADF if fd >= 0 or self.release >= (6, 2) else errno.EINVAL)
+        if isinstance(container, SimIommufd):
+            container.make_compat()
+            item.container = container
+            return 0
         if not isinstance(container, SimContainer):
             raise refuse(errno.EBADFD if self.release >= (6, 2) else errno.EINVAL)
         # KERNEL: since about 6.6 a direct region keeps the whole device from user space.
@@ -323,13 +350,9 @@ class SimulatedKernel(SimSysfs):
             for other in others
         ):
             raise refuse(errno.EINVAL)
-        if not item.group.isolated_msi and not self.allow_unsafe_interrupts:
-            raise refuse(errno.EPERM)
-        if item.group.direct:
-            raise refuse(errno.EINVAL)
-        device = SimDevice(item.bdf, item.group)
+        device = self._claim(iommufd, item.bdf, item.group)
         item.bound = (iommufd, device)
-        struct.pack_into("=I", arg, 12, iommufd.add(device))
+        struct.pack_into("=I", arg, 12, iommufd.id_of(device))
         return 0
 
     # For tests: what is the case, and DMA.

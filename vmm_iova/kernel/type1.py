@@ -269,7 +269,8 @@ class Type1Container(Handle):
             told.page_sizes,
             None if self.compat else told.entries_left,
             "VFIO_IOMMU_GET_INFO",
-            final=True,
+            # Behind an iommufd a group's devices are attached when they are opened, not before.
+            final=not self.compat or bool(self._devices),
         )
 
     def map(self, iova: int, hva: int, size: int, *, read: bool = True, write: bool = True) -> None:
