@@ -38,6 +38,13 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="also write a picture (.svg) or the layout (.json)"
     )
+    parser.add_argument(
+        "--dry-run",
+        nargs="?",
+        const="type1",
+        choices=("type1", "iommufd"),
+        help="also map the layout on a kernel in memory that has the ranges and limits of the host",
+    )
 
 
 def add_guest_options(parser: argparse.ArgumentParser) -> None:
@@ -69,11 +76,22 @@ def run(options: argparse.Namespace) -> int:
     document = data.dump_layout(layout, cost, GENERATOR)
     if options.output:
         write(options.output, _picture(options.output, layout, document))
+    rehearsed = _rehearse(layout, options.dry_run) if options.dry_run else ""
     if options.json:
         print(document, end="")
     else:
-        print(text.show_layout(layout, cost, bytes_=options.bytes), end="")
+        print(text.show_layout(layout, cost, bytes_=options.bytes) + rehearsed, end="")
     return status_of(usable)
+
+
+def _rehearse(layout: Layout, via: str) -> str:
+    from vmm_iova.mapping import dry_run  # needs Linux
+
+    done = dry_run(layout, via)
+    left = "" if done.entries_left is None else f", {done.entries_left} more are allowed"
+    calls = [f"map {span} ({name})" for span, name in done.calls]
+    title = f"dry run on {via}: {len(calls)} calls taken{left}"
+    return "\n".join(text.section(title, calls)) + "\n"
 
 
 def _picture(name: str, layout: Layout, document: str) -> str:

@@ -7,6 +7,7 @@ memory that large IOMMU pages can map; `DynamicMaps` joins an allocator and an a
 """
 
 from vmm_iova.mapping.dirty import fewest_ranges, written_ranges
+from vmm_iova.mapping.dryrun import DryRun, dry_run
 from vmm_iova.mapping.dynamic import DynamicMaps
 from vmm_iova.mapping.mapped import Mapped, map_pieces
 from vmm_iova.mapping.memory import GuestMemory
@@ -16,12 +17,14 @@ from vmm_iova.mapping.precheck import precheck
 from vmm_iova.mapping.rehearse import Rehearsal, rehearse_attach
 
 __all__ = [
+    "DryRun",
     "DynamicMaps",
     "GuestMemory",
     "Mapped",
     "Piece",
     "Rehearsal",
     "TerminalProgress",
+    "dry_run",
     "fewest_ranges",
     "map_pieces",
     "precheck",
