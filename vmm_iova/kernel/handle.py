@@ -31,7 +31,7 @@ class Handle:
         self._fd = -1
         self._kernel = kernel
         self._what = what
-        self._place = caller()
+        self._place = "{}:{}".format(*caller())
         try:
             self._fd = kernel.open(path)
         except OSError as exc:

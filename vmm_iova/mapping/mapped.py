@@ -40,7 +40,7 @@ class Mapped:
     def __init__(self, space: AddressSpace, pieces: Sequence[Piece]) -> None:
         self._space = space
         self.pieces = tuple(pieces)
-        self._place = caller()
+        self._place = "{}:{}".format(*caller())
 
     def __enter__(self) -> Self:
         return self
