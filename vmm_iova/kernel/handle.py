@@ -74,6 +74,10 @@ class Handle:
         if fd >= 0:
             self._kernel.close(fd)
 
+    def ioctl(self, request: int, arg: int | bytes | bytearray) -> int:
+        """Make an ioctl on this file; a refusal is a plain OSError."""
+        return self._kernel.ioctl(self.fd, request, arg)
+
     def call_many(self, request: int, records: bytearray, stride: int) -> tuple[int, int]:
         """Make an ioctl for each record; return how many were taken, and the errno of the next."""
         return self._kernel.ioctl_many(self.fd, request, records, stride)

@@ -230,17 +230,12 @@ class Ioas:
     def _map(self, fixed: int, hva: int, size: int, iova: int, *, read: bool, write: bool) -> int:
         flags = fixed | (abi.MAP_READABLE if read else 0) | (abi.MAP_WRITEABLE if write else 0)
         arg = bytearray(_MAP.pack(40, flags, self.id, 0, hva, size, iova))
-        where = f"to {iova:#x}" if fixed else "anywhere"
-        self.iommufd.call(
-            "IOMMU_IOAS_MAP",
-            abi.IOAS_MAP,
-            arg,
-            message=f"the kernel does not map {size:#x} bytes at {hva:#x} {where}",
-            hints=IOMMUFD_MAP_HINTS,
-            iova=iova if fixed else None,
-            length=size,
-            hva=hva,
-        )
+        try:
+            self.iommufd.ioctl(abi.IOAS_MAP, arg)
+        except OSError as exc:
+            where = iova if fixed else None
+            number = exc.errno or 0
+            raise map_refusal(_MAP_NAME, IOMMUFD_MAP_HINTS, where, hva, size, number) from exc
         placed: int = _MAP.unpack_from(arg)[6]
         self._note(placed, size, hva, read=read, write=write)
         return placed

@@ -292,7 +292,7 @@ class Type1Container(Handle):
         """
         buffer = bytearray(_MAP.pack(32, _flags(read, write), hva, iova, size))
         try:
-            self._kernel.ioctl(self.fd, uapi.IOMMU_MAP_DMA, buffer)
+            self.ioctl(uapi.IOMMU_MAP_DMA, buffer)
         except OSError as exc:
             raise map_refusal(_MAP_NAME, TYPE1_MAP_HINTS, iova, hva, size, exc.errno or 0) from exc
         self.live.add(iova, size, hva, caller(), read=read, write=write)
