@@ -46,6 +46,7 @@ from vmm_iova.host.load import bundled_hosts, load_host
 from vmm_iova.host.model import Host, RegionKind, ReservedRegion
 from vmm_iova.host.usable import Cause, CauseKind, Usable, UsableRange
 from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
+from vmm_iova.units import format_size, parse_address, parse_range, parse_size
 
 if TYPE_CHECKING:
     from vmm_iova.allocator import Allocation, IovaAllocator
@@ -98,10 +99,14 @@ __all__ = [
     "bundled_hosts",
     "check",
     "engine_name",
+    "format_size",
     "judge",
     "load_host",
     "load_machine",
     "machine_names",
+    "parse_address",
+    "parse_range",
+    "parse_size",
     "plan",
 ]
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import sys
 from importlib import resources
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from vmm_iova.host.model import Host
 
+_JSON = re.compile(r'\s*\{\s*["}]')  # and not a range written {a, b}
 _LARGEST = 64 << 20  # no capture comes near it; keeps a mistaken disk image out of memory
 
 
@@ -47,8 +49,8 @@ def load_host(spec: str | os.PathLike[str] = "LIVE", *, sysroot: str | Path = "/
         sysroot: for `LIVE`, where to find `sys/`.
 
     Raises:
-        UnknownNameError: there is no such file, directory or bundled host.
-        HostUnavailableError: it is there but may not be read (with errno).
+        UnknownNameError: there is no bundled host of that name.
+        HostUnavailableError: there is no such file, or it may not be read (with errno).
         HostDataError: it is malformed, or holds several hosts and `#N` is missing.
 
     Complexity: O(size).
@@ -58,10 +60,10 @@ def load_host(spec: str | os.PathLike[str] = "LIVE", *, sysroot: str | Path = "/
     if text == "LIVE":
         return read_sysfs(sysroot)
     path = Path(text)
-    if _is_there(path) and path.is_dir():
+    if text and _is_there(path) and path.is_dir():
         return read_sysfs(path)
     content, name, index = _find(text)
-    if content.lstrip()[:1] == "{":
+    if _JSON.match(content):
         hosts: tuple[Host, ...] = (load_snapshot(content, name),)
     else:
         hosts = parse_text(content, name)
@@ -87,14 +89,13 @@ def read_text(path: str) -> tuple[str, str]:
     """Return the content of a text file (`-` for standard input) and its name for messages.
 
     Raises:
-        UnknownNameError: there is no such file.
-        HostUnavailableError: it may not be read (with errno).
+        HostUnavailableError: there is no such file, or it may not be read (with errno).
         HostDataError: it is not text.
     """
     if path == "-":
         return _decode(sys.stdin.buffer.read(_LARGEST + 1), "standard input"), "stdin"
     if not _is_there(Path(path)):
-        raise UnknownNameError(f"{path} does not exist", kind="file", name=path, known=())
+        raise HostUnavailableError(f"{path} does not exist", source=path, errno=errno.ENOENT)
     return _decode(_read(Path(path)), path), Path(path).name
 
 
@@ -110,6 +111,11 @@ def _find(text: str) -> tuple[str, str, int | None]:
         if name in bundled_hosts():
             entry = next(item for item in _bundle().iterdir() if item.name.startswith(f"{name}."))
             return entry.read_text("utf-8"), name, index
+    named = text.removesuffix(".txt").removesuffix(".json")
+    if "/" in text or (named != text and named not in bundled_hosts()):
+        raise HostUnavailableError(
+            f"{shorten(text)} does not exist", source=text, errno=errno.ENOENT
+        )
     known = bundled_hosts()
     close = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
     raise UnknownNameError(

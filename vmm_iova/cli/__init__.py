@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `vmm-iova` command. It looks and plans; nothing here maps memory or needs root.
+
+One room a command (`show`, `plan`, `check`, ...), each with `add`, which names its options, and
+`run`, which returns the exit status. `options` holds what they share.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, TextIO
+
+from vmm_iova.cli.parser import make_parser
+from vmm_iova.errors import IovaError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: without the program's name; default `sys.argv`.
+
+    Returns:
+        The exit status, one of `errors.EXIT_CODES` (argparse itself exits with 2).
+    """
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    try:
+        options = make_parser().parse_args(arguments)
+        run: Callable[[argparse.Namespace], int] = options.run
+        status = run(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except IovaError as error:
+        return _complain(error)
+    except BrokenPipeError:
+        # The reader has gone (head, less): what it wanted it has. Keep the interpreter from
+        # complaining when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:  # of our own files nothing is left: it is the output
+        print(f"vmm-iova: error: the output failed: {error.strerror}", file=sys.stderr)
+        # What is left in the buffer would fail again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 6
+    except Exception as error:  # no traceback reaches the terminal
+        print(
+            f"vmm-iova: error: {type(error).__name__}: {error}\n"
+            "  hint: this is a defect of vmm-iova; please report it with the command and its input",
+            file=sys.stderr,
+        )
+        return 70
+    return status
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning as our own words; where in our source it arose helps nobody."""
+    print(f"vmm-iova: warning: {message}", file=sys.stderr)
+
+
+def _complain(error: IovaError) -> int:
+    print(f"vmm-iova: error: {error.message}", file=sys.stderr)
+    for label, more in (("detail", error.detail), ("hint", error.hint)):
+        if more:
+            print(f"  {label}: {more}", file=sys.stderr)
+    return error.exit_code

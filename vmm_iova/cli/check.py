@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vmm-iova check`: may a range be mapped, and if not, why not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vmm_iova.cli.options import (
+    GENERATOR,
+    REFUSED,
+    add_host_options,
+    command,
+    host_of,
+    status_of,
+    usable_of,
+)
+from vmm_iova.errors import RequestError
+from vmm_iova.guest.explain import Verdict, check
+from vmm_iova.guest.failed import parse_failed_maps
+from vmm_iova.host.load import read_text
+from vmm_iova.report import data, text
+from vmm_iova.units import parse_range
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = command(commands, "check", run, "may a range be mapped, and if not, why not")
+    add_host_options(parser)
+    parser.add_argument(
+        "--range", action="append", default=[], help="START-LAST or START+SIZE; may be repeated"
+    )
+    parser.add_argument("--maps", metavar="FILE", help="a list of failed maps to check")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do it."""
+    asked = [(None, parse_range(item)) for item in options.range]
+    named = [
+        (f"{item.name} ({item.said})" if item.said else item.name, item.range)
+        for item in (parse_failed_maps(*read_text(options.maps)) if options.maps else ())
+    ]
+    if not asked and not named:
+        raise RequestError(
+            "nothing to check: give --range or --maps",
+            field="range",
+            value=None,
+            hint="vmm-iova check --host HOST --range 0xfd00000000+4G",
+        )
+    usable = usable_of(host_of(options), options)
+    verdicts: list[tuple[str | None, Verdict]] = [
+        (name, check(usable, wanted)) for name, wanted in [*asked, *named]
+    ]
+    if options.json:
+        entries = [{"name": name, **data.verdict_data(item)} for name, item in verdicts]
+        unassignable = [item.text for item in usable.unassignable]
+        payload = {
+            "host": usable.host,
+            "unassignable": unassignable,
+            "notes": [note.text for note in usable.notes],
+            "verdicts": entries,
+        }
+        print(data.dump("vmm-iova-check", GENERATOR, payload), end="")
+    else:
+        for entry in usable.unassignable:
+            print(f"warning: {entry.text}")
+        for note in usable.notes:
+            if note.warning:
+                print(f"note: {note.text}")
+        print("".join(text.show_verdict(item, name) for name, item in verdicts), end="")
+    return status_of(usable) if all(item.ok for _, item in verdicts) else REFUSED

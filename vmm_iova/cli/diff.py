@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vmm-iova diff`: two hosts or two layouts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmm_iova.cli.options import (
+    GENERATOR,
+    REFUSED,
+    add_host_options,
+    command,
+    host_of,
+    usable_or_none,
+)
+from vmm_iova.errors import RequestError
+from vmm_iova.guest.layout import check_layout
+from vmm_iova.host.load import read_text
+from vmm_iova.report import compare, data, text
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = command(commands, "diff", run, "two hosts or two layouts")
+    add_host_options(parser, host=False)
+    parser.add_argument("first", help="host (as for --host) or layout file")
+    parser.add_argument("second", help="the other one")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do it."""
+    layouts = [_layout(spec) for spec in (options.first, options.second)]
+    if layouts[0] is not None and layouts[1] is not None:
+        difference = compare.compare_layouts(layouts[0], layouts[1])
+    elif layouts[0] is not None or layouts[1] is not None:
+        raise RequestError(
+            f"{options.first} and {options.second} are a host and a layout: compare two of a kind",
+            field="second",
+            value=options.second,
+        )
+    else:
+        hosts = [host_of(options, spec) for spec in (options.first, options.second)]
+        judged = [usable_or_none(host, options) for host in hosts]
+        difference = compare.compare_hosts(hosts[0], hosts[1], judged[0], judged[1])
+    if options.json:
+        payload = {"same": difference.same, "difference": difference.to_json()}
+        print(data.dump("vmm-iova-diff", GENERATOR, payload), end="")
+    else:
+        print(text.show_difference(difference, options.first, options.second), end="")
+    return 0 if difference.same else REFUSED
+
+
+def _layout(spec: str) -> dict[str, Any] | None:
+    """Read a layout file; None if it is something else."""
+    if not spec.endswith(".json") or not Path(spec).is_file():
+        return None
+    content, name = read_text(spec)
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return None  # the reader of snapshots says what is wrong with it
+    schema = found.get("schema") if isinstance(found, dict) else None
+    if not isinstance(schema, dict) or schema.get("name") != "vmm-iova-layout":
+        return None
+    return check_layout(found, name)

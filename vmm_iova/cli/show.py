@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vmm-iova show`: what a host says, and what may be mapped on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vmm_iova.cli.options import (
+    GENERATOR,
+    add_host_options,
+    command,
+    host_of,
+    status_of,
+    usable_of,
+)
+from vmm_iova.errors import EvidenceError, HostDataError, HostUnavailableError
+from vmm_iova.host.load import bundled_hosts
+from vmm_iova.host.snapshot import snapshot_data
+from vmm_iova.report import data, text
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = command(commands, "show", run, "what a host says, and what may be mapped on it")
+    add_host_options(parser)
+    parser.add_argument("--list", action="store_true", help="name the bundled hosts and stop")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do it."""
+    if options.list:
+        names = bundled_hosts()
+        listing = data.dump("vmm-iova-hosts", GENERATOR, {"hosts": list(names)})
+        print(listing if options.json else "\n".join(names))
+        return 0
+    host = host_of(options)
+    usable, why_not = None, None
+    try:
+        usable = usable_of(host, options)
+    except EvidenceError as error:
+        why_not = str(error).replace("\n", "\n  ")
+    except (HostDataError, HostUnavailableError) as error:
+        why_not = error.message
+    if options.json:
+        judged = None if usable is None else data.usable_data(usable)
+        payload = {"host": snapshot_data(host), "usable": judged, "why_not": why_not}
+        print(data.dump("vmm-iova-show", GENERATOR, payload), end="")
+    else:
+        print(text.show_host(host, usable, why_not, bytes_=options.bytes), end="")
+    return 0 if usable is None else status_of(usable)
