@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 
     from vmm_iova.kernel.space import Mappable
 
+__all__ = [
+    "IOAS_MAP",
+    "TYPE1_MAP",
+    "pack_ioas",
+    "pack_ioas_plain",
+    "pack_type1",
+    "pack_type1_plain",
+]
+
 TYPE1_MAP = struct.Struct("=IIQQQ")
 IOAS_MAP = struct.Struct("=IIIIQQQ")
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova.kernel import uapi
-from vmm_iova.kernel.sim_iommufd import SimDevice, SimIommufd
+from vmm_iova.kernel.sim_attach import SimDevice
+from vmm_iova.kernel.sim_iommufd import SimIommufd
 from vmm_iova.kernel.sim_model import SimGroup, SimMemory, refuse
 from vmm_iova.kernel.sim_sysfs import SimSysfs
 from vmm_iova.kernel.sim_type1 import SimContainer

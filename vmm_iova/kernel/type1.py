@@ -30,7 +30,7 @@ from vmm_iova.ranges import AddrRange
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm_iova.kernel.space import Mappable
+    from vmm_iova.kernel.space import LiveMapping, Mappable
 
 _MAP_NAME = "VFIO_IOMMU_MAP_DMA"
 _UNMAP = struct.Struct("=IIQQ")
