@@ -131,6 +131,24 @@ def test_disk_reads_into_a_dynamically_mapped_buffer(lab: dict[str, Any], via: s
         assert allocator.allocated_bytes == 0
 
 
+@pytest.mark.guests(*X86)
+def test_huge_pages_carry_dma(lab: dict[str, Any], via: str) -> None:
+    spans = [(AddrRange.from_size(1 << 32, 4 * MIB), "ram")]
+    (bdf, *_) = bdfs(lab, "edu")
+    with open_space([bdf], via=via) as space:
+        page = space.facts().largest_page
+        with GuestMemory(spans, backing="hugetlb-2m", largest_page=page) as memory:
+            assert memory.pieces[0].hva % (2 * MIB) == 0
+            prefault(memory.pieces)
+            with map_pieces(space, memory.pieces):
+                memory.write(1 << 32, b"huge")
+                raw.enable(space.device_fd(bdf))
+                raw.edu_copy(space.device_fd(bdf), 1 << 32, 64, to_device=True)
+                raw.edu_copy(space.device_fd(bdf), (1 << 32) + 3 * MIB, 64, to_device=False)
+
+                assert memory.read((1 << 32) + 3 * MIB, 4) == b"huge"
+
+
 @pytest.mark.guests("amd")
 @pytest.mark.proves("the HyperTransport hole is refused and named before the ioctl")
 def test_hypertransport_hole_is_refused_and_named(lab: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from vmm_iova import AddrRange
 from vmm_iova.errors import DeviceOpenError, DmaError, RequestError
-from vmm_iova.kernel import uapi
+from vmm_iova.kernel import syscalls, uapi
 from vmm_iova.kernel.device import DeviceSite, device_facts, find_device, open_space
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.sim_model import SimGroup
@@ -317,3 +317,30 @@ class TestSysroot:
         assert answer == 0
         os.close(reader)
         os.close(writer)
+
+    @pytest.mark.parametrize("compiled", [True, False])
+    def test_many_ioctls_stop_at_the_first_refusal(
+        self, compiled: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if compiled and syscalls._ioctl is None:
+            pytest.skip("the extension was not built")
+        if not compiled:
+            monkeypatch.setattr(syscalls, "_ioctl", None)
+        reader, writer = os.pipe()
+        os.write(writer, b"abc")
+        records = bytearray(12)
+
+        taken = LinuxKernel().ioctl_many(reader, termios.FIONREAD, records, 4)
+        refused = LinuxKernel().ioctl_many(reader, uapi.GET_API_VERSION, bytearray(8), 4)
+
+        assert (taken, refused) == ((3, 0), (0, errno.ENOTTY))
+        assert list(memoryview(records).cast("i")) == [3, 3, 3]
+        os.close(reader)
+        os.close(writer)
+
+    def test_many_ioctls_of_part_records_raise(self) -> None:
+        if syscalls._ioctl is None:
+            pytest.skip("the extension was not built")
+
+        with pytest.raises(ValueError, match="strides"):
+            syscalls._ioctl.ioctl_many(0, 0, bytearray(5), 4)

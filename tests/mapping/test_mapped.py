@@ -117,6 +117,27 @@ def test_unmap_that_is_refused_raises_undo_error_after_the_others(
     space.unmap_all()
 
 
+def test_interrupted_unmap_can_be_called_again(
+    sim: SimulatedKernel, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped = map_pieces(space, pieces(5))
+    real, calls = space.unmap, iter([0, 0, KeyboardInterrupt])
+
+    def unmap(iova: int, size: int) -> int:
+        if next(calls, 0) is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        return real(iova, size)
+
+    monkeypatch.setattr(space, "unmap", unmap)
+
+    with pytest.raises(KeyboardInterrupt):
+        mapped.unmap()
+
+    assert [piece.tag for piece in mapped.pieces] == ["ram0", "ram1", "ram2"]
+    mapped.unmap()
+    assert not sim.mapped()
+
+
 def test_unmap_twice_is_nothing(space: Space) -> None:
     mapped = map_pieces(space, pieces(2))
     mapped.unmap()

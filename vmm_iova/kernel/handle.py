@@ -31,7 +31,7 @@ class Handle:
         self._fd = -1
         self._kernel = kernel
         self._what = what
-        self._place = caller()
+        self._place = "{}:{}".format(*caller())
         try:
             self._fd = kernel.open(path)
         except OSError as exc:
@@ -73,6 +73,10 @@ class Handle:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             self._kernel.close(fd)
+
+    def ioctl(self, request: int, arg: int | bytes | bytearray) -> int:
+        """Make an ioctl on this file; a refusal is a plain OSError."""
+        return self._kernel.ioctl(self.fd, request, arg)
 
     def call_many(self, request: int, records: bytearray, stride: int) -> tuple[int, int]:
         """Make an ioctl for each record; return how many were taken, and the errno of the next."""

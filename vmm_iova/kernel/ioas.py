@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Self
 from vmm_iova.errors import CapabilityError, DmaError
 from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel import uapi_iommufd as abi
+from vmm_iova.kernel.batch import IOAS_MAP as _MAP
+from vmm_iova.kernel.batch import pack_ioas
 from vmm_iova.kernel.refusals import IOMMUFD_MAP_HINTS, map_refusal
 from vmm_iova.kernel.space import (
-    LiveMapping,
     LiveMappings,
     SpaceFacts,
     caller,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from vmm_iova.kernel.space import Mappable
 
 _MAP_NAME = "IOMMU_IOAS_MAP"
-_MAP = struct.Struct("=IIIIQQQ")
 _UNMAP = struct.Struct("=IIQQ")
 
 
@@ -57,7 +57,7 @@ class Ioas:
         self.devices: dict[str, VfioCdev] = {}
         self._tables: list[int] = []
         self._owns = owns
-        self._place = caller()
+        self._place = "{}:{}".format(*caller())
         self.id = iommufd.alloc_ioas()
 
     def __enter__(self) -> Self:
@@ -209,26 +209,9 @@ class Ioas:
 
         Complexity: one ioctl a piece; the interpreter's lock is released for all of them together.
         """
-        fixed, own = abi.MAP_FIXED_IOVA, self.id
-        records = bytearray().join(
-            _MAP.pack(
-                40,
-                fixed
-                | (abi.MAP_READABLE if item.read else 0)
-                | (abi.MAP_WRITEABLE if item.write else 0),
-                own,
-                0,
-                item.hva,
-                item.size,
-                item.iova,
-            )
-            for item in pieces
-        )
+        records = pack_ioas(pieces, self.id)
         done, number = self.iommufd.call_many(abi.IOAS_MAP, records, _MAP.size)
-        place = caller()
-        for item in pieces[:done]:
-            window = AddrRange(item.iova, item.iova + item.size - 1)
-            self.live.add(LiveMapping(window, item.hva, item.read, item.write, place))
+        self.live.add_many(pieces[:done], caller())
         if not number:
             return done, None
         bad = pieces[done]
@@ -247,17 +230,12 @@ class Ioas:
     def _map(self, fixed: int, hva: int, size: int, iova: int, *, read: bool, write: bool) -> int:
         flags = fixed | (abi.MAP_READABLE if read else 0) | (abi.MAP_WRITEABLE if write else 0)
         arg = bytearray(_MAP.pack(40, flags, self.id, 0, hva, size, iova))
-        where = f"to {iova:#x}" if fixed else "anywhere"
-        self.iommufd.call(
-            "IOMMU_IOAS_MAP",
-            abi.IOAS_MAP,
-            arg,
-            message=f"the kernel does not map {size:#x} bytes at {hva:#x} {where}",
-            hints=IOMMUFD_MAP_HINTS,
-            iova=iova if fixed else None,
-            length=size,
-            hva=hva,
-        )
+        try:
+            self.iommufd.ioctl(abi.IOAS_MAP, arg)
+        except OSError as exc:
+            where = iova if fixed else None
+            number = exc.errno or 0
+            raise map_refusal(_MAP_NAME, IOMMUFD_MAP_HINTS, where, hva, size, number) from exc
         placed: int = _MAP.unpack_from(arg)[6]
         self._note(placed, size, hva, read=read, write=write)
         return placed
@@ -332,8 +310,7 @@ class Ioas:
         return placed
 
     def _note(self, iova: int, size: int, hva: int, *, read: bool, write: bool) -> None:
-        window = AddrRange(iova, iova + size - 1)
-        self.live.add(LiveMapping(window, hva, read, write, caller(3)))
+        self.live.add(iova, size, hva, caller(3), read=read, write=write)
 
     def unmap(self, iova: int, size: int) -> int:
         """Unmap exactly one mapping and verify what the kernel removed.

@@ -10,11 +10,12 @@ from vmm_iova.errors import DmaError
 
 
 def map_refusal(
-    name: str, hints: dict[int, str], iova: int, hva: int, size: int, number: int
+    name: str, hints: dict[int, str], iova: int | None, hva: int, size: int, number: int
 ) -> DmaError:
-    """Make the error of a map call that was refused."""
+    """Make the error of a map call that was refused; no IOVA is "anywhere"."""
+    where = "anywhere" if iova is None else f"to {iova:#x}"
     return DmaError(
-        f"the kernel does not map {size:#x} bytes at {hva:#x} to {iova:#x}: {os.strerror(number)}",
+        f"the kernel does not map {size:#x} bytes at {hva:#x} {where}: {os.strerror(number)}",
         errno=number,
         ioctl=name,
         iova=iova,

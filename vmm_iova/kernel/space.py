@@ -138,12 +138,16 @@ class AddressSpace(Protocol):
         """Close devices, mappings and files, in this order. Idempotent."""
 
 
-def caller(depth: int = 2) -> str:
-    """Return `file:line` of the nearest caller outside of this package."""
+def caller(depth: int = 2) -> tuple[str, int]:
+    """Return file and line of the nearest caller outside of this package."""
     frame = sys._getframe(depth)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("vmm_iova."):
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+_Entry = tuple[int, int, bool, bool, tuple[str, int]]
+"""Size, host address, rights and place of a mapping."""
 
 
 class LiveMappings:
@@ -154,39 +158,61 @@ class LiveMappings:
     Synchronization: external.
     """
 
-    __slots__ = ("_by_start", "_order")
+    __slots__ = ("_by_start", "_order", "_unread")
 
     def __init__(self) -> None:
-        self._by_start: dict[int, LiveMapping] = {}
+        # PERF: bench/map_calls.py; plain tuples, made into LiveMapping when somebody asks, and
+        # batches that are not read into the book before somebody asks either.
+        self._by_start: dict[int, _Entry] = {}
+        self._unread: list[tuple[Sequence[Mappable], tuple[str, int]]] = []
         self._order: list[int] | None = []
 
+    def _book(self) -> dict[int, _Entry]:
+        if self._unread:
+            for pieces, place in self._unread:
+                self._by_start.update(
+                    (item.iova, (item.size, item.hva, item.read, item.write, place))
+                    for item in pieces
+                )
+            self._unread.clear()
+            self._order = None
+        return self._by_start
+
     def __len__(self) -> int:
-        return len(self._by_start)
+        return len(self._book())
 
     def __iter__(self) -> Iterator[LiveMapping]:
-        return iter([self._by_start[start] for start in self._sorted()])
+        return iter([self.at(start) for start in self._sorted()])
 
     def __contains__(self, start: object) -> bool:
-        return start in self._by_start
+        return start in self._book()
 
     def _sorted(self) -> list[int]:
+        book = self._book()
         if self._order is None:
-            self._order = sorted(self._by_start)
+            self._order = sorted(book)
         return self._order
 
-    def add(self, mapping: LiveMapping) -> None:
+    def add(
+        self, iova: int, size: int, hva: int, place: tuple[str, int], *, read: bool, write: bool
+    ) -> None:
         """Note a mapping that the kernel has taken."""
-        self._by_start[mapping.range.start] = mapping
+        self._by_start[iova] = (size, hva, read, write, place)
         self._order = None
+
+    def add_many(self, pieces: Sequence[Mappable], place: tuple[str, int]) -> None:
+        """Note mappings that the kernel has taken; the sequence must not change any more."""
+        if pieces:
+            self._unread.append((pieces, place))
 
     def remove(self, start: int) -> None:
         """Forget the mapping that begins at `start`."""
-        del self._by_start[start]
+        del self._book()[start]
         self._order = None
 
     def discard(self, start: int) -> None:
         """Forget the mapping that begins at `start`, if there is one."""
-        if start in self._by_start:
+        if start in self._book():
             self.remove(start)
 
     def translate(self, iova: int, size: int) -> tuple[int, int]:
@@ -219,7 +245,7 @@ class LiveMappings:
 
     def clear(self) -> int:
         """Forget everything; return how many bytes that was."""
-        total = sum(item.range.size for item in self._by_start.values())
+        total = sum(item[0] for item in self._book().values())
         self._by_start.clear()
         self._order = []
         return total
@@ -230,9 +256,9 @@ class LiveMappings:
         Raises:
             NotAllocatedError: there is none; the message names what is there instead.
         """
-        found = self._by_start.get(start)
-        if found is not None and found.range.size == size:
-            return found
+        found = self._book().get(start)
+        if found is not None and found[0] == size:
+            return self.at(start)
         near = self.overlapping(AddrRange(start, min(start + max(size, 1) - 1, ADDRESS_LAST)))
         there = ", ".join(str(item.range) for item in near[:4]) or "nothing"
         raise NotAllocatedError(
@@ -243,20 +269,22 @@ class LiveMappings:
 
     def at(self, start: int) -> LiveMapping:
         """Return the mapping that begins at `start`; KeyError if none does."""
-        return self._by_start[start]
+        size, hva, read, write, place = self._book()[start]
+        window = AddrRange(start, start + size - 1)
+        return LiveMapping(window, hva, read, write, f"{place[0]}:{place[1]}")
 
     def overlapping(self, window: AddrRange) -> list[LiveMapping]:
         """Return the mappings that share an address with `window`, ascending."""
         order = self._sorted()
         first = bisect_right(order, window.start) - 1
-        if first < 0 or self._by_start[order[first]].range.last < window.start:
+        if first < 0 or order[first] + self._by_start[order[first]][0] <= window.start:
             first += 1
-        return [self._by_start[start] for start in order[first : bisect_right(order, window.last)]]
+        return [self.at(start) for start in order[first : bisect_right(order, window.last)]]
 
     def warn_if_any(self, what: str, source: object) -> None:
         """Warn of mappings that nobody took back, with the place that made the first."""
-        if self._by_start:
-            first = self._by_start[self._sorted()[0]]
+        if len(self):
+            first = self.at(self._sorted()[0])
             warnings.warn(
                 f"{what} was dropped with {len(self)} mapping(s); {first.range} was mapped at "
                 f"{first.place}",

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.errors import DmaError, EvidenceError
 from vmm_iova.kernel import caps, uapi
+from vmm_iova.kernel.batch import TYPE1_MAP as _MAP
+from vmm_iova.kernel.batch import pack_type1
 from vmm_iova.kernel.handle import Handle
 from vmm_iova.kernel.refusals import ATTACH_HINTS, TYPE1_MAP_HINTS, map_refusal
 from vmm_iova.kernel.space import (
-    LiveMapping,
     LiveMappings,
     SpaceFacts,
     caller,
@@ -29,10 +30,9 @@ from vmm_iova.ranges import AddrRange
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm_iova.kernel.space import Mappable
+    from vmm_iova.kernel.space import LiveMapping, Mappable
 
 _MAP_NAME = "VFIO_IOMMU_MAP_DMA"
-_MAP = struct.Struct("=IIQQQ")
 _UNMAP = struct.Struct("=IIQQ")
 _HALF = 1 << 63
 
@@ -292,10 +292,10 @@ class Type1Container(Handle):
         """
         buffer = bytearray(_MAP.pack(32, _flags(read, write), hva, iova, size))
         try:
-            self._kernel.ioctl(self.fd, uapi.IOMMU_MAP_DMA, buffer)
+            self.ioctl(uapi.IOMMU_MAP_DMA, buffer)
         except OSError as exc:
             raise map_refusal(_MAP_NAME, TYPE1_MAP_HINTS, iova, hva, size, exc.errno or 0) from exc
-        self.live.add(LiveMapping(AddrRange(iova, iova + size - 1), hva, read, write, caller()))
+        self.live.add(iova, size, hva, caller(), read=read, write=write)
 
     def map_many(self, pieces: Sequence[Mappable]) -> tuple[int, DmaError | None]:
         """Map many in one entry to C, in the order given, until one is refused.
@@ -308,15 +308,9 @@ class Type1Container(Handle):
 
         Complexity: one ioctl a piece; the interpreter's lock is released for all of them together.
         """
-        records = bytearray().join(
-            _MAP.pack(32, _flags(item.read, item.write), item.hva, item.iova, item.size)
-            for item in pieces
-        )
+        records = pack_type1(pieces)
         done, number = self.call_many(uapi.IOMMU_MAP_DMA, records, _MAP.size)
-        place = caller()
-        for item in pieces[:done]:
-            window = AddrRange(item.iova, item.iova + item.size - 1)
-            self.live.add(LiveMapping(window, item.hva, item.read, item.write, place))
+        self.live.add_many(pieces[:done], caller())
         if not number:
             return done, None
         bad = pieces[done]

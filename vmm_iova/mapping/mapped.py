@@ -40,7 +40,7 @@ class Mapped:
     def __init__(self, space: AddressSpace, pieces: Sequence[Piece]) -> None:
         self._space = space
         self.pieces = tuple(pieces)
-        self._place = caller()
+        self._place = "{}:{}".format(*caller())
 
     def __enter__(self) -> Self:
         return self
@@ -61,13 +61,22 @@ class Mapped:
     def unmap(self) -> None:
         """Take all pieces back in reverse, verifying each size. Idempotent.
 
+        One that cannot be taken back is named and left: `unmap_all` of the space is the next step.
+
         Raises:
             UndoError: some are still there; it names them, and all others are gone.
         """
-        pieces, self.pieces = self.pieces, ()
-        left = _take_back(self._space, pieces)
+        count, rest = len(self.pieces), list(self.pieces)
+        left: Left = []
+        try:
+            while rest:
+                left += _take_back(self._space, rest[-1:])
+                rest.pop()
+        finally:
+            # After an interrupt the rest is still ours, and can be taken back by another call.
+            self.pieces = tuple(rest)
         if left:
-            raise UndoError(f"{len(left)} of {len(pieces)} mappings could not be undone", left=left)
+            raise UndoError(f"{len(left)} of {count} mappings could not be undone", left=left)
 
 
 def map_pieces(

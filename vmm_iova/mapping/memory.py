@@ -95,7 +95,7 @@ class GuestMemory:
         self.pieces: tuple[Piece, ...] = ()
         self.offsets: tuple[int, ...] = ()
         """Where each region begins in the file, bytes."""
-        self._place = caller()
+        self._place = "{}:{}".format(*caller())
         if backing not in BACKINGS:
             raise RequestError(
                 f"there is no backing {backing!r}; there are {', '.join(BACKINGS)}",
