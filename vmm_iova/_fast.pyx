@@ -7,6 +7,8 @@ from cpython.long cimport PyLong_CheckExact
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 
+from vmm_iova.errors import InvariantError
+
 cdef extern from "Python.h":
     unsigned long long PyLong_AsUnsignedLongLong(object value) except? 0xFFFFFFFFFFFFFFFF
 
@@ -26,6 +28,8 @@ cdef extern from "_tree.h":
     int iova_release(iova_tree *, uint64_t, uint64_t *) nogil
     void iova_find(const iova_tree *, uint64_t, iova_entry *) nogil
     void iova_walk(const iova_tree *, uint64_t, iova_cursor *) nogil
+    const char *iova_check(const iova_tree *) nogil
+    uint64_t iova_bytes(const iova_tree *) nogil
     int iova_next(const iova_tree *, iova_cursor *, iova_entry *, uint64_t *, uint64_t *) nogil
 
 cdef uint64_t LAST = 0xFFFFFFFFFFFFFFFF
@@ -126,7 +130,8 @@ cdef class Core:
             policy: "first" is the lowest place, "last" the highest, "best" the lowest place in
                 the smallest free span that can hold it (the lowest span among equals, each span
                 cut to the window).
-            within: the range must lie inside this window; default is everything.
+            within: the range must lie inside this window, which is cut inward to whole granules;
+                default is everything.
             tag: any object, kept with the allocation and named where it is in the way.
 
         Returns:
@@ -164,9 +169,7 @@ cdef class Core:
             return self.owned(place, length, tag)
         if result == IOVA_NOMEM:
             raise MemoryError
-        return self._no_space(
-            size, align, (window_low, window_high), *self.facts(align, window_low, window_high)
-        )
+        return self._no_space(size, align, within, *self.facts(align, window_low, window_high))
 
     def allocate_at(self, start, size, tag=None, *, align=None):
         """Own the range at a place that the caller chose, address 0 included.
@@ -410,6 +413,8 @@ cdef class Core:
     cdef tuple facts(self, align, low, high):
         largest = None
         cdef object aligned = 0, total = 0
+        if low > high:
+            return None, 0, 0
         bottom = low if self.allow_zero else max(low, self.granule)
         for start, last in zip(*self._gaps(low, high)):
             if largest is None or last - start > largest[1] - largest[0]:
@@ -479,9 +484,10 @@ cdef class Core:
                 self.journal = None
 
     def _check_core(self):
-        cdef iova_cursor cursor
-        cdef iova_entry entry
-        cdef uint64_t gap_first, gap_last
-        iova_walk(self.tree, 0, &cursor)
-        while iova_next(self.tree, &cursor, &entry, &gap_first, &gap_last):
-            pass
+        cdef const char *wrong = iova_check(self.tree)
+        if wrong != NULL:
+            raise InvariantError(f"it does not hold that {wrong.decode()}")
+
+    def _bytes(self):
+        """Return the bytes of memory that the tree holds."""
+        return iova_bytes(self.tree)

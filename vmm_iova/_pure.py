@@ -163,7 +163,7 @@ class Core:
             self,
             size: int,
             align: int,
-            window: Span,
+            within: AddrRange | None,
             largest: Span | None,
             largest_aligned: int,
             total_free: int,
@@ -213,7 +213,8 @@ class Core:
             policy: "first" is the lowest place, "last" the highest, "best" the lowest place in
                 the smallest free span that can hold it (the lowest span among equals, each span
                 cut to the window).
-            within: the range must lie inside this window; default is everything.
+            within: the range must lie inside this window, which is cut inward to whole granules;
+                default is everything.
             tag: any object, kept with the allocation and named where it is in the way.
 
         Returns:
@@ -241,7 +242,7 @@ class Core:
                 self._own(start, start + size - 1, tag)
                 return start
             facts = self._facts(align, low, bottom, high)
-        return self._no_space(size, align, (low, high), *facts)
+        return self._no_space(size, align, within, *facts)
 
     def allocate_at(
         self, start: int, size: int, tag: object = None, *, align: int | None = None
@@ -335,6 +336,8 @@ class Core:
     def _facts(self, align: int, low: int, bottom: int, high: int) -> tuple[Span | None, int, int]:
         largest: Span | None = None
         aligned = total = 0
+        if low > high:
+            return None, 0, 0
         for start, last in self._free.within(low, high):
             if largest is None or last - start > largest[1] - largest[0]:
                 largest = (start, last)

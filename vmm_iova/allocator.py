@@ -335,14 +335,19 @@ class _Contract:
     def _request(
         self, size: Any, align: Any, policy: Any, within: Any
     ) -> tuple[int, int, int, int, int]:
-        """Return size, alignment, policy number, and the window's first and last address."""
+        """Return size, alignment, policy number, and the window cut inward to whole granules.
+
+        Its first address is above its last when it has none.
+        """
         size = self._size(size)
         align = self.granule if align is None else max(self._align(align), self.granule)
         if not isinstance(policy, str) or policy not in _POLICIES:
             raise RequestError(
                 f"policy {policy!r} is not one of first, last, best", field="policy", value=policy
             )
-        return size, align, _POLICIES[policy], *_window(within)
+        low, high = _window(within)
+        low, high = (low + self.granule - 1) & -self.granule, (high + 1 & -self.granule) - 1
+        return size, align, _POLICIES[policy], low, high
 
     def _request_at(self, start: Any, size: Any, align: Any) -> tuple[int, int]:
         """Return the first and last address of a place asked for."""
@@ -392,30 +397,29 @@ class _Contract:
         self,
         size: int,
         align: int,
-        window: tuple[int, int],
+        within: AddrRange | None,
         largest: tuple[int, int] | None,
         largest_aligned: int,
         total_free: int,
     ) -> NoReturn:
-        inside = AddrRange(*window)
-        within = "" if inside.size > ADDRESS_LAST else f" within {inside}"
+        where = "" if within is None else f" within {within}"
         span = None if largest is None else AddrRange(*largest)
         if span is None:
-            detail = "nothing is free there" if within else "nothing is free"
+            detail = "nothing is free" + (" there" if where else "")
         else:
             detail = (
                 f"the largest free span is {span} ({span.size:#x} bytes), the largest size that "
                 f"fits at that alignment {largest_aligned:#x}, free in all {total_free:#x}"
             )
         hint = "release something, or take more of the address space"
-        if within:
+        if where:
             hint = "widen the window, or release something inside it"
         elif span is not None and span.size >= size:
             hint = f"ask for a smaller alignment: {span} is large enough"
         elif total_free >= size:
             hint = "ask in several pieces: enough is free, but not in one span"
         raise NoSpaceError(
-            f"no free span holds {size:#x} bytes aligned to {align:#x}{within}",
+            f"no free span holds {size:#x} bytes aligned to {align:#x}{where}",
             size=size,
             align=align,
             largest_free=span,
