@@ -24,7 +24,7 @@ def _extensions() -> list[Extension]:
         if os.environ.get("VMM_IOVA_REQUIRE_EXT") == "1":
             raise
         return []
-    flags = ["-O2", "-fno-strict-aliasing"]
+    flags = ["-O3", "-fno-strict-aliasing"]
     links: list[str] = []
     if os.environ.get("VMM_IOVA_SANITIZE") == "1":
         checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]

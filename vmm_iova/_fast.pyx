@@ -3,14 +3,59 @@
 
 from array import array
 
-from cpython.long cimport PyLong_CheckExact
+from cpython.ref cimport PyObject
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 
 from vmm_iova.errors import InvariantError
 
-cdef extern from "Python.h":
-    unsigned long long PyLong_AsUnsignedLongLong(object value) except? 0xFFFFFFFFFFFFFFFF
+cdef extern from *:
+    """
+    /* Read an int without raising: 0 when it is no int, is negative or does not fit.
+     * PERF: half of a call is reading and making ints (bench: the floor of a call).
+     */
+    static CYTHON_INLINE int iova_read_int(PyObject *o, uint64_t *value)
+    {
+    #if CYTHON_COMPILING_IN_CPYTHON && PYLONG_BITS_IN_DIGIT == 30
+        const digit *d;
+        Py_ssize_t n;
+
+        if (!PyLong_CheckExact(o))
+            return 0;
+    #if PY_VERSION_HEX >= 0x030C0000
+        if ((((PyLongObject *)o)->long_value.lv_tag & 3) == 2)
+            return 0;
+        n = (Py_ssize_t)(((PyLongObject *)o)->long_value.lv_tag >> 3);
+        d = ((PyLongObject *)o)->long_value.ob_digit;
+    #else
+        n = Py_SIZE(o);
+        d = ((PyLongObject *)o)->ob_digit;
+    #endif
+        if (n == 2)
+            *value = d[0] | (uint64_t)d[1] << 30;
+        else if (n == 1)
+            *value = d[0];
+        else if (n == 0)
+            *value = 0;
+        else if (n == 3 && d[2] < 16)
+            *value = d[0] | (uint64_t)d[1] << 30 | (uint64_t)d[2] << 60;
+        else
+            return 0;
+        return 1;
+    #else
+        if (!PyLong_CheckExact(o))
+            return 0;
+        *value = PyLong_AsUnsignedLongLong(o);
+        if (*value == (uint64_t)-1 && PyErr_Occurred()) {
+            PyErr_Clear();
+            return 0;
+        }
+        return 1;
+    #endif
+    }
+    """
+    bint iova_read_int(PyObject *, uint64_t *) nogil
+    int iova_log2 "__builtin_ctzll"(unsigned long long) nogil
 
 cdef extern from "_tree.h":
     enum:
@@ -19,6 +64,9 @@ cdef extern from "_tree.h":
         IOVA_TAKEN
         IOVA_OTHER
         IOVA_NOMEM
+        IOVA_FIRST
+        IOVA_LAST
+        IOVA_BEST
     ctypedef struct iova_cursor:
         pass
     iova_tree *iova_tree_new(const iova_entry *, size_t, uint64_t, int) nogil
@@ -34,6 +82,9 @@ cdef extern from "_tree.h":
 
 cdef uint64_t LAST = 0xFFFFFFFFFFFFFFFF
 cdef object WHOLE = 1 << 64
+cdef object POLICY_FIRST = "first"
+cdef object POLICY_LAST = "last"
+cdef object POLICY_BEST = "best"
 
 
 cdef class Core:
@@ -47,6 +98,7 @@ cdef class Core:
         self.granule = granule
         self.shift = granule.bit_length() - 1
         self.mask = granule - 1
+        self.highest = LAST >> self.shift
         self.allow_zero = options["allow_zero"]
         self._usable = usable
         self._ranges = ranges
@@ -150,21 +202,60 @@ cdef class Core:
         Source: never choosing 0 follows iommufd, drivers/iommu/iommufd/io_pagetable.c,
             iopt_alloc_iova(), Linux 6.2.
         """
-        cdef uint64_t place = 0, low = 0, high
-        cdef int result, shift = 0, number = 0
-        cdef uint64_t length
-        window_low, window_high = 0, LAST
+        cdef uint64_t length, place = 0, low = 0, high = self.highest, boundary
+        cdef int result, shift = 0, number
+        # What a plain request looks like; everything else goes the long way round.
+        if iova_read_int(<PyObject *>size, &length) and length and not length & self.mask:
+            if policy is POLICY_FIRST:
+                number = IOVA_FIRST
+            elif policy is POLICY_BEST:
+                number = IOVA_BEST
+            elif policy is POLICY_LAST:
+                number = IOVA_LAST
+            else:
+                return self.allocate_slow(size, align, policy, within, tag)
+            if align is not None:
+                if (
+                    not iova_read_int(<PyObject *>align, &boundary)
+                    or not boundary
+                    or boundary & (boundary - 1)
+                ):
+                    return self.allocate_slow(size, align, policy, within, tag)
+                shift = max(iova_log2(boundary) - self.shift, 0)
+            if within is not None:
+                if within is not self.window:
+                    return self.allocate_slow(size, align, policy, within, tag)
+                low, high = self.window_low, self.window_high
+            result = iova_allocate(
+                self.tree, length >> self.shift, shift, number, low, high, &place
+            )
+            if result == IOVA_OK:
+                if tag is None and self.journal is None:
+                    self.units += length >> self.shift
+                    self.count += 1
+                    return place << self.shift
+                return self.owned(place, length >> self.shift, tag)
+        return self.allocate_slow(size, align, policy, within, tag)
+
+    cdef object allocate_slow(self, size, align, policy, within, tag):
+        """Do what `allocate` does for any request, and refuse with the facts."""
+        cdef uint64_t length = 0, place = 0, low = 0, high = 0
+        cdef int result, shift, number
         size, align, number, window_low, window_high = self._request(size, align, policy, within)
         if size == WHOLE and not self.mask:
             if self.allow_zero and self.take_whole(window_low, window_high, tag):
                 return 0
             result = IOVA_NONE
+        elif window_low > window_high:
+            result = IOVA_NONE
         else:
-            result = self.inward(window_low, window_high, &low, &high)
-            if result == IOVA_OK:
-                length = size >> self.shift
-                shift = align.bit_length() - 1 - self.shift
-                result = iova_allocate(self.tree, length, shift, number, low, high, &place)
+            low, high = window_low >> self.shift, window_high >> self.shift
+            if within is not None:
+                # An AddrRange never changes: the same object is the same window.
+                self.window, self.window_low, self.window_high = within, low, high
+            length = size >> self.shift
+            shift = align.bit_length() - 1 - self.shift
+            result = iova_allocate(self.tree, length, shift, number, low, high, &place)
         if result == IOVA_OK:
             return self.owned(place, length, tag)
         if result == IOVA_NOMEM:
@@ -194,6 +285,22 @@ cdef class Core:
         Synchronization: internally locked; one call is atomic.
         """
         cdef uint64_t first, length
+        if (
+            align is None
+            and iova_read_int(<PyObject *>start, &first)
+            and iova_read_int(<PyObject *>size, &length)
+            and length
+            and not (first | length) & self.mask
+            and length - 1 <= LAST - first
+            and iova_insert(self.tree, first >> self.shift, length >> self.shift) == IOVA_OK
+        ):
+            self.owned(first >> self.shift, length >> self.shift, tag)
+            return start
+        return self.allocate_at_slow(start, size, tag, align)
+
+    cdef object allocate_at_slow(self, start, size, tag, align):
+        """Do what `allocate_at` does for any request, and refuse with the facts."""
+        cdef uint64_t first = 0, length = 0
         cdef int result
         start, last = self._request_at(start, size, align)
         if start == 0 and last == LAST and not self.mask:
@@ -226,6 +333,25 @@ cdef class Core:
         Synchronization: internally locked; one call is atomic.
         """
         cdef uint64_t first, length = 0
+        if (
+            iova_read_int(<PyObject *>start, &first)
+            and not first & self.mask
+            and (size is None or (iova_read_int(<PyObject *>size, &length) and length))
+            and not length & self.mask
+        ):
+            length >>= self.shift
+            if iova_release(self.tree, first >> self.shift, &length) == IOVA_OK:
+                if self.journal is None and not self.tags:
+                    self.units -= length
+                    self.count -= 1
+                else:
+                    self.disowned(first >> self.shift, length)
+                return
+        self.release_slow(start, size)
+
+    cdef object release_slow(self, start, size):
+        """Do what `release` does for any request, and refuse with the facts."""
+        cdef uint64_t first, length = 0
         cdef int result = IOVA_NONE
         start, size = self._request_release(start, size)
         if self.whole:
@@ -242,6 +368,8 @@ cdef class Core:
             if result == IOVA_OK:
                 self.disowned(first, length)
                 return
+            if result == IOVA_NOMEM:
+                raise MemoryError
         self._refuse_release(start, size, self._at(start))
 
     cdef object owned(self, uint64_t first, uint64_t length, tag):
@@ -317,16 +445,6 @@ cdef class Core:
         return 0
 
     # Steps that the shared contract calls.
-
-    cdef int inward(self, low, high, uint64_t *first, uint64_t *last) except -1:
-        """Turn a window of addresses into whole units; IOVA_NONE when there are none."""
-        start = (low + self.mask) >> self.shift
-        stop = (high + 1) >> self.shift
-        if start >= stop:
-            return IOVA_NONE
-        first[0] = <uint64_t>start
-        last[0] = <uint64_t>(stop - 1)
-        return IOVA_OK
 
     def _at(self, address):
         cdef iova_entry entry

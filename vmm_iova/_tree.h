@@ -9,7 +9,7 @@
  *
  * Shape. A B+tree of the entries by address. A leaf keeps up to 64 of them as 32-bit distances
  * from its first, so that eight bytes hold an entry and one vector loop looks at all gaps of a
- * leaf; an entry that lies or reaches 2^32 units away is the first or the last of its leaf. Inner
+ * leaf; an entry that lies or reaches 2^31 units away is the first or the last of its leaf. Inner
  * nodes keep, for each child, the largest size that can be had below it: one plane of numbers for
  * each alignment in use. So a search goes straight down to the first, or last, gap that fits,
  * at any alignment, from any address on.
@@ -21,7 +21,161 @@
  * Numbers wrap at 2^64: `top` is 0 when the space has 2^64 units. Nothing here touches Python;
  * every function may run without the GIL, and none may run beside another on the same tree.
  */
-#ifndef VMM_IOVA_TREE_H
+#if defined(__GNUC__) && !defined(__clang__)
+/* Vectors never cross a call that is not inlined. */
+#pragma GCC diagnostic ignored "-Wpsabi"
+#endif
+
+#ifdef IOVA_WIDTH
+
+/* What was included above for one width: `wide` lanes at once, in whatever registers the target
+ * has for them.
+ */
+typedef int32_t V(lanes) __attribute__((vector_size(4 * IOVA_WIDTH)));
+typedef int32_t V(lanes_at) __attribute__((vector_size(4 * IOVA_WIDTH), aligned(4), may_alias));
+
+IOVA_INLINE V(lanes) V(load)(const void *lanes)
+{
+	return *(const V(lanes_at) *)lanes;
+}
+
+IOVA_INLINE void V(store)(void *lanes, V(lanes) v)
+{
+	*(V(lanes_at) *)lanes = v;
+}
+
+IOVA_INLINE V(lanes) V(all)(int32_t value)
+{
+	return (V(lanes)){ 0 } + value;
+}
+
+IOVA_INLINE V(lanes) V(pick)(V(lanes) mask, V(lanes) yes, V(lanes) no)
+{
+	return (yes & mask) | (no & ~mask);
+}
+
+IOVA_INLINE V(lanes) V(larger)(V(lanes) a, V(lanes) b)
+{
+	return V(pick)(a > b, a, b);
+}
+
+/* The largest of the numbers. */
+IOVA_INLINE int32_t V(largest)(V(lanes) v)
+{
+#if IOVA_WIDTH == 8
+	v = V(larger)(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+	v = V(larger)(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
+#else
+	v = V(larger)(v, __builtin_shufflevector(v, v, 2, 3, 0, 1));
+#endif
+	return v[0] > v[1] ? v[0] : v[1];
+}
+
+/* What the lanes tell of their gaps: exact but for the last of the leaf, of which it may be less.
+ * The questions below are asked with a mask that is the constant 0 as well, so that the compiler
+ * makes a plainer loop for the plainest alignment.
+ */
+IOVA_INLINE V(lanes) V(usable)(const iova_leaf *l, int c, int32_t mask)
+{
+	V(lanes) stop = V(load)(l->stop + c), gap = V(load)(l->next + c) - stop, pad;
+
+	if (!mask)
+		return gap;
+	pad = -(stop + (int32_t)(l->base & IOVA_FAR)) & mask;
+	return (gap - pad) & (gap > pad);
+}
+
+/* The first lane from `from` on with `need`, or IOVA_LANES. */
+IOVA_INLINE uint32_t V(lanes_first)(const iova_leaf *l, int32_t mask, int32_t need, uint32_t from)
+{
+	V(lanes) found = V(all)(-IOVA_LANES), least = V(all)(need - 1);
+
+	/* Downwards, so that the lowest hit of each lane is the one that stays. */
+#pragma GCC unroll 16
+	for (int c = IOVA_LANES - IOVA_WIDTH; c >= 0; c -= IOVA_WIDTH) {
+		V(lanes) hit = V(usable)(l, c, mask) > least, number = V(load)(iova_number + c);
+
+		if (from)
+			hit &= number >= V(all)((int32_t)from);
+		found = V(pick)(hit, -number, found);
+	}
+	return (uint32_t)-V(largest)(found);
+}
+
+/* One more than the last lane below `below` with `need`, or 0. */
+IOVA_INLINE uint32_t V(lanes_last)(const iova_leaf *l, int32_t mask, int32_t need, uint32_t below)
+{
+	V(lanes) found = V(all)(0), least = V(all)(need - 1);
+
+#pragma GCC unroll 16
+	for (int c = 0; c < IOVA_LANES; c += IOVA_WIDTH) {
+		V(lanes) hit = V(usable)(l, c, mask) > least, number = V(load)(iova_number + c);
+
+		hit &= number < V(all)((int32_t)below);
+		found = V(pick)(hit, number + 1, found);
+	}
+	return (uint32_t)V(largest)(found);
+}
+
+IOVA_INLINE int32_t V(lanes_max)(const iova_leaf *l, int32_t mask)
+{
+	V(lanes) most = V(all)(0);
+
+#pragma GCC unroll 16
+	for (int c = 0; c < IOVA_LANES; c += IOVA_WIDTH)
+		most = V(larger)(most, V(usable)(l, c, mask));
+	return V(largest)(most);
+}
+
+/* Put an entry above entry i, and return the largest gap that the lanes then tell of.
+ * SAFETY: what is read before lane 0 is the header of the leaf, or the other half of its lanes,
+ * and is not used.
+ * PERF: all in one pass and in vectors, for a store of one lane would stall the next load of it.
+ */
+IOVA_INLINE int32_t V(lanes_open)(iova_leaf *l, uint32_t i, int32_t start, int32_t stop)
+{
+	V(lanes) at = V(all)((int32_t)i), at_next = at + 1, most = V(all)(0);
+
+#pragma GCC unroll 16
+	for (int c = IOVA_LANES - IOVA_WIDTH; c >= 0; c -= IOVA_WIDTH) {
+		const char *next_lanes = (const char *)(l->next + c);
+		const char *stop_lanes = (const char *)(l->stop + c);
+		V(lanes) n = V(load)(next_lanes), s = V(load)(stop_lanes);
+		V(lanes) number = V(load)(iova_number + c);
+
+		n = V(pick)(number == at, V(all)(start), n);
+		n = V(pick)(number > at, V(load)(next_lanes - 4), n);
+		s = V(pick)(number == at_next, V(all)(stop), s);
+		s = V(pick)(number > at_next, V(load)(stop_lanes - 4), s);
+		V(store)(l->next + c, n);
+		V(store)(l->stop + c, s);
+		most = V(larger)(most, n - s);
+	}
+	return V(largest)(most);
+}
+
+/* Move the lanes above `from` down by one, onto it; the last becomes IOVA_FAR. */
+IOVA_INLINE void V(lanes_down)(int32_t *lanes, uint32_t from)
+{
+	V(lanes) at = V(all)((int32_t)from);
+
+#pragma GCC unroll 16
+	for (int c = 0; c < IOVA_LANES; c += IOVA_WIDTH) {
+		V(lanes) kept = V(load)(lanes + c), moved;
+
+		if (c + IOVA_WIDTH < IOVA_LANES)
+			moved = V(load)(lanes + c + 1);
+		else
+#if IOVA_WIDTH == 8
+			moved = __builtin_shufflevector(kept, V(all)(IOVA_FAR), 1, 2, 3, 4, 5, 6, 7, 8);
+#else
+			moved = __builtin_shufflevector(kept, V(all)(IOVA_FAR), 1, 2, 3, 4);
+#endif
+		V(store)(lanes + c, V(pick)(at > V(load)(iova_number + c), kept, moved));
+	}
+}
+
+#elif !defined(VMM_IOVA_TREE_H)
 #define VMM_IOVA_TREE_H
 
 #include <stddef.h>
@@ -37,15 +191,45 @@
 #define IOVA_RARE static
 #endif
 
-/* The compiler makes one copy of a function for each level of vector unit, and the loader takes
- * the one for this CPU: the copy without any is what an old CPU gets. Needs the loader of glibc.
+/* A function that loops over lanes is written once, with `wide` for the number of lanes at once,
+ * and compiled for each: the name with _8 may use AVX2 and what came with it, the name with _4 runs
+ * on every CPU of the architecture, and the name alone takes the one for this CPU.
  */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && __GNUC__ >= 12 && \
-	!defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && !defined(VMM_IOVA_BASELINE)
-#define IOVA_HOT \
-	static __attribute__((unused, target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(VMM_IOVA_BASELINE)
+#define IOVA_TWO_WIDTHS
+#define IOVA_EACH_WIDTH(type, name, parameters, ...)                                   \
+	static __attribute__((unused, target("arch=x86-64-v3"))) type name##_8 parameters \
+	{                                                                              \
+		return name##_any(__VA_ARGS__, 1);                                     \
+	}                                                                              \
+	static __attribute__((unused)) type name##_4 parameters                        \
+	{                                                                              \
+		return name##_any(__VA_ARGS__, 0);                                     \
+	}                                                                              \
+	IOVA_INLINE type name parameters                                               \
+	{                                                                              \
+		return iova_wide ? name##_8(__VA_ARGS__) : name##_4(__VA_ARGS__);      \
+	}
+static int iova_wide;
+
+static __attribute__((constructor)) void iova_look(void)
+{
+	__builtin_cpu_init();
+	iova_wide = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
+		    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") &&
+		    __builtin_cpu_supports("popcnt");
+}
 #else
-#define IOVA_HOT static __attribute__((unused))
+#define IOVA_EACH_WIDTH(type, name, parameters, ...)            \
+	static __attribute__((unused)) type name##_4 parameters \
+	{                                                       \
+		return name##_any(__VA_ARGS__, 0);              \
+	}                                                       \
+	IOVA_INLINE type name parameters                        \
+	{                                                       \
+		return name##_4(__VA_ARGS__);                   \
+	}
+static const int iova_wide = 0;
 #endif
 
 enum { IOVA_OK, IOVA_NONE, IOVA_TAKEN, IOVA_OTHER, IOVA_NOMEM };
@@ -58,7 +242,7 @@ enum {
 	IOVA_SUM = 64, /* number of the plane of sums; the others are alignment classes */
 	IOVA_MORE = 72
 };
-#define IOVA_FAR 0xffffffffu /* a distance of 2^32 - 1 units or more */
+#define IOVA_FAR 0x7fffffff /* a distance of 2^31 - 1 units or more */
 
 typedef struct iova_entry {
 	uint64_t start, len;
@@ -79,8 +263,8 @@ typedef struct {
 	uint32_t count;
 	uint32_t spare[7];
 	/* From base on, capped at IOVA_FAR; lanes beyond the last are IOVA_FAR, which makes no gap. */
-	uint32_t next[IOVA_LANES]; /* where entry i + 1 starts */
-	uint32_t stop[IOVA_LANES]; /* where entry i stops */
+	int32_t next[IOVA_LANES]; /* where entry i + 1 starts */
+	int32_t stop[IOVA_LANES]; /* where entry i stops */
 } iova_leaf;
 
 typedef struct {
@@ -130,7 +314,7 @@ typedef struct iova_tree {
 
 IOVA_RARE int pool_grow(iova_tree *t, iova_pool *p, size_t wanted)
 {
-	size_t count = p->bytes / p->size / 8 + 8;
+	size_t count = p->bytes / p->size / 32 + 8;
 	char *chunk;
 
 	if (count > 1024)
@@ -198,24 +382,24 @@ static void pool_clear(iova_pool *p)
 
 /* --- leaves --- */
 
-IOVA_INLINE uint32_t near(uint64_t distance)
+IOVA_INLINE int32_t near(uint64_t distance)
 {
-	return distance < IOVA_FAR ? (uint32_t)distance : IOVA_FAR;
+	return distance < IOVA_FAR ? (int32_t)distance : IOVA_FAR;
 }
 
 IOVA_INLINE uint64_t leaf_start(const iova_leaf *l, uint32_t i)
 {
-	return i ? l->base + l->next[i - 1] : l->base;
+	return i ? l->base + (uint64_t)l->next[i - 1] : l->base;
 }
 
 IOVA_INLINE uint64_t leaf_stop(const iova_leaf *l, uint32_t i)
 {
-	return i + 1 < l->count ? l->base + l->stop[i] : l->tail;
+	return i + 1 < l->count ? l->base + (uint64_t)l->stop[i] : l->tail;
 }
 
 IOVA_INLINE uint64_t leaf_next(const iova_leaf *l, uint32_t i)
 {
-	return i + 1 < l->count ? l->base + l->next[i] : l->above;
+	return i + 1 < l->count ? l->base + (uint64_t)l->next[i] : l->above;
 }
 
 /* Units of the gap above entry i. The one of all 2^64 units counts one less. */
@@ -224,7 +408,7 @@ IOVA_INLINE uint64_t leaf_gap(const iova_leaf *l, uint32_t i)
 	uint64_t gap;
 
 	if (i + 1 < l->count)
-		return l->next[i] - l->stop[i];
+		return (uint64_t)(l->next[i] - l->stop[i]);
 	gap = l->above - l->tail;
 	if (gap == 0 && l->tail == 0 && l->count == 1 && l->base == 0)
 		return ~(uint64_t)0;
@@ -267,65 +451,41 @@ IOVA_INLINE void leaf_set_tail(iova_leaf *l, uint64_t tail)
 IOVA_INLINE uint32_t leaf_seek(const iova_leaf *l, uint64_t x)
 {
 	uint64_t distance = x - l->base;
-	uint32_t d = distance < IOVA_FAR ? (uint32_t)distance : IOVA_FAR - 1, count = 0;
+	int32_t d = distance < IOVA_FAR ? (int32_t)distance : IOVA_FAR - 1, count = 0;
 
 	for (int i = 0; i < IOVA_LANES; i++)
 		count += l->next[i] <= d;
-	return count;
+	return (uint32_t)count;
 }
 
-/* What a lane tells of its gap: exact but for the last, of which it may tell less. */
-IOVA_INLINE uint32_t lane_usable(const iova_leaf *l, int i, uint32_t base, uint32_t mask)
-{
-	uint32_t gap = l->next[i] - l->stop[i], pad = (0 - (l->stop[i] + base)) & mask;
-
-	return (gap > pad ? gap : pad) - pad;
-}
-
-/* The three questions below are asked with a mask that is the constant 0 as well, so that the
- * compiler makes a plainer loop for the plainest alignment.
+/* The loops over the lanes of a leaf stand below, after `#ifdef IOVA_WIDTH`: this file includes
+ * itself once for vectors of four lanes, which every target has, and on x86-64 once for eight,
+ * which run only where the CPU has them.
  */
-IOVA_INLINE uint32_t lanes_first(const iova_leaf *l, uint32_t mask, uint32_t need, uint32_t from)
-{
-	uint32_t base = (uint32_t)l->base, found = 0;
+#define EIGHT(n) n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7
+static const int32_t iova_number[IOVA_LANES] __attribute__((aligned(64))) = {
+	EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24), EIGHT(32), EIGHT(40), EIGHT(48), EIGHT(56)
+};
 
-	for (int i = 0; i < IOVA_LANES; i++) {
-		uint32_t hit = lane_usable(l, i, base, mask) >= need ? IOVA_LANES - i : 0;
-
-		hit = (uint32_t)i >= from ? hit : 0;
-		found = hit > found ? hit : found;
-	}
-	return IOVA_LANES - found;
-}
-
-/* One more than the number of the lane; 0 when there is none. */
-IOVA_INLINE uint32_t lanes_last(const iova_leaf *l, uint32_t mask, uint32_t need, uint32_t below)
-{
-	uint32_t base = (uint32_t)l->base, found = 0;
-
-	for (int i = 0; i < IOVA_LANES; i++) {
-		uint32_t hit = lane_usable(l, i, base, mask) >= need ? i + 1 : 0;
-
-		hit = (uint32_t)i < below ? hit : 0;
-		found = hit > found ? hit : found;
-	}
-	return found;
-}
-
-IOVA_INLINE uint32_t lanes_max(const iova_leaf *l, uint32_t mask)
-{
-	uint32_t base = (uint32_t)l->base, best = 0;
-
-	for (int i = 0; i < IOVA_LANES; i++) {
-		uint32_t size = lane_usable(l, i, base, mask);
-
-		best = size > best ? size : best;
-	}
-	return best;
-}
+#define IOVA_WIDTH 4
+#define V(name) name##_4
+#include "_tree.h"
+#undef V
+#undef IOVA_WIDTH
+#ifdef IOVA_TWO_WIDTHS
+#define IOVA_WIDTH 8
+#define V(name) name##_8
+#include "_tree.h"
+#undef V
+#undef IOVA_WIDTH
+#define BY_WIDTH(name, ...) (wide ? name##_8(__VA_ARGS__) : name##_4(__VA_ARGS__))
+#else
+#define BY_WIDTH(name, ...) ((void)wide, name##_4(__VA_ARGS__))
+#endif
 
 /* The first entry from `from` on whose gap has `need` usable units, or IOVA_LANES. */
-IOVA_INLINE uint32_t leaf_first(const iova_leaf *l, uint64_t mask, uint64_t need, uint32_t from)
+IOVA_INLINE uint32_t leaf_first(const iova_leaf *l, uint64_t mask, uint64_t need, uint32_t from,
+				int wide)
 {
 	uint32_t last = l->count - 1, i = IOVA_LANES;
 
@@ -334,8 +494,8 @@ IOVA_INLINE uint32_t leaf_first(const iova_leaf *l, uint64_t mask, uint64_t need
 			if (leaf_usable(l, i, mask) >= need)
 				return i;
 	} else if (need <= IOVA_FAR) {
-		i = mask ? lanes_first(l, (uint32_t)mask, (uint32_t)need, from)
-			 : lanes_first(l, 0, (uint32_t)need, from);
+		i = mask ? BY_WIDTH(lanes_first, l, (int32_t)mask, (int32_t)need, from)
+			 : BY_WIDTH(lanes_first, l, 0, (int32_t)need, from);
 		if (i < IOVA_LANES)
 			return i;
 	}
@@ -343,7 +503,8 @@ IOVA_INLINE uint32_t leaf_first(const iova_leaf *l, uint64_t mask, uint64_t need
 }
 
 /* The last entry below `below` whose gap has `need` usable units, or IOVA_LANES. */
-IOVA_INLINE uint32_t leaf_last(const iova_leaf *l, uint64_t mask, uint64_t need, uint32_t below)
+IOVA_INLINE uint32_t leaf_last(const iova_leaf *l, uint64_t mask, uint64_t need, uint32_t below,
+			       int wide)
 {
 	uint32_t last = l->count - 1, i = 0;
 
@@ -354,14 +515,14 @@ IOVA_INLINE uint32_t leaf_last(const iova_leaf *l, uint64_t mask, uint64_t need,
 			if (leaf_usable(l, i - 1, mask) >= need)
 				break;
 	} else if (need <= IOVA_FAR) {
-		i = mask ? lanes_last(l, (uint32_t)mask, (uint32_t)need, below)
-			 : lanes_last(l, 0, (uint32_t)need, below);
+		i = mask ? BY_WIDTH(lanes_last, l, (int32_t)mask, (int32_t)need, below)
+			 : BY_WIDTH(lanes_last, l, 0, (int32_t)need, below);
 	}
 	return i ? i - 1 : IOVA_LANES;
 }
 
 /* The largest usable size of the leaf. */
-IOVA_INLINE uint64_t leaf_max(const iova_leaf *l, uint64_t mask)
+IOVA_INLINE uint64_t leaf_max(const iova_leaf *l, uint64_t mask, int wide)
 {
 	uint64_t last = leaf_usable(l, l->count - 1, mask), most = 0;
 
@@ -370,7 +531,8 @@ IOVA_INLINE uint64_t leaf_max(const iova_leaf *l, uint64_t mask)
 			if (leaf_usable(l, i, mask) > most)
 				most = leaf_usable(l, i, mask);
 	} else {
-		most = mask ? lanes_max(l, (uint32_t)mask) : lanes_max(l, 0);
+		most = (uint64_t)(mask ? BY_WIDTH(lanes_max, l, (int32_t)mask)
+				       : BY_WIDTH(lanes_max, l, 0));
 	}
 	return last > most ? last : most;
 }
@@ -381,53 +543,15 @@ static uint64_t leaf_sum(const iova_leaf *l)
 	uint64_t sum = leaf_gap(l, l->count - 1);
 
 	for (uint32_t i = 0; i + 1 < l->count; i++)
-		sum += l->next[i] - l->stop[i];
+		sum += (uint64_t)(l->next[i] - l->stop[i]);
 	return sum;
-}
-
-typedef int32_t iova_lanes __attribute__((vector_size(32)));
-typedef int32_t iova_lanes_at __attribute__((vector_size(32), aligned(4), may_alias));
-
-static const iova_lanes iova_count = { 0, 1, 2, 3, 4, 5, 6, 7 };
-
-/* Move the lanes from `from` on up by one. SAFETY: what is read before lane 0 is the header of
- * the leaf, or the other half of its lanes, and is not used.
- */
-IOVA_INLINE void lanes_up(uint32_t *lanes, uint32_t from)
-{
-#pragma GCC unroll 8
-	for (int c = IOVA_LANES - 8; c >= 0; c -= 8) {
-		iova_lanes moved = *(const iova_lanes_at *)((const char *)(lanes + c) - 4);
-		iova_lanes kept = *(const iova_lanes_at *)(lanes + c);
-		iova_lanes move = iova_count > (int32_t)from - c;
-
-		*(iova_lanes_at *)(lanes + c) = (moved & move) | (kept & ~move);
-	}
-}
-
-/* Move the lanes above `from` down by one, onto it; the last becomes IOVA_FAR. */
-IOVA_INLINE void lanes_down(uint32_t *lanes, uint32_t from)
-{
-#pragma GCC unroll 8
-	for (int c = 0; c < IOVA_LANES; c += 8) {
-		iova_lanes kept = *(const iova_lanes_at *)(lanes + c);
-		iova_lanes moved, move = iova_count >= (int32_t)from - c;
-
-		if (c + 8 < IOVA_LANES) {
-			moved = *(const iova_lanes_at *)(lanes + c + 1);
-		} else {
-			moved = (iova_lanes){ kept[1], kept[2], kept[3], kept[4],
-					      kept[5], kept[6], kept[7], -1 };
-		}
-		*(iova_lanes_at *)(lanes + c) = (moved & move) | (kept & ~move);
-	}
 }
 
 /* Write the entries anew, from a list of them. */
 static void leaf_write(iova_leaf *l, const iova_entry *e, uint32_t count, uint64_t above)
 {
-	memset(l->next, 0xff, sizeof l->next);
-	memset(l->stop, 0xff, sizeof l->stop);
+	for (uint32_t i = 0; i < IOVA_LANES; i++)
+		l->next[i] = l->stop[i] = IOVA_FAR;
 	l->count = count;
 	l->base = e[0].start;
 	l->fixed = 0;
@@ -435,7 +559,7 @@ static void leaf_write(iova_leaf *l, const iova_entry *e, uint32_t count, uint64
 		l->fixed |= (uint64_t)(e[i].fixed != 0) << i;
 		l->stop[i] = near(e[i].start + e[i].len - l->base);
 		if (i)
-			l->next[i - 1] = (uint32_t)(e[i].start - l->base);
+			l->next[i - 1] = (int32_t)(e[i].start - l->base);
 	}
 	leaf_set_tail(l, e[count - 1].start + e[count - 1].len);
 	leaf_set_above(l, above);
@@ -478,6 +602,17 @@ IOVA_INLINE unsigned least8(const uint64_t *v, uint64_t x)
 	return bits;
 }
 
+/* The first of eight that is at least x, or 8. */
+IOVA_INLINE uint32_t first8(const uint64_t *v, uint64_t x)
+{
+	uint32_t found = 8;
+
+#pragma GCC unroll 8
+	for (int i = 7; i >= 0; i--)
+		found = v[i] >= x ? (uint32_t)i : found;
+	return found;
+}
+
 IOVA_INLINE unsigned atmost8(const uint64_t *v, uint64_t x)
 {
 	unsigned count = 0;
@@ -506,6 +641,10 @@ IOVA_INLINE uint32_t plane_first(const iova_plane *p, uint64_t need, uint32_t fr
 	uint32_t group = from / 8;
 	unsigned bits;
 
+	if (from == 0) {
+		group = first8(p->top, need);
+		return group == 8 ? IOVA_LANES : 8 * group + first8(p->at + 8 * group, need);
+	}
 	if (from >= IOVA_LANES)
 		return IOVA_LANES;
 	bits = from % 8 ? least8(p->at + 8 * group, need) & (0xffu << from % 8) : 0;
@@ -607,7 +746,7 @@ static void inner_give(iova_tree *t, iova_inner *n)
 static uint64_t child_number(const iova_tree *t, int level, const void *child, int k)
 {
 	if (level == 1)
-		return k == IOVA_SUM ? leaf_sum(child) : leaf_max(child, t->mask[k]);
+		return k == IOVA_SUM ? leaf_sum(child) : leaf_max(child, t->mask[k], 0);
 	if (k == IOVA_SUM) {
 		const iova_inner *n = child;
 		uint64_t sum = 0;
@@ -703,12 +842,18 @@ static int path_step(const iova_tree *t, iova_path *p, int step)
 	return 1;
 }
 
+/* PERF: the group is written as it is read, for reading after the store of one would stall. */
 IOVA_INLINE void plane_set(iova_plane *p, uint32_t i, uint64_t value)
 {
-	uint64_t *top = p->top + i / 8;
+	uint64_t *group = p->at + i / 8 * 8, v[8], most = 0;
 
-	p->at[i] = value;
-	*top = max8(p->at + i / 8 * 8);
+	for (uint32_t j = 0; j < 8; j++)
+		v[j] = j == i % 8 ? value : group[j];
+	for (uint32_t j = 0; j < 8; j++)
+		most = v[j] > most ? v[j] : most;
+	for (uint32_t j = 0; j < 8; j++)
+		group[j] = v[j];
+	p->top[i / 8] = most;
 }
 
 /* Set what plane k tells of the leaf, and what follows from it above. */
@@ -770,21 +915,39 @@ static void path_refresh(const iova_tree *t, const iova_path *p)
 	}
 }
 
-/* A gap has shrunk or gone from the leaf: what it had at most may be less now. */
-IOVA_INLINE void path_lose(const iova_tree *t, const iova_path *p, uint64_t stop, uint64_t gap)
+/* A gap has shrunk or gone from the leaf: what it had at most, now `most` at the plainest
+ * alignment, may be less.
+ * PERF: the first level is set in any case, for whether it changes is a coin toss.
+ */
+IOVA_INLINE void path_lose(const iova_tree *t, const iova_path *p, uint64_t stop, uint64_t gap,
+			   uint64_t most, int wide)
 {
-	for (int k = 0; k < t->classes; k++) {
+	plane_set(&p->node[1]->max, p->at[1], most);
+	for (int level = 2; level <= t->height; level++) {
+		most = max8(p->node[level - 1]->max.top);
+		if (p->node[level]->max.at[p->at[level]] == most)
+			break;
+		plane_set(&p->node[level]->max, p->at[level], most);
+	}
+	for (int k = 1; k < t->classes; k++) {
 		uint64_t mask = t->mask[k];
 
 		if (usable(stop, gap, mask) == plane_of(p->node[1], k)->at[p->at[1]])
-			path_set(t, p, k, leaf_max(p->leaf, mask));
+			path_set(t, p, k, leaf_max(p->leaf, mask, wide));
 	}
 }
 
 /* A gap has grown or appeared in the leaf. */
 IOVA_INLINE void path_gain(const iova_tree *t, const iova_path *p, uint64_t stop, uint64_t gap)
 {
-	for (int k = 0; k < t->classes; k++) {
+	for (int level = 1; level <= t->height; level++) {
+		iova_plane *plane = &p->node[level]->max;
+		uint64_t *at = plane->at + p->at[level], *top = plane->top + p->at[level] / 8;
+
+		*at = gap > *at ? gap : *at;
+		*top = gap > *top ? gap : *top;
+	}
+	for (int k = 1; k < t->classes; k++) {
 		uint64_t size = usable(stop, gap, t->mask[k]);
 
 		if (size > plane_of(p->node[1], k)->at[p->at[1]])
@@ -1088,7 +1251,7 @@ static int sizes_ready(iova_tree *t)
 						   ((size_t)t->height + 4) * (inner_blocks(t) + 1));
 }
 
-static void sizes_add(iova_tree *t, uint64_t start, uint64_t size)
+IOVA_INLINE void sizes_add(iova_tree *t, uint64_t start, uint64_t size)
 {
 	iova_sizes *s = t->sizes;
 	iova_gaps *g = s->root;
@@ -1166,7 +1329,7 @@ static void gaps_join(iova_tree *t, iova_gaps_path *p, int level)
 	gaps_note(t, up, level, i, low);
 }
 
-static void sizes_drop(iova_tree *t, uint64_t start, uint64_t size)
+IOVA_INLINE void sizes_drop(iova_tree *t, uint64_t start, uint64_t size)
 {
 	iova_sizes *s = t->sizes;
 	iova_gaps_path p;
@@ -1206,7 +1369,7 @@ static void sizes_drop(iova_tree *t, uint64_t start, uint64_t size)
 }
 
 /* The first gap from (size, start) on, in this order, that has `need` units at alignment k. */
-static int sizes_next(const iova_tree *t, int k, uint64_t need, uint64_t *size, uint64_t *start)
+IOVA_INLINE int sizes_next(const iova_tree *t, int k, uint64_t need, uint64_t *size, uint64_t *start)
 {
 	iova_gaps_path p;
 	uint64_t i;
@@ -1253,6 +1416,28 @@ static int sizes_next(const iova_tree *t, int k, uint64_t need, uint64_t *size, 
 		i = 0;
 	}
 }
+
+typedef struct {
+	uint64_t start, size;
+} iova_gap;
+
+/* Up to two gaps are gone, and up to two have come; those of no size do not count. */
+IOVA_INLINE int sizes_change_any(iova_tree *t, iova_gap gone, iova_gap gone_too, iova_gap come,
+			   iova_gap come_too, int wide)
+{
+	iova_gap g[4] = { gone, gone_too, come, come_too };
+
+#pragma GCC unroll 1
+	for (int i = 0; i < 2; i++)
+		if (g[i].size)
+			sizes_drop(t, g[i].start, g[i].size);
+#pragma GCC unroll 1
+	for (int i = 2; i < 4; i++)
+		if (g[i].size)
+			sizes_add(t, g[i].start, g[i].size);
+	return (void)wide, 1;
+}
+IOVA_EACH_WIDTH(int, sizes_change, (iova_tree *t, iova_gap gone, iova_gap gone_too, iova_gap come, iova_gap come_too), t, gone, gone_too, come, come_too)
 
 static void gaps_clear(iova_tree *t, int level, iova_gaps *g)
 {
@@ -1384,20 +1569,6 @@ IOVA_RARE int tree_sums(iova_tree *t)
 
 /* --- changes --- */
 
-/* The gap that began at `stop` with `gap` units has become [stop, ...) of `low` and, if there is a
- * second, [start, ...) of `high` units: note it in the order by size.
- */
-IOVA_RARE void sizes_change(iova_tree *t, uint64_t stop, uint64_t gap, uint64_t low, uint64_t start,
-			    uint64_t high)
-{
-	if (gap)
-		sizes_drop(t, stop, gap);
-	if (low)
-		sizes_add(t, stop, low);
-	if (high)
-		sizes_add(t, start, high);
-}
-
 /* An entry too far from the base of the leaf below it: a leaf of its own. */
 IOVA_RARE int tree_put_far(iova_tree *t, uint64_t start, uint64_t len)
 {
@@ -1420,15 +1591,19 @@ IOVA_RARE int tree_put_far(iova_tree *t, uint64_t start, uint64_t len)
 	path_down(t, &p, start);
 	path_refresh(t, &p);
 	if (t->sizes)
-		sizes_change(t, stop, gap, start - stop, start + len, leaf_gap(b, 0));
+		sizes_change(t, (iova_gap){ stop, gap }, (iova_gap){ 0, 0 },
+			     (iova_gap){ stop, start - stop },
+			     (iova_gap){ start + len, leaf_gap(b, 0) });
 	return IOVA_OK;
 }
 
 /* Put an entry into the gap above entry i of the path's leaf. */
-IOVA_INLINE int tree_put(iova_tree *t, iova_path *p, uint32_t i, uint64_t start, uint64_t len)
+IOVA_INLINE int tree_put(iova_tree *t, iova_path *p, uint32_t i, uint64_t start, uint64_t len,
+			 int wide)
 {
 	iova_leaf *l = p->leaf;
-	uint64_t stop, gap, kept;
+	uint64_t stop, gap, kept, last;
+	int32_t most;
 
 	if (__builtin_expect(t->sizes != NULL, 0) && !sizes_ready(t))
 		return IOVA_NOMEM;
@@ -1443,19 +1618,20 @@ IOVA_INLINE int tree_put(iova_tree *t, iova_path *p, uint32_t i, uint64_t start,
 	}
 	stop = leaf_stop(l, i);
 	gap = leaf_gap(l, i);
-	lanes_up(l->next, i);
-	lanes_up(l->stop, i + 1);
-	l->next[i] = (uint32_t)(start - l->base);
-	l->stop[i + 1] = len < IOVA_FAR ? near(start + len - l->base) : IOVA_FAR;
+	most = BY_WIDTH(lanes_open, l, i, (int32_t)(start - l->base),
+			len < IOVA_FAR ? near(start + len - l->base) : IOVA_FAR);
 	l->tail = i + 1 == l->count ? start + len : l->tail;
 	kept = ((uint64_t)2 << i) - 1;
 	l->fixed = (l->fixed & kept) | ((l->fixed & ~kept) << 1);
 	l->count++;
-	path_lose(t, p, stop, gap);
+	last = leaf_gap(l, l->count - 1);
+	path_lose(t, p, stop, gap, last > (uint64_t)most ? last : (uint64_t)most, wide);
 	if (__builtin_expect(t->sums, 0))
 		path_add(t, p, 0 - len);
 	if (__builtin_expect(t->sizes != NULL, 0))
-		sizes_change(t, stop, gap, start - stop, start + len, leaf_gap(l, i + 1));
+		BY_WIDTH(sizes_change, t, (iova_gap){ stop, gap }, (iova_gap){ 0, 0 },
+			     (iova_gap){ stop, start - stop },
+			     (iova_gap){ start + len, leaf_gap(l, i + 1) });
 	return IOVA_OK;
 }
 
@@ -1478,10 +1654,11 @@ IOVA_RARE int tree_set_zero(iova_tree *t, uint64_t len, int fixed)
 	if (l->count == 1)
 		leaf_set_tail(l, len);
 	else
-		l->stop[0] = (uint32_t)len;
+		l->stop[0] = (int32_t)len;
 	path_refresh(t, &p);
 	if (t->sizes)
-		sizes_change(t, stop, gap, 0, len, leaf_gap(l, 0));
+		sizes_change(t, (iova_gap){ stop, gap }, (iova_gap){ 0, 0 },
+			     (iova_gap){ len, leaf_gap(l, 0) }, (iova_gap){ 0, 0 });
 	return IOVA_OK;
 }
 
@@ -1527,15 +1704,13 @@ IOVA_RARE void tree_cut_first(iova_tree *t, iova_path *p)
 		pool_give(&t->blocks, l);
 		shape_drop(t, p, 1);
 	}
-	if (t->sizes) {
-		if (mine)
-			sizes_drop(t, mine_stop, mine);
-		sizes_change(t, stop, gap, leaf_gap(a, a->count - 1), 0, 0);
-	}
+	if (t->sizes)
+		sizes_change(t, (iova_gap){ stop, gap }, (iova_gap){ mine_stop, mine },
+			     (iova_gap){ stop, leaf_gap(a, a->count - 1) }, (iova_gap){ 0, 0 });
 }
 
 /* Take out entry i of the path's leaf. */
-IOVA_INLINE int tree_cut(iova_tree *t, iova_path *p, uint32_t i)
+IOVA_INLINE int tree_cut(iova_tree *t, iova_path *p, uint32_t i, int wide)
 {
 	iova_leaf *l = p->leaf;
 	uint64_t stop, gap, mine, mine_stop, kept;
@@ -1546,12 +1721,12 @@ IOVA_INLINE int tree_cut(iova_tree *t, iova_path *p, uint32_t i)
 		tree_cut_first(t, p);
 		return IOVA_OK;
 	}
-	stop = l->base + l->stop[i - 1];
-	gap = l->next[i - 1] - l->stop[i - 1];
+	stop = l->base + (uint64_t)l->stop[i - 1];
+	gap = (uint64_t)(l->next[i - 1] - l->stop[i - 1]);
 	mine_stop = leaf_stop(l, i);
 	mine = leaf_gap(l, i);
-	lanes_down(l->next, i - 1);
-	lanes_down(l->stop, i);
+	BY_WIDTH(lanes_down, l->next, i - 1);
+	BY_WIDTH(lanes_down, l->stop, i);
 	l->tail = i + 1 == l->count ? stop : l->tail;
 	kept = ((uint64_t)1 << i) - 1;
 	l->fixed = (l->fixed & kept) | ((l->fixed >> 1) & ~kept);
@@ -1559,11 +1734,9 @@ IOVA_INLINE int tree_cut(iova_tree *t, iova_path *p, uint32_t i)
 	path_gain(t, p, stop, leaf_gap(l, i - 1));
 	if (__builtin_expect(t->sums, 0))
 		path_add(t, p, mine_stop - stop - gap);
-	if (__builtin_expect(t->sizes != NULL, 0)) {
-		if (mine)
-			sizes_drop(t, mine_stop, mine);
-		sizes_change(t, stop, gap, leaf_gap(l, i - 1), 0, 0);
-	}
+	if (__builtin_expect(t->sizes != NULL, 0))
+		BY_WIDTH(sizes_change, t, (iova_gap){ stop, gap }, (iova_gap){ mine_stop, mine },
+			     (iova_gap){ stop, leaf_gap(l, i - 1) }, (iova_gap){ 0, 0 });
 	if (__builtin_expect(l->count <= 26, 0))
 		tree_join(t, p);
 	return IOVA_OK;
@@ -1588,8 +1761,8 @@ IOVA_INLINE int gap_place(const iova_leaf *l, uint32_t i, uint64_t need, uint64_
 	return 1;
 }
 
-static int choose_first(const iova_tree *t, iova_path *p, uint32_t *entry, uint64_t need, int k,
-			uint64_t low, uint64_t high, uint64_t *place)
+IOVA_INLINE int choose_first_any(const iova_tree *t, iova_path *p, uint32_t *entry, uint64_t need, int k,
+			uint64_t low, uint64_t high, uint64_t *place, int wide)
 {
 	uint64_t mask = t->mask[k];
 	uint32_t i;
@@ -1598,11 +1771,11 @@ static int choose_first(const iova_tree *t, iova_path *p, uint32_t *entry, uint6
 	path_down(t, p, low);
 	i = leaf_seek(p->leaf, low);
 	if (!gap_place(p->leaf, i, need, mask, low, high, place)) {
-		i = leaf_first(p->leaf, mask, need, i + 1);
+		i = leaf_first(p->leaf, mask, need, i + 1, wide);
 		if (i == IOVA_LANES) {
 			if (!path_beside(t, p, k, need, 0))
 				return 0;
-			i = leaf_first(p->leaf, mask, need, 0);
+			i = leaf_first(p->leaf, mask, need, 0, wide);
 		}
 		/* One that `high` cuts too short has only higher ones above it. */
 		if (!gap_place(p->leaf, i, need, mask, low, high, place))
@@ -1611,9 +1784,10 @@ static int choose_first(const iova_tree *t, iova_path *p, uint32_t *entry, uint6
 	*entry = i;
 	return 1;
 }
+IOVA_EACH_WIDTH(int, choose_first, (const iova_tree *t, iova_path *p, uint32_t *entry, uint64_t need, int k, uint64_t low, uint64_t high, uint64_t *place), t, p, entry, need, k, low, high, place)
 
-static int choose_last(const iova_tree *t, iova_path *p, uint32_t *entry, uint64_t need, int k,
-		       uint64_t low, uint64_t high, uint64_t *place)
+IOVA_INLINE int choose_last_any(const iova_tree *t, iova_path *p, uint32_t *entry, uint64_t need, int k,
+		       uint64_t low, uint64_t high, uint64_t *place, int wide)
 {
 	uint64_t mask = t->mask[k], last, dummy;
 	uint32_t i;
@@ -1621,11 +1795,11 @@ static int choose_last(const iova_tree *t, iova_path *p, uint32_t *entry, uint64
 	path_down(t, p, high);
 	i = leaf_seek(p->leaf, high);
 	if (!gap_place(p->leaf, i, need, mask, low, high, &dummy)) {
-		i = leaf_last(p->leaf, mask, need, i);
+		i = leaf_last(p->leaf, mask, need, i, wide);
 		if (i == IOVA_LANES) {
 			if (!path_beside(t, p, k, need, 1))
 				return 0;
-			i = leaf_last(p->leaf, mask, need, IOVA_LANES);
+			i = leaf_last(p->leaf, mask, need, IOVA_LANES, wide);
 		}
 		if (!gap_place(p->leaf, i, need, mask, low, high, &dummy))
 			return 0;
@@ -1636,13 +1810,14 @@ static int choose_last(const iova_tree *t, iova_path *p, uint32_t *entry, uint64
 	*entry = i;
 	return 1;
 }
+IOVA_EACH_WIDTH(int, choose_last, (const iova_tree *t, iova_path *p, uint32_t *entry, uint64_t need, int k, uint64_t low, uint64_t high, uint64_t *place), t, p, entry, need, k, low, high, place)
 
 /* Best fit: the order by size tells the smallest gap; but the gaps that an edge of the window
  * cuts have another size there, and those outside do not count. Gaps by size and gaps of the
  * window by address are looked at in turns, so the cost is that of the shorter of both lists.
  */
-static int choose_best(const iova_tree *t, iova_path *p, uint32_t *entry, uint64_t need, int k,
-		       uint64_t low, uint64_t high, uint64_t *place)
+IOVA_INLINE int choose_best_any(const iova_tree *t, iova_path *p, uint32_t *entry, uint64_t need, int k,
+		       uint64_t low, uint64_t high, uint64_t *place, int wide)
 {
 	uint64_t mask = t->mask[k], at = 0, best_size = 0, best_start = 0, best_at = 0;
 	uint64_t size = need, start = 0, from = low;
@@ -1681,7 +1856,7 @@ static int choose_best(const iova_tree *t, iova_path *p, uint32_t *entry, uint64
 		}
 		start++;
 		/* In turn: one of the window's gaps. */
-		if (from > high || !choose_first(t, p, entry, need, k, from, high, &at))
+		if (from > high || !BY_WIDTH(choose_first, t, p, entry, need, k, from, high, &at))
 			break;
 		{
 			uint64_t first = leaf_stop(p->leaf, *entry);
@@ -1707,6 +1882,7 @@ static int choose_best(const iova_tree *t, iova_path *p, uint32_t *entry, uint64
 	*place = best_at;
 	return 1;
 }
+IOVA_EACH_WIDTH(int, choose_best, (const iova_tree *t, iova_path *p, uint32_t *entry, uint64_t need, int k, uint64_t low, uint64_t high, uint64_t *place), t, p, entry, need, k, low, high, place)
 
 /* --- what the engine calls --- */
 
@@ -1778,7 +1954,7 @@ fail:
 }
 
 /* Own [start, start + len) if it is free. */
-IOVA_HOT int iova_insert(iova_tree *t, uint64_t start, uint64_t len)
+IOVA_INLINE int iova_insert_any(iova_tree *t, uint64_t start, uint64_t len, int wide)
 {
 	iova_path p;
 	uint64_t place;
@@ -1795,12 +1971,13 @@ IOVA_HOT int iova_insert(iova_tree *t, uint64_t start, uint64_t len)
 	}
 	if (!gap_place(p.leaf, i, len, 0, start, ~(uint64_t)0, &place) || place != start)
 		return IOVA_TAKEN;
-	return tree_put(t, &p, i, start, len);
+	return tree_put(t, &p, i, start, len, wide);
 }
+IOVA_EACH_WIDTH(int, iova_insert, (iova_tree *t, uint64_t start, uint64_t len), t, start, len)
 
 /* Own the place that the policy chooses for len units aligned to 1 << shift in [low, high]. */
-IOVA_HOT int iova_allocate(iova_tree *t, uint64_t len, int shift, int policy, uint64_t low,
-			   uint64_t high, uint64_t *place)
+IOVA_INLINE int iova_allocate_any(iova_tree *t, uint64_t len, int shift, int policy, uint64_t low,
+			   uint64_t high, uint64_t *place, int wide)
 {
 	iova_path p;
 	uint32_t i, k = t->class_of[shift];
@@ -1820,24 +1997,25 @@ IOVA_HOT int iova_allocate(iova_tree *t, uint64_t len, int shift, int policy, ui
 		p.node[t->height] = t->root;
 		p.at[t->height] = root;
 		path_down_to(&p, t->height, (int)k, len, 0);
-		i = leaf_first(p.leaf, t->mask[k], len, 0);
+		i = leaf_first(p.leaf, t->mask[k], len, 0, wide);
 		*place = (leaf_stop(p.leaf, i) + t->mask[k]) & ~t->mask[k];
-		return tree_put(t, &p, i, *place, len);
+		return tree_put(t, &p, i, *place, len, wide);
 	}
 	if (policy == IOVA_FIRST) {
-		found = choose_first(t, &p, &i, len, (int)k, low, high, place);
+		found = BY_WIDTH(choose_first, t, &p, &i, len, (int)k, low, high, place);
 	} else if (policy == IOVA_LAST) {
-		found = choose_last(t, &p, &i, len, (int)k, low, high, place);
+		found = BY_WIDTH(choose_last, t, &p, &i, len, (int)k, low, high, place);
 	} else {
 		if (!t->sizes && !sizes_build(t))
 			return IOVA_NOMEM;
-		found = choose_best(t, &p, &i, len, (int)k, low, high, place);
+		found = BY_WIDTH(choose_best, t, &p, &i, len, (int)k, low, high, place);
 	}
-	return found ? tree_put(t, &p, i, *place, len) : IOVA_NONE;
+	return found ? tree_put(t, &p, i, *place, len, wide) : IOVA_NONE;
 }
+IOVA_EACH_WIDTH(int, iova_allocate, (iova_tree *t, uint64_t len, int shift, int policy, uint64_t low, uint64_t high, uint64_t *place), t, len, shift, policy, low, high, place)
 
 /* Take out the entry at start; *len is 0 for any length, and its length afterwards. */
-IOVA_HOT int iova_release(iova_tree *t, uint64_t start, uint64_t *len)
+IOVA_INLINE int iova_release_any(iova_tree *t, uint64_t start, uint64_t *len, int wide)
 {
 	iova_path p;
 	uint64_t held;
@@ -1853,11 +2031,12 @@ IOVA_HOT int iova_release(iova_tree *t, uint64_t start, uint64_t *len)
 	*len = held;
 	if (__builtin_expect(start == 0 && t->keep_zero, 0))
 		return tree_set_zero(t, 1, 1);
-	return tree_cut(t, &p, i);
+	return tree_cut(t, &p, i, wide);
 }
+IOVA_EACH_WIDTH(int, iova_release, (iova_tree *t, uint64_t start, uint64_t *len), t, start, len)
 
 /* The last entry that starts at x or below. */
-IOVA_HOT void iova_find(const iova_tree *t, uint64_t x, iova_entry *entry)
+IOVA_INLINE int iova_find_any(const iova_tree *t, uint64_t x, iova_entry *entry, int wide)
 {
 	iova_path p;
 	uint32_t i;
@@ -1867,7 +2046,9 @@ IOVA_HOT void iova_find(const iova_tree *t, uint64_t x, iova_entry *entry)
 	entry->start = leaf_start(p.leaf, i);
 	entry->len = leaf_stop(p.leaf, i) - entry->start;
 	entry->fixed = (int)(p.leaf->fixed >> i & 1);
+	return (void)wide, entry->fixed;
 }
+IOVA_EACH_WIDTH(int, iova_find, (const iova_tree *t, uint64_t x, iova_entry *entry), t, x, entry)
 
 /* Walks entries upward: begins with the last that starts at x or below. */
 typedef struct {
