@@ -46,7 +46,13 @@ IOVA_INLINE void V(store)(void *lanes, V(lanes) v)
 
 IOVA_INLINE V(lanes) V(all)(int32_t value)
 {
-	return (V(lanes)){ 0 } + value;
+	V(lanes) v = { value };
+
+#if IOVA_WIDTH == 8
+	return __builtin_shufflevector(v, v, 0, 0, 0, 0, 0, 0, 0, 0);
+#else
+	return __builtin_shufflevector(v, v, 0, 0, 0, 0);
+#endif
 }
 
 IOVA_INLINE V(lanes) V(pick)(V(lanes) mask, V(lanes) yes, V(lanes) no)
@@ -134,7 +140,7 @@ IOVA_INLINE int32_t V(lanes_max)(const iova_leaf *l, int32_t mask)
  */
 IOVA_INLINE int32_t V(lanes_open)(iova_leaf *l, uint32_t i, int32_t start, int32_t stop)
 {
-	V(lanes) at = V(all)((int32_t)i), at_next = at + 1, most = V(all)(0);
+	V(lanes) at = V(all)((int32_t)i), at_next = V(all)((int32_t)i + 1), most = V(all)(0);
 
 #pragma GCC unroll 16
 	for (int c = IOVA_LANES - IOVA_WIDTH; c >= 0; c -= IOVA_WIDTH) {
@@ -617,7 +623,6 @@ IOVA_INLINE unsigned atmost8(const uint64_t *v, uint64_t x)
 {
 	unsigned count = 0;
 
-#pragma GCC unroll 8
 	for (int i = 0; i < 8; i++)
 		count += v[i] <= x;
 	return count;
@@ -2050,6 +2055,168 @@ IOVA_INLINE int iova_find_any(const iova_tree *t, uint64_t x, iova_entry *entry,
 }
 IOVA_EACH_WIDTH(int, iova_find, (const iova_tree *t, uint64_t x, iova_entry *entry), t, x, entry)
 
+/* Look up many addresses: first and last address of the entry that holds each, else 1 and 0.
+ * Eight at a time, level by level, so that the misses of one do not wait for those of another.
+ */
+IOVA_INLINE int iova_find_many_any(const iova_tree *t, const uint64_t *x, size_t count, int shift,
+				   uint64_t *starts, uint64_t *lasts, int wide)
+{
+	uint64_t low = ((uint64_t)1 << shift) - 1;
+
+	for (size_t at = 0; at < count; at += 8) {
+		size_t n = count - at < 8 ? count - at : 8;
+		const void *node[8];
+
+		for (size_t j = 0; j < n; j++)
+			node[j] = t->root;
+		for (int level = t->height; level; level--) {
+			for (size_t j = 0; j < n; j++) {
+				const iova_inner *in = node[j];
+
+				node[j] = in->child[inner_seek(in, x[at + j] >> shift)];
+				__builtin_prefetch(node[j]);
+				__builtin_prefetch((const char *)node[j] + 64);
+				__builtin_prefetch((const char *)node[j] + 128);
+				__builtin_prefetch((const char *)node[j] + 192);
+				__builtin_prefetch((const char *)node[j] + 256);
+			}
+		}
+		for (size_t j = 0; j < n; j++) {
+			const iova_leaf *l = node[j];
+			uint64_t unit = x[at + j] >> shift, start, len;
+			uint32_t i = leaf_seek(l, unit);
+
+			start = leaf_start(l, i);
+			len = leaf_stop(l, i) - start;
+			if ((l->fixed >> i & 1) || unit - start >= len) {
+				starts[at + j] = 1;
+				lasts[at + j] = 0;
+			} else {
+				starts[at + j] = start << shift;
+				lasts[at + j] = ((start + (len - 1)) << shift) | low;
+			}
+		}
+	}
+	return (void)wide, IOVA_OK;
+}
+IOVA_EACH_WIDTH(int, iova_find_many,
+		(const iova_tree *t, const uint64_t *x, size_t count, int shift, uint64_t *starts,
+		 uint64_t *lasts),
+		t, x, count, shift, starts, lasts)
+
+/* Mark the entry at start as fixed, or as an allocation: a range that is parked is neither free
+ * nor owned. *len is 0 for any length, and its length afterwards.
+ */
+IOVA_INLINE int iova_mark_any(iova_tree *t, uint64_t start, uint64_t *len, int fixed, int wide)
+{
+	iova_path p;
+	uint64_t held;
+	uint32_t i;
+
+	path_down(t, &p, start);
+	i = leaf_seek(p.leaf, start);
+	if (leaf_start(p.leaf, i) != start || (int)(p.leaf->fixed >> i & 1) == fixed || start == 0)
+		return IOVA_NONE;
+	held = leaf_stop(p.leaf, i) - start;
+	if (*len && *len != held)
+		return IOVA_OTHER;
+	*len = held;
+	p.leaf->fixed ^= (uint64_t)1 << i;
+	return (void)wide, IOVA_OK;
+}
+IOVA_EACH_WIDTH(int, iova_mark, (iova_tree *t, uint64_t start, uint64_t *len, int fixed), t, start,
+		len, fixed)
+
+/* What can be said of the gaps of a window: of those that its edges may cut, where they lie, and
+ * of those between in all, how large the largest is, and how many units they have.
+ */
+typedef struct {
+	uint64_t low_first, low_last; /* none where first > last */
+	uint64_t high_first, high_last;
+	uint64_t max; /* the largest gap between; 0 when there is none */
+	uint64_t max_start;
+	uint64_t max_aligned;
+	uint64_t sum;
+} iova_facts;
+
+static uint64_t facts_of(const iova_leaf *l, const iova_tree *t, int k, uint32_t from, uint32_t below)
+{
+	uint64_t all = 0;
+
+	for (uint32_t i = from; i < below; i++) {
+		uint64_t one = k == IOVA_SUM ? leaf_gap(l, i) : leaf_usable(l, i, t->mask[k]);
+
+		all = k == IOVA_SUM ? all + one : one > all ? one : all;
+	}
+	return all;
+}
+
+/* The largest, or the sum, over the gaps strictly between two entries. */
+static uint64_t facts_between(const iova_tree *t, const iova_path *a, uint32_t i,
+			      const iova_path *b, uint32_t j, int k)
+{
+	uint64_t all, one;
+
+	if (a->leaf == b->leaf)
+		return facts_of(a->leaf, t, k, i + 1, j);
+	all = facts_of(a->leaf, t, k, i + 1, a->leaf->count);
+	one = facts_of(b->leaf, t, k, 0, j);
+	all = k == IOVA_SUM ? all + one : one > all ? one : all;
+	for (int level = 1; level <= t->height; level++) {
+		const iova_inner *n = a->node[level];
+		int same = n == b->node[level];
+		uint32_t below = same ? b->at[level] : n->count;
+
+		for (int side = 0; side < 2; side++) {
+			for (uint32_t c = side ? 0 : a->at[level] + 1; c < below; c++) {
+				one = plane_of(n, k)->at[c];
+				all = k == IOVA_SUM ? all + one : one > all ? one : all;
+			}
+			if (same)
+				return all;
+			n = b->node[level];
+			below = b->at[level];
+		}
+	}
+	return all;
+}
+
+/* Gather the facts of [low, high] at the alignment 1 << shift. */
+static int iova_tell(iova_tree *t, int shift, uint64_t low, uint64_t high, iova_facts *f)
+{
+	iova_path a, b;
+	uint32_t i, j;
+
+	if (shift && !t->class_of[shift] && !tree_class(t, shift))
+		return IOVA_NOMEM;
+	if (!t->sums && !tree_sums(t))
+		return IOVA_NOMEM;
+	memset(&a, 0, sizeof a);
+	memset(&b, 0, sizeof b);
+	path_down(t, &a, low);
+	path_down(t, &b, high);
+	i = leaf_seek(a.leaf, low);
+	j = leaf_seek(b.leaf, high);
+	memset(f, 0, sizeof *f);
+	f->low_first = f->high_first = 1;
+	if (leaf_gap(a.leaf, i)) {
+		f->low_first = leaf_stop(a.leaf, i);
+		f->low_last = leaf_next(a.leaf, i) - 1;
+	}
+	if (a.leaf == b.leaf && i == j)
+		return IOVA_OK;
+	if (leaf_gap(b.leaf, j)) {
+		f->high_first = leaf_stop(b.leaf, j);
+		f->high_last = leaf_next(b.leaf, j) - 1;
+	}
+	f->max = facts_between(t, &a, i, &b, j, 0);
+	f->max_aligned = facts_between(t, &a, i, &b, j, t->class_of[shift]);
+	f->sum = facts_between(t, &a, i, &b, j, IOVA_SUM);
+	if (f->max)
+		choose_first(t, &b, &j, f->max, 0, leaf_next(a.leaf, i), high, &f->max_start);
+	return IOVA_OK;
+}
+
 /* Walks entries upward: begins with the last that starts at x or below. */
 typedef struct {
 	iova_path path;
@@ -2240,6 +2407,12 @@ static uint64_t iova_bytes(const iova_tree *t)
 {
 	return sizeof *t + t->blocks.bytes + t->inners.bytes +
 	       (t->sizes ? sizeof *t->sizes + t->sizes->inners.bytes : 0);
+}
+
+/* Let the tree have only so many more pieces of memory: tests see what happens then. */
+static void iova_limit(iova_tree *t, uint64_t chunks)
+{
+	t->fail_after = chunks;
 }
 
 #endif

@@ -36,7 +36,7 @@ WORLDS = {
     ),
     "seams": (
         64 * KIB,
-        [(n * MIB, (n + 1) * MIB - 1) for n in range(0, 300)],
+        [(n * MIB, (n + 1) * MIB - 1) for n in range(300)],
         1200,
         [1, 1, 2, 3, 4, 15],
         [64 * KIB, 64 * KIB, 128 * KIB, 512 * KIB],
