@@ -1869,7 +1869,8 @@ IOVA_INLINE int choose_best_any(const iova_tree *t, iova_path *p, uint32_t *entr
 
 			first = first < low ? low : first;
 			last = last > high ? high : last;
-			if (!found || last - first + 1 < best_size) {
+			if (!found || last - first + 1 < best_size ||
+			    (last - first + 1 == best_size && first < best_start)) {
 				best_size = last - first + 1;
 				best_start = first;
 				best_at = at;
