@@ -39,7 +39,8 @@ def growth(curves: dict[str, dict[int, float]]) -> str:
         label = label if power < 6 else f"{10 ** (power - 6):g} ms"
         out.append(
             f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}" '
-            f'stroke="#dddddd"/><text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{label}</text>'
+            f'stroke="#dddddd"/><text x="{_LEFT - 8}" y="{at + 4:.1f}" '
+            f'text-anchor="end">{label}</text>'
         )
     for power in range(low_x, high_x + 1):
         at = x(10**power)
@@ -55,7 +56,7 @@ def growth(curves: dict[str, dict[int, float]]) -> str:
     ends = []
     for number, (name, points) in enumerate(curves.items()):
         colour = _COLOURS[number % len(_COLOURS)]
-        line = " ".join(f"{x(count):.1f},{y(value):.1f}" for count, value in sorted(points.items()))
+        line = " ".join(f"{x(n):.1f},{y(value):.1f}" for n, value in sorted(points.items()))
         width = 3 if name.startswith("fast") else 1.6
         out.append(
             f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
@@ -73,7 +74,8 @@ def growth(curves: dict[str, dict[int, float]]) -> str:
         out.append(
             f'<line x1="{across + 5:.1f}" y1="{at:.1f}" x2="{_WIDTH - _RIGHT + 8}" '
             f'y2="{place - 4:.1f}" stroke="{colour}" stroke-width="0.6" stroke-dasharray="2 3"/>'
-            f'<text x="{_WIDTH - _RIGHT + 12}" y="{place:.1f}" fill="{colour}">{escape(name)}</text>'
+            f'<text x="{_WIDTH - _RIGHT + 12}" y="{place:.1f}" fill="{colour}">'
+            f"{escape(name)}</text>"
         )
     out.append("</svg>\n")
     return "\n".join(out)

@@ -98,9 +98,7 @@ class SortedFirst:
         self.live: dict[int, int] = {}
 
     def allocate(self, size: int) -> int:
-        for start, span in self.gaps.items():
-            if span >= size:
-                break
+        start, span = next(item for item in self.gaps.items() if item[1] >= size)
         del self.gaps[start]
         if span > size:
             self.gaps[start + size] = span - size
@@ -130,9 +128,7 @@ class Bisect:
         self.live: dict[int, int] = {}
 
     def allocate(self, size: int) -> int:
-        for place, span in enumerate(self.sizes):
-            if span >= size:
-                break
+        place, span = next(item for item in enumerate(self.sizes) if item[1] >= size)
         start = self.starts[place]
         if span > size:
             self.starts[place] += size

@@ -181,6 +181,39 @@ IOVA_INLINE void V(lanes_down)(int32_t *lanes, uint32_t from)
 	}
 }
 
+/* The same for 32 numbers of 64 bits, which are 64 lanes in pairs: put one in at `from`. */
+IOVA_INLINE void V(pairs_open)(void *pairs, uint32_t from, uint64_t value)
+{
+	V(lanes) at = V(all)((int32_t)from), here;
+	uint64_t copies[IOVA_WIDTH / 2];
+
+	for (int i = 0; i < IOVA_WIDTH / 2; i++)
+		copies[i] = value;
+	here = V(load)(copies);
+#pragma GCC unroll 16
+	for (int c = IOVA_LANES - IOVA_WIDTH; c >= 0; c -= IOVA_WIDTH) {
+		char *lanes = (char *)pairs + 4 * c;
+		V(lanes) number = V(load)(iova_pair_number + c), kept = V(load)(lanes);
+
+		kept = V(pick)(number == at, here, kept);
+		V(store)(lanes, V(pick)(number > at, V(load)(lanes - 8), kept));
+	}
+}
+
+/* Take one out at `from`; what comes into the last place is not defined. */
+IOVA_INLINE void V(pairs_close)(void *pairs, uint32_t from)
+{
+	V(lanes) at = V(all)((int32_t)from);
+
+#pragma GCC unroll 16
+	for (int c = 0; c < IOVA_LANES; c += IOVA_WIDTH) {
+		char *lanes = (char *)pairs + 4 * c;
+		V(lanes) kept = V(load)(lanes), moved = V(load)(lanes + 8);
+
+		V(store)(lanes, V(pick)(at > V(load)(iova_pair_number + c), kept, moved));
+	}
+}
+
 #elif !defined(VMM_IOVA_TREE_H)
 #define VMM_IOVA_TREE_H
 
@@ -471,6 +504,11 @@ IOVA_INLINE uint32_t leaf_seek(const iova_leaf *l, uint64_t x)
 #define EIGHT(n) n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7
 static const int32_t iova_number[IOVA_LANES] __attribute__((aligned(64))) = {
 	EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24), EIGHT(32), EIGHT(40), EIGHT(48), EIGHT(56)
+};
+
+#define PAIRS(n) n, n, n + 1, n + 1, n + 2, n + 2, n + 3, n + 3
+static const int32_t iova_pair_number[IOVA_LANES] __attribute__((aligned(64))) = {
+	PAIRS(0), PAIRS(4), PAIRS(8), PAIRS(12), PAIRS(16), PAIRS(20), PAIRS(24), PAIRS(28)
 };
 
 #define IOVA_WIDTH 4
@@ -1108,10 +1146,10 @@ IOVA_RARE int shape_split(iova_tree *t, iova_path *p, uint64_t start)
 	if (leaf_seek(a, start) + 1 < a->count) {
 		iova_inner *n = p->node[1];
 
-		if (i + 1 < n->count && ((iova_leaf *)n->child[i + 1])->count <= 44 &&
+		if (i + 1 < n->count && ((iova_leaf *)n->child[i + 1])->count <= 54 &&
 		    shape_share(t, p, i, 0))
 			return 1;
-		if (i && ((iova_leaf *)n->child[i - 1])->count <= 44 && shape_share(t, p, i - 1, 0))
+		if (i && ((iova_leaf *)n->child[i - 1])->count <= 54 && shape_share(t, p, i - 1, 0))
 			return 1;
 	} else {
 		half = IOVA_LANES - 1; /* growth at the end leaves full leaves behind */
@@ -1256,7 +1294,7 @@ static int sizes_ready(iova_tree *t)
 						   ((size_t)t->height + 4) * (inner_blocks(t) + 1));
 }
 
-IOVA_INLINE void sizes_add(iova_tree *t, uint64_t start, uint64_t size)
+IOVA_INLINE void sizes_add(iova_tree *t, uint64_t start, uint64_t size, int wide)
 {
 	iova_sizes *s = t->sizes;
 	iova_gaps *g = s->root;
@@ -1287,10 +1325,8 @@ IOVA_INLINE void sizes_add(iova_tree *t, uint64_t start, uint64_t size)
 		g = g->child[i];
 	}
 	i = gaps_seek(g, size, start);
-	memmove(g->size + i + 1, g->size + i, (g->count - i) * sizeof *g->size);
-	memmove(g->start + i + 1, g->start + i, (g->count - i) * sizeof *g->start);
-	g->size[i] = size;
-	g->start[i] = start;
+	BY_WIDTH(pairs_open, g->size, i, size);
+	BY_WIDTH(pairs_open, g->start, i, start);
 	g->count++;
 }
 
@@ -1334,7 +1370,7 @@ static void gaps_join(iova_tree *t, iova_gaps_path *p, int level)
 	gaps_note(t, up, level, i, low);
 }
 
-IOVA_INLINE void sizes_drop(iova_tree *t, uint64_t start, uint64_t size)
+IOVA_INLINE void sizes_drop(iova_tree *t, uint64_t start, uint64_t size, int wide)
 {
 	iova_sizes *s = t->sizes;
 	iova_gaps_path p;
@@ -1345,9 +1381,10 @@ IOVA_INLINE void sizes_drop(iova_tree *t, uint64_t start, uint64_t size)
 	g = p.leaf;
 	i = gaps_seek(g, size, start) - 1;
 	g->count--;
-	memmove(g->size + i, g->size + i + 1, (g->count - i) * sizeof *g->size);
-	memmove(g->start + i, g->start + i + 1, (g->count - i) * sizeof *g->start);
-	g->size[g->count] = g->start[g->count] = ~(uint64_t)0;
+	/* SAFETY: a leaf of gaps lies in a block that is larger than it by more than a lane. */
+	BY_WIDTH(pairs_close, g->size, i);
+	BY_WIDTH(pairs_close, g->start, i);
+	g->size[SIZES_LANES - 1] = g->start[SIZES_LANES - 1] = ~(uint64_t)0;
 	for (int k = 1; k < t->classes; k++) {
 		uint64_t most = usable(start, size, t->mask[k]);
 
@@ -1435,12 +1472,12 @@ IOVA_INLINE int sizes_change_any(iova_tree *t, iova_gap gone, iova_gap gone_too,
 #pragma GCC unroll 1
 	for (int i = 0; i < 2; i++)
 		if (g[i].size)
-			sizes_drop(t, g[i].start, g[i].size);
+			sizes_drop(t, g[i].start, g[i].size, wide);
 #pragma GCC unroll 1
 	for (int i = 2; i < 4; i++)
 		if (g[i].size)
-			sizes_add(t, g[i].start, g[i].size);
-	return (void)wide, 1;
+			sizes_add(t, g[i].start, g[i].size, wide);
+	return 1;
 }
 IOVA_EACH_WIDTH(int, sizes_change, (iova_tree *t, iova_gap gone, iova_gap gone_too, iova_gap come, iova_gap come_too), t, gone, gone_too, come, come_too)
 
@@ -1485,7 +1522,7 @@ IOVA_RARE int sizes_build(iova_tree *t)
 				sizes_free(t);
 				return 0;
 			}
-			sizes_add(t, leaf_stop(p.leaf, i), gap);
+			sizes_add(t, leaf_stop(p.leaf, i), gap, 0);
 		}
 	} while (path_step(t, &p, 1));
 	return 1;
@@ -1673,10 +1710,10 @@ IOVA_RARE void tree_join(iova_tree *t, iova_path *p)
 	iova_inner *n = p->node[1];
 	uint32_t i = p->at[1];
 
-	if (i + 1 < n->count && p->leaf->count + ((iova_leaf *)n->child[i + 1])->count <= 52 &&
+	if (i + 1 < n->count && p->leaf->count + ((iova_leaf *)n->child[i + 1])->count <= 56 &&
 	    shape_share(t, p, i, 1))
 		return;
-	if (i && p->leaf->count + ((iova_leaf *)n->child[i - 1])->count <= 52)
+	if (i && p->leaf->count + ((iova_leaf *)n->child[i - 1])->count <= 56)
 		shape_share(t, p, i - 1, 1);
 }
 
@@ -1742,7 +1779,7 @@ IOVA_INLINE int tree_cut(iova_tree *t, iova_path *p, uint32_t i, int wide)
 	if (__builtin_expect(t->sizes != NULL, 0))
 		BY_WIDTH(sizes_change, t, (iova_gap){ stop, gap }, (iova_gap){ mine_stop, mine },
 			     (iova_gap){ stop, leaf_gap(l, i - 1) }, (iova_gap){ 0, 0 });
-	if (__builtin_expect(l->count <= 26, 0))
+	if (__builtin_expect(l->count <= 30, 0))
 		tree_join(t, p);
 	return IOVA_OK;
 }
