@@ -618,6 +618,76 @@ static void leaf_read(const iova_leaf *l, iova_entry *e)
 	}
 }
 
+/* The entries of one leaf or of two neighbours, taken out to be dealt anew. Distances are from the
+ * base of the first.
+ */
+typedef struct {
+	uint64_t base, above, tail;
+	uint64_t fixed[2];
+	uint32_t count;
+	int32_t next[2 * IOVA_LANES];
+	int32_t stop[2 * IOVA_LANES];
+} iova_run;
+
+/* Take a leaf in; 0 when it lies too far from the one that is in already. */
+static int run_add(iova_run *r, const iova_leaf *l)
+{
+	uint32_t n = r->count, delta = 0;
+
+	if (n) {
+		if (leaf_start(l, l->count - 1) - r->base >= IOVA_FAR ||
+		    r->tail - r->base >= IOVA_FAR)
+			return 0;
+		delta = (uint32_t)(l->base - r->base);
+		r->next[n - 1] = (int32_t)delta;
+		r->stop[n - 1] = (int32_t)(r->tail - r->base);
+		r->fixed[0] |= n < 64 ? l->fixed << n : 0;
+		r->fixed[1] = n < 64 ? l->fixed >> (64 - n) : l->fixed;
+	} else {
+		r->base = l->base;
+		r->fixed[0] = l->fixed;
+		r->fixed[1] = 0;
+	}
+	for (uint32_t i = 0; i < IOVA_LANES; i++) {
+		r->next[n + i] = (int32_t)((uint32_t)l->next[i] + delta);
+		r->stop[n + i] = (int32_t)((uint32_t)l->stop[i] + delta);
+	}
+	r->count = n + l->count;
+	r->tail = l->tail;
+	r->above = l->above;
+	return 1;
+}
+
+/* Make a leaf of entries [from, from + count). */
+static void run_write(const iova_run *r, iova_leaf *l, uint32_t from, uint32_t count)
+{
+	uint32_t first = from ? (uint32_t)r->next[from - 1] : 0, stop = from + count;
+
+	l->base = r->base + first;
+	l->count = count;
+	l->fixed = from >= 64 ? r->fixed[1] >> (from - 64)
+		   : from     ? r->fixed[0] >> from | r->fixed[1] << (64 - from)
+			      : r->fixed[0];
+	if (count < 64)
+		l->fixed &= ((uint64_t)1 << count) - 1;
+	for (uint32_t i = 0; i < IOVA_LANES; i++) {
+		uint32_t at = from + i < 2 * IOVA_LANES ? from + i : 2 * IOVA_LANES - 1;
+		int32_t next = (int32_t)((uint32_t)r->next[at] - first);
+		int32_t end = (int32_t)((uint32_t)r->stop[at] - first);
+
+		l->next[i] = i < count ? next : IOVA_FAR;
+		l->stop[i] = i < count ? end : IOVA_FAR;
+	}
+	leaf_set_tail(l, stop == r->count ? r->tail : r->base + (uint64_t)r->stop[stop - 1]);
+	leaf_set_above(l, stop == r->count ? r->above : r->base + (uint64_t)r->next[stop - 1]);
+}
+
+/* Tell whether entries i - 1 and i start at one place: a seam and what begins at it. */
+static int run_pair(const iova_run *r, uint32_t i)
+{
+	return r->next[i - 1] == (i > 1 ? r->next[i - 2] : 0);
+}
+
 /* --- inner nodes --- */
 
 IOVA_INLINE iova_plane *plane_of(const iova_inner *n, int number)
@@ -1103,32 +1173,24 @@ static int shape_share(iova_tree *t, iova_path *p, uint32_t left, int join)
 {
 	iova_inner *n = p->node[1];
 	iova_leaf *a = n->child[left], *b = n->child[left + 1];
-	iova_entry e[2 * IOVA_LANES];
-	uint32_t count = a->count + b->count, half = join ? count : (count + 1) / 2;
-	uint64_t above = b->above;
+	iova_run r;
+	uint32_t half;
 
-	leaf_read(a, e);
-	leaf_read(b, e + a->count);
-	/* A seam and what begins at it stay together. */
-	if (!join && e[half].start == e[half - 1].start)
-		half++;
-	if (half > IOVA_LANES || e[half - 1].start - e[0].start >= IOVA_FAR ||
-	    (half > 1 && e[half - 2].start + e[half - 2].len - e[0].start >= IOVA_FAR))
-		return 0;
-	if (!join && (e[count - 1].start - e[half].start >= IOVA_FAR ||
-		      (count > half + 1 &&
-		       e[count - 2].start + e[count - 2].len - e[half].start >= IOVA_FAR)))
+	r.count = 0;
+	if (!run_add(&r, a) || !run_add(&r, b))
 		return 0;
 	if (join) {
-		leaf_write(a, e, count, above);
+		run_write(&r, a, 0, r.count);
 		pool_give(&t->blocks, b);
 		inner_note(t, n, 1, left, a);
 		p->at[1] = left + 1;
 		shape_drop(t, p, 1);
 		return 1;
 	}
-	leaf_write(a, e, half, e[half].start);
-	leaf_write(b, e + half, count - half, above);
+	half = (r.count + 1) / 2;
+	half += run_pair(&r, half);
+	run_write(&r, a, 0, half);
+	run_write(&r, b, half, r.count - half);
 	inner_note(t, n, 1, left, a);
 	inner_note(t, n, 1, left + 1, b);
 	inner_index(t, n);
@@ -1136,10 +1198,10 @@ static int shape_share(iova_tree *t, iova_path *p, uint32_t left, int join)
 }
 
 /* Make room for an entry at `start` in the full leaf of the path. */
-IOVA_RARE int shape_split(iova_tree *t, iova_path *p, uint64_t start)
+static int shape_split(iova_tree *t, iova_path *p, uint64_t start)
 {
 	iova_leaf *a = p->leaf, *b;
-	iova_entry e[IOVA_LANES];
+	iova_run r;
 	uint32_t i = p->at[1], half = IOVA_LANES / 2;
 
 	/* PERF: sharing with a neighbour first keeps leaves fuller (bench: memory per range). */
@@ -1158,12 +1220,12 @@ IOVA_RARE int shape_split(iova_tree *t, iova_path *p, uint64_t start)
 		return 0;
 	path_down(t, p, start);
 	i = p->at[1];
-	leaf_read(a, e);
-	if (e[half].start == e[half - 1].start)
-		half--;
+	r.count = 0;
+	run_add(&r, a);
+	half -= (uint32_t)run_pair(&r, half);
 	b = pool_take(&t->blocks);
-	leaf_write(b, e + half, IOVA_LANES - half, a->above);
-	leaf_write(a, e, half, b->base);
+	run_write(&r, b, half, IOVA_LANES - half);
+	run_write(&r, a, 0, half);
 	shape_add(t, p->node[1], 1, i + 1, b);
 	return 1;
 }
@@ -1705,7 +1767,7 @@ IOVA_RARE int tree_set_zero(iova_tree *t, uint64_t len, int fixed)
 }
 
 /* Make one leaf of the path's and a neighbour, if both are sparse. */
-IOVA_RARE void tree_join(iova_tree *t, iova_path *p)
+static void tree_join(iova_tree *t, iova_path *p)
 {
 	iova_inner *n = p->node[1];
 	uint32_t i = p->at[1];
@@ -1718,10 +1780,10 @@ IOVA_RARE void tree_join(iova_tree *t, iova_path *p)
 }
 
 /* Take out entry 0 of a leaf that is not the first: its space goes to the leaf before. */
-IOVA_RARE void tree_cut_first(iova_tree *t, iova_path *p)
+static void tree_cut_first(iova_tree *t, iova_path *p)
 {
 	iova_leaf *l = p->leaf, *a;
-	iova_entry e[IOVA_LANES];
+	iova_run r;
 	iova_path q = *p;
 	uint64_t stop, gap, mine_stop = leaf_stop(l, 0), mine = leaf_gap(l, 0);
 
@@ -1730,8 +1792,9 @@ IOVA_RARE void tree_cut_first(iova_tree *t, iova_path *p)
 	stop = a->tail;
 	gap = leaf_gap(a, a->count - 1);
 	if (l->count > 1) {
-		leaf_read(l, e);
-		leaf_write(l, e + 1, l->count - 1, l->above);
+		r.count = 0;
+		run_add(&r, l);
+		run_write(&r, l, 1, l->count - 1);
 		path_set_key(t, p, 1, l->base);
 		leaf_set_above(a, l->base);
 		path_refresh(t, p);
