@@ -570,14 +570,18 @@ cdef class Core:
         cdef uint64_t low = 0, high = 0
         cdef bint plain = align is None and within is None and policy == "first"
         cdef int number, shift
-        _, align, number, window_low, window_high = self._request(
-            self.granule, align, policy, within
-        )
-        shift = align.bit_length() - 1 - self.shift
-        if window_low <= window_high:
-            low, high = window_low >> self.shift, window_high >> self.shift
+        if plain:
+            align, number, shift = self.granule, IOVA_FIRST, 0
+            window_low, window_high, high = 0, LAST, self.highest
         else:
-            low, high = 1, 0
+            _, align, number, window_low, window_high = self._request(
+                self.granule, align, policy, within
+            )
+            shift = align.bit_length() - 1 - self.shift
+            if window_low <= window_high:
+                low, high = window_low >> self.shift, window_high >> self.shift
+            else:
+                low, high = 1, 0
         numbers(sizes, &asked, False, "sizes")
         try:
             if out is None:

@@ -2156,17 +2156,20 @@ IOVA_INLINE int iova_find_any(const iova_tree *t, uint64_t x, iova_entry *entry,
 }
 IOVA_EACH_WIDTH(int, iova_find, (const iova_tree *t, uint64_t x, iova_entry *entry), t, x, entry)
 
+enum { IOVA_ABREAST = 16 };
+
 /* Look up many addresses: first and last address of the entry that holds each, else 1 and 0.
- * Eight at a time, level by level, so that the misses of one do not wait for those of another.
+ * Sixteen abreast, level by level, so that the misses of one do not wait for those of another.
  */
 IOVA_INLINE int iova_find_many_any(const iova_tree *t, const uint64_t *x, size_t count, int shift,
 				   uint64_t *starts, uint64_t *lasts, int wide)
 {
 	uint64_t low = ((uint64_t)1 << shift) - 1;
 
-	for (size_t at = 0; at < count; at += 8) {
-		size_t n = count - at < 8 ? count - at : 8;
-		const void *node[8];
+	for (size_t at = 0; at < count; at += IOVA_ABREAST) {
+		size_t n = count - at < IOVA_ABREAST ? count - at : IOVA_ABREAST;
+		const void *node[IOVA_ABREAST];
+		uint32_t place[IOVA_ABREAST];
 
 		for (size_t j = 0; j < n; j++)
 			node[j] = t->root;
@@ -2174,28 +2177,32 @@ IOVA_INLINE int iova_find_many_any(const iova_tree *t, const uint64_t *x, size_t
 			for (size_t j = 0; j < n; j++) {
 				const iova_inner *in = node[j];
 
-				node[j] = in->child[inner_seek(in, x[at + j] >> shift)];
-				__builtin_prefetch(node[j]);
-				__builtin_prefetch((const char *)node[j] + 64);
-				__builtin_prefetch((const char *)node[j] + 128);
-				__builtin_prefetch((const char *)node[j] + 192);
-				__builtin_prefetch((const char *)node[j] + 256);
+				place[j] = inner_seek(in, x[at + j] >> shift);
+				__builtin_prefetch(in->child + place[j]);
+			}
+			for (size_t j = 0; j < n; j++) {
+				const char *below = ((const iova_inner *)node[j])->child[place[j]];
+
+				node[j] = below;
+				/* A leaf is read from its first line to its last `next`. */
+				for (int line = 0; line < (level == 1 ? 5 : 2); line++)
+					__builtin_prefetch(below + 64 * line);
 			}
 		}
 		for (size_t j = 0; j < n; j++) {
 			const iova_leaf *l = node[j];
-			uint64_t unit = x[at + j] >> shift, start, len;
-			uint32_t i = leaf_seek(l, unit);
 
-			start = leaf_start(l, i);
-			len = leaf_stop(l, i) - start;
-			if ((l->fixed >> i & 1) || unit - start >= len) {
-				starts[at + j] = 1;
-				lasts[at + j] = 0;
-			} else {
-				starts[at + j] = start << shift;
-				lasts[at + j] = ((start + (len - 1)) << shift) | low;
-			}
+			place[j] = leaf_seek(l, x[at + j] >> shift);
+			__builtin_prefetch(l->stop + place[j]);
+		}
+		for (size_t j = 0; j < n; j++) {
+			const iova_leaf *l = node[j];
+			uint64_t start = leaf_start(l, place[j]), unit = x[at + j] >> shift;
+			uint64_t len = leaf_stop(l, place[j]) - start;
+			int none = (l->fixed >> place[j] & 1) || unit - start >= len;
+
+			starts[at + j] = none ? 1 : start << shift;
+			lasts[at + j] = none ? 0 : ((start + (len - 1)) << shift) | low;
 		}
 	}
 	return (void)wide, IOVA_OK;
