@@ -4,6 +4,7 @@
 from array import array
 
 from cpython.ref cimport PyObject
+cimport cython
 from libc.stdint cimport uint64_t
 from cpython.buffer cimport (
     PyBUF_CONTIG,
@@ -245,6 +246,7 @@ cdef class Core:
     def __len__(self):
         return self.count
 
+    @cython.binding(False)
     def allocate(self, size, align=None, policy="first", within=None, tag=None):
         """Choose a free range, own it, and return its first address.
 
@@ -352,6 +354,7 @@ cdef class Core:
             raise MemoryError
         return self._no_space(size, align, within, *self.facts(align, window_low, window_high))
 
+    @cython.binding(False)
     def allocate_at(self, start, size, tag=None, *, align=None):
         """Own the range at a place that the caller chose, address 0 included.
 
@@ -409,6 +412,7 @@ cdef class Core:
             raise MemoryError
         return self._refuse_at(start, last, self._overlap(start, last))
 
+    @cython.binding(False)
     def release(self, start, size=None):
         """Give an allocation back, the whole of it.
 

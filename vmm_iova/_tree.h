@@ -237,7 +237,7 @@ IOVA_INLINE void V(pairs_close)(void *pairs, uint32_t from)
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(VMM_IOVA_BASELINE)
 #define IOVA_TWO_WIDTHS
 #define IOVA_EACH_WIDTH(type, name, parameters, ...)                                   \
-	static __attribute__((unused, target("arch=x86-64-v3"))) type name##_8 parameters \
+	static __attribute__((unused, target("avx2,bmi,bmi2,popcnt"))) type name##_8 parameters \
 	{                                                                              \
 		return name##_any(__VA_ARGS__, 1);                                     \
 	}                                                                              \
@@ -255,8 +255,7 @@ static __attribute__((constructor)) void iova_look(void)
 {
 	__builtin_cpu_init();
 	iova_wide = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
-		    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma") &&
-		    __builtin_cpu_supports("popcnt");
+		    __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
 }
 #else
 #define IOVA_EACH_WIDTH(type, name, parameters, ...)            \
