@@ -87,7 +87,7 @@ def measure(live: int, quick: bool) -> dict[str, float]:
     found["bytes"] = churn.subject._bytes() / live
     found["lookup"] = churn.lookups(stretches, 4096)
     found["sorted lookup"] = sorted_lookup(churn)
-    found["best"] = workloads.Churn(ours("fast", "best"), live, warm).pair(stretches, length)
+    found["best"] = workloads.Churn(ours("fast"), live, warm, "best").pair(stretches, length)
     gaps = live
     found["scan"] = workloads.scan(ours("fast"), gaps)
     found["align"] = workloads.align(ours("fast"), gaps)

@@ -23,23 +23,9 @@ class Rival(Protocol):
     def release(self, handle: Any) -> None: ...
 
 
-def ours(engine: str, policy: str = "first", **options: Any) -> Any:
+def ours(engine: str, **options: Any) -> Any:
     """Return an allocator of this package over the aperture of the workloads."""
-    made = allocator_class(engine)(APERTURE, granule=PAGE, **options)
-    if policy == "first":
-        return made
-
-    class Best:
-        """The same, with another policy in each call."""
-
-        release = made.release
-        inner = made
-
-        @staticmethod
-        def allocate(size: int) -> int:
-            return made.allocate(size, None, policy)
-
-    return Best
+    return allocator_class(engine)(APERTURE, granule=PAGE, **options)
 
 
 class SortedBest:

@@ -68,15 +68,17 @@ class Churn:
     subject: Any
     live: int
     warm: int
+    policy: str = "first"
     seed: int = 7
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
+        options = () if self.policy == "first" else (None, self.policy)
         allocate, release = self.subject.allocate, self.subject.release
-        self.held = [allocate(size) for size in sizes(self.chance, self.live)]
+        self.held = [allocate(size, *options) for size in sizes(self.chance, self.live)]
         for place, size in self._steps(self.warm):
             release(self.held[place])
-            self.held[place] = allocate(size)
+            self.held[place] = allocate(size, *options)
 
     def _steps(self, count: int) -> list[tuple[int, int]]:
         places = [self.chance.randrange(self.live) for _ in range(count)]
@@ -85,6 +87,7 @@ class Churn:
     def pair(self, stretches: int, length: int) -> float:
         """Return ns of one release and one allocation, net of the loop."""
         allocate, release, held = self.subject.allocate, self.subject.release, self.held
+        policy, plain = self.policy, self.policy == "first"
         now = time.thread_time_ns
         loops, both = [], []
         gc.disable()
@@ -96,11 +99,18 @@ class Churn:
                     start = held[place]
                     held[place] = start
                 loops.append((now() - begin) / length)
-                begin = now()
-                for place, size in steps:
-                    release(held[place])
-                    held[place] = allocate(size)
-                both.append((now() - begin) / length)
+                if plain:
+                    begin = now()
+                    for place, size in steps:
+                        release(held[place])
+                        held[place] = allocate(size)
+                    both.append((now() - begin) / length)
+                else:
+                    begin = now()
+                    for place, size in steps:
+                        release(held[place])
+                        held[place] = allocate(size, None, policy)
+                    both.append((now() - begin) / length)
         finally:
             gc.enable()
         return quartile(both) - quartile(loops)
