@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
 import random
 import sys
@@ -144,6 +145,8 @@ def note(text: str) -> None:
 
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "machine": platform.machine()}
+    if hasattr(os, "getloadavg"):
+        found["load"] = f"{os.getloadavg()[1]:.1f} on {os.cpu_count()} CPUs"
     for name in ("vmm-iova", "sortedcontainers", "tinygrad", "intervaltree", "portion"):
         try:
             found[name] = version(name)
@@ -207,10 +210,9 @@ def main() -> int:
             wanted = "" if goal is None else f"{sign}{goal:g}"
             cells.append(f"{shown:>9} {wanted:>6} {verdict(figure, goal, more):>7}")
         print(f"{name:42}" + "".join(cells))
-    print(
-        "\nns: "
-        + json.dumps({f"{n}": {k: round(v, 1) for k, v in c.items()} for n, c in columns.items()})
-    )
+    print("\nour own figures, ns (bytes: bytes per live range)")
+    for count, column in columns.items():
+        print(f"  {count:>9,}: " + ", ".join(f"{k} {v:.1f}" for k, v in column.items()))
     print("\nrivals, ns per pair in W1")
     for name, found in rivals.items():
         semantics = getattr(made[name], "semantics", "first fit, exact, alignment, window")
