@@ -22,6 +22,8 @@ WINGS = (
     ("allocator", "engine", "_fast", "_pure"),
     ("host",),
     ("guest",),
+    ("kernel", "_ioctl"),
+    ("mapping",),
     ("report",),
     ("cli", "__main__", "__init__"),
 )

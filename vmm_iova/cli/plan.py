@@ -49,6 +49,13 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="also write a picture (.svg) or the layout (.json)"
     )
+    parser.add_argument(
+        "--dry-run",
+        nargs="?",
+        const="type1",
+        choices=("type1", "iommufd"),
+        help="also map the layout on a kernel in memory that has the ranges and limits of the host",
+    )
 
 
 def add_guest_options(parser: argparse.ArgumentParser) -> None:
@@ -92,12 +99,14 @@ def run(options: argparse.Namespace) -> int:
     document = data.dump_layout(layout, cost, GENERATOR, compared)
     if options.output:
         write(options.output, picture(options.output, layout, document))
+    rehearsed = _rehearse(layout, options.dry_run) if options.dry_run else ""
     if options.format:
         print(told_text(layout, options.format), end="")
     elif options.json:
         print(document, end="")
     else:
-        print(text.show_layout(layout, cost, bytes_=options.bytes, compared=compared), end="")
+        shown = text.show_layout(layout, cost, bytes_=options.bytes, compared=compared)
+        print(shown + rehearsed, end="")
     return REFUSED if layout.changes else status_of(layout.usable)
 
 
@@ -184,6 +193,16 @@ def _saved(name: str | None) -> dict[str, Any] | None:
     if found is None:
         raise HostDataError(f"{name} is no saved layout (-o layout.json writes one)", source=name)
     return found
+
+
+def _rehearse(layout: Layout, via: str) -> str:
+    from vmm_iova.mapping import dry_run  # needs Linux
+
+    done = dry_run(layout, via)
+    left = "" if done.entries_left is None else f", {done.entries_left} more are allowed"
+    calls = [f"map {span} ({name})" for span, name in done.calls]
+    title = f"dry run on {via}: {len(calls)} calls taken{left}"
+    return "\n".join(text.section(title, calls)) + "\n"
 
 
 def picture(name: str, layout: Layout, document: str) -> str:

@@ -241,11 +241,14 @@ class _Judge:
 
     def _no_evidence(self, group: Group | None, looked: Sequence[str]) -> EvidenceError:
         of = f" for {group.title}" if group else ""
+        asked = sorted({name for item in self.host.kernel_ranges for name in item.groups or ()})
+        select = [f"only the groups that the kernel was asked about: --groups {','.join(asked)}"]
         return EvidenceError(
             f"host {self.host.name}: nothing says how wide the IOVA space is{of}, and a width is "
             "not guessed",
             looked_at=looked,
             settles=(
+                *(select if asked else ()),
                 "--aperture START-LAST, if you know it (DMA does not begin at 0 on s390)"
                 if self._is_s390()
                 else "--aperture BITS or --aperture START-LAST, if you know it",
