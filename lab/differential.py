@@ -483,12 +483,23 @@ class DivergenceError(AssertionError):
     """The simulated kernel answered something else than the real one."""
 
 
+def _leftover(op: Op, told: Answer, ours: Answer) -> bool:
+    """Whether a bitmap differs only by bits of pages that are not mapped.
+
+    The kernel leaves bits of a reading at another offset there; the simulation, where every mapped
+    page is dirty, has none.
+    """
+    if op.name != "dirty" or told.errno or ours.errno:
+        return False
+    return not uapi.read_bits(ours.data) & ~uapi.read_bits(told.data)
+
+
 def compare(real: World, simulated: World, ops: Sequence[Op], seed: int) -> dict[str, int]:
     """Make the calls on both; return how often each was taken and refused."""
     seen: dict[str, int] = {}
     for index, op in enumerate(ops):
         told, ours = real.do(op), simulated.do(op)
-        if told != ours:
+        if told != ours and not _leftover(op, told, ours):
             before = "\n".join(f"  {each}" for each in ops[max(index - 12, 0) : index])
             raise DivergenceError(
                 f"seed {seed}, call {index}: {op}\n real:      {told}\n simulated: {ours}\n"
