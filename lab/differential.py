@@ -229,7 +229,9 @@ class Type1World(World):
             iova=iova, size=size, pgsize=page, bitmap_size=bitmap.size, data=bitmap.address
         )
         answer = self.call(self.container, uapi.IOMMU_DIRTY_PAGES, head + tail)
-        return Answer(answer.errno, answer.value, bitmap.content().rstrip(b"\0"))
+        # What lies behind the range is left over from readings at other offsets, and means nothing.
+        bits = uapi.read_bits(bitmap.content()) & (1 << min(size // max(page, 1), 1 << 20)) - 1
+        return Answer(answer.errno, answer.value, uapi.write_bits(bits, bitmap.size))
 
 
 def type1_ops(rng: random.Random, pools: Pools, count: int) -> list[Op]:
@@ -481,12 +483,23 @@ class DivergenceError(AssertionError):
     """The simulated kernel answered something else than the real one."""
 
 
+def _leftover(op: Op, told: Answer, ours: Answer) -> bool:
+    """Whether a bitmap differs only by bits of pages that are not mapped.
+
+    The kernel leaves bits of a reading at another offset there; the simulation, where every mapped
+    page is dirty, has none.
+    """
+    if op.name != "dirty" or told.errno or ours.errno:
+        return False
+    return not uapi.read_bits(ours.data) & ~uapi.read_bits(told.data)
+
+
 def compare(real: World, simulated: World, ops: Sequence[Op], seed: int) -> dict[str, int]:
     """Make the calls on both; return how often each was taken and refused."""
     seen: dict[str, int] = {}
     for index, op in enumerate(ops):
         told, ours = real.do(op), simulated.do(op)
-        if told != ours:
+        if told != ours and not _leftover(op, told, ours):
             before = "\n".join(f"  {each}" for each in ops[max(index - 12, 0) : index])
             raise DivergenceError(
                 f"seed {seed}, call {index}: {op}\n real:      {told}\n simulated: {ours}\n"

@@ -969,7 +969,9 @@ cdef class Core:
 
     def _allocated(self):
         cdef object units = self.units
-        return WHOLE if self.whole else units << self.shift
+        # 2^64 units wrap to 0: then one allocation, or several together, have everything.
+        full = self.whole or (self.units == 0 and self.count != 0)
+        return WHOLE if full else units << self.shift
 
     def _snapshot(self):
         cdef iova_cursor cursor

@@ -166,6 +166,15 @@ class _Contract:
             usable, ranges, unit, {"allow_zero": bool(allow_zero), "size_cache": bool(size_cache)}
         )
 
+    def __copy__(self) -> NoReturn:
+        raise TypeError("an allocator is not copied: two would give out the same addresses")
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self.__copy__()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("an allocator is not pickled; its allocations, ranges and errors are")
+
     def __repr__(self) -> str:
         return (
             f"<IovaAllocator of {len(self._ranges)} ranges, granule {self.granule:#x}: "
@@ -429,6 +438,7 @@ class _Contract:
             raise
 
     def _new_ranges(self, usable: Any) -> MappableRanges:
+        ranges = _ranges_of(usable)
         if _asks(usable) and usable.granule > self.granule:
             raise RequestError(
                 f"the new ranges have the granule {usable.granule:#x}, above the {self.granule:#x} "
@@ -437,7 +447,7 @@ class _Contract:
                 value=usable,
                 hint="begin with the largest granule of all devices that will be attached",
             )
-        return _ranges_of(usable).align_inward(self.granule)
+        return ranges.align_inward(self.granule)
 
     def _adopt(self, usable: Any, ranges: MappableRanges) -> None:
         conflicts = self._swap(usable, ranges)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public contract of the allocator, on each engine."""
 
+import copy
 import inspect
 import pickle
 import threading
@@ -840,6 +841,30 @@ class TestThreads:
         assert errors == []
         assert len(allocator) == 0
         allocator._check()
+
+
+class TestCounterOfEverything:
+    def test_two_allocations_of_everything_are_counted_as_everything(self, make):
+        # 2^64 units of one byte do not fit into the counter that the engines keep.
+        allocator = make(RangeSet.everything(), granule=1)
+        assert allocator.allocate((1 << 64) - 1) == 1
+        assert allocator.allocate_at(0, 1) == 0
+        assert (allocator.allocated_bytes, allocator.free_bytes) == (1 << 64, 0)
+        allocator._check()
+
+
+class TestNoCopies:
+    @pytest.mark.parametrize("act", [copy.copy, copy.deepcopy, pickle.dumps])
+    def test_allocator_is_neither_copied_nor_pickled(self, make, act):
+        allocator = make(RangeSet([AddrRange(0, 0xFFFF)]), granule=0x1000)
+        with pytest.raises(TypeError, match="an allocator is not"):
+            act(allocator)
+
+    @pytest.mark.parametrize("act", ["narrow", "widen"])
+    def test_new_ranges_of_a_wrong_kind_are_refused(self, make, act):
+        allocator = make(RangeSet([AddrRange(0, 0xFFFF)]), granule=0x1000)
+        with pytest.raises(RequestError):
+            getattr(allocator, act)(5)
 
 
 class TestTwoEngines:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,6 +58,21 @@ class TestDirty:
         bitmap = container.read_dirty(0, 0x41000)
 
         assert (uapi.read_bits(bitmap), len(bitmap)) == ((1 << 65) - 1, 16)
+
+    def test_bits_behind_a_mapping_are_masked(
+        self, sim: SimulatedKernel, container: Type1Container
+    ) -> None:
+        """Seed 7 of the differential test: a real kernel left bits of an earlier reading there."""
+        container.map(0, HVA, 0x8000)
+        container.start_dirty()
+
+        def leave_bits(answer: bytearray) -> None:
+            (pointer,) = struct.unpack_from("=Q", answer, 40)
+            ctypes.memmove(pointer, uapi.write_bits(0x3FF, 8), 8)
+
+        sim.falsify(leave_bits, request=uapi.IOMMU_DIRTY_PAGES)
+
+        assert uapi.read_bits(container.read_dirty(0, 0x10000)) == 0xFF
 
     def test_reading_without_tracking_raises_einval(self, container: Type1Container) -> None:
         container.map(0, HVA, 0x1000)
