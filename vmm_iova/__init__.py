@@ -37,6 +37,7 @@ from vmm_iova.errors import (
     UnknownNameError,
 )
 from vmm_iova.guest.budget import Budget, budget
+from vmm_iova.guest.diagnose import Diagnosis, diagnose, explain
 from vmm_iova.guest.explain import Reason, Verdict, check
 from vmm_iova.guest.layout import GuestReserved, Item, ItemKind, Layout
 from vmm_iova.guest.machine import Machine, load_machine, machine_names
@@ -59,6 +60,7 @@ __all__ = [
     "Budget",
     "Cause",
     "CauseKind",
+    "Diagnosis",
     "EngineError",
     "EvidenceError",
     "Guest",
@@ -97,7 +99,9 @@ __all__ = [
     "budget",
     "bundled_hosts",
     "check",
+    "diagnose",
     "engine_name",
+    "explain",
     "judge",
     "load_host",
     "load_machine",

@@ -25,7 +25,7 @@ EXIT_CODES: dict[int, str] = {
     6: "a source is missing or may not be read",
     7: "the kernel refused",
     8: "the engine that was asked for is not available",
-    9: "the facts do not settle it: no evidence for the aperture",
+    9: "the facts do not settle it: no evidence for the aperture, or causes that are only likely",
     70: "a defect of this program",
 }
 """What each exit status of `vmm-iova` means."""
