@@ -22,6 +22,7 @@ WINGS = (
     ("allocator", "engine", "_fast", "_pure"),
     ("host",),
     ("guest",),
+    ("fleet",),
     ("report",),
     ("cli", "__main__", "__init__"),
 )

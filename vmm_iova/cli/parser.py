@@ -6,11 +6,11 @@ from __future__ import annotations
 import argparse
 
 import vmm_iova
-from vmm_iova.cli import capture, check, diff, explain, plan, show
+from vmm_iova.cli import capture, check, diff, explain, fleet, plan, show
 from vmm_iova.cli.options import Parser
 from vmm_iova.errors import EXIT_CODES
 
-_ROOMS = (show, plan, check, explain, diff, capture)  # in the order of the help
+_ROOMS = (show, plan, check, explain, fleet, diff, capture)  # in the order of the help
 
 
 def make_parser() -> argparse.ArgumentParser:
