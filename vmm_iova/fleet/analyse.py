@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.errors import IovaError
 from vmm_iova.fleet.one import Status, layout_digest
-from vmm_iova.fleet.survey import EVERYTHING, intersect
+from vmm_iova.fleet.survey import EVERYTHING, intersect, intersect_all
 from vmm_iova.guest.plan import plan
 from vmm_iova.host.model import Limits, RegionKind, ReservedRegion, Source
 from vmm_iova.host.usable import Cause, CauseKind, Usable, cut_holes
@@ -101,7 +101,7 @@ def analyse(survey: Survey, request: FleetRequest) -> Fleet:
     Hosts are put together greedily, the most numerous class first: a class joins the first group
     whose hosts still have a layout with it. The result depends on the survey alone.
 
-    Complexity: O(classes x groups) plans, milliseconds each.
+    Complexity: O(groups x log classes) plans, each O(classes x holes).
     Synchronization: none required.
     """
     request = request.resolved()
@@ -163,60 +163,82 @@ def _named(survey: Survey, status: str) -> list[Blocker]:
 
 
 def _groups(able: Sequence[HostClass], request: FleetRequest) -> tuple[LayoutGroup, ...]:
-    made: list[tuple[list[HostClass], MappableRanges, int]] = []
-    for item in able:
-        for index, (members, ranges, granule) in enumerate(made):
-            joint = intersect(ranges, item.ranges) or EVERYTHING
-            larger = max(granule, item.granule)
-            if joint == ranges and larger == granule:
-                members.append(item)  # it takes nothing away
-                break
-            if _try([*members, item], request, joint, larger) is not None:
-                members.append(item)
-                made[index] = (members, joint, larger)
-                break
-        else:
-            made.append(([item], item.ranges, item.granule))
-    found = []
-    for members, ranges, granule in made:
-        layout = _try(members, request, ranges, granule)
-        if layout is None:  # planned alone it had one, so its own causes matter
-            continue
-        names = sorted(name for item in members for name in item.names)[:5]
-        hosts = sum(item.hosts for item in members)
+    left, found = list(able), []
+    while left:
+        group = _Growing(request)
+        rejected = group.add(left)
+        layout = group.layout()
+        if layout is None or len(rejected) == len(left):
+            break  # what fits alone fits as the first of a group: not reached
+        names = sorted(name for item in group.members for name in item.names)[:5]
+        hosts = sum(item.hosts for item in group.members)
         found.append(
-            LayoutGroup(layout, layout_digest(layout), hosts, tuple(names), tuple(members))
+            LayoutGroup(layout, layout_digest(layout), hosts, tuple(names), tuple(group.members))
         )
+        left = rejected
     return tuple(sorted(found, key=lambda group: (-group.hosts, group.digest)))
 
 
+class _Growing:
+    """A group that takes each class in turn with which its hosts still have a layout.
+
+    Many are tried at once, and in halves where that fails: what no layout is left for with some
+    of them has none with all. The outcome is that of taking them one by one.
+    """
+
+    def __init__(self, request: FleetRequest) -> None:
+        self.request = request
+        self.members: list[HostClass] = []
+        self.ranges: MappableRanges | None = None
+        self.granule = 1
+
+    def add(self, batch: list[HostClass]) -> list[HostClass]:
+        """Take what fits, and return the rest."""
+        ranges = intersect_all([self.ranges, *(item.ranges for item in batch)])
+        granule = max(self.granule, *(item.granule for item in batch))
+        same = ranges == self.ranges and granule == self.granule
+        if same or _try([*self.members, *batch], self.request, ranges, granule) is not None:
+            self.members += batch
+            self.ranges, self.granule = ranges, granule
+            return []
+        if len(batch) == 1:
+            return batch
+        half = len(batch) // 2
+        return self.add(batch[:half]) + self.add(batch[half:])
+
+    def layout(self) -> Layout | None:
+        return _try(self.members, self.request, self.ranges, self.granule)
+
+
 def _apart(groups: Sequence[LayoutGroup], request: FleetRequest) -> list[Blocker]:
-    """Say of each class outside of the largest group what keeps it out."""
-    main = groups[0]
-    ranges: MappableRanges | None = None
-    granule = 1
-    for item in main.classes:
-        ranges = intersect(ranges, item.ranges)
-        granule = max(granule, item.granule)
+    """Say of each group but the largest what keeps its hosts out of it."""
+    ranges = intersect_all(item.ranges for item in groups[0].classes)
+    granule = max(item.granule for item in groups[0].classes)
     found = []
     for group in groups[1:]:
-        for item in group.classes:
-            joint = intersect(ranges, item.ranges) or EVERYTHING
-            why, fixes = "it has no layout with the largest group", ()
-            try:
-                members = [item, *main.classes]  # its own holes are named first
-                usable = common_usable(members, joint, max(granule, item.granule))
-                plan(request.guest, usable, request.on_hole)
-            except IovaError as error:
-                why = f"together with the largest group: {error.message}"
-                fixes = tuple(getattr(error, "fixes", ()))
-            found.append(Blocker(why, item.hosts, item.names, Status.FITS.value, fixes))
+        first = group.classes[0]
+        joint = intersect(ranges, first.ranges) or EVERYTHING
+        why = "it has no layout with the largest group"
+        fixes: tuple[str, ...] = ()
+        try:
+            members = [first, *groups[0].classes]  # its own holes are named first
+            usable = common_usable(members, joint, max(granule, first.granule))
+            plan(request.guest, usable, request.on_hole)
+        except IovaError as error:
+            why = f"together with the largest group: {error.message}"
+            fixes = tuple(getattr(error, "fixes", ()))
+        found.append(Blocker(why, group.hosts, group.names, Status.FITS.value, fixes))
     return found
 
 
 def _try(
-    members: Sequence[HostClass], request: FleetRequest, ranges: MappableRanges, granule: int
+    members: Sequence[HostClass],
+    request: FleetRequest,
+    ranges: MappableRanges | None,
+    granule: int,
 ) -> Layout | None:
+    if ranges is None:
+        return None
     try:
         usable = common_usable(members, ranges, granule)
         return plan(request.guest, usable, request.on_hole)

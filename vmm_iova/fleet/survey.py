@@ -169,8 +169,8 @@ def merge_all(surveys: Iterable[Survey]) -> Survey:
     """
     counts: Counter[str] = Counter()
     classes: dict[str, HostClass] = {}
-    every: MappableRanges | None = None
-    fitting: MappableRanges | None = None
+    every: list[MappableRanges | None] = []
+    fitting: list[MappableRanges | None] = []
     granule, truncated = 1, False
     problems: dict[str, list[tuple[str, str]]] = {}
     devices: dict[tuple[str, str], DeviceCount] = {}
@@ -179,8 +179,8 @@ def merge_all(surveys: Iterable[Survey]) -> Survey:
         for digest, item in survey.classes.items():
             known = classes.get(digest)
             classes[digest] = item if known is None else known.merge(item)
-        every = intersect(every, survey.all_ranges)
-        fitting = intersect(fitting, survey.fit_ranges)
+        every.append(survey.all_ranges)
+        fitting.append(survey.fit_ranges)
         granule = max(granule, survey.granule)
         truncated = truncated or survey.truncated
         for status, named in survey.problems.items():
@@ -193,8 +193,8 @@ def merge_all(surveys: Iterable[Survey]) -> Survey:
     return Survey(
         counts,
         dict(sorted(classes.items())),
-        every,
-        fitting,
+        intersect_all(every),
+        intersect_all(fitting),
         granule,
         {key: tuple(nsmallest(MAX_PROBLEMS, found)) for key, found in sorted(problems.items())},
         dict(sorted(devices.items())),
@@ -207,6 +207,18 @@ def intersect(ours: MappableRanges | None, theirs: MappableRanges | None) -> Map
     if ours is None or ours == theirs:
         return theirs
     return ours if theirs is None else ours & theirs
+
+
+def intersect_all(of: Iterable[MappableRanges | None]) -> MappableRanges | None:
+    """Intersect many, in pairs: holes that differ make the result longer with each one.
+
+    Complexity: O(n log n) in the ranges of all.
+    """
+    left: list[MappableRanges | None] = list(dict.fromkeys(of))
+    while len(left) > 1:
+        odd = left[-1:] if len(left) % 2 else []
+        left = [*map(intersect, left[::2], left[1::2]), *odd]
+    return left[0] if left else None
 
 
 EVERYTHING = MappableRanges([AddrRange(0, ADDRESS_LAST)])
