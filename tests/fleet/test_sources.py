@@ -128,7 +128,7 @@ class TestCommand:
         (folder / "z.json").write_text("{")
         assert run("fleet", str(folder), "--ram", "16G") == 5
         text = capsys.readouterr().out
-        assert "one layout fits every host, 1 damaged ones aside" in text
+        assert "one layout fits every host, 1 damaged aside" in text
         assert "damaged, not looked at\n  z.json: line 1: is not JSON" in text
 
     def test_facts_that_do_not_settle_it_have_status_9(self, capsys: Output) -> None:

@@ -196,6 +196,24 @@ REPORTS = [
         "vfio-pci",
         id="incus-3422",
     ),
+    pytest.param(
+        "qemu: vfio 0000:01:00.0: failed to open /dev/vfio/1: Permission denied",
+        ("QEMU", "open", "EACCES", Why.PERMISSION, "certain"),
+        "chown USER",
+        id="open-without-rights",
+    ),
+    pytest.param(
+        "vfio 0000:01:00.0: error getting device from group 1: Invalid argument",
+        ("QEMU", "open", "EINVAL", Why.ORDER, "certain"),
+        "call in order",
+        id="device-before-container",
+    ),
+    pytest.param(
+        "qemu-kvm: vfio error: error attach 0000:01:00.0 (12) to id=2: Address already in use",
+        ("QEMU", "attach", "EADDRINUSE", Why.LIVE_MAPS, "certain"),
+        "attach every device before anything is mapped",
+        id="attach-after-mapping",
+    ),
     # 3.7: iommufd
     pytest.param(
         "Failed to map VFIO MMIO region: Failed to DMA map: failed to map an IOVA range to the "

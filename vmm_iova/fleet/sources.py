@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 import zipfile
 import zlib
@@ -78,17 +79,18 @@ def _wanted(name: str) -> bool:
 
 def _folder(folder: Path, prefix: str) -> Iterator[SourceText]:
     try:
-        entries = sorted(folder.iterdir())
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries)  # names alone: there may be many
     except OSError as error:
         raise HostUnavailableError(
             f"{folder}: {error.strerror}", source=str(folder), errno=error.errno
         ) from error
-    for entry in entries:
-        name = f"{prefix}{entry.name}"
-        if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith("."):
-            yield from _folder(entry, f"{name}/")
-        elif _wanted(entry.name) and entry.is_file():
-            yield _read(entry, name)
+    for name in names:
+        entry, shown = folder / name, f"{prefix}{name}"
+        if entry.is_dir() and not entry.is_symlink() and not name.startswith("."):
+            yield from _folder(entry, f"{shown}/")
+        elif _wanted(name) and entry.is_file():
+            yield _read(entry, shown)
 
 
 def _read(path: Path, name: str) -> SourceText:

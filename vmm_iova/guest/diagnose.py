@@ -406,7 +406,8 @@ class _Diagnosing:
         what = {1: "one cause", 0: "no documented cause"}.get(causes, f"{causes} possible causes")
         if call.errno is None:
             return f"the line names no errno; {_CALLS[call.op]}{_api(call)} can fail for {what}"
-        return f"{call.errno} of {_CALLS[call.op]}{_api(call)} has {what}"
+        plain = _PLAIN.get(call.errno, "the call was refused")
+        return f"{plain}; {call.errno} of {_CALLS[call.op]}{_api(call)} has {what}"
 
 
 _KNOWN_HOLES = (
@@ -430,6 +431,21 @@ _COMMON = {
     ("set-iommu", "EPERM"): Why.ISOLATION,
     ("unmap", "EINVAL"): Why.CUT,
     ("unmap", "ENOENT"): Why.NOT_MAPPED,
+}
+_PLAIN = {
+    "EINVAL": "the kernel takes the call or its range for invalid and does not say why",
+    "EEXIST": "something is mapped there already",
+    "ENOSPC": "there is no room for another mapping",
+    "ENOMEM": "the memory could not be pinned",
+    "EFAULT": "the memory, or the page table, could not be reached",
+    "EPERM": "the kernel does not permit it on this platform",
+    "EACCES": "the user may not open it",
+    "EBUSY": "somebody else has it",
+    "ENODEV": "it is not there",
+    "ENOENT": "nothing of that name is there",
+    "EADDRINUSE": "a mapping lies where the device has a hole",
+    "EOVERFLOW": "the range passes the end of the 64-bit space",
+    "EOPNOTSUPP": "the kernel does not know what was asked",
 }
 _CALLS = {
     "map": "a map call",

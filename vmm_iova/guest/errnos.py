@@ -168,7 +168,14 @@ _BIND: _Table = {
 }
 _OPEN: _Table = {
     "EBUSY": (Rule(Why.BUSY, "the group, or its device's own node, is open already"),),
-    "EPERM": (Rule(Why.PERMISSION, "a no-IOMMU group needs CAP_SYS_RAWIO"),),
+    "EPERM": (
+        Rule(
+            Why.PERMISSION,
+            "a device cgroup (container, libvirt) keeps the node away, or the group is a no-IOMMU "
+            "one and CAP_SYS_RAWIO is missing",
+        ),
+    ),
+    "EINVAL": (Rule(Why.ORDER, "VFIO_GROUP_GET_DEVICE_FD of a group that is in no container"),),
     "EACCES": (Rule(Why.PERMISSION, "the node belongs to another user"),),
     "ENODEV": (Rule(Why.ABSENT, "no device of the group is bound to a VFIO driver"),),
     "ENOENT": (Rule(Why.ABSENT, "there is no such node: no device is bound to a VFIO driver"),),

@@ -123,6 +123,7 @@ FORMS = (
     _form(r"VFIO_UNMAP_DMA(?: failed)?:", "unmap", "type1"),
     _form(r"group \d+ is not viable|VFIO group is not viable", "open", sign=Why.NOT_VIABLE),
     _form(r"[Ff]ailed to set (?:group container|iommu for container)", "set-iommu", "type1"),
+    _form(r"error getting device from group \d+", "open", "type1", program="QEMU"),
     _form(r"error bind device fd=-?\d+ to iommufd", "bind", "iommufd", program="QEMU"),
     _form(r"error attach .* to id=\d+", "attach", "iommufd", program="QEMU"),
     _form(r"running out of DMA mappings", "map", "type1", program="QEMU", sign=Why.ENTRIES),

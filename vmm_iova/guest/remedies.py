@@ -195,7 +195,11 @@ _FIXES: dict[Why, tuple[str, ...]] = {
     Why.NOT_MAPPED: ("unmap exactly what was mapped; nothing there is success on type1",),
     Why.CUT: ("unmap whole mappings, exactly as they were mapped: neither interface cuts one",),
     Why.ROOM: ("ask for a smaller length or alignment, or free IOVAs first",),
-    Why.PERMISSION: ("give the VMM's user the node: chown USER /dev/vfio/GROUP",),
+    Why.PERMISSION: (
+        "give the VMM's user the node: chown USER /dev/vfio/GROUP",
+        "let the container or the cgroup have it: --device /dev/vfio/GROUP; libvirt: "
+        "cgroup_device_acl in qemu.conf",
+    ),
     Why.UNMAPPED_DMA: (
         "map the IOVA before the device is told of it, and with WRITE if the device writes",
         "if it is a hole of the host, tell the guest: vmm-iova plan lists what to reserve",

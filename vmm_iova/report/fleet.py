@@ -44,7 +44,11 @@ def show_fleet(fleet: Fleet, *, bytes_: bool) -> str:
     ]
     shown = fleet.groups
     if fleet.layout is not None:
-        lines += ["", f"layout for all {fleet.counts.get('fits', 0)}", *_map(fleet.layout, bytes_)]
+        lines += [
+            "",
+            f"layout for {_count(fleet.counts.get('fits', 0))}",
+            *_map(fleet.layout, bytes_),
+        ]
         lines += text.section("cuts", _cuts(fleet.layout))
         shown = () if len(fleet.groups) == 1 else fleet.groups
     for index, group in enumerate(shown, 1):
@@ -82,7 +86,7 @@ def _count(hosts: int) -> str:
 
 def _answer(fleet: Fleet) -> str:
     damaged = fleet.counts.get("damaged", 0)
-    aside = f", {damaged} damaged ones aside" if damaged else ""
+    aside = f", {damaged} damaged aside" if damaged else ""
     if fleet.layout is not None:
         return f"one layout fits every host{aside}"
     if not fleet.groups:
