@@ -2,10 +2,11 @@
 #   make plan   set up, and plan a 1.5 TiB guest on a real AMD host (writes map.svg)
 #   make test   set up, and run the tests
 #   make lint   style and types
+#   make lab    boot real kernels with real IOMMU drivers and run the tests inside (lab/README.md)
 #   make bench  timings
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: plan test lint bench clean
+.PHONY: plan test lint lab bench clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -22,6 +23,10 @@ lint: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lab: $(VENV)/.tested
+	$(BIN)/python -m pytest lab/checks
+	$(BIN)/python -m lab run
 
 bench: $(VENV)/.tested
 	$(BIN)/python -m pytest bench --benchmark-only

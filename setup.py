@@ -3,6 +3,7 @@
 
 Environment:
     VMM_IOVA_NO_EXT=1       build no extension: a wheel of the pure engine only.
+    VMM_IOVA_BASELINE=1     no code for vector units that not every CPU of the architecture has.
     VMM_IOVA_SANITIZE=1     address and undefined-behaviour sanitizers.
     VMM_IOVA_REQUIRE_EXT=1  fail when the extension cannot be built; without it a machine that has
                             no compiler gets the pure engine, and the package says so once.
@@ -49,8 +50,11 @@ def _extensions() -> list[Extension]:
         if REQUIRED:
             raise
         return []
-    flags = ["-O2", "-fno-strict-aliasing"]
+    flags = ["-O3", "-fno-strict-aliasing"]
     links: list[str] = []
+    macros = []
+    if os.environ.get("VMM_IOVA_BASELINE") == "1":
+        macros.append(("VMM_IOVA_BASELINE", "1"))
     if os.environ.get("VMM_IOVA_SANITIZE") == "1":
         checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
         flags = ["-O1", "-g", "-fno-omit-frame-pointer", *checks]
@@ -59,13 +63,21 @@ def _extensions() -> list[Extension]:
         "vmm_iova._fast",
         ["vmm_iova/_fast.pyx"],
         depends=["vmm_iova/_tree.h", "vmm_iova/_fast.pxd"],
+        define_macros=macros,
         extra_compile_args=flags,
         extra_link_args=links,
         optional=not REQUIRED,
     )
+    ioctls = Extension(
+        "vmm_iova._ioctl",
+        ["vmm_iova/_ioctl.pyx"],
+        extra_compile_args=flags,
+        extra_link_args=links,
+        optional=True,  # its Python twin does the same, one call at a time
+    )
     return list(
         cythonize(
-            [fast],
+            [fast, ioctls],
             build_dir="build/cython",
             compiler_directives={"language_level": 3, "embedsignature": True},
         )

@@ -16,24 +16,33 @@ from typing import TYPE_CHECKING
 from vmm_iova.engine import engine_name
 from vmm_iova.errors import (
     ApertureError,
+    CapabilityError,
+    ClosedError,
+    DeviceOpenError,
+    DmaError,
     EngineError,
     EvidenceError,
     HostDataError,
     HostUnavailableError,
     InvariantError,
     IovaError,
+    LimitError,
+    MappingError,
     MisalignedError,
     NarrowError,
     NoSpaceError,
     NotAllocatedError,
     OccupiedError,
+    PartialUnmapError,
     PlacementError,
     PlanError,
+    PrecheckError,
     RangeOverflowError,
     RequestError,
     ReservedError,
     SizeMismatchError,
     StraddleError,
+    UndoError,
     UnknownNameError,
 )
 from vmm_iova.guest.budget import Budget, budget
@@ -47,6 +56,7 @@ from vmm_iova.host.load import bundled_hosts, load_host
 from vmm_iova.host.model import Host, RegionKind, ReservedRegion
 from vmm_iova.host.usable import Cause, CauseKind, Usable, UsableRange
 from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
+from vmm_iova.units import format_size, parse_address, parse_range, parse_size
 
 if TYPE_CHECKING:
     from vmm_iova.allocator import Allocation, IovaAllocator
@@ -58,9 +68,13 @@ __all__ = [
     "Allocation",
     "ApertureError",
     "Budget",
+    "CapabilityError",
     "Cause",
     "CauseKind",
+    "ClosedError",
+    "DeviceOpenError",
     "Diagnosis",
+    "DmaError",
     "EngineError",
     "EvidenceError",
     "Guest",
@@ -74,15 +88,19 @@ __all__ = [
     "Item",
     "ItemKind",
     "Layout",
+    "LimitError",
     "Machine",
     "MappableRanges",
+    "MappingError",
     "MisalignedError",
     "NarrowError",
     "NoSpaceError",
     "NotAllocatedError",
     "OccupiedError",
+    "PartialUnmapError",
     "PlacementError",
     "PlanError",
+    "PrecheckError",
     "RangeOverflowError",
     "RangeSet",
     "Reason",
@@ -92,6 +110,7 @@ __all__ = [
     "ReservedRegion",
     "SizeMismatchError",
     "StraddleError",
+    "UndoError",
     "UnknownNameError",
     "Usable",
     "UsableRange",
@@ -102,10 +121,14 @@ __all__ = [
     "diagnose",
     "engine_name",
     "explain",
+    "format_size",
     "judge",
     "load_host",
     "load_machine",
     "machine_names",
+    "parse_address",
+    "parse_range",
+    "parse_size",
     "plan",
 ]
 

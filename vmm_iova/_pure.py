@@ -24,6 +24,9 @@ Span = tuple[int, int]  # first and last address
 
 FIRST, LAST, BEST = 0, 1, 2
 
+PARKED_SIZES = 64  # granules: the largest size that the size cache keeps
+PARKED_DEEP = 126  # released ranges of one size that it keeps
+
 
 class _FreeSpans:
     """Disjoint spans in the three orders that the policies search."""
@@ -139,6 +142,7 @@ class Core:
         "_journal",
         "_lasts",
         "_lock",
+        "_parked",
         "_ranges",
         "_starts",
         "_tags",
@@ -163,7 +167,7 @@ class Core:
             self,
             size: int,
             align: int,
-            window: Span,
+            within: AddrRange | None,
             largest: Span | None,
             largest_aligned: int,
             total_free: int,
@@ -189,6 +193,8 @@ class Core:
         self._total = 0
         self._journal: list[Callable[[], None]] = []
         self._depth = 0
+        # The size cache: released ranges that wait for a request of their size.
+        self._parked: dict[int, list[int]] | None = {} if options["size_cache"] else None
         self._free = self._spans_of(ranges)
 
     def __len__(self) -> int:
@@ -213,7 +219,8 @@ class Core:
             policy: "first" is the lowest place, "last" the highest, "best" the lowest place in
                 the smallest free span that can hold it (the lowest span among equals, each span
                 cut to the window).
-            within: the range must lie inside this window; default is everything.
+            within: the range must lie inside this window, which is cut inward to whole granules;
+                default is everything.
             tag: any object, kept with the allocation and named where it is in the way.
 
         Returns:
@@ -225,23 +232,34 @@ class Core:
             MisalignedError: the size is not a multiple of the granule.
             RequestError: an argument makes no sense.
 
-        Complexity: O(log n) in the fast engine. In the pure one "first" and "last" may look at
-            every span that is at least as large as the request and below the next power of two,
-            and "best" at every large enough span that the alignment or the window rejects.
+        Complexity: O(log n) in the fast engine, and O(n) once for each alignment and for "best"
+            when they are first asked for; "best" in a window is O(k log n), where k is the lesser
+            of the spans of the window that fit and of those outside of it that fit better. In
+            the pure engine "first" and "last" may look at every span that is at least as large
+            as the request and below the next power of two, and "best" at every large enough
+            span that the alignment or the window rejects.
         Synchronization: internally locked; one call is atomic.
         Source: never choosing 0 follows iommufd, drivers/iommu/iommufd/io_pagetable.c,
             iopt_alloc_iova(), Linux 6.2.
         """
+        plain = align is None and within is None
         size, align, number, low, high = self._request(size, align, policy, within)
         with self._lock:
-            bottom = low if self.allow_zero else max(low, self.granule)
-            search = (self._free.first, self._free.last, self._free.best)[number]
-            start = search(size - 1, align, bottom, high) if bottom <= high else None
-            if start is not None:
+            kept = self._parked.get(size) if self._parked and plain and number == FIRST else None
+            if kept:
+                start = kept.pop()
+                self._free_again(start, start + size - 1)
                 self._own(start, start + size - 1, tag)
                 return start
+            bottom = low if self.allow_zero else max(low, self.granule)
+            found = self._search(number, size - 1, align, bottom, high)
+            if found is None and self._flush():
+                found = self._search(number, size - 1, align, bottom, high)
+            if found is not None:
+                self._own(found, found + size - 1, tag)
+                return found
             facts = self._facts(align, low, bottom, high)
-        return self._no_space(size, align, (low, high), *facts)
+        return self._no_space(size, align, within, *facts)
 
     def allocate_at(
         self, start: int, size: int, tag: object = None, *, align: int | None = None
@@ -269,6 +287,7 @@ class Core:
         """
         start, last = self._request_at(start, size, align)
         with self._lock:
+            self._flush()
             span = self._free.at(start)
             if span is not None and last <= span[1]:
                 self._own(start, last, tag)
@@ -295,15 +314,54 @@ class Core:
         with self._lock:
             last = self._lasts.get(start)
             if last is not None and size in (None, last - start + 1):
-                self._disown(start)
+                if not self._park(start, last):
+                    self._disown(start)
                 return
             found = self._at(start)
         self._refuse_release(start, size, found)
 
+    def _search(self, number: int, extent: int, align: int, low: int, high: int) -> int | None:
+        if low > high:
+            return None
+        return (self._free.first, self._free.last, self._free.best)[number](
+            extent, align, low, high
+        )
+
+    # The size cache. A parked range is in no list but its own.
+
+    def _park(self, start: int, last: int) -> bool:
+        """Keep an allocation that is being released, if it is one of the sizes that are kept."""
+        size = last - start + 1
+        if self._parked is None or self._depth or size > PARKED_SIZES * self.granule or not start:
+            return False
+        kept = self._parked.setdefault(size, [])
+        if len(kept) == PARKED_DEEP:
+            return False
+        kept.append(start)
+        del self._lasts[start]
+        self._starts.remove(start)
+        self._tags.pop(start, None)
+        self._total -= size
+        return True
+
+    def _flush(self) -> bool:
+        """Make all that is parked free; tell whether there was any."""
+        found = False
+        for size, kept in (self._parked or {}).items():
+            while kept:
+                start = kept.pop()
+                self._free_again(start, start + size - 1)
+                found = True
+        return found
+
     # Steps that the shared contract calls.
+
+    def _held(self) -> RLock:
+        return self._lock
 
     def _at(self, address: int) -> tuple[int, int, object] | None:
         with self._lock:
+            self._flush()
             place = self._starts.bisect_right(address) - 1
             if place < 0:
                 return None
@@ -324,17 +382,21 @@ class Core:
 
     def _snapshot(self) -> tuple[Sequence[int], Sequence[int], dict[int, object]]:
         with self._lock:
+            self._flush()
             starts = array("Q", self._starts)
             return starts, array("Q", map(self._lasts.__getitem__, starts)), self._tags.copy()
 
     def _gaps(self, start: int, last: int) -> tuple[Sequence[int], Sequence[int]]:
         with self._lock:
+            self._flush()
             spans = list(self._free.within(start, last))
         return array("Q", [a for a, _ in spans]), array("Q", [b for _, b in spans])
 
     def _facts(self, align: int, low: int, bottom: int, high: int) -> tuple[Span | None, int, int]:
         largest: Span | None = None
         aligned = total = 0
+        if low > high:
+            return None, 0, 0
         for start, last in self._free.within(low, high):
             if largest is None or last - start > largest[1] - largest[0]:
                 largest = (start, last)
@@ -346,6 +408,7 @@ class Core:
     def _swap(self, usable: Any, ranges: MappableRanges) -> list[tuple[int, int, object]]:
         """Take new usable ranges, or return the allocations that they do not cover."""
         with self._lock:
+            self._flush()
             conflicts = [
                 (start, self._lasts[start], self._tags.get(start))
                 for start in self._starts
@@ -405,6 +468,11 @@ class Core:
         self._starts.remove(start)
         tag = self._tags.pop(start, None)
         self._total -= last - start + 1
+        self._free_again(start, last)
+        if self._depth:
+            self._journal.append(lambda: self._own(start, last, tag))
+
+    def _free_again(self, start: int, last: int) -> None:
         home = self._ranges.range_at(start)
         assert home is not None
         low, high = start, last
@@ -415,8 +483,6 @@ class Core:
         if last < home.last and last + 1 in self._free.lasts:
             high = self._free.remove(last + 1)
         self._free.add(low, high)
-        if self._depth:
-            self._journal.append(lambda: self._own(start, last, tag))
 
     def _put_back(self, usable: Any, ranges: MappableRanges) -> None:
         self._usable, self._ranges, self._free = usable, ranges, self._spans_of(ranges)
@@ -435,6 +501,7 @@ class Core:
         return free
 
     def _check_core(self) -> None:
+        self._flush()
         free = self._free
         # INVARIANT: the orders hold the same spans, and those are what the allocations leave.
         same = (

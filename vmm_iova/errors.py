@@ -8,6 +8,7 @@ worker processes. The table of exit codes is `EXIT_CODES`; the command line docu
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -398,5 +399,210 @@ class EngineError(IovaError, ImportError):
 
 class InvariantError(IovaError, AssertionError):
     """A truth of this package does not hold: a defect of ours, please report it."""
+
+    exit_code = 70
+
+
+def _restore_refusal(
+    cls: type[DmaError], args: tuple[Any, ...], state: dict[str, Any], number: int
+) -> DmaError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    error.errno, error.strerror = number, os.strerror(number)
+    return error
+
+
+class DmaError(IovaError, OSError):
+    """The kernel refused a call; `errno` is the kernel's own.
+
+    Attributes:
+        errno: what the kernel answered.
+        ioctl: name of the request, or of the system call.
+        iova: first IOVA that the call was about, or None.
+        length: bytes that it was about, or None.
+        hva: address of the memory in this process, or None.
+    """
+
+    exit_code = 7
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        errno: int,
+        ioctl: str,
+        iova: int | None = None,
+        length: int | None = None,
+        hva: int | None = None,
+        detail: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, detail=detail, hint=hint)
+        self.errno = errno
+        self.strerror = os.strerror(errno)
+        self.ioctl = ioctl
+        self.iova = iova
+        self.length = length
+        self.hva = hva
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # errno lives in a slot of OSError, which __dict__ does not show.
+        return _restore_refusal, (type(self), self.args, self.__dict__.copy(), self.errno)
+
+
+class PartialUnmapError(DmaError):
+    """The kernel unmapped another number of bytes than were mapped there.
+
+    Attributes:
+        unmapped: bytes that it says it removed.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        errno: int,
+        ioctl: str,
+        unmapped: int,
+        iova: int | None = None,
+        length: int | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, errno=errno, ioctl=ioctl, iova=iova, length=length, hint=hint)
+        self.unmapped = unmapped
+
+
+class DeviceOpenError(DmaError):
+    """A device cannot be had, and `problem` says in one word why not.
+
+    Attributes:
+        bdf: the device.
+        problem: `absent`, `no-iommu`, `wrong-driver`, `no-node`, `unreadable`, `busy`,
+            `unsafe-interrupts`, `direct-region`, `not-viable` or `refused`.
+        group: its IOMMU group, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        bdf: str,
+        problem: str,
+        errno: int,
+        ioctl: str,
+        group: int | None = None,
+        detail: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, errno=errno, ioctl=ioctl, detail=detail, hint=hint)
+        self.bdf = bdf
+        self.problem = problem
+        self.group = group
+
+
+class CapabilityError(IovaError, ValueError):
+    """An answer of the kernel contradicts its own description; it was not used.
+
+    Attributes:
+        offset: byte in the answer where the contradiction is.
+    """
+
+    exit_code = 5
+
+    def __init__(self, message: str, *, offset: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.offset = offset
+
+
+class LimitError(PlacementError):
+    """A limit of the host would be passed.
+
+    Attributes:
+        limit: its name, `dma_entry_limit` or `RLIMIT_MEMLOCK`.
+        needed: the value that would do.
+        available: what there is left.
+    """
+
+    def __init__(
+        self, message: str, *, limit: str, needed: int, available: int, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.limit = limit
+        self.needed = needed
+        self.available = available
+
+
+class PrecheckError(PlacementError):
+    """A list of pieces cannot be mapped as it stands; no ioctl was made.
+
+    Attributes:
+        problems: every problem that was found, in the order of the pieces.
+    """
+
+    def __init__(self, message: str, *, problems: Sequence[IovaError]) -> None:
+        super().__init__(message, detail="; ".join(item.message for item in problems))
+        self.problems = tuple(problems)
+        hints = [item.hint for item in problems if item.hint]
+        self.hint = hints[0] if hints else None
+
+
+class MappingError(DmaError):
+    """The kernel refused one piece of a list; what was mapped of it was taken back.
+
+    Attributes:
+        index: which piece, from 0.
+        tag: its tag.
+        left: what could not be taken back, each `(range, tag, error)`; empty when nothing stayed.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        errno: int,
+        ioctl: str,
+        index: int,
+        tag: object,
+        left: Sequence[tuple[AddrRange, object, BaseException]] = (),
+        iova: int | None = None,
+        length: int | None = None,
+        hva: int | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(
+            message, errno=errno, ioctl=ioctl, iova=iova, length=length, hva=hva, hint=hint
+        )
+        self.index = index
+        self.tag = tag
+        self.left = tuple(left)
+        if self.left:
+            self.detail = "still mapped: " + "; ".join(
+                f"{where} ({tag}): {error}" for where, tag, error in self.left
+            )
+
+
+class UndoError(IovaError):
+    """Mappings that should have gone are still there.
+
+    Attributes:
+        left: each `(range, tag, error)`.
+    """
+
+    exit_code = 7
+
+    def __init__(
+        self, message: str, *, left: Sequence[tuple[AddrRange, object, BaseException]]
+    ) -> None:
+        super().__init__(
+            message,
+            detail="; ".join(f"{where} ({tag}): {error}" for where, tag, error in left),
+            hint="unmap_all on the address space, or closing it, removes them",
+        )
+        self.left = tuple(left)
+
+
+class ClosedError(IovaError, ValueError):
+    """A closed container, address space or device was used."""
 
     exit_code = 70

@@ -172,9 +172,9 @@ def parse_range(text: str, field: str = "range") -> AddrRange:
 
 
 def format_size(size: int) -> str:
-    """Print a size exactly, in the largest binary unit that stays short: `1.5 TiB`, `912 KiB`.
+    """Return a size as text, exactly, in the largest binary unit that stays short: `1.5 TiB`.
 
-    What no unit shows in six digits is printed as bytes in hex, so `parse_size` reads it back.
+    What no unit shows in six digits is written as bytes in hex, so `parse_size` reads it back.
     """
     for power in range(len(_UNITS) - 1, 0, -1):
         unit = 1 << 10 * power

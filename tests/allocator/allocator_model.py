@@ -28,8 +28,13 @@ class Model:
         cut = [(max(a, low), min(b, high)) for a, b in spans]
         return [(a, b) for a, b in cut if a <= b]
 
+    def inward(self, low, high):
+        """The window, cut inward to whole granules."""
+        return -(-low // self.granule) * self.granule, (high + 1) // self.granule * self.granule - 1
+
     def places(self, size, align, low, high):
         """For each span that can hold it: its size, its start, lowest and highest place."""
+        low, high = self.inward(low, high)
         bottom = low if self.allow_zero else max(low, self.granule)
         for start, last in self.free(bottom, high):
             lowest = -(-start // align) * align
@@ -48,6 +53,7 @@ class Model:
 
     def facts(self, align, low, high):
         """Largest free span, largest size that fits at the alignment, bytes free in all."""
+        low, high = self.inward(low, high)
         free = self.free(low, high)
         bottom = low if self.allow_zero else max(low, self.granule)
         aligned = [last - -(-start // align) * align + 1 for start, last in self.free(bottom, high)]

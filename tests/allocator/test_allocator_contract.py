@@ -860,3 +860,15 @@ class TestTwoEngines:
         public = {name for name in dir(allocator_class("pure")) if not name.startswith("_")}
 
         assert public == {name for name in dir(make) if not name.startswith("_")}
+
+
+def test_best_in_a_window_takes_the_lower_of_a_whole_and_a_cut_span(make):
+    # The cut span at the window's upper edge was looked at first, and kept on a tie.
+    allocator = make(RangeSet([AddrRange(0x1_0000, 0x8_FFFF)]), granule=PAGE)
+    for page in range(0x1_0000, 0x9_0000, 4 * PAGE):
+        allocator.allocate_at(page, 2 * PAGE)  # leaves spans of two pages
+    window = AddrRange(0x4_0000, 0x4_CFFF)
+    allocator.release(0x4_C000)
+    allocator.allocate_at(0x4_A000, PAGE)  # 0x4b000-0x4cfff of four pages, cut by the window
+
+    assert allocator.allocate(PAGE, policy="best", within=window) == 0x4_2000

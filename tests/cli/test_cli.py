@@ -332,7 +332,8 @@ class TestWrongInput:
         )
         arguments = ("--aperture", "48", "--granule", "4K", "--ram", "64M", "-J")
         assert run("plan", "--host", str(path), *arguments) == 0
-        assert len(json.loads(capsys.readouterr().out)["guest_reserved"]) == 4
+        # 3 between the pieces of RAM, 64 in the PCI windows
+        assert len(json.loads(capsys.readouterr().out)["guest_reserved"]) == 67
 
     def test_binary_junk_is_one_sentence(self, capsys: Output, tmp_path: Path) -> None:
         path = tmp_path / "junk.bin"
@@ -370,7 +371,7 @@ class TestWrongInput:
             (("fly",), 2, "invalid choice"),
             ((), 2, "COMMAND"),
             (("check", "--range", "0x1000"), 2, "is not a range"),
-            (("check", "--maps", "/no/such/file"), 4, "does not exist"),
+            (("check", "--maps", "/no/such/file"), 6, "does not exist"),
             (("show", "--host", "intel-dmar-collected-client-39bit"), 5, "holds 7 hosts"),
             (("show", "--host", "intel-dmar-collected-client-39bit#9"), 4, "holds 7 hosts"),
             (("show", "--sysroot", "/no/such"), 6, "does not exist"),
@@ -448,3 +449,26 @@ class TestProcess:
         pure = self._run(*arguments, "--ram", "8G", "-J", VMM_IOVA_ENGINE="pure")
         other = self._run(*arguments, "--ram", "8G", "-J", VMM_IOVA_ENGINE=engine)
         assert pure.stdout == other.stdout != ""
+
+
+class TestKernel:
+    def test_dry_run_lists_the_calls(self, capsys: Output) -> None:
+        arguments = ("--host", "amd-epyc-1tb", "--ram", "1.5TiB", "--dry-run")
+        assert run("plan", *arguments) == 0
+        text = capsys.readouterr().out
+        assert "dry run on type1: 3 calls taken, 65532 more are allowed" in text
+        assert "map 0x10000000000-0x1837fffffff (high)" in text
+
+    def test_ask_kernel_without_devices_is_refused(self, capsys: Output) -> None:
+        assert run("show", "--host", "amd-epyc-1tb", "--ask-kernel") == 2
+        assert "which devices to attach" in error_of(capsys)
+
+    def test_ask_kernel_where_there_is_no_such_device_says_so(
+        self, capsys: Output, tmp_path: Path
+    ) -> None:
+        group = tmp_path / "sys/kernel/iommu_groups/3"
+        (group / "devices/0000:99:00.0").mkdir(parents=True)
+        (group / "reserved_regions").write_text("0xfee00000 0xfeefffff msi\n")
+        arguments = ("--sysroot", str(tmp_path), "-s", "99:00.0", "--ask-kernel")
+        assert run("show", *arguments) == 7
+        assert "0000:99:00.0" in error_of(capsys)

@@ -137,6 +137,12 @@ class TestAnswer:
         survey = fleet.survey_fleet([source("kept", direct=True)], request)
         assert dict(survey.counts) == {status: 1}
 
+    def test_host_of_another_architecture_is_in_the_way(self) -> None:
+        request = fleet.FleetRequest(Guest("virt", "16G"))
+        answer = fleet.analyse(fleet.survey_fleet([source("x86")], request), request)
+        (blocker,) = answer.blockers
+        assert "but the host is x86_64: KVM cannot run it there" in blocker.why
+
     def test_names_of_what_is_wrong_are_kept(self) -> None:
         answer = fleet.analyse(fleet.survey_fleet(MIXED, REQUEST), REQUEST)
         assert dict(answer.counts) == {"damaged": 2, "fits": 5, "unsettled": 1}

@@ -125,7 +125,7 @@ class TestCommand:
         assert "1 host (a.json): q35 RAM of 1 TiB does not fit" in text
 
     def test_damaged_snapshot_is_named_and_has_status_5(self, capsys: Output, folder: Path) -> None:
-        (folder / "z.json").write_text("{")
+        (folder / "z.json").write_text('{"')
         assert run("fleet", str(folder), "--ram", "16G") == 5
         text = capsys.readouterr().out
         assert "one layout fits every host, 1 damaged aside" in text

@@ -62,7 +62,7 @@ def test_misspelt_machine_says_what_was_meant() -> None:
 
 
 def test_missing_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(vi.UnknownNameError, match="does not exist"):
+    with pytest.raises(vi.HostUnavailableError, match="does not exist"):
         vi.load_machine(tmp_path / "none.toml")
 
 

@@ -309,7 +309,8 @@ def test_fresh_ioas_list_is_no_evidence():
 def test_fresh_ioas_list_says_nothing_about_the_granule():
     fresh = kernel_list((0x0, TOP), api="iommufd", granule=1)
     found = x86(group("1", msi()), kernel_ranges=(fresh,)).usable(aperture=48)
-    assert (found.granule, found.granule_known) == (PAGE, False)
+    assert found.granule == PAGE
+    assert "kernel's range list" not in found.granule_text
 
 
 def test_empty_kernel_list_is_no_evidence():
@@ -338,7 +339,7 @@ def test_kernel_list_of_another_group_says_nothing_about_the_granule():
         kernel_ranges=(kernel_list(BELOW_MSI, ABOVE_MSI_48, groups=("2",), granule=PAGE_64K),),
     )
     found = facts.usable(groups=["1"], aperture=48)
-    assert found.granule_known is False
+    assert found.granule == PAGE
 
 
 def test_kernel_list_of_unknown_groups_counts_for_all():
@@ -970,12 +971,17 @@ def test_granule_is_the_larger_of_page_and_list(page_size, granule, expected):
 
 
 @pytest.mark.parametrize(
-    ("arch", "expected"),
-    [("x86_64", PAGE), ("s390x", PAGE), ("aarch64", PAGE_64K), (None, PAGE_64K)],
+    ("arch", "expected", "known"),
+    [
+        ("x86_64", PAGE, True),  # there is no other
+        ("s390x", PAGE, True),
+        ("aarch64", PAGE_64K, False),
+        (None, PAGE_64K, False),
+    ],
 )
-def test_granule_not_known_is_the_safe_one_and_says_so(arch, expected):
+def test_granule_not_stated_is_the_safe_one_and_says_so(arch, expected, known):
     found = host(group("1"), arch=arch).usable(aperture=48)
-    assert (found.granule, found.granule_known) == (expected, False)
+    assert (found.granule, found.granule_known) == (expected, known)
     assert "states none" in found.granule_text
 
 

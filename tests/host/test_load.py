@@ -99,8 +99,15 @@ def test_misspelt_name_is_unknown_and_the_hint_names_the_right_one(spec, meant):
 
 def test_name_like_nothing_is_unknown_with_a_hint():
     with pytest.raises(UnknownNameError) as caught:
-        load_host("/no/such/file")
+        load_host("zzz")
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("spec", ["/no/such/file", "missing.txt", "dir/amd-epyc-1tb", "h.json"])
+def test_file_that_is_not_there_is_unavailable(spec):
+    with pytest.raises(HostUnavailableError, match="does not exist") as caught:
+        load_host(spec)
+    assert (caught.value.errno, caught.value.exit_code) == (errno.ENOENT, 6)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def bundled():
     return {
         host.name: host
         for name in bundled_hosts()
+        if (bundle / f"{name}.txt").is_file()
         for host in parse_text((bundle / f"{name}.txt").read_text("utf-8"), name)
     }
 

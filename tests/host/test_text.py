@@ -581,7 +581,8 @@ def counts(found):
 
 
 def test_every_bundled_host_is_in_the_table_read_by_eye():
-    assert sorted(BY_EYE) == list(bundled_hosts())
+    texts = [name for name in bundled_hosts() if (BUNDLED / f"{name}.txt").is_file()]
+    assert sorted(BY_EYE) == texts
 
 
 @pytest.mark.parametrize(("name", "expected"), BY_EYE.items(), ids=BY_EYE.keys())

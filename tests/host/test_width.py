@@ -86,19 +86,37 @@ def test_vtd_width_never_exceeds_what_the_register_says(register):
     assert 1 <= found.mgaw_bits <= 64
 
 
+BOTH = 1 << 43 | 1 << 47  # scalable mode, first-stage tables
+CAP_48 = 0x8D2078C106F0466  # a real server: MGAW 48, 48-bit tables
+CAP_57 = 0x9ED008C40780C66  # a real server: MGAW 57, 48- and 57-bit tables, no FL5LP
+
+
 @pytest.mark.parametrize(
-    ("ecap", "expected"),
+    "ecap",
     [
-        (0, False),
-        (1 << 43, False),  # scalable mode without first-stage tables
-        (1 << 47, False),
-        (1 << 43 | 1 << 47, True),
-        (1 << 43 | 1 << 46, False),  # SLTS only
-        (0xF020DE, False),  # real server without scalable mode
+        0,
+        1 << 43,  # scalable mode without first-stage tables
+        1 << 47,
+        1 << 43 | 1 << 46,  # SLTS only
+        0xF020DE,  # real server without scalable mode
     ],
 )
-def test_vtd_first_stage_needs_scalable_mode_and_its_tables(ecap, expected):
-    assert vtd_first_stage(ecap) is expected
+def test_vtd_first_stage_needs_scalable_mode_and_its_tables(ecap):
+    assert vtd_first_stage(CAP_48, ecap) is None
+
+
+@pytest.mark.parametrize(
+    ("cap", "bits"),
+    [
+        (CAP_48, 47),  # lower half of four levels
+        (CAP_57, 47),  # five levels for the second stage alone
+        (CAP_57 | 1 << 60, 56),  # FL5LP: lower half of five levels
+        (CAP_48 | 1 << 60, 47),  # FL5LP is of no use within 48 bits
+        (0xC0000020E60262, 38),  # 39 bits
+    ],
+)
+def test_vtd_first_stage_has_its_lower_half(cap, bits):
+    assert vtd_first_stage(cap, BOTH) == bits
 
 
 @pytest.mark.parametrize(

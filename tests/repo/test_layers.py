@@ -23,6 +23,8 @@ WINGS = (
     ("host",),
     ("guest",),
     ("fleet",),
+    ("kernel", "_ioctl"),
+    ("mapping",),
     ("report",),
     ("cli", "__main__", "__init__"),
 )

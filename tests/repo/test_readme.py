@@ -60,9 +60,30 @@ def test_own_host_is_shown_captured_and_planned_as_the_readme_says(tmp_path: Pat
 
 
 def test_python_of_the_readme_runs_on_a_bundled_host() -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    program, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     program = program.replace('"LIVE"', '"amd-epyc-1tb"')
     program = re.sub(r'usable\(devices=\["[^"]*"\]\)', "usable()", program)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "0x10000000000-0x1837fffffff" in done.stdout
+
+
+def test_mapping_of_the_readme_runs_on_the_kernel_in_memory() -> None:
+    _, program = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    before = (
+        "import vmm_iova as vi\n"
+        "from vmm_iova.host.model import Device, Group, Host\n"
+        "import vmm_iova.kernel as k\n"
+        "from functools import partial\n"
+        "sim = k.SimulatedKernel([k.SimGroup(4, ('0000:01:00.0',))])\n"
+        "k.open_space = partial(k.open_space, kernel=sim)\n"
+        "k.with_kernel_facts = partial(k.with_kernel_facts, kernel=sim)\n"
+        "group = Group('4', ('0000:01:00.0',))\n"
+        "nic = Device('0000:01:00.0', '4')\n"
+        "vi.load_host = lambda: Host('sim', groups=(group,), devices=(nic,))\n"
+        "def run(memory): print(memory.size)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", before + program], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout) == (0, f"{4 << 30}\n"), done.stderr

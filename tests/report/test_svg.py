@@ -133,7 +133,7 @@ def test_draw_layout_bundled_host_is_complete_and_readable(spec: str) -> None:
     try:
         layout = bundled_layout(spec)
     except vi.PlanError:  # RAM must be where the host has a hole: take a guest that is translated
-        layout = vi.plan(vi.Guest("s390x", "16G"), usable_of(spec))
+        layout = vi.plan(vi.Guest("s390x", "512M"), usable_of(spec))
     root = parse(draw_layout(layout))
     named = by_id(root)
     check_texts(root)

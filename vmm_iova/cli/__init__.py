@@ -39,7 +39,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         options = make_parser().parse_args(arguments)
         run: Callable[[argparse.Namespace], int] = options.run
         status = run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except IovaError as error:
         return _complain(error)
     except BrokenPipeError:
@@ -49,6 +50,11 @@ def _main(arguments: Sequence[str] | None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+    except OSError as error:  # of our own files nothing is left: it is the output
+        print(f"vmm-iova: error: the output failed: {error.strerror}", file=sys.stderr)
+        # What is left in the buffer would fail again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 6
     except Exception as error:  # no traceback reaches the terminal
         print(
             f"vmm-iova: error: {type(error).__name__}: {error}\n"

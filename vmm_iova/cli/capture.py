@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.cli.options import GENERATOR, add_host_options, command, host_of, write
@@ -19,6 +20,7 @@ def add(commands: Any) -> None:
     parser = command(commands, "capture", run, "write what a host says as a snapshot")
     add_host_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="where to (default: stdout)")
+    parser.add_argument("--name", help="what to call the host (default: as it was loaded)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -30,6 +32,8 @@ def run(options: argparse.Namespace) -> int:
             source=host.name,
             hint="switch the IOMMU on in the firmware and, on Intel, boot with intel_iommu=on",
         )
+    if options.name:
+        host = replace(host, name=options.name)
     document = dump_snapshot(host, GENERATOR)
     if options.output:
         write(options.output, document)

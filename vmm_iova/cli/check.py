@@ -56,10 +56,18 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         entries = [{"name": name, **data.verdict_data(item)} for name, item in verdicts]
         unassignable = [item.text for item in usable.unassignable]
-        payload = {"host": usable.host, "unassignable": unassignable, "verdicts": entries}
+        payload = {
+            "host": usable.host,
+            "unassignable": unassignable,
+            "notes": [note.text for note in usable.notes],
+            "verdicts": entries,
+        }
         print(data.dump("vmm-iova-check", GENERATOR, payload), end="")
     else:
         for entry in usable.unassignable:
             print(f"warning: {entry.text}")
+        for note in usable.notes:
+            if note.warning:
+                print(f"note: {note.text}")
         print("".join(text.show_verdict(item, name) for name, item in verdicts), end="")
     return status_of(usable) if all(item.ok for _, item in verdicts) else REFUSED

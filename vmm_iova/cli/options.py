@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import vmm_iova
-from vmm_iova.errors import EvidenceError, HostUnavailableError
+from vmm_iova.errors import EvidenceError, HostUnavailableError, RequestError
 from vmm_iova.host.load import load_host
 from vmm_iova.units import parse_size
 
@@ -71,6 +71,14 @@ def add_host_options(parser: argparse.ArgumentParser, *, host: bool = True) -> N
     parser.add_argument(
         "-s", "--devices", action="append", metavar="BDF", help="devices, comma separated"
     )
+    parser.add_argument(
+        "--ask-kernel",
+        nargs="?",
+        const="auto",
+        choices=("auto", "type1", "iommufd"),
+        help="attach the devices of -s (bound to vfio-pci) to an empty address space and take the "
+        "kernel's own range list; nothing is mapped",
+    )
     add_judge_options(parser)
     add_print_options(parser)
 
@@ -102,7 +110,22 @@ def host_of(options: argparse.Namespace, spec: str | None = None) -> Host:
     host = load_host(options.host if spec is None else spec, sysroot=options.sysroot)
     for more in options.facts:
         host = host.with_facts(load_host(more))
-    return host
+    return _ask_kernel(host, options) if options.ask_kernel else host
+
+
+def _ask_kernel(host: Host, options: argparse.Namespace) -> Host:
+    devices = [host.device(name).name for name in split(options.devices) or ()]
+    if not devices:
+        raise RequestError(
+            "--ask-kernel needs to know which devices to attach",
+            field="devices",
+            value=None,
+            hint="name them with -s, like -s 0000:01:00.0",
+        )
+    from vmm_iova.kernel import open_space, with_kernel_facts  # needs Linux
+
+    with open_space(devices, via=options.ask_kernel) as space:
+        return with_kernel_facts(host, space)
 
 
 def usable_of(host: Host, options: argparse.Namespace) -> Usable:

@@ -13,7 +13,7 @@ from vmm_iova.cli.options import (
     status_of,
     usable_of,
 )
-from vmm_iova.errors import EvidenceError, HostUnavailableError
+from vmm_iova.errors import EvidenceError, HostDataError, HostUnavailableError
 from vmm_iova.host.load import bundled_hosts
 from vmm_iova.host.snapshot import snapshot_data
 from vmm_iova.report import data, text
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
         usable = usable_of(host, options)
     except EvidenceError as error:
         why_not = str(error).replace("\n", "\n  ")
-    except HostUnavailableError as error:
+    except (HostDataError, HostUnavailableError) as error:
         why_not = error.message
     if options.json:
         judged = None if usable is None else data.usable_data(usable)

@@ -136,7 +136,7 @@ def _refused(ordered: Sequence[HostClass]) -> list[Blocker]:
     """Put together the classes that the same thing keeps from having the guest."""
     alike: dict[object, list[HostClass]] = {}
     for item in ordered:
-        alike.setdefault(item.obstacle or item.digest, []).append(item)
+        alike.setdefault(item.obstacle or item.refusal, []).append(item)
     return [_blocker(of, of[0].refusal or "no layout", Status.REFUSED) for of in alike.values()]
 
 
@@ -281,6 +281,7 @@ def common_usable(members: Sequence[HostClass], ranges: MappableRanges, granule:
         relaxable=(),
         regions=(),
         groups=(),
+        arch=None,  # each host was judged with its own
         notes=(),
     )
 

@@ -17,6 +17,7 @@ from vmm_iova.errors import (
     IovaError,
     MisalignedError,
     PlacementError,
+    PlanError,
     RequestError,
 )
 from vmm_iova.fleet.survey import DeviceCount, Hole, HostClass, Survey, merge_all
@@ -266,10 +267,20 @@ def _judge(host: Host, request: FleetRequest) -> _Outcome:
         return _without(host, blocked, row, Status.UNSETTLED, text)
     layout, refusal = None, None
     try:
+        _check_arch(request, usable)
         layout = plan(request.guest, usable, request.on_hole)
     except IovaError as error:
         refusal = error
     return _judged(host, blocked, row, usable, layout, refusal)
+
+
+def _check_arch(request: FleetRequest, usable: Usable) -> None:
+    machine = request.guest.machine
+    if isinstance(machine, Machine) and usable.arch not in (None, machine.arch):
+        raise PlanError(
+            f"machine {machine.name} is {machine.arch}, but the host is {usable.arch}: KVM cannot "
+            "run it there"
+        )
 
 
 def _wanted(host: Host, request: FleetRequest) -> list[str] | None:
@@ -338,6 +349,7 @@ def _judged(
         [
             [(item.start, item.last) for item in usable.ranges],
             usable.granule,
+            usable.arch,
             [(item.start, item.last, item.kind) for item in holes],
         ]
     )

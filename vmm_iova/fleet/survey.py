@@ -50,7 +50,7 @@ class HostClass:
     """Hosts on which the same may be mapped.
 
     Attributes:
-        digest: of ranges, granule and kinds of holes; names the class.
+        digest: of ranges, granule, architecture and kinds of holes; names the class.
         hosts: how many.
         names: the lowest `MAX_NAMES` of them.
         ranges: usable IOVAs.

@@ -274,7 +274,8 @@ class _Diagnosing:
                 continue  # the top was not known, only assumed
             if self.usable is None and cause.kind is CauseKind.TOP_PAGE:
                 continue
-            text = f"{cause.range}: {cause.text}"
+            shown = str(cause.range)
+            text = cause.text if shown in cause.text else f"{shown}: {cause.text}"
             if cause.kind is CauseKind.APERTURE:
                 self.bits = (cause.range.start or 1).bit_length() - 1 or None
                 self._add(Why.WIDTH, CERTAIN, f"needs {verdict.bits_needed} address bits; {text}")

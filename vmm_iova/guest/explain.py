@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _MIB = 1 << 20
+_SMALLEST_PAGE = 4096  # no kernel with an IOMMU has a smaller base page
 HOLES = (CauseKind.REGION, CauseKind.PLATFORM, CauseKind.KERNEL_GAP)
 """Causes that are holes inside the aperture, rather than an end of it."""
 
@@ -108,6 +109,8 @@ def _kind(usable: Usable, wanted: AddrRange, causes: Sequence[Cause], ragged: bo
         return "conflict" if causes[0].kind in HOLES else "outside_aperture"
     if wanted not in usable.ranges:
         return "straddle"
+    if (wanted.start | (wanted.last + 1)) % _SMALLEST_PAGE:
+        return "granule"
     return "granule" if ragged and usable.granule_known else "ok"
 
 
@@ -154,7 +157,8 @@ def _with_fixes(verdict: Verdict, usable: Usable) -> Verdict:
         fixes.append("map it in pieces: " + ", ".join(map(str, verdict.pieces)))
     if verdict.kind == "outside_aperture":
         hull = usable.ranges.hull
-        if hull is not None and wanted.last > hull.last:
+        wide = verdict.causes[0].kind is CauseKind.APERTURE
+        if wide and hull is not None and wanted.last > hull.last:
             bits = (hull.last + 1).bit_length() - 1
             fixes.append(
                 f"keep guest addresses below {hull.last + 1:#x}: {bits} physical address bits for "
@@ -176,7 +180,13 @@ def region_fixes(causes: Sequence[Cause], usable: Usable) -> list[str]:
     """What can be done about the regions in the way."""
     fixes = []
     regions = [cause.region for cause in causes if cause.region]
-    if any(region.kind is RegionKind.DIRECT_RELAXABLE for region in regions):
+    relaxable = [item for item in regions if item.kind is RegionKind.DIRECT_RELAXABLE]
+    inside = any(
+        item.kind is not RegionKind.DIRECT_RELAXABLE and item.range.overlaps(region.range)
+        for region in relaxable
+        for item in usable.regions
+    )
+    if regions and len(relaxable) == len(regions) and not inside:
         fixes.append("without --strict the direct-relaxable region may be used")
     if any(region.kind in (RegionKind.DIRECT, RegionKind.FIRMWARE) for region in regions):
         fixes.append(
@@ -196,7 +206,9 @@ def _first(usable: Usable, text: str) -> str:
 
 def _ram(size: int) -> str:
     """An option to paste: the size, cut to whole MiB."""
-    return f"--ram {format_size(size // _MIB * _MIB or size).replace(' ', '')}"
+    whole = size // _MIB * _MIB
+    exact = format_size(whole).replace(" ", "")
+    return f"--ram {f'{whole // _MIB}MiB' if exact.startswith('0x') else exact}"
 
 
 def refusal(
@@ -220,8 +232,12 @@ def refusal(
         for policy, places in alternatives.items()
     ]
     fixes += region_fixes([reason.cause for reason in reasons], usable)
-    if most:
+    if most >= _MIB:
         fixes.append(f"{_ram(most)} stays below it")
+    if not fixes:
+        fixes.append(
+            "a device whose group does not have this hole, or a VMM whose memory can lie elsewhere"
+        )
     also = "; ".join(str(reason) for reason in reasons[1:4])
     return PlanError(
         _first(usable, f"{reasons[0]} ({why})"),
@@ -231,23 +247,49 @@ def refusal(
     )
 
 
-def does_not_fit(usable: Usable, machine: str, ram: int, left: int) -> PlanError:
-    """Make the error for RAM that is more than the usable space has room for."""
+def _worth(holes: Sequence[Cause], limit: Cause | None, left: int) -> list[Cause]:
+    """The holes, without the relaxable ones where giving all of them back is not enough."""
+    relaxable = [
+        cause
+        for cause in holes
+        if cause.region is not None and cause.region.kind is RegionKind.DIRECT_RELAXABLE
+    ]
+    stop = limit.range.start if limit is not None else ADDRESS_LAST
+    gain = sum(min(c.range.last, stop) - min(c.range.start, stop) for c in relaxable)
+    return [cause for cause in holes if gain >= left or cause not in relaxable]
+
+
+def does_not_fit(
+    usable: Usable, machine: str, ram: int, left: int, causes: Sequence[Cause]
+) -> PlanError:
+    """Make the error for RAM that is more than the machine's places have room for.
+
+    Args:
+        usable: where it was planned.
+        machine: its name.
+        ram: bytes asked for.
+        left: bytes that found no place.
+        causes: what takes room away from the machine's places, ascending.
+    """
     fits = ram - left
-    ranges = usable.ranges
-    where = AddrRange(ranges[-1].last if ranges else 0, ADDRESS_LAST)
-    cause = usable.edge_above(ranges[-1].last) if ranges else usable.edge_below(ADDRESS_LAST)
+    top = usable.ranges.hull
+    where = AddrRange(top.last if top else 0, ADDRESS_LAST)
+    holes = [cause for cause in causes if cause.kind in HOLES]
+    limit = next((cause for cause in causes if cause.kind not in HOLES), None)
+    named = holes[:3] + ([limit] if limit else [])
+    shown = "; ".join(cause.text for cause in named) or "the machine has no more room"
     fixes = [f"{_ram(fits)} fits"] if fits >= _MIB else []
+    fixes += region_fixes(_worth(holes, limit, left), usable)
     stated = any(item.kind is EvidenceKind.STATED for item in usable.evidence)
-    if stated and cause.kind is CauseKind.APERTURE:
+    if stated and limit is not None and limit.kind is CauseKind.APERTURE:
         fixes.append("a wider --aperture, if the host really has it")
     fixes.append("a device behind an IOMMU with more address bits or fewer holes")
     return PlanError(
         _first(
             usable,
-            f"{machine} RAM of {show_size(ram)} does not fit: {show_size(left)} are left over when "
-            f"the usable space ends, {cause.text}",
+            f"{machine} RAM of {show_size(ram)} does not fit: {show_size(left)} are left over; "
+            f"what takes the room: {shown}",
         ),
-        reasons=[Reason("ram", where, cause, fits)],
+        reasons=[Reason("ram", where, cause, fits) for cause in named],
         fixes=fixes,
     )

@@ -8,6 +8,7 @@ file that each number comes from.
 from __future__ import annotations
 
 import difflib
+import errno
 import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -67,6 +68,21 @@ class FixedItem:
 
 
 @dataclass(frozen=True, slots=True)
+class AboveItem:
+    """Something that the machine puts right above RAM, in order, each aligned to its size.
+
+    Attributes:
+        name: what it is.
+        kind: one of FIXED_KINDS.
+        size: bytes, a power of two.
+    """
+
+    name: str
+    kind: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Pci64Window:
     """The 64-bit PCI window: above all RAM, so its place depends on the layout.
 
@@ -93,7 +109,9 @@ class Machine:
         source: where its numbers are written.
         ram: windows in the order in which RAM fills them.
         fixed: what else has a fixed place, ascending.
+        above: what stands between RAM and the 64-bit PCI window, in order.
         pci64: its 64-bit PCI window, or None.
+        split_note: what to know when its RAM is cut or shifted, or None.
         aliases: other names that it is known by.
 
     Synchronization: none required (immutable).
@@ -106,7 +124,9 @@ class Machine:
     identity: bool = True
     source: str = ""
     fixed: tuple[FixedItem, ...] = ()
+    above: tuple[AboveItem, ...] = ()
     pci64: Pci64Window | None = None
+    split_note: str | None = None
     aliases: tuple[str, ...] = ()
 
 
@@ -134,8 +154,8 @@ def load_machine(name: str | os.PathLike[str]) -> Machine:
         name: a bundled name (see `machine_names`), or a path that ends in `.toml`.
 
     Raises:
-        UnknownNameError: there is no such model or file.
-        HostUnavailableError: the file may not be read (with errno).
+        UnknownNameError: there is no such model.
+        HostUnavailableError: there is no such file, or it may not be read (with errno).
         HostDataError: the file is malformed; the message names the key.
 
     Complexity: O(size) once, then cached for bundled models.
@@ -147,7 +167,7 @@ def load_machine(name: str | os.PathLike[str]) -> Machine:
     if text.endswith(".toml"):
         path = Path(text)
         if not path.exists():
-            raise UnknownNameError(f"{path} does not exist", kind="machine", name=text, known=())
+            raise HostUnavailableError(f"{path} does not exist", source=text, errno=errno.ENOENT)
         try:
             return _parse(path.read_text("utf-8"), path.name)
         except OSError as error:
@@ -177,7 +197,21 @@ def _parse(text: str, name: str) -> Machine:
     except tomllib.TOMLDecodeError as error:
         raise HostDataError(f"{name}: {error}", source=name) from error
     table = _Table(data, name, "")
-    table.only(("name", "title", "arch", "identity", "source", "aliases", "ram", "fixed", "pci64"))
+    table.only(
+        (
+            "name",
+            "title",
+            "arch",
+            "identity",
+            "source",
+            "aliases",
+            "ram",
+            "fixed",
+            "above",
+            "pci64",
+            "split_note",
+        )
+    )
     windows = tuple(_window(item) for item in table.tables("ram"))
     if not windows:
         raise table.wrong("ram", "is missing: a machine has at least one [[ram]] window")
@@ -190,7 +224,9 @@ def _parse(text: str, name: str) -> Machine:
         source=table.text("source", name),
         ram=windows,
         fixed=fixed,
+        above=tuple(_above(item) for item in table.tables("above")),
         pci64=_pci64(table.table("pci64")) if "pci64" in data else None,
+        split_note=table.text("split_note", "") or None,
         aliases=tuple(table.strings("aliases")),
     )
     spans = [*((w.name, w.range) for w in windows), *((f.name, f.range) for f in fixed)]
@@ -219,12 +255,21 @@ def _window(table: _Table) -> RamWindow:
     )
 
 
-def _fixed(table: _Table) -> FixedItem:
-    table.only(("name", "kind", "start", "last"))
+def _kind(table: _Table) -> str:
     kind = table.text("kind")
     if kind not in FIXED_KINDS:
         raise table.wrong("kind", f"{kind!r} is none of {', '.join(FIXED_KINDS)}")
-    return FixedItem(table.text("name"), kind, table.span(None))
+    return kind
+
+
+def _fixed(table: _Table) -> FixedItem:
+    table.only(("name", "kind", "start", "last"))
+    return FixedItem(table.text("name"), _kind(table), table.span(None))
+
+
+def _above(table: _Table) -> AboveItem:
+    table.only(("name", "kind", "size"))
+    return AboveItem(table.text("name"), _kind(table), table.power_of_two("size"))
 
 
 def _pci64(table: _Table) -> Pci64Window:

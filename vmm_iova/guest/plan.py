@@ -24,7 +24,7 @@ from vmm_iova.host.evidence import MSI_ARM_SOFTWARE, MSI_X86
 from vmm_iova.host.model import Note, RegionKind
 from vmm_iova.host.usable import Cause, CauseKind, Usable
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet, check_granule
-from vmm_iova.units import format_size, parse_size
+from vmm_iova.units import format_size, parse_size, show_size
 
 if TYPE_CHECKING:
     import os
@@ -77,6 +77,12 @@ def plan(guest: Guest, usable: Usable, on_hole: OnHole = "split") -> Layout:
     Complexity: O(holes + windows), well below 5 ms for a host (bench/test_plan.py).
     Synchronization: none required.
     """
+    if not isinstance(usable, Usable):
+        raise RequestError(
+            f"a plan needs what Host.usable returns, not {type(usable).__name__}",
+            field="usable",
+            value=usable,
+        )
     if on_hole not in get_args(OnHole):
         raise RequestError(
             f"on_hole {on_hole!r} is none of split, move, refuse", field="on_hole", value=on_hole
@@ -96,16 +102,25 @@ def plan(guest: Guest, usable: Usable, on_hole: OnHole = "split") -> Layout:
             hint=f"{ram // usable.granule * usable.granule:#x} or "
             f"{(ram // usable.granule + 1) * usable.granule:#x} are",
         )
-    return _Planner(machine, ram, align, _pci64(guest, machine), usable, on_hole).plan()
+    return _Planner(
+        machine, ram, align, _pci64(guest, machine, usable.granule), usable, on_hole
+    ).plan()
 
 
-def _pci64(guest: Guest, machine: Machine) -> Pci64Window | None:
+def _pci64(guest: Guest, machine: Machine, granule: int) -> Pci64Window | None:
     default = machine.pci64
     if guest.pci64 is None:
         return default
     if guest.pci64 in (0, "0"):
         return None
     size = parse_size(guest.pci64, "pci64")
+    if size % granule:
+        raise MisalignedError(
+            f"pci64 {size:#x} is not a multiple of the granule {granule:#x}",
+            field="pci64",
+            value=size,
+            align=granule,
+        )
     if default is None:
         raise RequestError(
             f"machine {machine.name} has no 64-bit PCI window", field="pci64", value=guest.pci64
@@ -136,12 +151,21 @@ class _Planner:
         self.on_hole = on_hole
         self.free = usable.ranges.as_set()
         self.windows = _windows(machine, ram)
+        # A guest that is whole below the gap may still spill over it, when holes take its place.
+        self.spill = machine.ram[1:] if len(self.windows) < len(machine.ram) else ()
         self.notes: list[Note] = []
         self.policy = "as is"
 
     def plan(self) -> Layout:
         pieces = self.place_ram()
-        items = [*pieces, *self._window(pieces), *self._fixed(), *self._msi()]
+        top = max(item.gpa.last for item in pieces if item.gpa is not None)
+        items = [
+            *pieces,
+            *self._above(top),
+            *self._window(top),
+            *self._fixed(),
+            *self._msi(),
+        ]
         items.sort(key=lambda item: (item.place, item.kind.value, item.name))
         first = [Note(entry.text) for entry in self.usable.unassignable]
         return Layout(
@@ -152,7 +176,13 @@ class _Planner:
             items=tuple(items),
             guest_reserved=tuple(self._reserved(items)),
             usable=self.usable,
-            notes=(*first, *self._relaxable(pieces), *self.notes, *self.usable.notes),
+            notes=(
+                *first,
+                *self._mismatch(),
+                *self._relaxable(pieces),
+                *self.notes,
+                *self.usable.notes,
+            ),
         )
 
     def place_ram(self) -> list[Item]:
@@ -167,7 +197,7 @@ class _Planner:
         """Fill the windows in order, around the holes."""
         pieces: list[Item] = []
         left = self.ram
-        for window in self.windows:
+        for window in (*self.windows, *self.spill):
             if left == 0:
                 break
             self._check_required(window)
@@ -179,10 +209,18 @@ class _Planner:
                 if left == 0:
                     break
         if left:
-            raise does_not_fit(self.usable, self.machine.name, self.ram, left)
-        if len(pieces) > len(self._own_places()):
+            raise self._too_large(left)
+        if [item.place for item in pieces] != [span for _, span in self._own_places()]:
             self.policy = "split"
+            if self.machine.split_note:
+                self.notes.append(Note(self.machine.split_note))
         return pieces
+
+    def _too_large(self, left: int) -> PlanError:
+        """What the machine's windows cannot hold, with the holes that take their room."""
+        spans = RangeSet(window.range for window in (*self.windows, *self.spill))
+        causes = [cause for span in spans for cause in self.usable.causes_of(span)]
+        return does_not_fit(self.usable, self.machine.name, self.ram, left, causes)
 
     def _check_required(self, window: RamWindow) -> None:
         if not window.required:
@@ -204,7 +242,9 @@ class _Planner:
     def _cause_below(self, start: int) -> str | None:
         """What ends the usable range that holds `start` on its lower side."""
         home = self.usable.ranges.range_at(start)
-        return self.usable.edge_below(home.start).text if home else None
+        if home is None or (home.start == 0 and not self.machine.identity):
+            return "address 0 is not chosen by itself" if home else None
+        return self.usable.edge_below(home.start).text
 
     def _cause_above(self, last: int) -> str | None:
         """What ends the usable range that holds `last` on its upper side."""
@@ -226,7 +266,7 @@ class _Planner:
         places = self._own_places()
         missing = self.ram - sum(span.size for _, span in places)
         if missing:
-            raise does_not_fit(self.usable, self.machine.name, self.ram, missing)
+            raise self._too_large(missing)
         reasons = []
         for index, (window, span) in enumerate(places):
             topmost = index == len(places) - 1
@@ -244,6 +284,11 @@ class _Planner:
                     self.notes.append(Note(window.movable_note))
             elif blocked:
                 reasons += self._reasons(f"{window.name} RAM", span)
+            elif self.machine.pci64 is not None and window.move_to is not None:
+                # QEMU moves RAM in this case whatever the host allows, and then fails.
+                place = self._window_place(span.last)
+                assert place is not None  # it meets a hole
+                reasons += self._reasons("the 64-bit PCI window behind RAM", place)
         if reasons:
             raise self._refusal(reasons, f"on-hole {self.on_hole}")
         return [piece for window, span in places for piece in self._cut(window, span)]
@@ -285,7 +330,7 @@ class _Planner:
         window = self.windows[0]
         allocator = IovaAllocator(self.usable)
         try:
-            spans = [AddrRange.from_size(allocator.allocate(self.ram, align=self.align), self.ram)]
+            spans = [AddrRange.from_size(self._in_one(allocator), self.ram)]
         except NoSpaceError as error:
             if self.on_hole != "split":
                 raise self._not_in_one(error) from error
@@ -299,6 +344,16 @@ class _Planner:
             items.append(Item(ItemKind.RAM, window.name, seen, span, below, above))
             gpa += span.size
         return items
+
+    def _in_one(self, allocator: IovaAllocator) -> int:
+        """Allocate all RAM in one piece, so that the largest pages can map it if there is room."""
+        for page in (_GIB, 1 << 21):
+            if self.ram >= page > self.align:
+                try:
+                    return allocator.allocate(self.ram, align=page)
+                except NoSpaceError:
+                    continue
+        return allocator.allocate(self.ram, align=self.align)
 
     def _not_in_one(self, error: NoSpaceError) -> PlanError:
         largest = error.largest_free or AddrRange(0, ADDRESS_LAST)
@@ -316,7 +371,7 @@ class _Planner:
                 spans.append(AddrRange.from_size(allocator.allocate_at(room.start, size), size))
                 left -= size
         if left:
-            raise does_not_fit(self.usable, self.machine.name, self.ram, left)
+            raise self._too_large(left)
         return spans
 
     # -- everything else ---------------------------------------------------------------------------
@@ -326,20 +381,38 @@ class _Planner:
         window = self.pci64
         if window is None:
             return None
-        start = -(-max(ram_last + 1, window.floor) // window.align) * window.align
+        behind = [item.place.last + 1 for item in self._above(ram_last)]
+        floor = max([ram_last + 1, window.floor, *behind])
+        start = -(-floor // window.align) * window.align
         if start + window.size - 1 > ADDRESS_LAST:
             return None
         return AddrRange.from_size(start, window.size)
 
-    def _window(self, pieces: list[Item]) -> Iterator[Item]:
+    def _above(self, ram_last: int) -> Iterator[Item]:
+        """What the machine has between RAM and the window, in order."""
+        at = self._above_base(ram_last)
+        for item in self.machine.above:
+            at = -(-at // item.size) * item.size
+            if at + item.size - 1 > ADDRESS_LAST:
+                return
+            yield Item(ItemKind(item.kind), item.name, AddrRange.from_size(at, item.size))
+            at += item.size
+
+    def _above_base(self, ram_last: int) -> int:
+        floor = self.machine.pci64.floor if self.machine.pci64 else 0
+        return max(-(-(ram_last + 1) // _GIB) * _GIB, floor)
+
+    def _window(self, top: int) -> Iterator[Item]:
         """Place the 64-bit PCI window: where peers can reach it if the policy lets it move."""
-        top = max(item.gpa.last for item in pieces if item.gpa is not None)
         place = self._window_place(top)
         if self.pci64 is None:
             return
         if place is None:
-            self.notes.append(Note("the 64-bit PCI window has no room above RAM: left out"))
-            return
+            raise PlanError(
+                f"the 64-bit PCI window of {show_size(self.pci64.size)} has no room above RAM, "
+                f"which ends at {top:#x}",
+                fixes=["a smaller --pci64, or --pci64 0 for none"],
+            )
         cause = None
         if self.machine.identity and place not in self.usable.ranges:
             blocked = self.usable.causes_of(place)
@@ -402,23 +475,28 @@ class _Planner:
         if not self.machine.identity:
             return
         spans = []
-        for window in self.windows:
+        for window in (*self.windows, *self.spill):
             tops = [
-                item.gpa.last
+                item.place.last
                 for item in items
-                if item.gpa is not None
-                and item.kind in (ItemKind.RAM, ItemKind.WINDOW)
-                and item.gpa.start in window.range
+                if item.kind is ItemKind.RAM and item.place.start in window.range
             ]
             if tops:
                 spans.append(AddrRange(window.range.start, max(tops)))
-        told = RangeSet(spans) - self.free
-        for span in told:
-            causes = self.usable.causes_of(span)
-            for cause in causes:
+        spans += [item.place for item in items if item.kind is ItemKind.WINDOW]
+        for span in RangeSet(spans) - self.free:
+            for cause in self.usable.causes_of(span):
                 shared = cause.range.align_outward(self.usable.granule).intersect(span)
-                if shared is not None:
+                if shared is not None and cause.kind in HOLES:
                     yield GuestReserved(shared, cause.text)
+
+    def _mismatch(self) -> Iterator[Note]:
+        known = self.usable.arch
+        if known is not None and known != self.machine.arch:
+            yield Note(
+                f"machine {self.machine.name} is {self.machine.arch}, but the host is {known}: KVM "
+                "cannot run it there"
+            )
 
     def _relaxable(self, pieces: list[Item]) -> Iterator[Note]:
         for region in self.usable.relaxable:
@@ -457,7 +535,7 @@ class _Planner:
     def _most(self, reasons: list[Reason]) -> int:
         """RAM that stays below a single obstacle in the topmost window; else 0."""
         top = self._own_places()[-1][1] if self.machine.identity else None
-        if self.on_hole == "split" or len(reasons) != 1 or reasons[0].range != top:
+        if self.on_hole != "refuse" or len(reasons) != 1 or reasons[0].range != top:
             return 0
         return self.ram - reasons[0].range.size + reasons[0].fits if reasons[0].fits else 0
 

@@ -26,6 +26,10 @@ MSI_ARM_SOFTWARE = AddrRange(0x0800_0000, 0x080F_FFFF)
 """Where the kernel maps MSI doorbells on Arm (MSI_IOVA_BASE, arm-smmu and virtio-iommu)."""
 
 
+Aperture = int | str | AddrRange | RangeSet | MappableRanges
+"""What a user may state: bits, text, or ranges."""
+
+
 class EvidenceKind(enum.Enum):
     """Kinds of aperture evidence, strongest first."""
 
@@ -80,34 +84,41 @@ def width_ranges(bits: int) -> MappableRanges:
     return MappableRanges([AddrRange(0, (1 << bits) - 1)])
 
 
-def stated_evidence(aperture: int | str | AddrRange | RangeSet) -> Evidence:
+def stated_evidence(aperture: Aperture) -> Evidence:
     """Turn what the user states into evidence.
 
     Args:
-        aperture: bits (`48`, `"48"`), a range (`"0x0-0x7fffffffff"`), or ranges.
+        aperture: bits (`48`, `"48"`), a range (`"0x0-0x7fffffffff"`), several with commas between,
+            or ranges.
 
     Raises:
-        RequestError: not a width from 1 to 64, nor a range.
+        RequestError: not a width from 1 to 64, nor ranges.
     """
     source = Source("--aperture")
-    if isinstance(aperture, RangeSet):
-        shown = ", ".join(map(str, aperture))
-        return Evidence(EvidenceKind.STATED, MappableRanges(aperture), f"stated: {shown}", source)
     if isinstance(aperture, str):
         text = aperture.strip().lower().removesuffix("bits").removesuffix("bit").rstrip(" -")
-        width = text.isdecimal() and len(text) < 4
-        aperture = int(text) if width else parse_range(aperture, "aperture")
+        if not (text.isdecimal() and len(text) < 4):
+            spans = [parse_range(part, "aperture") for part in aperture.split(",")]
+            return _stated(MappableRanges(RangeSet(spans)), source)
+        aperture = int(text)
     if isinstance(aperture, AddrRange):
-        ranges = MappableRanges([aperture])
-        return Evidence(EvidenceKind.STATED, ranges, f"stated: {aperture}", source)
-    if isinstance(aperture, bool) or not 1 <= aperture <= 64:
+        return _stated(MappableRanges([aperture]), source)
+    if isinstance(aperture, (RangeSet, MappableRanges)):
+        return _stated(MappableRanges(aperture), source)
+    if isinstance(aperture, bool) or not isinstance(aperture, int) or not 1 <= aperture <= 64:
         raise RequestError(
-            f"aperture {aperture} is not a width from 1 to 64 bits",
+            f"aperture {aperture!r} is not a width from 1 to 64 bits, nor ranges",
             field="aperture",
             value=aperture,
             hint="write --aperture 48, or a range like 0x100000000-0x8ffffffff",
         )
-    return Evidence(EvidenceKind.STATED, width_ranges(aperture), f"stated: {aperture} bits", source)
+    ranges = width_ranges(aperture)
+    return Evidence(EvidenceKind.STATED, ranges, f"stated: {aperture} bits", source)
+
+
+def _stated(ranges: MappableRanges, source: Source) -> Evidence:
+    shown = ", ".join(map(str, ranges[:4])) + (", ..." if len(ranges) > 4 else "")
+    return Evidence(EvidenceKind.STATED, ranges, f"stated: {shown or 'nothing'}", source)
 
 
 def search(host: Host, group: Group | None) -> Findings:
@@ -232,9 +243,10 @@ def _vtd(unit: IommuUnit, looked: list[str]) -> Iterator[_Width]:
         looked.append(f"{text}: makes no sense")
         return
     bits = width.usable_bits
-    if unit.ecap is not None and vtd_first_stage(unit.ecap):
-        bits -= 1
-        text += ", one less for first-stage tables (scalable mode)"
+    first_stage = vtd_first_stage(unit.cap, unit.ecap or 0)
+    if first_stage is not None and first_stage < bits:
+        bits = first_stage
+        text += ", lower half of first-stage tables (scalable mode)"
     yield _Width(bits, width.usable_bits, True, f"{text}: {bits} bits", unit.source)
 
 
@@ -245,7 +257,7 @@ def _amd(unit: IommuUnit, release: str | None, looked: list[str]) -> Iterator[_W
         looked.append(f"{text}: {width.doubt or 'page-table depth is a reserved value'}")
         return
     doubt = f" ({width.doubt})" if width.doubt else ""
-    shown = f"{text}: host page tables of {width.bits} bits{doubt}"
+    shown = f"{text}: host page tables of {width.bits} bits{doubt}; v2 tables have 47 or 48"
     yield _Width(width.bits, width.bits, width.doubt is None, shown, unit.source)
 
 

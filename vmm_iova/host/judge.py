@@ -20,30 +20,25 @@ from __future__ import annotations
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from vmm_iova.errors import EvidenceError, HostDataError, HostUnavailableError, RequestError
+from vmm_iova.errors import EvidenceError, HostUnavailableError, RequestError
 from vmm_iova.host.evidence import (
-    HYPERTRANSPORT,
-    MSI_X86,
+    MSI_ARM_SOFTWARE,
+    Aperture,
     Evidence,
     EvidenceKind,
     familiar,
-    is_amd,
     is_x86,
     search,
     stated_evidence,
     units_of,
 )
+from vmm_iova.host.holes import find_holes, unassignable
 from vmm_iova.host.model import (
-    PASTED,
-    EmptyRegion,
     Group,
     Host,
     Note,
-    RegionKind,
-    ReservedRegion,
-    Source,
 )
-from vmm_iova.host.usable import Cause, CauseKind, Unassignable, Usable, cut_holes
+from vmm_iova.host.usable import Cause, CauseKind, Usable, cut_holes
 from vmm_iova.host.width import vtd_page_sizes
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet, check_granule
 
@@ -54,7 +49,6 @@ _PAGE_X86 = 4096  # x86 and s390 have no other base page
 _PAGE_LARGEST = 65536  # largest base page of arm64, riscv64, ppc64: right on smaller ones too
 _TOP_PAGE = 4096
 _STRENGTH = list(EvidenceKind)
-_ARCHITECTURE = Source("fixed by the architecture")
 
 
 def judge(
@@ -62,7 +56,7 @@ def judge(
     *,
     groups: Iterable[str | int] | None = None,
     devices: Iterable[str] | None = None,
-    aperture: int | str | AddrRange | RangeSet | None = None,
+    aperture: Aperture | None = None,
     granule: int | None = None,
     strict: bool = False,
 ) -> Usable:
@@ -106,7 +100,7 @@ def _select(
                 hint="switch the IOMMU on in the firmware and, on Intel, boot with intel_iommu=on; "
                 "or plan for another host with --host",
             )
-        return host.groups
+        return _translated(host.groups)
     chosen = {group.id: group for group in (host.group(item) for item in groups or ())}
     for name in devices or ():
         device = host.device(name)
@@ -118,7 +112,25 @@ def _select(
         chosen[device.group] = host.group(device.group)
     if not chosen:
         raise RequestError("no group and no device was named", field="groups", value=())
-    return tuple(group for group in host.groups if group.id in chosen)
+    return _translated(tuple(group for group in host.groups if group.id in chosen))
+
+
+def _translated(groups: tuple[Group, ...]) -> tuple[Group, ...]:
+    for group in groups:
+        if not group.translated:
+            raise HostUnavailableError(
+                f"{group.title} is a no-IOMMU group of VFIO: nothing translates, an IOVA would be "
+                "a physical address, and there is nothing to map",
+                source=group.id,
+                hint="use a device behind an IOMMU, or leave the group out with --groups",
+            )
+    return groups
+
+
+def _strength(item: Evidence) -> tuple[int, int]:
+    """Strongest first, and of equals the narrowest: it is the one that limits."""
+    hull = item.ranges.hull
+    return _STRENGTH.index(item.kind), hull.last if hull else 0
 
 
 class _Judge:
@@ -132,17 +144,17 @@ class _Judge:
         self.causes: list[Cause] = []
         self.evidence: list[Evidence] = []
         self.caps: list[Evidence] = []
-        self.relaxable: list[ReservedRegion] = []
         self.listed: set[str | None] = set()  # groups whose holes the kernel's own list has
 
-    def judge(
-        self, stated: int | str | AddrRange | RangeSet | None, granule_stated: int | None
-    ) -> Usable:
+    def judge(self, stated: Aperture | None, granule_stated: int | None) -> Usable:
         aperture = self._aperture(stated)
-        regions = self._regions()
+        holes = find_holes(self.host, self.groups, self.evidence, self.listed, strict=self.strict)
+        self.causes += holes.causes
+        self.notes += holes.notes
         known = self._known_granule()
         granule, granule_text = self._granule(granule_stated, known)
-        granule_known = granule_stated is not None or known is not None
+        one_size = is_x86(self.host) or self._is_s390()  # these have no other base page
+        granule_known = granule_stated is not None or known is not None or one_size
         raw = aperture - RangeSet(cause.range for cause in self.causes)
         top = AddrRange(ADDRESS_LAST + 1 - max(granule, _TOP_PAGE), ADDRESS_LAST)
         if raw.overlapping(top):
@@ -171,16 +183,17 @@ class _Judge:
             page_sizes=self._page_sizes(),
             limits=self.host.limits,
             evidence=tuple(self.evidence),
-            unassignable=tuple(self._unassignable()),
-            relaxable=tuple(self.relaxable),
-            regions=regions,
+            unassignable=tuple(unassignable(self.groups, x86=is_x86(self.host))),
+            arch=self._arch(),
+            relaxable=tuple(holes.relaxable),
+            regions=tuple(holes.regions),
             groups=tuple(group.id for group in self.groups),
             notes=tuple(dict.fromkeys(self.notes)),
         )
 
     # -- aperture ------------------------------------------------------------------------------
 
-    def _aperture(self, stated: int | str | AddrRange | RangeSet | None) -> MappableRanges:
+    def _aperture(self, stated: Aperture | None) -> MappableRanges:
         said = stated_evidence(stated) if stated is not None else None
         looked: list[str] = []
         for group in self.groups or (None,):
@@ -197,7 +210,7 @@ class _Judge:
                 raise self._no_evidence(group, looked)
         if said is not None:
             self.evidence.append(said)
-        self.evidence.sort(key=lambda item: _STRENGTH.index(item.kind))
+        self.evidence.sort(key=_strength)
         ranges = MappableRanges([AddrRange(0, ADDRESS_LAST)])
         for item in self.evidence:
             ranges = ranges & item.ranges
@@ -218,25 +231,44 @@ class _Judge:
         self.notes.append(
             Note(
                 f"{self.evidence[0].text} goes up to {ranges[-1].last:#x}, but {cap.text}: the "
-                f"registers win, a mapping above {limit:#x} fails with EFAULT"
+                f"registers win, a mapping above {limit:#x} fails"
             )
         )
         return ranges & cap.ranges
 
     def _no_evidence(self, group: Group | None, looked: Sequence[str]) -> EvidenceError:
         of = f" for {group.title}" if group else ""
+        asked = sorted({name for item in self.host.kernel_ranges for name in item.groups or ()})
+        select = [f"only the groups that the kernel was asked about: --groups {','.join(asked)}"]
         return EvidenceError(
             f"host {self.host.name}: nothing says how wide the IOVA space is{of}, and a width is "
             "not guessed",
             looked_at=looked,
             settles=(
-                "--aperture BITS or --aperture START-LAST, if you know it",
+                *(select if asked else ()),
+                "--aperture START-LAST, if you know it (DMA does not begin at 0 on s390)"
+                if self._is_s390()
+                else "--aperture BITS or --aperture START-LAST, if you know it",
                 "the kernel's own range list (VFIO or iommufd), pasted or captured on that host",
                 "the zPCI base capability (start_dma, end_dma) of the device, Linux 5.10"
                 if self._is_s390()
                 else "a lower bound that is surely there, such as --aperture 32",
             ),
         )
+
+    def _arch(self) -> str | None:
+        """The architecture, where a fact says it."""
+        if self.host.arch:
+            return self.host.arch
+        if is_x86(self.host):
+            return "x86_64"
+        vendors = {unit.vendor for unit in self.host.units}
+        named = {"arm": "aarch64", "apple": "aarch64", "s390": "s390x", "riscv": "riscv64"}
+        found = {named[vendor] for vendor in vendors & set(named)}
+        spans = {region.range for group in self.groups for region in group.regions or ()}
+        if not found and MSI_ARM_SOFTWARE in spans:
+            return "aarch64"  # virtio-iommu has the window on other machines too, but not alone
+        return found.pop() if len(found) == 1 else None
 
     def _is_s390(self) -> bool:
         named = (self.host.arch or "").startswith("s390")
@@ -283,175 +315,6 @@ class _Judge:
             cut = next((f": {text}" for seam, text in seams.items() if seam in span), "")
             text = f"granules of {granule:#x} bytes that a seam cuts{cut}"
             self.causes.append(Cause(CauseKind.GRANULE, span, text))
-
-    @property
-    def all_listed(self) -> bool:
-        """Tell whether the kernel's own lists have the holes of the whole selection."""
-        return (
-            {group.id for group in self.groups} <= self.listed if self.groups else bool(self.listed)
-        )
-
-    def _regions(self) -> tuple[ReservedRegion, ...]:
-        """Add a cause for each hole and return all regions of the selection."""
-        regions: list[ReservedRegion] = []
-        for group in self.groups:
-            if group.regions is None:
-                self._missing(group)
-            elif not group.regions and group.id not in self.listed:
-                self._empty(group)
-            regions += group.regions or ()
-        regions += self._from_log()
-        regions += self._platform(regions)
-        for same in _alike(regions):
-            if same[0].kind is RegionKind.DIRECT_RELAXABLE and not self.strict:
-                self.relaxable.append(same[0])
-                continue
-            self.causes.append(self._hole(same))
-        self._compare(regions)
-        return tuple(regions)
-
-    def _missing(self, group: Group) -> None:
-        problem = group.damaged or group.unreadable
-        if group.id in self.listed:
-            what = problem or f"{group.title} has no reserved_regions file"
-            self.notes.append(Note(f"{what}: the kernel's own list has the holes", False))
-        elif group.damaged:
-            raise HostDataError(
-                group.damaged,
-                source=group.id,
-                hint="select other groups, or bring the kernel's own range list",
-            )
-        elif group.unreadable:
-            raise HostUnavailableError(
-                f"{group.title}: its reserved regions could not be read: {group.unreadable}",
-                source=group.id,
-                hint="capture as a user who may read it, or bring the kernel's range list",
-            )
-        elif not is_x86(self.host):
-            raise EvidenceError(
-                f"{group.title} has no reserved_regions file (kernel before 4.11), so nothing says "
-                "where its holes are",
-                looked_at=("sysfs reserved_regions: no such file",),
-                settles=("the kernel's own range list (VFIO, Linux 5.4)", "a newer kernel"),
-            )
-        else:
-            self.notes.append(
-                Note(
-                    f"{group.title} has no reserved_regions file (kernel before 4.11): firmware "
-                    "regions (RMRR, IVMD) are not known; the holes of the architecture are kept"
-                )
-            )
-
-    def _empty(self, group: Group) -> None:
-        if not is_x86(self.host):
-            self.notes.append(
-                Note(
-                    f"{group.title}: reserved_regions is empty, which does not mean unrestricted "
-                    "(s390 up to Linux 6.1 and RISC-V print none)"
-                )
-            )
-
-    def _from_log(self) -> list[ReservedRegion]:
-        """RMRRs of a log name no device: holes, unless something better names the holes."""
-        log = list(self.host.log_regions)
-        if not log:
-            return []
-        better = "the kernel's range list" if self.all_listed else None
-        if not better and self.groups:
-            named = (group.regions or group.id in self.listed for group in self.groups)
-            better = "sysfs, which names the groups that they bind," if all(named) else None
-        if better:
-            self.notes.append(
-                Note(f"{len(log)} RMRR lines of the log were not used: {better} is better", False)
-            )
-            return []
-        self.notes.append(
-            Note(
-                f"the log names {len(log)} RMRRs but not their devices: all are taken as holes; "
-                "a device that has one which is not USB or graphics cannot be assigned at all"
-            )
-        )
-        return log
-
-    def _platform(self, regions: Sequence[ReservedRegion]) -> Iterable[ReservedRegion]:
-        """Add what x86 hardware never translates where no source names it."""
-        if self.all_listed or not is_x86(self.host):
-            return
-        fixed = [(MSI_X86, RegionKind.MSI)]
-        if is_amd(self.host) and not any(group.regions for group in self.groups):
-            fixed.append((HYPERTRANSPORT, RegionKind.RESERVED))
-        for span, kind in fixed:
-            if not any(span in region.range for region in regions if region.kind is kind):
-                yield ReservedRegion(span, kind, kind.value, _ARCHITECTURE)
-
-    def _hole(self, same: Sequence[ReservedRegion]) -> Cause:
-        """The cause for one region, which several groups may have."""
-        region = same[0]
-        name = familiar(region.range)
-        if region.source is _ARCHITECTURE:
-            text = f"{name}, fixed by the architecture"
-            return Cause(CauseKind.PLATFORM, region.range, text, region)
-        also = f" ({name})" if name else ""
-        why = " (strict)" if region.kind is RegionKind.DIRECT_RELAXABLE else ""
-        text = f"{region.word} region {region.range}{self._owners(same)}{also}{why}, "
-        text += str(region.source) + (f" and {len(same) - 1} more" if len(same) > 1 else "")
-        return Cause(CauseKind.REGION, region.range, text, region)
-
-    def _owners(self, same: Sequence[ReservedRegion]) -> str:
-        ids = {region.group for region in same} - {None, PASTED}
-        owners = [group for group in self.groups if group.id in ids]
-        if len(owners) <= 1:
-            return f" of {owners[0].title}" if owners else ""
-        shown = ", ".join(group.id for group in owners[:8])
-        return f" of groups {shown}" + (f" and {len(owners) - 8} more" if len(owners) > 8 else "")
-
-    def _compare(self, regions: Sequence[ReservedRegion]) -> None:
-        """Say where sysfs and the kernel's list disagree about a hole, and which one won."""
-        lists = [item for item in self.evidence if item.kind is EvidenceKind.KERNEL_LIST]
-        named = RangeSet(region.range for region in regions)
-        for item in lists:
-            listed = item.ranges.as_set()
-            for same in _alike(regions):
-                region = same[0]
-                relaxed = region.kind is RegionKind.DIRECT_RELAXABLE
-                if not relaxed and not RangeSet([region.range]).isdisjoint(listed):
-                    self.notes.append(
-                        Note(
-                            f"{region.source} reserves {region.range} ({region.word}), but the "
-                            f"kernel's list ({item.source}) leaves it usable: the region wins, a "
-                            "later attach would take it away"
-                        )
-                    )
-            hull = item.ranges.hull
-            if not regions or hull is None:
-                continue
-            for gap in listed.complement(hull):
-                if not RangeSet([gap]) <= named:
-                    self.notes.append(
-                        Note(
-                            f"the kernel's list ({item.source}) leaves out {gap}, which sysfs does "
-                            "not name: the list wins",
-                            False,
-                        )
-                    )
-
-    def _unassignable(self) -> Iterable[Unassignable]:
-        for group in self.groups:
-            # An empty one counts too: require_direct does not look at the length.
-            every: Sequence[ReservedRegion | EmptyRegion] = (
-                *(group.regions or ()),
-                *group.empty_regions,
-            )
-            direct = next((item for item in every if item.kind is RegionKind.DIRECT), None)
-            if direct is None:
-                continue
-            span = direct.range if isinstance(direct, ReservedRegion) else f"{direct.start:#x}+0"
-            text = (
-                f"the devices of {group.title} cannot be given to a guest on current kernels: "
-                f"firmware demands the direct region {span} ({direct.source}); Linux 6.8 and later "
-                "refuse with EINVAL, VT-d before that with EPERM"
-            )
-            yield Unassignable(group, direct, text)
 
     # -- granule -------------------------------------------------------------------------------
 
@@ -500,11 +363,3 @@ class _Judge:
                 if unit.vendor == "intel" and unit.cap is not None
             ]
         return reduce(int.__and__, bitmaps) if bitmaps else None
-
-
-def _alike(regions: Iterable[ReservedRegion]) -> Iterable[list[ReservedRegion]]:
-    """Put together the regions of several groups that say the same; keep the order."""
-    found: dict[tuple[AddrRange, str], list[ReservedRegion]] = {}
-    for region in regions:
-        found.setdefault((region.range, region.word), []).append(region)
-    return found.values()

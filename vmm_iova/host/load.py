@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import sys
 from importlib import resources
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from vmm_iova.host.model import Host
 
+_JSON = re.compile(r'\s*\{\s*["}]')  # and not a range written {a, b}
 LARGEST = 64 << 20
 """Bytes of a source at most: no capture comes near it, and a disk image stays out of memory."""
 
@@ -48,8 +50,8 @@ def load_host(spec: str | os.PathLike[str] = "LIVE", *, sysroot: str | Path = "/
         sysroot: for `LIVE`, where to find `sys/`.
 
     Raises:
-        UnknownNameError: there is no such file, directory or bundled host.
-        HostUnavailableError: it is there but may not be read (with errno).
+        UnknownNameError: there is no bundled host of that name.
+        HostUnavailableError: there is no such file, or it may not be read (with errno).
         HostDataError: it is malformed, or holds several hosts and `#N` is missing.
 
     Complexity: O(size).
@@ -59,7 +61,7 @@ def load_host(spec: str | os.PathLike[str] = "LIVE", *, sysroot: str | Path = "/
     if text == "LIVE":
         return read_sysfs(sysroot)
     path = Path(text)
-    if _is_there(path) and path.is_dir():
+    if text and _is_there(path) and path.is_dir():
         return read_sysfs(path)
     content, name, index = _find(text)
     hosts = parse_hosts(content, name)
@@ -87,7 +89,7 @@ def parse_hosts(content: str, name: str) -> tuple[Host, ...]:
     Raises:
         HostDataError: it is malformed.
     """
-    if content.lstrip()[:1] == "{":
+    if _JSON.match(content):
         return (load_snapshot(content, name),)
     return parse_text(content, name)
 
@@ -104,14 +106,13 @@ def read_text(path: str) -> tuple[str, str]:
     """Return the content of a text file (`-` for standard input) and its name for messages.
 
     Raises:
-        UnknownNameError: there is no such file.
-        HostUnavailableError: it may not be read (with errno).
+        HostUnavailableError: there is no such file, or it may not be read (with errno).
         HostDataError: it is not text.
     """
     if path == "-":
         return decode_text(sys.stdin.buffer.read(LARGEST + 1), "standard input"), "stdin"
     if not _is_there(Path(path)):
-        raise UnknownNameError(f"{path} does not exist", kind="file", name=path, known=())
+        raise HostUnavailableError(f"{path} does not exist", source=path, errno=errno.ENOENT)
     return decode_text(_read(Path(path)), path), Path(path).name
 
 
@@ -127,6 +128,11 @@ def _find(text: str) -> tuple[str, str, int | None]:
         bundled = bundled_text(name)
         if bundled is not None:
             return bundled, name, index
+    named = text.removesuffix(".txt").removesuffix(".json")
+    if "/" in text or (named != text and named not in bundled_hosts()):
+        raise HostUnavailableError(
+            f"{shorten(text)} does not exist", source=text, errno=errno.ENOENT
+        )
     known = bundled_hosts()
     close = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
     raise UnknownNameError(

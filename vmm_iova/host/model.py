@@ -17,8 +17,9 @@ from vmm_iova.errors import HostDataError, UnknownNameError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vmm_iova.host.evidence import Aperture
     from vmm_iova.host.usable import Usable
-    from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
+    from vmm_iova.ranges import AddrRange, MappableRanges
 
 
 class RegionKind(enum.Enum):
@@ -128,6 +129,7 @@ class Group:
         unreadable: why the file could not be read, or None.
         damaged: what is wrong with its content, or None.
         type: type of its default domain, or None; says nothing about the IOVA space under VFIO.
+        translated: False for a no-IOMMU group of VFIO, where an IOVA is a physical address.
     """
 
     id: str
@@ -137,6 +139,7 @@ class Group:
     unreadable: str | None = None
     damaged: str | None = None
     type: str | None = None
+    translated: bool = True
 
     @property
     def title(self) -> str:
@@ -371,7 +374,7 @@ class Host:
         *,
         groups: Iterable[str | int] | None = None,
         devices: Iterable[str] | None = None,
-        aperture: int | str | AddrRange | RangeSet | None = None,
+        aperture: Aperture | None = None,
         granule: int | None = None,
         strict: bool = False,
     ) -> Usable:

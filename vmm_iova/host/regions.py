@@ -92,9 +92,10 @@ def parse_region_line(
 
 def region_kind(word: str) -> tuple[RegionKind, str]:
     """Return the type that a word of sysfs means, and the word to keep."""
-    first = word.split()[0]
-    if first in _WORDS:
-        return _WORDS[first], first  # what people write behind the type is not part of it
+    first = word.split()[0] if word.strip() else word
+    known = _WORDS.get(first)
+    if known is not None:
+        return known, first  # what people write behind the type is not part of it
     return RegionKind.UNKNOWN, shorten(word, 32)
 
 

@@ -139,6 +139,7 @@ def _group(group: Group) -> dict[str, Any]:
         ],
         "unreadable": group.unreadable,
         "damaged": group.damaged,
+        "translated": group.translated,
     }
 
 
@@ -242,19 +243,18 @@ def _read_group(node: _Node) -> Group:
         devices=tuple(node.strings("devices")),
         regions=regions if listed else None,
         empty_regions=tuple(
-            EmptyRegion(
-                item.address("start"), *region_kind(item.field("type", str)), item.source(), group
-            )
+            EmptyRegion(item.address("start"), *item.kind(), item.source(), group)
             for item in node.children("empty_regions")
         ),
         unreadable=node.optional("unreadable", str),
         damaged=node.optional("damaged", str),
         type=node.optional("type", str),
+        translated=node.optional("translated", bool) is not False,
     )
 
 
 def _read_region(node: _Node, group: str | None) -> ReservedRegion:
-    kind, word = region_kind(node.field("type", str))
+    kind, word = node.kind()
     if group is None:
         kind = RegionKind.FIRMWARE
     return ReservedRegion(node.span(), kind, word, node.source(), group)
@@ -353,6 +353,12 @@ class _Node:
         if found is not None and (found == 0 or found & (found - 1)):
             raise self.wrong(key, f"{found:#x} is not a power of two")
         return found
+
+    def kind(self) -> tuple[RegionKind, str]:
+        word = self.field("type", str)
+        if not word.strip():
+            raise self.wrong("type", "is empty")
+        return region_kind(word)
 
     def bits(self, key: str) -> int:
         found = self.field(key, int)

@@ -164,14 +164,16 @@ class _Reader:
         where = f"kernel/iommu_groups/{group}"
         path = self.sys / where / "reserved_regions"
         kind = self.text_of(f"{where}/type")
+        name = (self.text_of(f"{where}/name") or "").strip()
         made = Group(
             group,
             devices=tuple(self.names(f"{where}/devices")),
             regions=None,
             type=kind.strip() if kind else None,
+            translated=name != "vfio-noiommu",
         )
         shown = f"{self.shown}/{where}/reserved_regions"
-        if (self.text_of(f"{where}/name") or "").strip() == "vfio-noiommu":
+        if not made.translated:
             self.notes.append(
                 Note(f"group {group} is vfio-noiommu: nothing translates, an IOVA is physical")
             )

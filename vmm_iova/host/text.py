@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from vmm_iova.errors import HostDataError
 from vmm_iova.host.model import (
     PASTED,
+    Device,
     EmptyRegion,
     Group,
     Host,
@@ -25,17 +26,20 @@ from vmm_iova.host.model import (
     Source,
     StatedWidth,
 )
+from vmm_iova.host.paste import (
+    MAP_LINE,
+    clean,
+    header_group,
+    looks_like_range,
+    looks_like_region,
+    ranges_in,
+    region_body,
+    take_group,
+)
 from vmm_iova.host.regions import check_truncation, parse_region_line, tidy
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 from vmm_iova.units import shorten
 
-_RANGE = re.compile(
-    r"(?:\[?\s*)(?P<start>(?:0[xX])?[0-9a-fA-F]+)\s*(?:-|\.\.|,|\u2013)\s*"
-    r"(?P<last>(?:0[xX])?[0-9a-fA-F]+)\s*\]?[,;]?"
-)
-# `grep . /sys/kernel/iommu_groups/*/reserved_regions` and `head` print the file name.
-_GROUP_PREFIX = re.compile(r"(?:\S*/)?(?P<group>\d{1,9})/reserved_regions:\s*(?P<rest>.*)")
-_GROUP_HEADER = re.compile(r"==>\s*(?:\S*/)?(?P<group>\d{1,9})/reserved_regions\s*<==")
 _DMAR = re.compile(r"\b(?:DMAR|dmar)(?:-IR)?:\s*(?P<rest>.*)")
 _UNIT = re.compile(
     r"(?P<name>dmar\d+|IOMMU \d+): reg_base_addr (?P<base>[0-9a-f]+) ver \S+ "
@@ -52,7 +56,6 @@ _ARCH = re.compile(r"#\s*arch:\s*(?P<arch>\w+)")
 _SOURCE = re.compile(r"#\s*source:\s*(?P<text>.*)")
 _FAILED_MAP = re.compile(r"\S+\s+0x[0-9a-fA-F]+\s+0x[0-9a-fA-F]+\s+(?:E[A-Z]+|kernel-log)\b")
 _LOG_LINE = re.compile(r"(?:<\d+>)?\[[ \d.]+\]|\[?[A-Z][a-z]{2} .*kernel:|DMAR|ACPI|AMD-Vi|iommu:")
-_BARE_REGION = re.compile(r"[0-9a-fA-F]{16} [0-9a-fA-F]{16} \S+")
 
 
 @dataclass(slots=True)
@@ -75,6 +78,8 @@ class _Reading:
     notes: list[Note] = field(default_factory=list)
     unread: list[tuple[int, str]] = field(default_factory=list)
     failed_maps: int = 0
+    map_lines: int = 0
+    members: dict[str, str] = field(default_factory=dict)
     empty_regions: bool = False
     facts: int = 0
     log_lines: int = 0
@@ -137,36 +142,34 @@ def _read(lines: list[tuple[int, str]], name: str, kind: str) -> _Reading:
             reading.origin = reading.origin or (source["text"] if source else "")
             continue
         content = True
-        _read_line(reading, stripped, Source(name.partition("#")[0], number))
+        body = clean(line)
+        if body:
+            _read_line(reading, body, Source(name.partition("#")[0], number))
     reading.empty_regions = not content and ("reserved_regions" in kind or not kind)
     return reading
 
 
 def _read_line(reading: _Reading, line: str, source: Source) -> None:
-    header = _GROUP_HEADER.fullmatch(line)
-    if header:
-        reading.group = header["group"]
-        reading.region_bytes.setdefault(reading.group, [])
+    header = header_group(line)
+    if header is not None:
+        reading.group = header
+        reading.region_bytes.setdefault(header, [])
         reading.facts += 1  # an empty file is a fact, too
         return
-    prefix = _GROUP_PREFIX.fullmatch(line)
-    group = prefix["group"] if prefix else reading.group
-    body = prefix["rest"] if prefix else line
-    if _read_range(reading, body, source) or _read_log(reading, line, source):
+    named, device, body = take_group(line)
+    group = device or named or reading.group
+    if device:
+        reading.members[device] = device
+    if _read_ranges(reading, body, source) or _read_log(reading, line, source):
         reading.facts += 1
         return
     if _FAILED_MAP.match(line):
         reading.failed_maps += 1
         return
-    if _BARE_REGION.fullmatch(body):
-        start, last, word = body.split(None, 2)
-        body = f"0x{start} 0x{last} {word}"  # a paste that lost its prefixes
+    body = region_body(body)
     found = parse_region_line(body, source, group)
     if found is None:
-        if _LOG_LINE.match(line):
-            reading.log_lines += 1
-        else:
-            reading.unread.append((source.line or 0, line))
+        _keep_unread(reading, line, source)
         return
     reading.facts += 1
     reading.region_bytes.setdefault(group, []).append(body)
@@ -176,28 +179,43 @@ def _read_line(reading: _Reading, line: str, source: Source) -> None:
         reading.regions.append(found)
 
 
-def _read_range(reading: _Reading, line: str, source: Source) -> bool:
-    match = _RANGE.fullmatch(line)
-    if match is None:
-        return False
-    start, last = int(match["start"], 16), int(match["last"], 16)
-    if last > ADDRESS_LAST or start > ADDRESS_LAST:
+def _keep_unread(reading: _Reading, line: str, source: Source) -> None:
+    """Count a line that is no fact; refuse one that is about a region, but cannot be read."""
+    if _LOG_LINE.match(line):
+        reading.log_lines += 1
+    elif MAP_LINE.match(line):
+        reading.map_lines += 1
+    elif looks_like_region(line):
         raise HostDataError(
-            f"{source}: IOVA range {shorten(line)!r} reaches beyond 2^64-1",
+            f"{source}: {shorten(line)!r} is about a region, but not in a form that can be read",
             source=source.name,
             line=source.line,
             text=shorten(line),
+            hint="a region line reads: 0xSTART 0xLAST type, both in hex and both included",
         )
-    if last < start:
-        raise HostDataError(
-            f"{source}: IOVA range last {last:#x} is below its start {start:#x}",
-            source=source.name,
-            line=source.line,
-            text=shorten(line),
-            hint="ranges are written START - LAST, both in hex and both included",
-        )
-    reading.ranges.append((AddrRange(start, last), source))
-    return True
+    else:
+        reading.unread.append((source.line or 0, line))
+
+
+def _read_ranges(reading: _Reading, line: str, source: Source) -> bool:
+    for start, last in ranges_in(line) or ():
+        if last > ADDRESS_LAST or start > ADDRESS_LAST:
+            raise HostDataError(
+                f"{source}: IOVA range {shorten(line)!r} reaches beyond 2^64-1",
+                source=source.name,
+                line=source.line,
+                text=shorten(line),
+            )
+        if last < start:
+            raise HostDataError(
+                f"{source}: IOVA range last {last:#x} is below its start {start:#x}",
+                source=source.name,
+                line=source.line,
+                text=shorten(line),
+                hint="ranges are written START - LAST, both in hex and both included",
+            )
+        reading.ranges.append((AddrRange(start, last), source))
+    return ranges_in(line) is not None
 
 
 def _read_log(reading: _Reading, line: str, source: Source) -> bool:
@@ -206,6 +224,10 @@ def _read_log(reading: _Reading, line: str, source: Source) -> bool:
         reading.release = release["release"]
         return True
     efr = _EFR.search(line)
+    if efr is None and "AMD-Vi: Extended features (0x" in line:
+        raise HostDataError(
+            f"{source}: log line {shorten(line)!r} is cut off", source=source.name, line=source.line
+        )
     if efr:
         # The log has always printed EFR first; the order of the sysfs file is another matter.
         name = f"ivhd{sum(unit.name.startswith('ivhd') for unit in reading.units)}"
@@ -259,6 +281,15 @@ def _host(reading: _Reading, text: str) -> Host:
     name = reading.name
     if not reading.facts and not reading.empty_regions:
         raise _no_facts(reading, text)
+    for number, line in reading.unread if reading.ranges else ():
+        if looks_like_range(line):
+            raise HostDataError(
+                f"{name}:{number}: {shorten(line)!r} stands among IOVA ranges, but cannot be read",
+                source=name,
+                line=number,
+                text=shorten(line),
+                hint="ranges are written START - LAST, both in hex and both included",
+            )
     for group, body in reading.region_bytes.items():
         joined = "".join(f"{line}\n" for line in body)
         check_truncation(
@@ -285,6 +316,7 @@ def _host(reading: _Reading, text: str) -> Host:
         groups=tuple(
             Group(
                 group,
+                devices=(group,) if group in reading.members else (),
                 regions=tuple(r for r in regions if r.group == group),
                 empty_regions=tuple(r for r in reading.empty if r.group == group),
             )
@@ -293,6 +325,7 @@ def _host(reading: _Reading, text: str) -> Host:
             )
         ),
         units=tuple(reading.units),
+        devices=tuple(Device(name, group=name) for name in sorted(reading.members)),
         kernel_ranges=_kernel_ranges(reading, notes),
         widths=tuple(reading.widths),
         log_regions=rmrrs,
@@ -348,6 +381,12 @@ def _no_facts(reading: _Reading, text: str) -> HostDataError:
             f"{reading.name} lists {reading.failed_maps} failed maps and no host facts",
             source=reading.name,
             hint="give it to check: vmm-iova check --host HOST --maps FILE",
+        )
+    if reading.map_lines:
+        return HostDataError(
+            f"{reading.name} is a map in the manner of /proc/iomem, which says nothing about IOVA",
+            source=reading.name,
+            hint="give what the kernel said: reserved_regions, its range list, or a snapshot",
         )
     lines = text.count("\n") + 1
     return HostDataError(

@@ -83,7 +83,8 @@ class Usable:
         seams: why two ranges that touch at an address are not one.
         granule: smallest mapping unit in bytes.
         granule_text: where the granule comes from.
-        granule_known: False when no source states it, and the safe one was taken.
+        granule_known: False when no source states it, the architecture has several, and the one
+            that is right on all was taken.
         page_sizes: bitmap of IOMMU page sizes, or None when not known.
         limits: limits on mapping that the host states.
         evidence: aperture evidence that counted, strongest first.
@@ -91,6 +92,7 @@ class Usable:
         relaxable: `direct-relaxable` regions that are usable here, with a warning.
         regions: all reserved regions of the selection.
         groups: ids of the selected groups.
+        arch: architecture of the host, where a fact says it.
         notes: what a person should know; the sources' notes first.
 
     Synchronization: none required (immutable).
@@ -112,6 +114,7 @@ class Usable:
     relaxable: tuple[ReservedRegion, ...]
     regions: tuple[ReservedRegion, ...]
     groups: tuple[str, ...]
+    arch: str | None
     notes: tuple[Note, ...]
 
     @property

@@ -48,12 +48,18 @@ def vtd_width(cap: int) -> VtdWidth:
     return VtdWidth(mgaw, tables, usable)
 
 
-def vtd_first_stage(ecap: int) -> bool:
-    """Tell whether a kernel may pick first-stage tables, whose lower half alone is usable.
+def vtd_first_stage(cap: int, ecap: int) -> int | None:
+    """Return the width where a kernel may pick first-stage tables, or None where it cannot.
 
-    Source: ecap bits 43 (SMTS) and 47 (FLTS); preferred by flag-less allocation from Linux 6.14.
+    Only the lower half of a first-stage table is usable: 2^56-1 with five levels (cap bit 60), else
+    2^47-1. A flag-less allocation prefers it from Linux 6.14 when scalable mode is on.
+
+    Source: drivers/iommu/intel/iommu.h (Linux 7.3): ecap bits 43 (SMTS) and 47 (FLTS).
     """
-    return bool(ecap & _SMTS and ecap & _FLTS)
+    if not (ecap & _SMTS and ecap & _FLTS):
+        return None
+    width = vtd_width(cap)
+    return 56 if cap >> 60 & 1 and width.mgaw_bits > 48 else min(47, width.usable_bits - 1)
 
 
 def vtd_page_sizes(cap: int) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.guest.layout import Item, ItemKind, Layout
 from vmm_iova.host.model import PASTED
-from vmm_iova.host.usable import CauseKind, Usable
+from vmm_iova.host.usable import Cause, CauseKind, Usable
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 from vmm_iova.units import show_size
 
@@ -116,7 +116,7 @@ def usable_map(usable: Usable, *, bytes_: bool) -> Iterator[str]:
     for span in usable.ranges:
         yield from _between(usable, last + 1, span.start - 1, bytes_)
         yield line(span, "usable", bytes_=bytes_)
-        for region in usable.relaxable:
+        for region in sorted(usable.relaxable, key=lambda item: item.range):
             shared = region.range.intersect(span)
             if shared is not None:
                 more = f"usable, with a warning; {region.source}"
@@ -146,7 +146,8 @@ _SHORT = {
 def evidence(usable: Usable) -> Iterator[str]:
     """What the answer rests on."""
     for index, item in enumerate(usable.evidence):
-        yield f"{'aperture' if index == 0 else 'and'}: {item.text}"
+        bound = " (an upper bound)" if item.bound else ""
+        yield f"{'aperture' if index == 0 else 'and'}{bound}: {item.text}"
     yield f"granule: {show_size(usable.granule)}, {usable.granule_text}"
 
 
@@ -274,14 +275,14 @@ def show_verdict(verdict: Verdict, name: str | None = None) -> str:
         lines = [f"yes: {title} may be mapped in one call"]
         return "\n".join([*lines, *(f"  warning: {text}" for text in verdict.warnings)]) + "\n"
     lines = [f"no: {title} {_WHY[verdict.kind]}"]
-    lines += [f"  because: {cause.range}: {cause.text}" for cause in verdict.causes]
+    lines += [f"  because: {_because(cause)}" for cause in verdict.causes]
     if verdict.kind == "outside_aperture" and verdict.limit is not None:
         lines.append(f"  limit: the last usable address is {verdict.limit:#x}")
         lines.append(f"  needs: {verdict.bits_needed} address bits")
-    if verdict.room:
+    if verdict.room and verdict.kind in ("conflict", "outside_aperture"):
         last = verdict.range.start + verdict.room - 1
         lines.append(f"  fits: {show_size(verdict.room)} at this base, up to {last:#x}")
-    lines += [f"  kernel: {_KERNEL}"] if verdict.kind != "straddle" else []
+    lines.append(f"  kernel: {_kernel(verdict)}")
     lines += [f"  warning: {text}" for text in verdict.warnings]
     lines += [f"  fix: {text}" for text in verdict.fixes]
     return "\n".join(lines) + "\n"
@@ -293,7 +294,23 @@ _WHY = {
     "straddle": "crosses a seam: it needs two mappings",
     "granule": "is not whole granules",
 }
-_KERNEL = "refuses with EINVAL since Linux 5.4; older ones map it and fail later"
+
+
+def _because(cause: Cause) -> str:
+    shown = str(cause.range)
+    return cause.text if shown in cause.text else f"{shown}: {cause.text}"
+
+
+def _kernel(verdict: Verdict) -> str:
+    """What kernels do with such a map (kernel file and release: docs/design.md)."""
+    kind = verdict.causes[0].kind if verdict.causes else None
+    if kind is CauseKind.TOP_PAGE:
+        return "takes it before Linux 6.18, and may lose it when it is unmapped"
+    if verdict.kind in ("granule", "straddle"):
+        return "refuses with EINVAL"
+    if kind is CauseKind.APERTURE:
+        return "refuses with EINVAL since Linux 5.4, or with EFAULT where its list is too wide"
+    return "refuses with EINVAL since Linux 5.4; older ones map it and fail later"
 
 
 def show_difference(difference: Difference, left: str, right: str) -> str:

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Print one table of ratios with the goals beside them, and draw how each allocator grows.
+
+python -m bench [--quick] [--with module:Class] [-o growth.svg] [--json result.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import random
+import sys
+import time
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bench import workloads
+from bench.chart import growth
+from bench.rivals import RIVALS, SortedLookup, ours
+
+SIZES = (1_000, 100_000, 1_000_000)
+
+GOALS = {
+    # row: (goal at 1e3, 1e5, 1e6), and whether more is better
+    "against sortedcontainers best fit": ((30, 28, 16), True),
+    "against tinygrad TLSF": ((45, 33, 45), True),
+    "pair, single calls, in empty calls": ((4, 9, 18), False),
+    "pair, batches of 64 or 1024, in empty calls": ((3.2, 5.5, 9), False),
+    "best fit against first fit": ((2, 2, 2), False),
+    "aligned worst case (W4b) against W1": ((1.2, 1.2, 1.2), False),
+    "scan (W3) against itself at 1e3 gaps": ((None, None, 1.5), False),
+    "window worst case against W1": ((1.5, 1.5, 1.5), False),
+    "p99.9 of one allocation, in empty calls": ((5, 8, 16), False),
+    "bytes per live range": ((None, 16, 16), False),
+    "lookup in batches against a SortedDict": ((None, 100, 100), True),
+}
+
+
+def unit() -> float:
+    """Return ns of an empty Cython call with two ints in and one out."""
+    empty = ours("fast")._floor
+    now = time.thread_time_ns
+    results = []
+    for _ in range(60):
+        begin = now()
+        for _ in range(500):
+            empty(0x1_2345_0000, 0x5000)
+        both = now() - begin
+        begin = now()
+        for _ in range(500):
+            pass
+        results.append((both - (now() - begin)) / 500)
+    return workloads.quartile(results)
+
+
+def sorted_lookup(churn: workloads.Churn) -> float:
+    """Return ns of one address through a SortedDict of the same allocations."""
+    starts, lasts, _ = churn.subject._snapshot()
+    yardstick = SortedLookup(list(starts), list(lasts))
+    chance = random.Random(7)
+    results = []
+    for _ in range(10):
+        asked = [starts[chance.randrange(len(starts))] for _ in range(2000)]
+        begin = time.thread_time_ns()
+        for address in asked:
+            yardstick.find(address)
+        results.append((time.thread_time_ns() - begin) / len(asked))
+    return workloads.quartile(results)
+
+
+def measure(live: int, quick: bool) -> dict[str, float]:
+    """Return every figure of one column, ns."""
+    note(f"{live:,} live ranges")
+    stretches, length = (20, 2000) if quick else (60, 5000)
+    warm = min(4 * live, 100_000 if quick else 1_000_000)
+    found: dict[str, float] = {}
+    churn = workloads.Churn(ours("fast"), live, warm)
+    found["unit"] = unit()
+    found["first"] = churn.pair(stretches, length)
+    found["tail"] = churn.tail(20_000 if quick else 100_000)
+    # A batch of the size of all live ranges would empty the allocator and fill it again.
+    found["batch"] = churn.batch(4 * stretches, 64 if live <= 1_000 else 1024)
+    found["bytes"] = churn.subject._bytes() / live
+    found["lookup"] = churn.lookups(stretches, 4096)
+    found["sorted lookup"] = sorted_lookup(churn)
+    found["best"] = workloads.Churn(ours("fast"), live, warm, "best").pair(stretches, length)
+    gaps = live
+    found["scan"] = workloads.scan(ours("fast"), gaps)
+    found["align"] = workloads.align(ours("fast"), gaps)
+    found["window"] = workloads.window(ours("fast"), gaps)
+    found["first again"] = churn.pair(stretches, length)
+    found["unit again"] = unit()
+    return found
+
+
+def rival_pair(made: Any, live: int, quick: bool) -> float:
+    """Return ns of a pair in W1."""
+    warm = min(2 * live, 20_000 if quick else 200_000)
+    return workloads.Churn(made(), live, warm).pair(10 if quick else 20, 500 if quick else 1000)
+
+
+def row(
+    name: str, columns: dict[int, dict[str, float]], rivals: dict[str, dict[int, float]]
+) -> Any:
+    """Return the figures of one row of the table, None where there is none."""
+    first = columns[SIZES[0]]
+    figures = {
+        "against sortedcontainers best fit": lambda n, c: ratio(
+            rivals["sortedcontainers best fit"].get(n), c["first"]
+        ),
+        "against tinygrad TLSF": lambda n, c: ratio(
+            rivals.get("tinygrad TLSF", {}).get(n), c["first"]
+        ),
+        "pair, single calls, in empty calls": lambda n, c: c["first"] / c["unit"],
+        "pair, batches of 64 or 1024, in empty calls": lambda n, c: c["batch"] / c["unit"],
+        "best fit against first fit": lambda n, c: c["best"] / c["first"],
+        "aligned worst case (W4b) against W1": lambda n, c: c["align"] / c["first"],
+        "scan (W3) against itself at 1e3 gaps": lambda n, c: c["scan"] / first["scan"],
+        "window worst case against W1": lambda n, c: c["window"] / c["first"],
+        "p99.9 of one allocation, in empty calls": lambda n, c: c["tail"] / c["unit"],
+        "bytes per live range": lambda n, c: c["bytes"],
+        "lookup in batches against a SortedDict": lambda n, c: c["sorted lookup"] / c["lookup"],
+    }
+    return [figures[name](n, columns[n]) if n in columns else None for n in SIZES]
+
+
+def ratio(theirs: float | None, own: float) -> float | None:
+    return None if theirs is None else theirs / own
+
+
+def verdict(figure: float | None, goal: float | None, more: bool) -> str:
+    if figure is None or goal is None:
+        return ""
+    return "met" if (figure >= goal if more else figure <= goal) else "MISSED"
+
+
+def note(text: str) -> None:
+    print(f"# {text}", file=sys.stderr, flush=True)
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    if hasattr(os, "getloadavg"):
+        found["load"] = f"{os.getloadavg()[1]:.1f} on {os.cpu_count()} CPUs"
+    for name in ("vmm-iova", "sortedcontainers", "tinygrad", "intervaltree", "portion"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    cpu = Path("/proc/cpuinfo")
+    if cpu.exists():
+        for line in cpu.read_text("utf-8", "replace").splitlines():
+            if line.startswith(("model name", "model\t", "cpu family")):
+                found.setdefault(line.split(":")[0].strip(), line.split(":")[1].strip())
+    return found
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="1e3 and 1e5 only, shorter")
+    parser.add_argument("--with", dest="extra", action="append", default=[], metavar="MODULE:CLASS")
+    parser.add_argument("-o", "--output", type=Path, help="draw the growth curves as SVG")
+    parser.add_argument("--json", type=Path, help="store every figure")
+    options = parser.parse_args()
+    made = dict(RIVALS)
+    for spec in options.extra:
+        module, _, name = spec.partition(":")
+        made[name] = getattr(import_module(module), name)
+    live = SIZES[:2] if options.quick else SIZES
+    columns = {count: measure(count, options.quick) for count in live}
+    curves: dict[str, dict[int, float]] = {"fast, first fit": {}, "fast, best fit": {}}
+    for count, column in columns.items():
+        curves["fast, first fit"][count] = column["first"]
+        curves["fast, best fit"][count] = column["best"]
+    rivals: dict[str, dict[int, float]] = {}
+    made["pure engine, first fit"] = lambda: ours("pure")
+    for name, one in made.items():
+        limit = getattr(one, "limit", 100_000)
+        rivals[name] = {}
+        for count in (100, 1_000, 10_000, *live[1:]):
+            if count <= limit:
+                note(f"{name}, {count:,} live ranges")
+                try:
+                    rivals[name][count] = rival_pair(one, count, options.quick)
+                except ImportError as error:
+                    note(f"left out: {error}")
+                    break
+    curves |= rivals
+    facts = versions()
+    print(
+        f"{datetime.date.today().isoformat()}  " + "  ".join(f"{k} {v}" for k, v in facts.items())
+    )
+    print("CPU time, first quartile, net of the loop; one empty call is the unit")
+    head = "".join(f"{f'{count:.0e} live':>24}" for count in SIZES)
+    print(f"\n{'':42}{head}")
+    table = {}
+    for name, (goals, more) in GOALS.items():
+        figures = row(name, columns, rivals)
+        table[name] = figures
+        cells = []
+        for figure, goal in zip(figures, goals, strict=True):
+            shown = "-" if figure is None else f"{figure:.2f}" if figure < 10 else f"{figure:.0f}"
+            sign = ">=" if more else "<="
+            wanted = "" if goal is None else f"{sign}{goal:g}"
+            cells.append(f"{shown:>9} {wanted:>6} {verdict(figure, goal, more):>7}")
+        print(f"{name:42}" + "".join(cells))
+    print("\nour own figures, ns (bytes: bytes per live range)")
+    for count, column in columns.items():
+        print(f"  {count:>9,}: " + ", ".join(f"{k} {v:.1f}" for k, v in column.items()))
+    print("\nrivals, ns per pair in W1")
+    for name, found in rivals.items():
+        semantics = getattr(made[name], "semantics", "first fit, exact, alignment, window")
+        shown = ", ".join(f"{count:,}: {value:,.0f}" for count, value in found.items())
+        print(
+            f"  {name:28} {shown}  ({semantics}; up to {getattr(made[name], 'limit', 100_000):,})"
+        )
+    if options.output:
+        options.output.write_text(growth(curves), "utf-8")
+    if options.json:
+        stored = {"versions": facts, "ns": columns, "rivals": rivals, "table": table}
+        options.json.write_text(json.dumps(stored, indent=1), "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

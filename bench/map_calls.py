@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Map calls against a bare C loop of the same ioctls, on the kernel that it runs on.
+
+    python bench/map_calls.py 0000:00:10.0 [type1|iommufd] [pieces]
+
+The bare loop is `_ioctl.ioctl_many` on records that were packed before the clock started. Every
+round maps and unmaps the same pieces of one page; the best of several rounds counts. Prints one
+line of JSON.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import struct
+import sys
+import time
+from collections.abc import Callable
+
+from vmm_iova import _ioctl
+from vmm_iova.kernel import uapi
+from vmm_iova.kernel import uapi_iommufd as abi
+from vmm_iova.kernel.device import open_space
+from vmm_iova.kernel.ioas import Ioas
+from vmm_iova.kernel.syscalls import PAGE_SIZE
+from vmm_iova.kernel.type1 import Type1Container
+from vmm_iova.mapping import Piece
+
+ROUNDS = 7
+
+
+def records(space: Type1Container | Ioas, pieces: list[Piece]) -> tuple[int, int, bytearray, int]:
+    """Return descriptor, request, packed records and their stride."""
+    if isinstance(space, Ioas):
+        packed = [
+            struct.pack("=IIIIQQQ", 40, 7, space.id, 0, item.hva, item.size, item.iova)
+            for item in pieces
+        ]
+        return space.iommufd.fd, abi.IOAS_MAP, bytearray().join(packed), 40
+    packed = [struct.pack("=IIQQQ", 32, 3, item.hva, item.iova, item.size) for item in pieces]
+    return space.fd, uapi.IOMMU_MAP_DMA, bytearray().join(packed), 32
+
+
+def best(call: Callable[[], object], undo: Callable[[], object]) -> float:
+    """Return the shortest time of a call, in seconds; what it did is undone off the clock."""
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+        undo()
+    return min(times)
+
+
+def main(bdf: str, via: str = "auto", count: str = "4096") -> None:
+    """Measure and print."""
+    memory = mmap.mmap(-1, PAGE_SIZE)
+    hva = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    pieces = [Piece((1 << 32) + n * PAGE_SIZE, PAGE_SIZE, hva) for n in range(int(count))]
+    with open_space([bdf], via=via) as space:
+        fd, request, packed, stride = records(space, pieces)
+
+        def bare() -> None:
+            done, number = _ioctl.ioctl_many(fd, request, bytearray(packed), stride)
+            assert (done, number) == (len(pieces), 0)
+
+        def singly() -> None:
+            for item in pieces:
+                space.map(item.iova, item.hva, item.size)
+
+        took = {
+            "bare C loop": best(bare, space.unmap_all),
+            "map_many": best(lambda: space.map_many(pieces), space.unmap_all),
+            "map": best(singly, space.unmap_all),
+        }
+        kind = space.kind
+    base = took["bare C loop"]
+    told = {
+        name: {"us": round(t / len(pieces) * 1e6, 3), "ratio": round(t / base, 2)}
+        for name, t in took.items()
+    }
+    print(json.dumps({"kind": kind, "pieces": len(pieces), **told}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches, the size cache, memory that runs out, and the functions to cimport."""
+
+import random
+import subprocess
+import sys
+import sysconfig
+import threading
+from array import array
+from pathlib import Path
+
+import pytest
+
+import vmm_iova
+from vmm_iova.allocator import allocator_class
+from vmm_iova.errors import (
+    EngineError,
+    MisalignedError,
+    NoSpaceError,
+    NotAllocatedError,
+    RequestError,
+    SizeMismatchError,
+)
+from vmm_iova.ranges import AddrRange, RangeSet
+
+PAGE = 0x1000
+LOW = RangeSet([AddrRange(0x1_0000, 0x1_FFFF)])  # sixteen pages
+WIDE = RangeSet([AddrRange(0x1_0000, (1 << 40) - 1)])
+
+
+def numbers(*values):
+    return array("Q", values)
+
+
+@pytest.fixture
+def low(make):
+    """An allocator of sixteen pages at 0x10000."""
+    return make(LOW, granule=PAGE)
+
+
+class TestBatches:
+    def test_allocate_many_gives_what_single_calls_give(self, make):
+        sizes = numbers(*(PAGE * (1 + n % 5) for n in range(300)))
+        batch, single = make(WIDE, granule=PAGE), make(WIDE, granule=PAGE)
+
+        starts = batch.allocate_many(sizes, align=2 * PAGE, policy="last")
+
+        assert list(starts) == [single.allocate(size, 2 * PAGE, "last") for size in sizes]
+        assert list(batch) == list(single)
+        batch._check()
+
+    def test_allocate_many_writes_into_the_buffer_given(self, low):
+        sizes = numbers(PAGE, 2 * PAGE)
+        out = numbers(0, 0)
+
+        assert low.allocate_many(sizes, out) is out
+        assert list(out) == [0x1_0000, 0x1_1000]
+
+    def test_sizes_may_be_replaced_by_their_addresses(self, low):
+        both = numbers(PAGE, 2 * PAGE)
+
+        low.allocate_many(both, both)
+        assert list(both) == [0x1_0000, 0x1_1000]
+
+    def test_allocate_many_that_does_not_fit_changes_nothing(self, low):
+        low.allocate(PAGE, tag="kept")
+
+        with pytest.raises(NoSpaceError) as caught:
+            low.allocate_many(numbers(PAGE, 0x8000, 0x8000))
+        assert caught.value.__notes__ == ["item 2 of the batch; the whole of it was undone"]
+        assert (caught.value.largest_aligned, caught.value.total_free) == (0x6000, 0x6000)
+        assert [a.tag for a in low] == ["kept"]
+        low._check()
+
+    @pytest.mark.parametrize("size", [0, 1, PAGE + 1])
+    def test_allocate_many_with_a_bad_size_changes_nothing(self, low, size):
+        with pytest.raises(RequestError) as caught:
+            low.allocate_many(numbers(PAGE, size))
+        assert "item 1" in caught.value.__notes__[0]
+        assert type(caught.value) is (MisalignedError if size else RequestError)
+        assert len(low) == 0
+
+    @pytest.mark.parametrize(
+        "buffer", [[PAGE], b"12345678", array("I", [PAGE]), array("d", [1.0]), 5]
+    )
+    def test_buffers_of_another_kind_raise_request_error(self, low, buffer):
+        for act in (low.allocate_many, low.release_many, low.lookup_many):
+            with pytest.raises(RequestError, match="64-bit"):
+                act(buffer)
+
+    def test_buffers_of_another_length_raise_request_error(self, low):
+        with pytest.raises(RequestError):
+            low.allocate_many(numbers(PAGE), numbers(0, 0))
+        with pytest.raises(RequestError):
+            low.release_many(numbers(0x1_0000), numbers(PAGE, PAGE))
+        with pytest.raises(RequestError):
+            low.lookup_many(numbers(0x1_0000), numbers(0, 0))
+        with pytest.raises(RequestError):
+            low.lookup_many(numbers(0x1_0000), None, numbers())
+
+    def test_read_only_output_raises_request_error(self, low):
+        with pytest.raises(RequestError):
+            low.allocate_many(numbers(PAGE), memoryview(bytes(8)).cast("Q"))
+
+    def test_signed_buffers_are_taken(self, low):
+        starts = low.allocate_many(array("q", [PAGE, PAGE]))
+
+        low.release_many(array("q", starts))
+        assert len(low) == 0
+
+    def test_empty_batches_do_nothing(self, low):
+        assert list(low.allocate_many(numbers())) == []
+        low.release_many(numbers())
+        assert [list(part) for part in low.lookup_many(numbers())] == [[], []]
+
+    def test_release_many_releases_all_with_their_tags(self, low):
+        places = [low.allocate(PAGE, tag=n) for n in range(4)]
+
+        low.release_many(numbers(*places[1:]), numbers(PAGE, PAGE, PAGE))
+        assert [a.tag for a in low] == [0]
+        assert low.allocation_at(low.allocate(PAGE)).tag is None
+        low._check()
+
+    @pytest.mark.parametrize("bad", [0x1_5000, 0x1_0800, 0x1_0000])
+    def test_release_many_with_a_bad_address_changes_nothing(self, low, bad):
+        for n in range(3):
+            low.allocate(PAGE, tag=n)
+        before = list(low)
+
+        with pytest.raises(NotAllocatedError) as caught:
+            low.release_many(numbers(0x1_0000, 0x1_1000, bad))  # 0x10000 twice is bad too
+        assert "item 2" in caught.value.__notes__[0]
+        assert before == list(low)
+        low._check()
+
+    def test_release_many_with_a_wrong_size_changes_nothing(self, low):
+        low.allocate(PAGE)
+        low.allocate(PAGE)
+
+        with pytest.raises(SizeMismatchError):
+            low.release_many(numbers(0x1_0000, 0x1_1000), numbers(PAGE, 2 * PAGE))
+        assert len(low) == 2
+
+    def test_batches_are_undone_with_their_transaction(self, low):
+        low.allocate(PAGE, tag="kept")
+        before = list(low)
+
+        with low.transaction() as transaction:
+            low.allocate_many(numbers(PAGE, PAGE, 2 * PAGE))
+            low.release_many(numbers(0x1_0000, 0x1_2000))
+            transaction.rollback()
+        assert before == list(low)
+        low._check()
+
+    def test_lookup_many_tells_the_allocation_of_each_address(self, low):
+        low.allocate_at(0x1_2000, 2 * PAGE)
+
+        starts, lasts = low.lookup_many(numbers(0, 0x1_1FFF, 0x1_2000, 0x1_3FFF, (1 << 64) - 1))
+        assert list(starts) == [1, 1, 0x1_2000, 0x1_2000, 1]
+        assert list(lasts) == [0, 0, 0x1_3FFF, 0x1_3FFF, 0]
+
+    def test_batches_of_the_whole_space(self, make):
+        allocator = make(RangeSet.everything(), granule=1, allow_zero=True)
+        allocator.allocate(1 << 64)
+
+        assert [list(part) for part in allocator.lookup_many(numbers(0, 5))] == [
+            [0, 0],
+            [(1 << 64) - 1] * 2,
+        ]
+        with pytest.raises(NoSpaceError):
+            allocator.allocate_many(numbers(1))
+        with pytest.raises(NotAllocatedError):
+            allocator.release_many(numbers(5))
+        allocator.release_many(numbers(0))
+        assert len(allocator) == 0
+
+    def test_lookup_many_agrees_with_single_lookups(self, make):
+        allocator = make(WIDE, granule=PAGE)
+        chance = random.Random(5)
+        for _ in range(3000):
+            allocator.allocate(PAGE * chance.randint(1, 9))
+        for allocation in list(allocator)[::3]:
+            allocator.release(allocation.range.start)
+        addresses = numbers(*(chance.randrange(0, 0x500_0000) for _ in range(2001)))
+
+        starts, lasts = allocator.lookup_many(addresses)
+
+        found = [allocator.allocation_at(address) for address in addresses]
+        assert list(starts) == [1 if one is None else one.range.start for one in found]
+        assert list(lasts) == [0 if one is None else one.range.last for one in found]
+
+
+class TestSizeCache:
+    def test_last_released_of_a_size_is_given_first(self, make):
+        allocator = make(LOW, granule=PAGE, size_cache=True)
+        places = [allocator.allocate(PAGE) for _ in range(4)]
+
+        for place in (places[0], places[2]):
+            allocator.release(place)
+        assert [allocator.allocate(PAGE), allocator.allocate(PAGE)] == [places[2], places[0]]
+        allocator._check()
+
+    def test_what_is_kept_counts_as_free(self, make):
+        allocator = make(LOW, granule=PAGE, size_cache=True)
+        place = allocator.allocate(PAGE, tag="x")
+        allocator.release(place)
+
+        assert len(allocator) == 0
+        assert allocator.free_bytes == 0x1_0000
+        with pytest.raises(NotAllocatedError):
+            allocator.release(place)
+        assert allocator.allocation_at(place) is None
+        assert list(allocator.free_spans()) == [AddrRange(0x1_0000, 0x1_FFFF)]
+
+    def test_what_is_kept_is_put_back_when_it_is_needed(self, make):
+        allocator = make(LOW, granule=PAGE, size_cache=True)
+        for place in [allocator.allocate(PAGE) for _ in range(16)]:
+            allocator.release(place)
+
+        assert allocator.allocate(0x1_0000) == 0x1_0000
+
+    def test_place_that_is_kept_can_be_asked_for(self, make):
+        allocator = make(LOW, granule=PAGE, size_cache=True)
+        allocator.release(allocator.allocate(2 * PAGE))
+
+        assert allocator.allocate_at(0x1_1000, PAGE) == 0x1_1000
+
+    def test_engines_agree_with_the_size_cache(self):
+        pytest.importorskip("vmm_iova._fast")
+        pair = [
+            allocator_class(name)(WIDE, granule=PAGE, size_cache=True) for name in ("pure", "fast")
+        ]
+        chance, held = random.Random(11), []
+        for step in range(4000):
+            if held and chance.random() < 0.5:
+                place = held.pop(chance.randrange(len(held)))
+                for one in pair:
+                    one.release(place)
+            elif chance.random() < 0.1:
+                sizes = numbers(*(PAGE * chance.randint(1, 3) for _ in range(5)))
+                first, second = (list(one.allocate_many(sizes)) for one in pair)
+                assert first == second
+                held += first
+            else:
+                size = PAGE * chance.choice([1, 1, 2, 64, 65])
+                policy = chance.choice(["first", "first", "best"])
+                first, second = (one.allocate(size, None, policy) for one in pair)
+                assert first == second
+                held.append(first)
+            if step % 500 == 0:
+                assert list(pair[0]) == list(pair[1])
+                for one in pair:
+                    one._check()
+
+
+@pytest.fixture
+def fast():
+    """The class of the compiled engine."""
+    try:
+        return allocator_class("fast")
+    except EngineError as error:
+        pytest.skip(error.message)
+
+
+class TestMemory:
+    """Allocation failure inside leaves everything as it was."""
+
+    @pytest.mark.parametrize("policy", ["first", "last", "best"])
+    def test_failure_anywhere_changes_nothing(self, fast, policy):
+        allocator = fast(WIDE, granule=PAGE)
+        chance, held, failures = random.Random(3), [], 0
+        for step in range(3000):
+            allocator._fail_after(0 if step % 3 else 1)
+            before = len(allocator), allocator.allocated_bytes
+            align = chance.choice([None, 2 * PAGE, 16 * PAGE, 512 * PAGE])
+            try:
+                if held and chance.random() < 0.3:
+                    place = held[-1]
+                    allocator.release(place)
+                    held.pop()
+                else:
+                    held.append(allocator.allocate(PAGE * chance.randint(1, 9), align, policy))
+            except MemoryError:
+                failures += 1
+                assert (len(allocator), allocator.allocated_bytes) == before
+                allocator._check()
+                allocator._fail_after(1)
+        assert failures > 0
+        assert sorted(held) == [a.range.start for a in allocator]
+        allocator._check()
+
+    def test_batch_that_runs_out_of_memory_changes_nothing(self, fast):
+        allocator = fast(WIDE, granule=PAGE)
+        allocator._fail_after(2)
+
+        with pytest.raises(MemoryError):
+            allocator.allocate_many(array("Q", [PAGE] * 100_000))
+        assert len(allocator) == 0
+        allocator._check()
+
+    def test_live_range_takes_at_most_sixteen_bytes(self, fast):
+        # Goal: bytes per live range in random churn, untagged.
+        allocator, chance = fast(WIDE, granule=PAGE), random.Random(9)
+        held = list(
+            allocator.allocate_many(
+                array("Q", [PAGE * chance.choice([1, 2, 4, 9]) for _ in range(100_000)])
+            )
+        )
+        for _ in range(200_000):
+            place = chance.randrange(len(held))
+            allocator.release(held[place])
+            held[place] = allocator.allocate(PAGE * chance.choice([1, 1, 2, 4, 9]))
+        assert allocator._bytes() / len(allocator) <= 16.5
+
+
+class TestThreads:
+    def test_batches_of_threads_never_share_an_address(self, make):
+        allocator = make(WIDE, granule=PAGE)
+        errors = []
+
+        def churn(seed):
+            try:
+                for step in range(40):
+                    sizes = array("Q", [PAGE * (1 + (seed + step + n) % 7) for n in range(50)])
+                    starts = allocator.allocate_many(sizes)
+                    found, lasts = allocator.lookup_many(starts)
+                    assert found == starts
+                    assert [b - a + 1 for a, b in zip(found, lasts, strict=True)] == list(sizes)
+                    with pytest.raises(NotAllocatedError):
+                        allocator.release_many(array("Q", [*starts, 0x1001]))
+                    allocator.release_many(starts, sizes)
+            except BaseException as error:
+                errors.append(error)
+
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        threads = [threading.Thread(target=churn, args=(n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(before)
+        assert errors == []
+        assert len(allocator) == 0
+        allocator._check()
+
+
+CIMPORT = """
+# cython: language_level=3
+from libc.stdint cimport uint64_t
+from vmm_iova._fast cimport Core
+
+def run(Core allocator):
+    cdef uint64_t start = 0, last = 0, first = 0
+    cdef int results[7]
+    with nogil:
+        results[0] = allocator.place(0x2000, 0x2000, 0, 0, 0xFFFFFFFFFFFFFFFF, &start)
+        results[1] = allocator.place_at(0x18000, 0x1000)
+        results[2] = allocator.place_at(0x18000, 0x1000)
+        results[3] = allocator.find(0x11fff, &first, &last)
+        results[4] = allocator.place(0x1001, 0, 0, 0, 0xFFFFFFFFFFFFFFFF, &start)
+        results[5] = allocator.give(0x18000, 0x2000)
+        results[6] = allocator.give(0x18000, 0x1000)
+    return list(results), start, first, last
+"""
+
+
+def test_functions_to_cimport_work_without_the_gil(fast, tmp_path):
+    pytest.importorskip("Cython")
+    (tmp_path / "user.pyx").write_text(CIMPORT, "utf-8")
+    root = Path(vmm_iova.__file__).parents[1]
+    build = subprocess.run(
+        [sys.executable, "-m", "Cython.Build.Cythonize", "-i", "user.pyx"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert build.returncode == 0, build.stderr
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    assert (tmp_path / f"user{suffix}").exists()
+    sys.path.insert(0, str(tmp_path))
+    try:
+        import user
+    finally:
+        sys.path.remove(str(tmp_path))
+    allocator = fast(LOW, granule=PAGE)
+
+    results, start, first, last = user.run(allocator)
+
+    assert results == [0, 0, 2, 0, 3, 3, 0]
+    assert (start, first, last) == (0x1_0000, 0x1_0000, 0x1_1FFF)
+    assert [a.range for a in allocator] == [AddrRange(0x1_0000, 0x1_1FFF)]

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both packers of a batch give the same bytes, and the book of it is read when it is asked."""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmm_iova import AddrRange
+from vmm_iova.kernel import batch, uapi, uapi_iommufd
+from vmm_iova.kernel.space import LiveMappings
+from vmm_iova.mapping import Piece
+
+COMPILED = importlib.util.find_spec("vmm_iova._ioctl") is not None
+U64 = st.integers(0, 2**64 - 1)
+PIECES = st.lists(st.builds(Piece, U64, U64, U64, st.none(), st.booleans(), st.booleans()))
+
+
+@pytest.mark.skipif(not COMPILED, reason="the extension was not built")
+@given(pieces=PIECES, ioas_id=st.integers(0, 2**32 - 1))
+def test_compiled_and_plain_packers_agree(pieces: list[Piece], ioas_id: int) -> None:
+    assert batch.pack_type1(pieces) == batch.pack_type1_plain(pieces)
+    assert batch.pack_ioas(pieces, ioas_id) == batch.pack_ioas_plain(pieces, ioas_id)
+
+
+def test_plain_packers_follow_the_records() -> None:
+    piece = Piece(0x1000, 0x2000, 0x7F00_0000_0000, read=True, write=False)
+
+    type1 = uapi.DMA_MAP.read(batch.pack_type1_plain([piece]))
+    ioas = uapi_iommufd.MAP_ARG.read(batch.pack_ioas_plain([piece], 9))
+
+    assert type1 == {
+        "argsz": 32,
+        "flags": uapi.MAP_READ,
+        "vaddr": 0x7F00_0000_0000,
+        "iova": 0x1000,
+        "size": 0x2000,
+    }
+    assert (ioas["flags"], ioas["ioas_id"]) == (
+        uapi_iommufd.MAP_FIXED_IOVA | uapi_iommufd.MAP_READABLE,
+        9,
+    )
+
+
+@pytest.mark.parametrize("packed", [batch.pack_type1, batch.pack_type1_plain])
+def test_value_beyond_64_bits_raises(packed: Callable[[list[Piece]], bytearray]) -> None:
+    with pytest.raises((OverflowError, struct.error)):
+        packed([Piece(1 << 64, 0x1000, 0)])
+
+
+def test_batch_in_the_book_is_found_by_every_question() -> None:
+    live = LiveMappings()
+    live.add_many([Piece(0x3000, 0x1000, 7), Piece(0x1000, 0x1000, 5)], ("vmm.py", 12))
+    live.add(0x8000, 0x1000, 9, ("vmm.py", 13), read=True, write=True)
+
+    assert [item.range.start for item in live] == [0x1000, 0x3000, 0x8000]
+    assert (len(live), 0x3000 in live, live.at(0x1000).place) == (3, True, "vmm.py:12")
+    assert [item.hva for item in live.overlapping(AddrRange(0x1800, 0x8000))] == [5, 7, 9]
+    live.discard(0x3000)
+    live.discard(0x3000)
+    assert live.clear() == 0x2000
+    assert len(live) == 0

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Type1: the first version, dirty tracking, and closing."""
+
+from __future__ import annotations
+
+import errno
+import gc
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmm_iova.errors import (
+    DmaError,
+)
+from vmm_iova.kernel import uapi
+from vmm_iova.kernel.simulated import SimulatedKernel
+from vmm_iova.kernel.type1 import Type1Container
+
+from .conftest import NIC, NIC_GROUP
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HVA = 0x7F00_0000_0000
+
+
+def refusal(number: int) -> pytest.RaisesExc[DmaError]:
+    return pytest.raises(DmaError, check=lambda exc: exc.errno == number)
+
+
+class TestVersionOne:
+    @pytest.fixture
+    def old(self, sim: SimulatedKernel) -> Iterator[Type1Container]:
+        with Type1Container(sim, version=1) as made:
+            made.add_group(4)
+            made.map(0x1000, HVA, 0x3000)
+            yield made
+            made.unmap_all()
+
+    def test_unmap_of_the_first_page_takes_the_whole_mapping(self, old: Type1Container) -> None:
+        assert old.unmap_range(0x1000, 0x1000) == 0x3000
+
+    def test_unmap_inside_a_mapping_gives_zero(self, old: Type1Container) -> None:
+        assert old.unmap_range(0x2000, 0x1000) == 0
+
+    def test_dirty_tracking_raises_eacces(self, old: Type1Container) -> None:
+        with refusal(errno.EACCES):
+            old.start_dirty()
+
+
+class TestDirty:
+    def test_pinned_pages_all_count_as_written(self, container: Type1Container) -> None:
+        container.map(0, HVA, 0x41000)
+        container.start_dirty()
+
+        bitmap = container.read_dirty(0, 0x41000)
+
+        assert (uapi.read_bits(bitmap), len(bitmap)) == ((1 << 65) - 1, 16)
+
+    def test_reading_without_tracking_raises_einval(self, container: Type1Container) -> None:
+        container.map(0, HVA, 0x1000)
+
+        with refusal(errno.EINVAL):
+            container.read_dirty(0, 0x1000)
+
+    def test_reading_a_cut_mapping_raises_einval(self, container: Type1Container) -> None:
+        container.map(0, HVA, 0x2000)
+        container.start_dirty()
+
+        with refusal(errno.EINVAL):
+            container.read_dirty(0, 0x1000)
+
+    def test_tracking_before_5_8_raises_enotty(self) -> None:
+        with Type1Container(SimulatedKernel([NIC_GROUP], release=(5, 7))) as made:
+            made.add_group(4)
+
+            with refusal(errno.ENOTTY):
+                made.start_dirty()
+
+    def test_stop_ends_it(self, container: Type1Container) -> None:
+        container.map(0, HVA, 0x1000)
+        container.start_dirty()
+        container.stop_dirty()
+
+        with refusal(errno.EINVAL):
+            container.read_dirty(0, 0x1000)
+
+
+class TestClosing:
+    def test_body_that_raises_leaves_nothing_open(self, sim: SimulatedKernel) -> None:
+        def body() -> None:
+            with Type1Container(sim) as made:
+                made.add_group(4)
+                made.open_device(NIC, 4)
+                made.map(0, HVA, 0x1000)
+                raise KeyError("a defect of the embedder")
+
+        with pytest.raises(KeyError):
+            body()
+
+        assert (sim.open_files(), sim.memory.locked, len(sim.mapped())) == (0, 0, 0)
+
+    def test_close_closes_devices_before_unmapping(self, sim: SimulatedKernel) -> None:
+        made = Type1Container(sim)
+        made.add_group(4)
+        device = made.open_device(NIC, 4)
+        made.map(0, HVA, 0x1000)
+        order: list[str] = []
+        close, ioctl = sim.close, sim.ioctl
+        sim.close = lambda fd: (order.append("device" if fd == device else "file"), close(fd))[1]
+        sim.ioctl = lambda fd, request, arg=0: (
+            order.append("unmap") if request == uapi.IOMMU_UNMAP_DMA else None,
+            ioctl(fd, request, arg),
+        )[1]
+
+        made.close()
+
+        assert order == ["device", "unmap", "file", "file"]
+
+    def test_forgotten_mapping_warns_with_its_place(self, sim: SimulatedKernel) -> None:
+        made = Type1Container(sim)
+        made.add_group(4)
+        made.map(0x1000, HVA, 0x1000)
+
+        box = [made]
+        del made
+        with pytest.warns(ResourceWarning, match=r"0x1000-.*test_type1_life.py:\d+"):
+            box.clear()
+        gc.collect()
+
+        assert sim.open_files() == 0
+
+    def test_container_without_mappings_is_dropped_silently(self, sim: SimulatedKernel) -> None:
+        made = Type1Container(sim)
+        made.add_group(4)
+
+        del made
+        gc.collect()
+
+        assert sim.open_files() == 0

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A layout rehearsed on a kernel in memory, from every bundled host that has its evidence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+import vmm_iova as vi
+from vmm_iova.host.model import Limits
+from vmm_iova.mapping import dry_run
+
+
+@pytest.mark.parametrize("via", ["type1", "iommufd"])
+@pytest.mark.parametrize("on_hole", ["split", "move"])
+def test_amd_layout_is_taken_call_by_call(via: str, on_hole: vi.guest.plan.OnHole) -> None:
+    layout = vi.plan(vi.Guest("q35", "1.5TiB"), vi.load_host("amd-epyc-1tb").usable(), on_hole)
+    done = dry_run(layout, via)
+    assert [span for span, _ in done.calls] == [item.iova for item in layout.ram]
+    assert sum(span.size for span, _ in done.calls) == 3 << 39
+    assert done.entries_left == (65535 - len(layout.ram) if via == "type1" else None)
+
+
+@pytest.mark.parametrize(
+    ("host", "machine"),
+    [
+        ("arm-hisilicon-d05-group3", "virt"),
+        ("arm-nxp-lx2160a-fslmc-group0", "virt"),
+        ("intel-dmar-8thread-laptop", "q35"),
+        ("s390x-32g", "s390x"),
+    ],
+)
+def test_layout_of_other_hosts_is_taken(host: str, machine: str) -> None:
+    usable = vi.load_host(host).usable(aperture=42)
+    layout = vi.plan(vi.Guest(machine, "16G"), usable)
+    assert len(dry_run(layout).calls) == len(layout.ram)
+
+
+def test_entry_limit_of_the_host_is_rehearsed_before_any_call() -> None:
+    host = replace(vi.load_host("amd-epyc-1tb"), limits=Limits(dma_entries=2))
+    layout = vi.plan(vi.Guest("q35", "1.5TiB"), host.usable())
+    with pytest.raises(vi.PrecheckError, match="nothing was mapped"):
+        dry_run(layout)
+
+
+def test_locked_memory_of_the_host_is_rehearsed_with_the_limit_that_would_do() -> None:
+    host = replace(vi.load_host("amd-epyc-1tb"), limits=Limits(memlock=8 << 20))
+    layout = vi.plan(vi.Guest("q35", "4G"), host.usable())
+    with pytest.raises(vi.PrecheckError) as caught:
+        dry_run(layout)
+    assert "ulimit -l 4194304 (KiB) would do" in str(caught.value)

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel would refuse, explained before the first ioctl."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+
+from vmm_iova import (
+    AddrRange,
+    ApertureError,
+    EvidenceError,
+    IovaError,
+    MappableRanges,
+    MisalignedError,
+    OccupiedError,
+    RangeOverflowError,
+    RangeSet,
+    RequestError,
+    ReservedError,
+    StraddleError,
+)
+from vmm_iova.errors import DmaError, LimitError, PrecheckError
+from vmm_iova.kernel.device import open_space
+from vmm_iova.kernel.sim_model import SimGroup
+from vmm_iova.kernel.simulated import SimulatedKernel
+from vmm_iova.kernel.syscalls import LINUX
+from vmm_iova.mapping import Piece, map_pieces, precheck
+
+from .conftest import GROUPS, HVA, MSI, NIC, Space
+
+GOOD = Piece(0x10_0000, 0x1000, HVA, "good")
+
+
+def problem(space: Space, *pieces: Piece) -> IovaError:
+    (found,) = precheck(space, pieces)
+    for piece in pieces[:-1]:
+        space.map(piece.iova, piece.hva, piece.size)
+    last = pieces[-1]
+    with pytest.raises(DmaError):  # the kernel agrees, in one word
+        space.map(last.iova, last.hva, last.size, read=last.read, write=last.write)
+    space.unmap_all()
+    return found
+
+
+def test_good_pieces_have_no_problem(space: Space) -> None:
+    assert precheck(space, [GOOD]) == ()
+
+
+@pytest.mark.parametrize(
+    ("piece", "field"),
+    [
+        (Piece(0x10_0800, 0x1000, HVA, "a"), "iova"),
+        (Piece(0x10_0000, 0x1000, HVA + 0x800, "a"), "hva"),
+        (Piece(0x10_0000, 0x1800, HVA, "a"), "size"),
+    ],
+)
+def test_misaligned_names_field_and_granule(space: Space, piece: Piece, field: str) -> None:
+    found = problem(space, piece)
+
+    assert isinstance(found, MisalignedError)
+    assert (found.field, found.align) == (field, 0x1000)
+    assert "piece a " in found.message
+
+
+def test_reserved_names_the_region(space: Space) -> None:
+    found = problem(space, Piece(0xFEDF_F000, 0x2000, HVA))
+
+    assert isinstance(found, ReservedError)
+    assert found.region == MSI
+
+
+def test_beyond_the_width_names_the_last_usable_address(space: Space) -> None:
+    found = problem(space, Piece(1 << 48, 0x1000, HVA))
+
+    assert isinstance(found, ApertureError)
+    assert found.limit == (1 << 48) - 1
+
+
+def test_overlap_within_the_list_names_the_other(space: Space) -> None:
+    found = problem(space, GOOD, Piece(0x10_0000, 0x2000, HVA, "bad"))
+
+    assert isinstance(found, OccupiedError)
+    assert found.owner_range.overlaps(GOOD.range)
+
+
+def test_piece_inside_a_wide_one_two_before_is_found(space: Space) -> None:
+    wide, inner = Piece(0, 0x10000, HVA, "wide"), Piece(0x1000, 0x1000, HVA, "inner")
+    last = Piece(0x8000, 0x1000, HVA, "last")
+
+    found = precheck(space, [wide, inner, last])
+
+    assert [item.owner for item in found if isinstance(item, OccupiedError)] == ["wide", "wide"]
+
+
+def test_overlap_with_a_live_mapping_names_its_place(space: Space) -> None:
+    space.map(0x10_0000, HVA, 0x1000)
+
+    (found,) = precheck(space, [GOOD])
+
+    assert isinstance(found, OccupiedError)
+    assert "test_precheck.py" in found.message
+
+
+def test_neither_read_nor_write(space: Space) -> None:
+    assert isinstance(problem(space, Piece(0, 0x1000, HVA, "x", False, False)), RequestError)
+
+
+@pytest.mark.parametrize("size", [0, -0x1000])
+def test_no_bytes(space: Space, size: int) -> None:
+    (found,) = precheck(space, [Piece(0, size, HVA, "x")])
+
+    assert isinstance(found, RequestError)
+
+
+@pytest.mark.parametrize(
+    "piece", [Piece(2**64 - 0x1000, 0x2000, HVA), Piece(0, 0x2000, 2**64 - 0x1000)]
+)
+def test_wrap(space: Space, piece: Piece) -> None:
+    assert any(isinstance(item, RangeOverflowError) for item in precheck(space, [piece]))
+
+
+def test_all_problems_are_told_at_once(space: Space) -> None:
+    bad = [Piece(1, 0x1000, HVA, "a"), Piece(1 << 50, 0x1000, HVA, "b"), GOOD, GOOD]
+
+    with pytest.raises(PrecheckError) as caught:
+        map_pieces(space, bad)
+
+    assert [type(item) for item in caught.value.problems] == [
+        MisalignedError,
+        ApertureError,
+        OccupiedError,
+    ]
+    assert "piece a " in (caught.value.detail or "")
+
+
+def test_seam_between_touching_ranges_is_a_straddle() -> None:
+    """A region of length 0 splits a valid range in two that touch (Linux 5.4)."""
+    sim = SimulatedKernel([GROUPS[0]])
+    with open_space([NIC], kernel=sim, via="type1") as space:
+
+        class Seamed:
+            ranges = MappableRanges([AddrRange(0, 0xFFFF), AddrRange(0x1_0000, 0xF_FFFF)])
+
+            def refusal(self, range: AddrRange) -> None:  # noqa: A002
+                return None
+
+        sim.release = (5, 3)
+        (found,) = precheck(space, [Piece(0xF000, 0x2000, HVA)], usable=Seamed())
+
+    assert isinstance(found, StraddleError)
+    assert found.seam == 0x1_0000
+
+
+def test_judge_names_the_cause(space: Space) -> None:
+    told = ReservedError("the BMC sits there", range=MSI, region=MSI, cause="group 23")
+
+    class Told:
+        ranges = MappableRanges([AddrRange(0, 0xFFFF_FFFF)])
+
+        def refusal(self, range: AddrRange) -> ReservedError:  # noqa: A002
+            return told
+
+    (found,) = precheck(space, [Piece(0xFEE0_0000, 0x1000, HVA)], usable=Told())
+
+    assert found is told
+
+
+def test_kernel_without_a_list_and_no_judge_raises_evidence_error() -> None:
+    sim = SimulatedKernel([GROUPS[0]], release=(5, 3))
+    with open_space([NIC], kernel=sim) as space, pytest.raises(EvidenceError, match="nothing says"):
+        precheck(space, [GOOD])
+
+
+def test_entry_limit_names_the_value_that_would_do() -> None:
+    sim = SimulatedKernel([GROUPS[0]], dma_entry_limit=4)
+    with open_space([NIC], kernel=sim, via="type1") as space:
+        space.map(0, HVA, 0x1000)
+        many = [Piece(0x10_0000 + n * 0x1000, 0x1000, HVA) for n in range(4)]
+
+        (found,) = precheck(space, many)
+
+    assert isinstance(found, LimitError)
+    assert (found.needed, found.available) == (5, 3)
+    assert "dma_entry_limit=5" in (found.hint or "")
+
+
+@pytest.mark.parametrize("via", ["type1", "iommufd"])
+def test_memlock_limit_that_is_named_does_exactly(via: str) -> None:
+    sim = SimulatedKernel([GROUPS[0]], memlock=0x8000)
+    wanted = [Piece(0x10_0000, 0x9000, HVA)]
+    with open_space([NIC], kernel=sim, via=via) as space:
+        space.map(0, HVA, 0x1000)
+
+        (found,) = precheck(space, wanted)
+        assert isinstance(found, LimitError)
+        sim.memory.limit = found.needed - 1
+        assert precheck(space, wanted)
+        sim.memory.limit = found.needed
+
+        with map_pieces(space, wanted):
+            assert sim.memory.locked == found.needed
+
+
+def test_io_pages_of_64k_are_the_granule() -> None:
+    sim = SimulatedKernel([SimGroup(4, (NIC,), page_sizes=0x1_0000)], page=0x1_0000)
+    with open_space([NIC], kernel=sim) as space:
+        (found,) = precheck(space, [Piece(0x1000, 0x1_0000, HVA)])
+
+    assert isinstance(found, MisalignedError)
+    assert found.align == 0x1_0000
+
+
+def test_io_pages_of_2k_on_a_4k_kernel_give_2k_to_iommufd_and_4k_to_type1() -> None:
+    sim = SimulatedKernel([SimGroup(4, (NIC,), page_sizes=0x800)])
+    granules = []
+    for via in ("type1", "iommufd"):
+        with open_space([NIC], kernel=sim, via=via) as space:
+            granules.append(space.facts().granule)
+
+    assert granules == [0x1000, 0x800]
+
+
+def test_real_lock_budget_reads_this_process() -> None:
+    budget = LINUX.lock_budget()
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    assert budget.limit in (None, soft)
+    assert budget.locked >= 0
+    assert RangeSet([]) == RangeSet()

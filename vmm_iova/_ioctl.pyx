@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many ioctls of one kind in one entry, without the interpreter's lock.
+
+Records in, counts out: no project classes. `kernel.syscalls` has the same in Python.
+"""
+
+from libc.errno cimport errno
+
+from cpython.bytearray cimport PyByteArray_AS_STRING
+
+# ABI: include/uapi/linux/vfio.h, vfio_iommu_type1_dma_map; linux/iommufd.h, iommu_ioas_map.
+cdef struct Type1Map:
+    unsigned int argsz
+    unsigned int flags
+    unsigned long long vaddr
+    unsigned long long iova
+    unsigned long long size
+
+cdef struct IoasMap:
+    unsigned int size
+    unsigned int flags
+    unsigned int ioas_id
+    unsigned int reserved
+    unsigned long long user_va
+    unsigned long long length
+    unsigned long long iova
+
+cdef extern from "sys/ioctl.h" nogil:
+    int c_ioctl "ioctl" (int fd, unsigned long request, void *argument)
+
+
+def ioctl_many(int fd, unsigned long request, unsigned char[::1] records, Py_ssize_t stride):
+    """Make one ioctl for each record of `stride` bytes, until one is refused.
+
+    Returns how many were taken, and the errno of the one that was not, or 0.
+    """
+    cdef Py_ssize_t count, index
+    cdef int number = 0
+    if stride < 1 or records.shape[0] % stride:
+        raise ValueError("records are not a whole number of strides")
+    count = records.shape[0] // stride
+    index = 0
+    # SAFETY: the memoryview holds the buffer for the whole call, and index * stride stays below
+    # its length, because the length is count * stride.
+    with nogil:
+        while index < count:
+            if c_ioctl(fd, request, &records[0] + index * stride) < 0:
+                number = errno
+                break
+            index += 1
+    return index, number
+
+
+def pack_type1(pieces):
+    """Return the records of VFIO_IOMMU_MAP_DMA for these pieces."""
+    cdef Py_ssize_t index = 0
+    out = bytearray(len(pieces) * sizeof(Type1Map))
+    # SAFETY: `out` has a record for each piece, is not resized here, and malloc aligns it.
+    cdef Type1Map *record = <Type1Map *> PyByteArray_AS_STRING(out)
+    for piece in pieces:
+        record[index].argsz = sizeof(Type1Map)
+        record[index].flags = (1 if piece.read else 0) | (2 if piece.write else 0)
+        record[index].vaddr = piece.hva
+        record[index].iova = piece.iova
+        record[index].size = piece.size
+        index += 1
+    return out
+
+
+def pack_ioas(pieces, unsigned int ioas_id):
+    """Return the records of IOMMU_IOAS_MAP, at fixed places, for these pieces."""
+    cdef Py_ssize_t index = 0
+    out = bytearray(len(pieces) * sizeof(IoasMap))
+    # SAFETY: as above.
+    cdef IoasMap *record = <IoasMap *> PyByteArray_AS_STRING(out)
+    for piece in pieces:
+        record[index].size = sizeof(IoasMap)
+        record[index].flags = 1 | (4 if piece.read else 0) | (2 if piece.write else 0)
+        record[index].ioas_id = ioas_id
+        record[index].user_va = piece.hva
+        record[index].length = piece.size
+        record[index].iova = piece.iova
+        index += 1
+    return out

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel: VFIO type1 containers, iommufd, and one in memory that answers as they do.
+
+    from vmm_iova.kernel import open_space
+
+    with open_space(["0000:01:00.0"]) as space:
+        print(space.facts().ranges)
+
+Planning needs nothing of this; importing it needs Linux.
+"""
+
+from vmm_iova.kernel.caps import DeviceFacts, Type1Facts, ZpciFacts
+from vmm_iova.kernel.device import (
+    DeviceSite,
+    device_facts,
+    device_region,
+    find_device,
+    open_space,
+)
+from vmm_iova.kernel.facts import with_kernel_facts
+from vmm_iova.kernel.ioas import Ioas
+from vmm_iova.kernel.iommufd import HardwareInfo, Iommufd, VfioCdev
+from vmm_iova.kernel.sim_model import SimGroup
+from vmm_iova.kernel.simulated import SimulatedKernel
+from vmm_iova.kernel.space import AddressSpace, LiveMapping, SpaceFacts
+from vmm_iova.kernel.syscalls import LINUX, Kernel, LinuxKernel, LockBudget
+from vmm_iova.kernel.type1 import Type1Container
+
+__all__ = [
+    "LINUX",
+    "AddressSpace",
+    "DeviceFacts",
+    "DeviceSite",
+    "HardwareInfo",
+    "Ioas",
+    "Iommufd",
+    "Kernel",
+    "LinuxKernel",
+    "LiveMapping",
+    "LockBudget",
+    "SimGroup",
+    "SimulatedKernel",
+    "SpaceFacts",
+    "Type1Container",
+    "Type1Facts",
+    "VfioCdev",
+    "ZpciFacts",
+    "device_facts",
+    "device_region",
+    "find_device",
+    "open_space",
+    "with_kernel_facts",
+]

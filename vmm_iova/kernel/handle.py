@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An open file of the kernel: closed once, in `with` or without, and its refusals explained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from vmm_iova.errors import ClosedError, DmaError
+from vmm_iova.kernel.space import caller
+
+if TYPE_CHECKING:
+    from vmm_iova.kernel.syscalls import Kernel, LockBudget
+
+
+class Handle:
+    """Base of everything that holds a descriptor.
+
+    Args:
+        kernel: where the calls go.
+        path: node to open.
+        what: its name in messages.
+        hint: what to do when the node cannot be opened.
+
+    Raises:
+        DmaError: the node cannot be opened.
+
+    Synchronization: external.
+    """
+
+    def __init__(self, kernel: Kernel, path: str, what: str, hint: str) -> None:
+        self._fd = -1
+        self._kernel = kernel
+        self._what = what
+        self._place = "{}:{}".format(*caller())
+        try:
+            self._fd = kernel.open(path)
+        except OSError as exc:
+            raise DmaError(
+                f"{path} cannot be opened: {exc.strerror}",
+                errno=exc.errno or 0,
+                ioctl="open",
+                hint=hint,
+            ) from exc
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def fd(self) -> int:
+        """The descriptor.
+
+        Raises:
+            ClosedError: it is closed.
+        """
+        if self._fd < 0:
+            raise ClosedError(f"the {self._what} opened at {self._place} is closed")
+        return self._fd
+
+    def lock_budget(self) -> LockBudget:
+        """Return how much memory this process may lock."""
+        return self._kernel.lock_budget()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._fd < 0
+
+    def close(self) -> None:
+        """Close the descriptor. Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            self._kernel.close(fd)
+
+    def ioctl(self, request: int, arg: int | bytes | bytearray) -> int:
+        """Make an ioctl on this file; a refusal is a plain OSError."""
+        return self._kernel.ioctl(self.fd, request, arg)
+
+    def call_many(self, request: int, records: bytearray, stride: int) -> tuple[int, int]:
+        """Make an ioctl for each record; return how many were taken, and the errno of the next."""
+        return self._kernel.ioctl_many(self.fd, request, records, stride)
+
+    def call(
+        self,
+        name: str,
+        request: int,
+        arg: int | bytes | bytearray = 0,
+        *,
+        message: str | None = None,
+        hints: dict[int, str] | None = None,
+        iova: int | None = None,
+        length: int | None = None,
+        hva: int | None = None,
+    ) -> int:
+        """Make an ioctl on this file.
+
+        Args:
+            name: of the request, for the error.
+            request: its number.
+            arg: structure, in and out, or a value.
+            message: what was wanted, for the error.
+            hints: next steps by errno.
+            iova: what the call is about, bytes.
+            length: the same, bytes.
+            hva: the same.
+
+        Raises:
+            DmaError: the kernel refused.
+            ClosedError: this file is closed.
+        """
+        try:
+            return self._kernel.ioctl(self.fd, request, arg)
+        except OSError as exc:
+            number = exc.errno or 0
+            raise DmaError(
+                f"{message or name + ' was refused'}: {exc.strerror}",
+                errno=number,
+                ioctl=name,
+                iova=iova,
+                length=length,
+                hva=hva,
+                hint=(hints or {}).get(number),
+            ) from exc

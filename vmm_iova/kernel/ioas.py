@@ -1,0 +1,427 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One address space of an iommufd with its devices and mappings.
+
+Source of what is said here: drivers/iommu/iommufd/{ioas,io_pagetable,device}.c of Linux 6.2 to 7.3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import struct
+from typing import TYPE_CHECKING, Self
+
+from vmm_iova.errors import CapabilityError, DmaError
+from vmm_iova.kernel import caps, uapi
+from vmm_iova.kernel import uapi_iommufd as abi
+from vmm_iova.kernel.batch import IOAS_MAP as _MAP
+from vmm_iova.kernel.batch import pack_ioas
+from vmm_iova.kernel.refusals import IOMMUFD_MAP_HINTS, map_refusal
+from vmm_iova.kernel.space import (
+    LiveMappings,
+    SpaceFacts,
+    caller,
+    verify_unmapped,
+)
+from vmm_iova.kernel.syscalls import LockBudget, UserBuffer
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from vmm_iova.kernel.iommufd import Iommufd, VfioCdev
+    from vmm_iova.kernel.space import Mappable
+
+_MAP_NAME = "IOMMU_IOAS_MAP"
+_UNMAP = struct.Struct("=IIQQ")
+
+
+class Ioas:
+    """One I/O address space of an iommufd with its devices and mappings: an `AddressSpace`.
+
+    Its ranges are final only after ALL devices are attached: each adds what it reserves, and a
+    fresh one says "everything, alignment 1", which means nothing.
+
+    Args:
+        iommufd: the file; closed with this object if `owns` is true.
+        owns: whether to close the file.
+
+    Synchronization: external.
+    """
+
+    kind = "iommufd"
+
+    def __init__(self, iommufd: Iommufd, *, owns: bool = False) -> None:
+        self.iommufd = iommufd
+        self.live = LiveMappings()
+        self.devices: dict[str, VfioCdev] = {}
+        self._tables: list[int] = []
+        self._owns = owns
+        self._place = "{}:{}".format(*caller())
+        self.id = iommufd.alloc_ioas()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "id", 0) and not self.iommufd.closed:
+            self.live.warn_if_any(f"the IOAS made at {self._place}", self)
+            with contextlib.suppress(DmaError):
+                self.close()
+
+    def __repr__(self) -> str:
+        return f"<Ioas {self.id}, {len(self.devices)} devices, {len(self.live)} mappings>"
+
+    def attach(self, name: str, device: VfioCdev, *, dirty: bool = False) -> SpaceFacts:
+        """Attach a bound device; this object closes it. The ranges are read anew.
+
+        Args:
+            name: its BDF.
+            device: after `VfioCdev.bind`.
+            dirty: attach it through a page table that can track written pages.
+
+        Raises:
+            DmaError: as `VfioCdev.attach`; `EOPNOTSUPP` the IOMMU cannot track. Nothing changed.
+        """
+        if not dirty:
+            device.attach(self.id)
+        else:
+            table = self.iommufd.alloc_hwpt(device.device_id, self.id, dirty=True)
+            try:
+                device.attach(table)
+            except BaseException:
+                self.iommufd.destroy(table)
+                raise
+            self._tables.append(table)
+        self.devices[name] = device
+        return self.facts()
+
+    def detach(self, name: str) -> SpaceFacts:
+        """Detach and close a device; ranges may become wider."""
+        device = self.devices[name]
+        device.detach()
+        del self.devices[name]
+        device.close()
+        return self.facts()
+
+    @property
+    def open_devices(self) -> tuple[str, ...]:
+        """BDFs of the attached devices, in the order of attachment."""
+        return tuple(self.devices)
+
+    def device_fd(self, bdf: str) -> int:
+        """Return the descriptor of an attached device; KeyError if it is not."""
+        return self.devices[bdf].fd
+
+    def ranges(self) -> tuple[MappableRanges, int]:
+        """Return where mappings may lie now, and the alignment in bytes.
+
+        Asks with no room first; the list can grow between two calls, so it is asked until it fits.
+
+        Raises:
+            CapabilityError: it never fits, or contradicts itself.
+            DmaError: the kernel refused.
+
+        Source: iommufd_ioas_iova_ranges (Linux 6.2 to 7.3).
+        """
+        record, count = abi.RANGES_ARG, 0
+        for _ in range(uapi.GROW_LIMIT):
+            room = UserBuffer(max(count, 1) * abi.IOVA_RANGE_ITEM.size)
+            arg = record.pack(
+                size=record.size,
+                ioas_id=self.id,
+                num_iovas=count,
+                allowed_iovas=room.address if count else 0,
+            )
+            try:
+                self.iommufd.call("IOMMU_IOAS_IOVA_RANGES", abi.IOAS_IOVA_RANGES, arg)
+            except DmaError as exc:
+                if exc.errno != errno.EMSGSIZE:
+                    raise
+                count = record.read(arg)["num_iovas"]
+                continue
+            told = record.read(arg)
+            used = room.content()[: told["num_iovas"] * abi.IOVA_RANGE_ITEM.size]
+            pairs = sorted(abi.IOVA_RANGE_ITEM.codec.iter_unpack(used))
+            return caps.checked_ranges(pairs), told["out_iova_alignment"]
+        raise CapabilityError("the list of IOVA ranges keeps growing", offset=0)
+
+    def facts(self) -> SpaceFacts:
+        """Ask the kernel for ranges and alignment; final only when every device is attached."""
+        ranges, alignment = self.ranges()
+        return SpaceFacts(
+            ranges, alignment, 0, None, "IOMMU_IOAS_IOVA_RANGES", final=bool(self.devices)
+        )
+
+    def allow(self, ranges: Iterable[AddrRange]) -> None:
+        """Replace the list of places for automatic placement; none clears it.
+
+        It also guards them: an attach that would reserve one of them fails. Fixed mappings outside
+        are still accepted.
+
+        Raises:
+            DmaError: `EADDRINUSE` one touches a reserved part; `EINVAL` they overlap, or one is a
+                single byte.
+        """
+        items = list(ranges)
+        room = UserBuffer(max(len(items), 1) * abi.IOVA_RANGE_ITEM.size)
+        room.write(b"".join(abi.IOVA_RANGE_ITEM.codec.pack(i.start, i.last) for i in items))
+        arg = abi.ALLOW_ARG.pack(
+            size=abi.ALLOW_ARG.size,
+            ioas_id=self.id,
+            num_iovas=len(items),
+            allowed_iovas=room.address,
+        )
+        self.iommufd.call("IOMMU_IOAS_ALLOW_IOVAS", abi.IOAS_ALLOW_IOVAS, arg)
+
+    def map(self, iova: int, hva: int, size: int, *, read: bool = True, write: bool = True) -> None:
+        """Map memory of this process at a fixed place. All, or nothing.
+
+        Without an attached device nothing is pinned yet, and the want of memory shows at attach.
+
+        Args:
+            iova: first address, a multiple of the alignment.
+            hva: address of the memory; its place in a page must be so aligned, too.
+            size: bytes, likewise.
+            read: the device may read.
+            write: the device may write.
+
+        Raises:
+            DmaError: `EINVAL` not aligned or touches a reserved part (said before an overlap is);
+                `EEXIST` overlaps a mapping; `EOVERFLOW` beyond 2^64; `ENOMEM` locked memory;
+                `EFAULT` no memory there, or a BAR.
+
+        Source: iommufd_ioas_map, iopt_alloc_area_pages (Linux 7.3).
+        """
+        self._map(abi.MAP_FIXED_IOVA, hva, size, iova, read=read, write=write)
+
+    def map_many(self, pieces: Sequence[Mappable]) -> tuple[int, DmaError | None]:
+        """Map many at fixed places in one entry to C, in the order given, until one is refused.
+
+        Args:
+            pieces: what; each as the arguments of `map`.
+
+        Returns:
+            How many are mapped, and the error of the next, or None when all are.
+
+        Complexity: one ioctl a piece; the interpreter's lock is released for all of them together.
+        """
+        records = pack_ioas(pieces, self.id)
+        done, number = self.iommufd.call_many(abi.IOAS_MAP, records, _MAP.size)
+        self.live.add_many(pieces[:done], caller())
+        if not number:
+            return done, None
+        bad = pieces[done]
+        return done, map_refusal(_MAP_NAME, IOMMUFD_MAP_HINTS, bad.iova, bad.hva, bad.size, number)
+
+    def map_anywhere(self, hva: int, size: int, *, read: bool = True, write: bool = True) -> int:
+        """Map memory where the kernel finds room; return the IOVA. Address 0 is never chosen.
+
+        Raises:
+            DmaError: `ENOSPC` no room, else as `map`.
+
+        Source: iopt_alloc_iova (Linux 7.3).
+        """
+        return self._map(0, hva, size, 0, read=read, write=write)
+
+    def _map(self, fixed: int, hva: int, size: int, iova: int, *, read: bool, write: bool) -> int:
+        flags = fixed | (abi.MAP_READABLE if read else 0) | (abi.MAP_WRITEABLE if write else 0)
+        arg = bytearray(_MAP.pack(40, flags, self.id, 0, hva, size, iova))
+        try:
+            self.iommufd.ioctl(abi.IOAS_MAP, arg)
+        except OSError as exc:
+            where = iova if fixed else None
+            number = exc.errno or 0
+            raise map_refusal(_MAP_NAME, IOMMUFD_MAP_HINTS, where, hva, size, number) from exc
+        placed: int = _MAP.unpack_from(arg)[6]
+        self._note(placed, size, hva, read=read, write=write)
+        return placed
+
+    def map_file(
+        self, fd: int, offset: int, size: int, iova: int | None = None, *, write: bool = True
+    ) -> int:
+        """Map a part of a memfd or of a VFIO dma-buf, without an address in this process (6.13).
+
+        Args:
+            fd: the file.
+            offset: bytes from its start.
+            size: bytes.
+            iova: where, or None for anywhere.
+            write: the device may write.
+
+        Returns:
+            The IOVA.
+
+        Raises:
+            DmaError: `ENOTTY` an older kernel, `EBADF` no file, `EINVAL` not such a file, else as
+                `map`.
+        """
+        record = abi.MAP_FILE_ARG
+        arg = record.pack(
+            size=record.size,
+            flags=(0 if iova is None else abi.MAP_FIXED_IOVA)
+            | abi.MAP_READABLE
+            | (abi.MAP_WRITEABLE if write else 0),
+            ioas_id=self.id,
+            fd=fd,
+            start=offset,
+            length=size,
+            iova=iova or 0,
+        )
+        self.iommufd.call(
+            "IOMMU_IOAS_MAP_FILE",
+            abi.IOAS_MAP_FILE,
+            arg,
+            hints=IOMMUFD_MAP_HINTS,
+            iova=iova,
+            length=size,
+        )
+        placed = record.read(arg)["iova"]
+        self._note(placed, size, offset, read=True, write=write)
+        return placed
+
+    def copy_from(self, source: Ioas, source_iova: int, size: int, iova: int | None = None) -> int:
+        """Map here what another IOAS of the same file has mapped; the pins are shared.
+
+        Returns:
+            The IOVA.
+
+        Raises:
+            DmaError: `ENOENT` a gap in the source, `EPERM` it is read-only, else as `map`.
+        """
+        record = abi.COPY_ARG
+        arg = record.pack(
+            size=record.size,
+            flags=(0 if iova is None else abi.MAP_FIXED_IOVA)
+            | abi.MAP_READABLE
+            | abi.MAP_WRITEABLE,
+            dst_ioas_id=self.id,
+            src_ioas_id=source.id,
+            length=size,
+            dst_iova=iova or 0,
+            src_iova=source_iova,
+        )
+        self.iommufd.call("IOMMU_IOAS_COPY", abi.IOAS_COPY, arg, iova=iova, length=size)
+        placed = record.read(arg)["dst_iova"]
+        self._note(placed, size, 0, read=True, write=True)
+        return placed
+
+    def _note(self, iova: int, size: int, hva: int, *, read: bool, write: bool) -> None:
+        self.live.add(iova, size, hva, caller(3), read=read, write=write)
+
+    def unmap(self, iova: int, size: int) -> int:
+        """Unmap exactly one mapping and verify what the kernel removed.
+
+        Returns:
+            Bytes unmapped: `size`.
+
+        Raises:
+            NotAllocatedError: `size` bytes at `iova` are not one mapping; nothing was done.
+            DmaError: `ENOENT`, `EBUSY`.
+            PartialUnmapError: it removed another number of bytes.
+        """
+        self.live.get(iova, size)
+        unmapped = self.unmap_range(iova, size)
+        self.live.remove(iova)
+        return verify_unmapped("IOMMU_IOAS_UNMAP", iova, size, unmapped)
+
+    def unmap_range(self, iova: int, size: int) -> int:
+        """Make the bare ioctl, without the book of live mappings; return the bytes it removed.
+
+        Not atomic: when the upper end cuts a mapping, those below may be gone.
+        """
+        arg = bytearray(_UNMAP.pack(24, self.id, iova, size))
+        self.iommufd.call(
+            "IOMMU_IOAS_UNMAP",
+            abi.IOAS_UNMAP,
+            arg,
+            message=f"the kernel does not unmap {size:#x} bytes at {iova:#x}",
+            iova=iova,
+            length=size,
+        )
+        unmapped: int = _UNMAP.unpack_from(arg)[3]
+        return unmapped
+
+    def unmap_all(self) -> int:
+        """Unmap everything, also what this object does not know of; return the bytes."""
+        total = self.unmap_range(0, ADDRESS_LAST)
+        self.live.clear()
+        return total
+
+    def start_dirty(self) -> None:
+        """Begin to track written pages, on the tables of devices attached with `dirty=True`.
+
+        Raises:
+            DmaError: no such device, or the kernel refused; nothing tracks.
+        """
+        if not self._tables:
+            raise DmaError(
+                "no device is attached with dirty=True, so nothing can track written pages",
+                errno=errno.EOPNOTSUPP,
+                ioctl="IOMMU_HWPT_SET_DIRTY_TRACKING",
+            )
+        begun: list[int] = []
+        try:
+            for table in self._tables:
+                self.iommufd.set_dirty(table, enable=True)
+                begun.append(table)
+        except DmaError:
+            for table in reversed(begun):
+                self.iommufd.set_dirty(table, enable=False)
+            raise
+
+    def stop_dirty(self) -> None:
+        """End tracking."""
+        for table in self._tables:
+            self.iommufd.set_dirty(table, enable=False)
+
+    def read_dirty(self, iova: int, size: int) -> bytes:
+        """Return the bitmap of pages that any device wrote since the last reading.
+
+        Args:
+            iova: start of one mapping or of several whole ones.
+            size: bytes.
+
+        Returns:
+            One bit a granule, the lowest first, in whole 64-bit words.
+
+        Raises:
+            DmaError: `EINVAL` tracking is off.
+        """
+        granule = self.facts().granule
+        merged = 0
+        length = 0
+        for table in self._tables:
+            bitmap = self.iommufd.read_dirty(table, iova, size, granule)
+            merged |= uapi.read_bits(bitmap)
+            length = len(bitmap)
+        return uapi.write_bits(merged, length)
+
+    def lock_budget(self) -> LockBudget:
+        """Return how much memory this process may lock; iommufd counts by user, unlike type1."""
+        return self.iommufd.lock_budget()
+
+    def close(self) -> None:
+        """Close devices, then mappings, the IOAS and, if it is owned, the file. Idempotent."""
+        if not self.id:
+            return
+        try:
+            # Devices first: closing one stops its DMA, so that no unmapped memory is written to.
+            for name in list(self.devices):
+                self.devices.pop(name).close()
+            # With the file go all its objects, so that a refusal before is no news then.
+            with contextlib.suppress(*((DmaError,) if self._owns else ())):
+                if not self.iommufd.closed:
+                    for table in self._tables:
+                        self.iommufd.destroy(table)
+                    self.unmap_all()
+                    self.iommufd.destroy(self.id)
+        finally:
+            self.id = 0
+            self._tables.clear()
+            self.live.clear()
+            if self._owns:
+                self.iommufd.close()

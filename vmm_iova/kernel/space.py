@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a type1 container, an IOAS and their simulation have in common: an address space.
+
+`AddressSpace` is all that `mapping` needs to know. `LiveMappings` is the book that each keeps of
+what it has mapped, so that overlaps are explained before the kernel says `EEXIST`, unmapped sizes
+are verified, and a mapping that was forgotten is reported with the place that made it.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import warnings
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
+
+from vmm_iova.errors import DmaError, NotAllocatedError, PartialUnmapError
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vmm_iova.kernel.syscalls import LockBudget
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceFacts:
+    """What the kernel says of an address space, after the devices that are attached now.
+
+    Attributes:
+        ranges: where mappings may lie, each inside ONE of them; or None: the kernel does not say.
+        granule: bytes; IOVA, HVA and size of a mapping are multiples of it.
+        page_sizes: bitmap of the IOMMU's page sizes; with iommufd, which does not tell, the granule
+            and 0 for the rest.
+        entries_left: map calls that can still be made, or None: no limit, or not told.
+        source: the call that told.
+        final: whether attaching the devices that are attached now can change nothing any more;
+            a fresh IOAS says "everything" and means nothing.
+    """
+
+    ranges: MappableRanges | None
+    granule: int
+    page_sizes: int
+    entries_left: int | None
+    source: str
+    final: bool
+
+    @property
+    def largest_page(self) -> int:
+        """The largest page of the IOMMU that is known, bytes."""
+        return 1 << self.page_sizes.bit_length() - 1 if self.page_sizes else self.granule
+
+
+@dataclass(frozen=True, slots=True)
+class LiveMapping:
+    """One mapping.
+
+    Attributes:
+        range: of IOVA.
+        hva: address of the memory in this process, or the offset in its file.
+        read: the device may read.
+        write: the device may write.
+        place: file and line that asked for it.
+    """
+
+    range: AddrRange
+    hva: int
+    read: bool
+    write: bool
+    place: str
+
+
+class Mappable(Protocol):
+    """What `map_many` needs to know of a mapping, such as `mapping.Piece`."""
+
+    @property
+    def iova(self) -> int:
+        """First IOVA."""
+
+    @property
+    def hva(self) -> int:
+        """Address of the memory."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def read(self) -> bool:
+        """Whether the device may read."""
+
+    @property
+    def write(self) -> bool:
+        """Whether the device may write."""
+
+
+class AddressSpace(Protocol):
+    """An I/O address space: where devices see memory of this process.
+
+    Synchronization: external.
+    """
+
+    kind: str
+    live: LiveMappings
+
+    def facts(self) -> SpaceFacts:
+        """Ask the kernel; the answer can change with every attach."""
+
+    def map(self, iova: int, hva: int, size: int, *, read: bool = True, write: bool = True) -> None:
+        """Map `size` bytes of this process at `iova`, or raise DmaError and leave nothing."""
+
+    def map_many(self, pieces: Sequence[Mappable]) -> tuple[int, DmaError | None]:
+        """Map in the order given until one is refused; return how many are mapped, and why."""
+
+    def unmap(self, iova: int, size: int) -> int:
+        """Unmap exactly one mapping; return its bytes. Raise PartialUnmapError if not so many."""
+
+    def unmap_range(self, iova: int, size: int) -> int:
+        """Make the bare call, whatever `live` says; return the bytes that the kernel removed."""
+
+    def unmap_all(self) -> int:
+        """Unmap everything; return the bytes."""
+
+    def lock_budget(self) -> LockBudget:
+        """Return how much memory this process may lock."""
+
+    def device_fd(self, bdf: str) -> int:
+        """Return the descriptor of an attached device; KeyError if it is not."""
+
+    def __enter__(self) -> Self:
+        """Return this; leaving closes."""
+
+    def __exit__(self, *exc: object) -> None:
+        """Close, also when the body raised."""
+
+    def close(self) -> None:
+        """Close devices, mappings and files, in this order. Idempotent."""
+
+
+def caller(depth: int = 2) -> tuple[str, int]:
+    """Return file and line of the nearest caller outside of this package."""
+    frame = sys._getframe(depth)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("vmm_iova."):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+_Entry = tuple[int, int, bool, bool, tuple[str, int]]
+"""Size, host address, rights and place of a mapping."""
+
+
+class LiveMappings:
+    """The mappings of an address space, by IOVA.
+
+    Complexity: adding and removing O(1); the first question after a change O(n log n), further
+    ones O(log n + k).
+    Synchronization: external.
+    """
+
+    __slots__ = ("_by_start", "_order", "_unread")
+
+    def __init__(self) -> None:
+        # PERF: bench/map_calls.py; plain tuples, made into LiveMapping when somebody asks, and
+        # batches that are not read into the book before somebody asks either.
+        self._by_start: dict[int, _Entry] = {}
+        self._unread: list[tuple[Sequence[Mappable], tuple[str, int]]] = []
+        self._order: list[int] | None = []
+
+    def _book(self) -> dict[int, _Entry]:
+        if self._unread:
+            for pieces, place in self._unread:
+                self._by_start.update(
+                    (item.iova, (item.size, item.hva, item.read, item.write, place))
+                    for item in pieces
+                )
+            self._unread.clear()
+            self._order = None
+        return self._by_start
+
+    def __len__(self) -> int:
+        return len(self._book())
+
+    def __iter__(self) -> Iterator[LiveMapping]:
+        return iter([self.at(start) for start in self._sorted()])
+
+    def __contains__(self, start: object) -> bool:
+        return start in self._book()
+
+    def _sorted(self) -> list[int]:
+        book = self._book()
+        if self._order is None:
+            self._order = sorted(book)
+        return self._order
+
+    def add(
+        self, iova: int, size: int, hva: int, place: tuple[str, int], *, read: bool, write: bool
+    ) -> None:
+        """Note a mapping that the kernel has taken."""
+        self._by_start[iova] = (size, hva, read, write, place)
+        self._order = None
+
+    def add_many(self, pieces: Sequence[Mappable], place: tuple[str, int]) -> None:
+        """Note mappings that the kernel has taken; the sequence must not change any more."""
+        if pieces:
+            self._unread.append((pieces, place))
+
+    def remove(self, start: int) -> None:
+        """Forget the mapping that begins at `start`."""
+        del self._book()[start]
+        self._order = None
+
+    def discard(self, start: int) -> None:
+        """Forget the mapping that begins at `start`, if there is one."""
+        if start in self._book():
+            self.remove(start)
+
+    def translate(self, iova: int, size: int) -> tuple[int, int]:
+        """Return where in this process an IOVA is, and how many bytes from there are contiguous.
+
+        Args:
+            iova: any address inside a mapping.
+            size: bytes wanted, from 1; more than one mapping may be crossed if their memory
+                follows on.
+
+        Returns:
+            The host address, and the bytes that can be had there: 1 to `size`.
+
+        Raises:
+            NotAllocatedError: nothing is mapped there.
+
+        Complexity: O(log n + k) for k mappings that are crossed.
+        """
+        found = self.overlapping(AddrRange(iova, min(iova + size - 1, ADDRESS_LAST)))
+        if not found or found[0].range.start > iova:
+            raise NotAllocatedError(f"nothing is mapped at {iova:#x}", address=iova)
+        first = found[0]
+        hva = first.hva + (iova - first.range.start)
+        got = first.range.last - iova + 1
+        for item in found[1:]:
+            if item.range.start != iova + got or item.hva != hva + got:
+                break
+            got += item.range.size
+        return hva, min(got, size)
+
+    def clear(self) -> int:
+        """Forget everything; return how many bytes that was."""
+        total = sum(item[0] for item in self._book().values())
+        self._by_start.clear()
+        self._order = []
+        return total
+
+    def get(self, start: int, size: int) -> LiveMapping:
+        """Return the mapping that is exactly `size` bytes at `start`.
+
+        Raises:
+            NotAllocatedError: there is none; the message names what is there instead.
+        """
+        found = self._book().get(start)
+        if found is not None and found[0] == size:
+            return self.at(start)
+        near = self.overlapping(AddrRange(start, min(start + max(size, 1) - 1, ADDRESS_LAST)))
+        there = ", ".join(str(item.range) for item in near[:4]) or "nothing"
+        raise NotAllocatedError(
+            f"no mapping is exactly {size:#x} bytes at {start:#x}; there is {there}",
+            address=start,
+            hint="the kernel unmaps whole mappings only: unmap what was mapped",
+        )
+
+    def at(self, start: int) -> LiveMapping:
+        """Return the mapping that begins at `start`; KeyError if none does."""
+        size, hva, read, write, place = self._book()[start]
+        window = AddrRange(start, start + size - 1)
+        return LiveMapping(window, hva, read, write, f"{place[0]}:{place[1]}")
+
+    def overlapping(self, window: AddrRange) -> list[LiveMapping]:
+        """Return the mappings that share an address with `window`, ascending."""
+        order = self._sorted()
+        first = bisect_right(order, window.start) - 1
+        if first < 0 or order[first] + self._by_start[order[first]][0] <= window.start:
+            first += 1
+        return [self.at(start) for start in order[first : bisect_right(order, window.last)]]
+
+    def warn_if_any(self, what: str, source: object) -> None:
+        """Warn of mappings that nobody took back, with the place that made the first."""
+        if len(self):
+            first = self.at(self._sorted()[0])
+            warnings.warn(
+                f"{what} was dropped with {len(self)} mapping(s); {first.range} was mapped at "
+                f"{first.place}",
+                ResourceWarning,
+                stacklevel=2,
+                source=source,
+            )
+
+
+def make_sure_unmapped(space: AddressSpace, iova: int, size: int) -> None:
+    """Unmap what may or may not be mapped: an interrupt came before the book was written.
+
+    Raises:
+        DmaError: the kernel refused; ENOENT, iommufd's word for "nothing there", is no refusal.
+    """
+    try:
+        space.unmap_range(iova, size)
+    except DmaError as exc:
+        if exc.errno != errno.ENOENT:
+            raise
+    space.live.discard(iova)
+
+
+def verify_unmapped(ioctl: str, iova: int, asked: int, unmapped: int) -> int:
+    """Return `unmapped` if it is what was asked for.
+
+    Raises:
+        PartialUnmapError: it is not; the address space is not as this process believes.
+    """
+    if unmapped != asked:
+        raise PartialUnmapError(
+            f"{ioctl} at {iova:#x} removed {unmapped:#x} bytes instead of {asked:#x}",
+            errno=0,
+            ioctl=ioctl,
+            iova=iova,
+            length=asked,
+            unmapped=unmapped,
+            hint="something else maps in this address space; unmap_all makes it empty",
+        )
+    return unmapped

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The thin layer between this wing and a kernel: open, close, ioctl, and reading sysfs.
+
+Everything above takes a `Kernel`. `LinuxKernel` is the one that the process runs on; the one in
+memory is `simulated.SimulatedKernel`. So what is tested without hardware is the very code that
+drives it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+try:
+    from vmm_iova import _ioctl
+except ImportError:  # not compiled: the loop in Python does the same
+    _ioctl = None  # type: ignore[assignment]
+
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+"""Bytes of a page of this process; the granule of an IOMMU is another matter."""
+
+_CAP_IPC_LOCK = 14  # ABI: include/uapi/linux/capability.h
+
+
+@dataclass(frozen=True, slots=True)
+class LockBudget:
+    """How much memory this process may lock.
+
+    Attributes:
+        limit: soft RLIMIT_MEMLOCK in bytes, or None: unlimited, or the process has CAP_IPC_LOCK.
+        locked: bytes that count already.
+    """
+
+    limit: int | None
+    locked: int
+
+
+class Kernel(Protocol):
+    """What this wing asks of a kernel. Every method raises OSError with the kernel's errno."""
+
+    def open(self, path: str) -> int:
+        """Open a device node for reading and writing; return the descriptor."""
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+
+    def ioctl(self, fd: int, request: int, arg: int | bytes | bytearray = 0) -> int:
+        """Make an ioctl; a bytearray is read and written in place, an int goes by value."""
+
+    def ioctl_many(self, fd: int, request: int, records: bytearray, stride: int) -> tuple[int, int]:
+        """Make an ioctl for each record of `stride` bytes until one is refused.
+
+        Returns how many were taken, and the errno of the one that was not, or 0.
+        """
+
+    def read_text(self, path: str) -> str:
+        """Return the content of a small file, such as those of sysfs."""
+
+    def list_dir(self, path: str) -> list[str]:
+        """Return the names in a directory, sorted."""
+
+    def read_link(self, path: str) -> str:
+        """Return where a symbolic link points."""
+
+    def exists(self, path: str) -> bool:
+        """Tell whether there is something at `path`."""
+
+    def lock_budget(self) -> LockBudget:
+        """Return how much memory this process may lock."""
+
+
+def ioctl_one_by_one(
+    kernel: Kernel, fd: int, request: int, records: bytearray, stride: int
+) -> tuple[int, int]:
+    """Do what `Kernel.ioctl_many` promises, one call at a time."""
+    for index in range(len(records) // stride):
+        record = records[index * stride : (index + 1) * stride]
+        try:
+            kernel.ioctl(fd, request, record)
+        except OSError as exc:
+            return index, exc.errno or 0
+        records[index * stride : (index + 1) * stride] = record
+    return len(records) // stride, 0
+
+
+class LinuxKernel:
+    """The kernel that this process runs on.
+
+    Args:
+        sysroot: prefix of every path, for containers and copied trees.
+
+    Synchronization: none required (immutable).
+    """
+
+    def __init__(self, sysroot: str | Path = "/") -> None:
+        self._root = Path(sysroot)
+
+    def _path(self, path: str) -> Path:
+        return self._root / path.lstrip("/")
+
+    def open(self, path: str) -> int:
+        """Open a node for reading and writing; the descriptor is not inherited by children."""
+        return os.open(self._path(path), os.O_RDWR | os.O_CLOEXEC)
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+        os.close(fd)
+
+    def ioctl(self, fd: int, request: int, arg: int | bytes | bytearray = 0) -> int:
+        """Make an ioctl; the lock of the interpreter is released meanwhile."""
+        # fcntl.ioctl returns the bytes, and not the kernel's value, unless the buffer is mutable.
+        buffer = bytearray(arg) if isinstance(arg, bytes) else arg
+        answer: int = fcntl.ioctl(fd, request, buffer)  # type: ignore[assignment,unused-ignore]
+        return answer
+
+    def ioctl_many(self, fd: int, request: int, records: bytearray, stride: int) -> tuple[int, int]:
+        """Make many ioctls in one entry to C, if the extension is there; see `Kernel`."""
+        if _ioctl is not None:
+            return _ioctl.ioctl_many(fd, request, records, stride)
+        return ioctl_one_by_one(self, fd, request, records, stride)
+
+    def read_text(self, path: str) -> str:
+        """Return the content of a small file."""
+        return self._path(path).read_text(encoding="ascii", errors="replace")
+
+    def list_dir(self, path: str) -> list[str]:
+        """Return the names in a directory, sorted."""
+        return sorted(os.listdir(self._path(path)))  # noqa: PTH208 - names are all that is wanted
+
+    def read_link(self, path: str) -> str:
+        """Return where a symbolic link points."""
+        return str(self._path(path).readlink())
+
+    def exists(self, path: str) -> bool:
+        """Tell whether there is something at `path`."""
+        return self._path(path).exists()
+
+    def lock_budget(self) -> LockBudget:
+        """Return how much memory this process may lock.
+
+        Source: drivers/vfio/vfio_iommu_type1.c, vfio_lock_acct: CAP_IPC_LOCK lifts the limit,
+        and what counts is `locked_vm` of the process (VmLck).
+        """
+        soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+        capable = int(fields.get("CapEff", "0"), 16) >> _CAP_IPC_LOCK & 1
+        locked = int(fields.get("VmLck", "0 kB").split()[0]) * 1024
+        unlimited = capable or soft == resource.RLIM_INFINITY
+        return LockBudget(None if unlimited else soft, locked)
+
+
+LINUX = LinuxKernel()
+"""The kernel that this process runs on, with paths as they are."""
+
+
+class UserBuffer:
+    """Zeroed memory whose address can stand in a structure, kept alive by this object.
+
+    Args:
+        size: bytes, from 1.
+
+    Synchronization: external.
+    """
+
+    __slots__ = ("_memory", "address", "size")
+
+    def __init__(self, size: int) -> None:
+        self._memory = (ctypes.c_char * size)()
+        self.address = ctypes.addressof(self._memory)
+        self.size = size
+
+    def content(self) -> bytes:
+        """Return a copy of the content."""
+        return bytes(self._memory)
+
+    def write(self, data: bytes) -> None:
+        """Put `data` at the beginning."""
+        ctypes.memmove(self.address, data, len(data))

@@ -1,0 +1,460 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VFIO's type1 container, version 2: groups in, mappings in, everything out in the right order.
+
+Source of what is said here: drivers/vfio/vfio_iommu_type1.c, drivers/vfio/container.c and
+drivers/vfio/group.c of Linux 4.4 to 7.3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import struct
+from typing import TYPE_CHECKING
+
+from vmm_iova.errors import DmaError, EvidenceError
+from vmm_iova.kernel import caps, uapi
+from vmm_iova.kernel.batch import TYPE1_MAP as _MAP
+from vmm_iova.kernel.batch import pack_type1
+from vmm_iova.kernel.handle import Handle
+from vmm_iova.kernel.refusals import ATTACH_HINTS, TYPE1_MAP_HINTS, map_refusal
+from vmm_iova.kernel.space import (
+    LiveMappings,
+    SpaceFacts,
+    caller,
+    verify_unmapped,
+)
+from vmm_iova.kernel.syscalls import LINUX, Kernel, UserBuffer
+from vmm_iova.ranges import AddrRange
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm_iova.kernel.space import LiveMapping, Mappable
+
+_MAP_NAME = "VFIO_IOMMU_MAP_DMA"
+_UNMAP = struct.Struct("=IIQQ")
+_HALF = 1 << 63
+
+
+class Type1Container(Handle):
+    """A container with its groups and mappings: an `AddressSpace`.
+
+    The backend is chosen when the first group is added, because the kernel refuses it before.
+    Ranges, page sizes and remaining entries change with every group: `facts` asks anew each time.
+
+    Args:
+        kernel: where the calls go.
+        path: node of the container.
+        version: 2, or 1 for tests of the old rules of unmapping.
+
+    Raises:
+        DmaError: the node cannot be opened (`ENOENT`, `EACCES`), speaks another API version
+            (`EPROTO`) or has no type1 backend (`ENODEV`).
+
+    Synchronization: external.
+    """
+
+    kind = "type1"
+
+    def __init__(
+        self, kernel: Kernel = LINUX, *, path: str = "/dev/vfio/vfio", version: int = 2
+    ) -> None:
+        self._groups: dict[int, int] = {}
+        self._devices: dict[str, int] = {}
+        self._ready = False
+        self.live = LiveMappings()
+        self._type = uapi.TYPE1_V2_IOMMU if version == 2 else uapi.TYPE1_IOMMU
+        super().__init__(
+            kernel,
+            path,
+            "type1 container",
+            "load the vfio modules, or give this user access to /dev/vfio",
+        )
+        try:
+            if self.call("VFIO_GET_API_VERSION", uapi.GET_API_VERSION) != 0:
+                raise DmaError(
+                    f"{path} speaks an unknown version of VFIO",
+                    errno=errno.EPROTO,
+                    ioctl="VFIO_GET_API_VERSION",
+                )
+            if not self.extension(self._type):
+                raise DmaError(
+                    f"{path} has no type1 IOMMU backend",
+                    errno=errno.ENODEV,
+                    ioctl="VFIO_CHECK_EXTENSION",
+                    hint="load vfio_iommu_type1; on POWER only spapr exists, which is not spoken",
+                )
+            self.compat = self._is_iommufd()
+        except BaseException:
+            self.close()
+            raise
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.live.warn_if_any(f"the type1 container made at {self._place}", self)
+            self.close()
+
+    def __repr__(self) -> str:
+        groups = ", ".join(map(str, self._groups)) or "no groups"
+        return f"<Type1Container {groups}, {len(self.live)} mappings>"
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Numbers of the attached groups, in the order of attachment."""
+        return tuple(self._groups)
+
+    def _is_iommufd(self) -> bool:
+        # KERNEL: with CONFIG_IOMMUFD_VFIO_CONTAINER (6.2) /dev/vfio/vfio is an iommufd. Only there
+        # does destroying the object 0 mean "no such object"; a container answers EINVAL or ENOTTY.
+        try:
+            self._kernel.ioctl(self.fd, uapi.request(0x80), bytearray(struct.pack("=II", 8, 0)))
+        except OSError as exc:
+            return exc.errno == errno.ENOENT
+        return False
+
+    def add_group(self, number: int, *, path: str | None = None) -> SpaceFacts:
+        """Open a group and attach it; the ranges are read anew.
+
+        Either the group is attached, or everything is as it was. Mappings that are live are also
+        seen by its devices.
+
+        Args:
+            number: of the group, as in /sys/kernel/iommu_groups.
+            path: its node, if it is not /dev/vfio/NUMBER.
+
+        Returns:
+            What the kernel says now.
+
+        Raises:
+            DmaError: `EBUSY` the group is open elsewhere; `EINVAL` not viable, a live mapping lies
+                where the group's IOMMU cannot translate, or a `direct` region; `EPERM` no
+                interrupt remapping; `ENODEV` the backend is missing.
+
+        Source: vfio_group_ioctl_set_container, vfio_iommu_type1_attach_group (Linux 7.3).
+        """
+        node = path or f"/dev/vfio/{number}"
+        if number in self._groups:
+            raise DmaError(f"group {number} is attached already", errno=errno.EBUSY, ioctl="open")
+        try:
+            group = self._kernel.open(node)
+        except OSError as exc:
+            raise DmaError(
+                f"{node} cannot be opened: {exc.strerror}", errno=exc.errno or 0, ioctl="open"
+            ) from exc
+        step = "VFIO_GROUP_GET_STATUS"
+        try:
+            status = uapi.GROUP_STATUS.pack(argsz=uapi.GROUP_STATUS.size)
+            self._kernel.ioctl(group, uapi.GROUP_GET_STATUS, status)
+            if not uapi.GROUP_STATUS.read(status)["flags"] & uapi.GROUP_VIABLE:
+                raise DmaError(
+                    f"group {number} is not viable: another of its devices has a host driver",
+                    errno=errno.EINVAL,
+                    ioctl=step,
+                    hint="bind every device of the group to vfio-pci or to no driver",
+                )
+            step = "VFIO_GROUP_SET_CONTAINER"
+            pointer = struct.pack("=i", self.fd)
+            self._kernel.ioctl(group, uapi.GROUP_SET_CONTAINER, pointer)
+            if not self._ready:
+                step = "VFIO_SET_IOMMU"
+                self._kernel.ioctl(self.fd, uapi.SET_IOMMU, self._type)
+                self._ready = True
+            self._groups[number] = group
+            return self.facts()
+        except BaseException as exc:
+            # Closing the file also takes the group out of the container.
+            self._kernel.close(group)
+            self._groups.pop(number, None)
+            self._ready = bool(self._groups)
+            if isinstance(exc, OSError) and not isinstance(exc, DmaError):
+                raise DmaError(
+                    f"group {number} cannot be attached: {exc.strerror}",
+                    errno=exc.errno or 0,
+                    ioctl=step,
+                    hint=ATTACH_HINTS.get(exc.errno or 0),
+                ) from exc
+            raise
+
+    def remove_group(self, number: int) -> SpaceFacts | None:
+        """Detach and close a group; its devices must be closed before.
+
+        With the last group go all mappings, and the backend: None is returned.
+
+        Raises:
+            DmaError: `EBUSY` a device of it is open.
+        """
+        group = self._groups[number]
+        try:
+            self._kernel.ioctl(group, uapi.GROUP_UNSET_CONTAINER)
+        except OSError as exc:
+            raise DmaError(
+                f"group {number} cannot be detached: {exc.strerror}",
+                errno=exc.errno or 0,
+                ioctl="VFIO_GROUP_UNSET_CONTAINER",
+                hint="close its devices first",
+            ) from exc
+        del self._groups[number]
+        self._kernel.close(group)
+        if self._groups:
+            return self.facts()
+        self._ready = False
+        self.live.clear()
+        return None
+
+    def open_device(self, bdf: str, group: int) -> int:
+        """Return the descriptor of a device of an attached group; this container closes it.
+
+        Raises:
+            DmaError: `ENODEV` the group has no such device or it is not bound to VFIO; `EINVAL`.
+        """
+        name = bdf.encode("ascii") + b"\0"
+        try:
+            fd = self._kernel.ioctl(self._groups[group], uapi.GROUP_GET_DEVICE_FD, name)
+        except OSError as exc:
+            raise DmaError(
+                f"group {group} does not give out {bdf}: {exc.strerror}",
+                errno=exc.errno or 0,
+                ioctl="VFIO_GROUP_GET_DEVICE_FD",
+            ) from exc
+        self._devices[bdf] = fd
+        return fd
+
+    @property
+    def open_devices(self) -> tuple[str, ...]:
+        """BDFs of the open devices, in the order of opening."""
+        return tuple(self._devices)
+
+    def device_fd(self, bdf: str) -> int:
+        """Return the descriptor of a device that is open; KeyError if it is not."""
+        return self._devices[bdf]
+
+    def close_device(self, bdf: str) -> None:
+        """Close a device; nothing happens when it is closed already."""
+        fd = self._devices.pop(bdf, -1)
+        if fd >= 0:
+            self._kernel.close(fd)
+
+    def info(self) -> caps.Type1Facts:
+        """Return the container's own words.
+
+        Raises:
+            DmaError: `EINVAL` no group is attached yet.
+            CapabilityError: the answer contradicts itself.
+        """
+        answer = uapi.grow_by_argsz(
+            lambda buffer: self.call("VFIO_IOMMU_GET_INFO", uapi.IOMMU_GET_INFO, buffer),
+            uapi.TYPE1_INFO,
+        )
+        return caps.read_type1_info(answer)
+
+    def facts(self) -> SpaceFacts:
+        """Ask the kernel for ranges, page sizes and entries; the answer changes with every attach.
+
+        Raises:
+            DmaError: `EINVAL` no group is attached yet.
+            CapabilityError: the answer contradicts itself.
+            EvidenceError: the kernel gives no page sizes.
+        """
+        told = self.info()
+        if not told.page_sizes:
+            raise EvidenceError(
+                "the container does not say which page sizes its IOMMU takes",
+                looked_at=["VFIO_IOMMU_GET_INFO: flag PGSIZES is clear"],
+                settles=["a kernel from 3.6 on that sets it"],
+            )
+        return SpaceFacts(
+            told.ranges,
+            told.page_sizes & -told.page_sizes,
+            told.page_sizes,
+            None if self.compat else told.entries_left,
+            "VFIO_IOMMU_GET_INFO",
+            # Behind an iommufd a group's devices are attached when they are opened, not before.
+            final=not self.compat or bool(self._devices),
+        )
+
+    def map(self, iova: int, hva: int, size: int, *, read: bool = True, write: bool = True) -> None:
+        """Map memory of this process; it is pinned meanwhile. All, or nothing.
+
+        Args:
+            iova: first address, a multiple of the granule.
+            hva: address of the memory, likewise.
+            size: bytes, likewise, from the granule on; inside one range.
+            read: the device may read; s390 asks for it.
+            write: the device may write.
+
+        Raises:
+            DmaError: `EINVAL` not aligned, or outside of every range; `EEXIST` overlaps a mapping
+                (also if it is the same); `ENOSPC` no entry left; `ENOMEM` RLIMIT_MEMLOCK;
+                `EFAULT` no memory there, or beyond the IOMMU's width; `EOVERFLOW` wraps (6.18).
+
+        Source: vfio_dma_do_map (Linux 7.3).
+        """
+        buffer = bytearray(_MAP.pack(32, _flags(read, write), hva, iova, size))
+        try:
+            self.ioctl(uapi.IOMMU_MAP_DMA, buffer)
+        except OSError as exc:
+            raise map_refusal(_MAP_NAME, TYPE1_MAP_HINTS, iova, hva, size, exc.errno or 0) from exc
+        self.live.add(iova, size, hva, caller(), read=read, write=write)
+
+    def map_many(self, pieces: Sequence[Mappable]) -> tuple[int, DmaError | None]:
+        """Map many in one entry to C, in the order given, until one is refused.
+
+        Args:
+            pieces: what; each as the arguments of `map`.
+
+        Returns:
+            How many are mapped, and the error of the next, or None when all are.
+
+        Complexity: one ioctl a piece; the interpreter's lock is released for all of them together.
+        """
+        records = pack_type1(pieces)
+        done, number = self.call_many(uapi.IOMMU_MAP_DMA, records, _MAP.size)
+        self.live.add_many(pieces[:done], caller())
+        if not number:
+            return done, None
+        bad = pieces[done]
+        return done, map_refusal(_MAP_NAME, TYPE1_MAP_HINTS, bad.iova, bad.hva, bad.size, number)
+
+    def unmap(self, iova: int, size: int) -> int:
+        """Unmap exactly one mapping of this container and verify what the kernel removed.
+
+        Returns:
+            Bytes unmapped: `size`.
+
+        Raises:
+            NotAllocatedError: `size` bytes at `iova` are not one mapping; nothing was done.
+            DmaError: the kernel refused.
+            PartialUnmapError: it removed another number of bytes.
+        """
+        self.live.get(iova, size)
+        unmapped = self.unmap_range(iova, size)
+        self.live.remove(iova)
+        return verify_unmapped("VFIO_IOMMU_UNMAP_DMA", iova, size, unmapped)
+
+    def unmap_range(self, iova: int, size: int, *, flags: int = 0) -> int:
+        """Make the bare ioctl, without the book of live mappings; return the bytes it removed."""
+        buffer = bytearray(_UNMAP.pack(24, flags, iova, size))
+        self.call(
+            "VFIO_IOMMU_UNMAP_DMA",
+            uapi.IOMMU_UNMAP_DMA,
+            buffer,
+            message=f"the kernel does not unmap {size:#x} bytes at {iova:#x}",
+            iova=iova,
+            length=size,
+        )
+        unmapped: int = _UNMAP.unpack_from(buffer)[3]
+        return unmapped
+
+    def unmap_all(self) -> int:
+        """Unmap everything, also what this object does not know of; return the bytes.
+
+        Where the kernel has no such flag (before 5.12) two calls, cut at 2^63, do it; a mapping
+        across 2^63 goes on its own first. They leave out the last granule below 2^64: before 6.18
+        a range that ends there finds nothing, so nobody should map it (the judge never offers it).
+
+        Raises:
+            DmaError: the kernel refused; `live` still has what it had.
+        """
+        if self.extension(uapi.EXT_UNMAP_ALL):
+            total = self.unmap_range(0, 0, flags=uapi.UNMAP_ALL)
+        else:
+            # The size 2^64 cannot be written, and a cut through a mapping is EINVAL.
+            across = self.live.overlapping(AddrRange(_HALF - 1, _HALF - 1))
+            granule = self.facts().granule
+            total = 0
+            for item in across:
+                total += self.unmap_range(item.range.start, item.range.size)
+            try:
+                total += self.unmap_range(0, _HALF)
+                total += self.unmap_range(_HALF, _HALF - granule)
+            except DmaError as exc:
+                # KERNEL: the compat layer says ENOENT for an empty range before 6.18.
+                if exc.errno != errno.ENOENT:
+                    raise
+                total += self._unmap_each(skip=across)
+        self.live.clear()
+        return total
+
+    def _unmap_each(self, skip: list[LiveMapping]) -> int:
+        total = 0
+        for item in list(self.live):
+            if item not in skip:
+                try:
+                    total += self.unmap_range(item.range.start, item.range.size)
+                except DmaError as exc:
+                    if exc.errno != errno.ENOENT:
+                        raise
+                    total += item.range.size
+        return total
+
+    def extension(self, number: int) -> int:
+        """Return what the kernel says of an extension; 0 is "no"."""
+        return self.call("VFIO_CHECK_EXTENSION", uapi.CHECK_EXTENSION, number)
+
+    def start_dirty(self) -> None:
+        """Begin to track which pages devices may have written (5.8).
+
+        Raises:
+            DmaError: `ENOTTY` an older kernel, or an iommufd in disguise.
+        """
+        self._dirty(uapi.DIRTY_START)
+
+    def stop_dirty(self) -> None:
+        """End tracking."""
+        self._dirty(uapi.DIRTY_STOP)
+
+    def _dirty(self, flag: int) -> None:
+        arg = uapi.DIRTY.pack(argsz=uapi.DIRTY.size, flags=flag)
+        self.call("VFIO_IOMMU_DIRTY_PAGES", uapi.IOMMU_DIRTY_PAGES, arg)
+
+    def read_dirty(self, iova: int, size: int) -> bytes:
+        """Return the bitmap of pages that may have been written since the last reading.
+
+        Args:
+            iova: start of one mapping or of several whole ones.
+            size: bytes.
+
+        Returns:
+            One bit a granule, the lowest first, in whole 64-bit words.
+
+        Raises:
+            DmaError: `EINVAL` tracking is off, or the range cuts a mapping.
+
+        Source: vfio_iova_dirty_bitmap (Linux 5.8).
+        """
+        granule = self.facts().granule
+        words = (size // granule + 63) // 64 or 1
+        bitmap = UserBuffer(words * 8)
+        head, body = uapi.DIRTY, uapi.DIRTY_RANGE
+        arg = head.pack(head.size + body.size, argsz=head.size + body.size, flags=uapi.DIRTY_GET)
+        arg[head.size :] = body.pack(
+            iova=iova, size=size, pgsize=granule, bitmap_size=bitmap.size, data=bitmap.address
+        )
+        self.call("VFIO_IOMMU_DIRTY_PAGES", uapi.IOMMU_DIRTY_PAGES, arg, iova=iova, length=size)
+        return bitmap.content()
+
+    def close(self) -> None:
+        """Close devices, then mappings, groups and the container. Idempotent."""
+        if self.closed:
+            return
+        try:
+            # Devices first: closing one stops its DMA, so that no unmapped memory is written to.
+            for bdf in list(self._devices):
+                self.close_device(bdf)
+            if self._ready and self.live:
+                # The kernel also does it when the last group goes; what it refuses here it does
+                # there, so a refusal is no news.
+                with contextlib.suppress(DmaError):
+                    self.unmap_all()
+        finally:
+            for group in reversed(self._groups.values()):
+                self._kernel.close(group)
+            self._groups.clear()
+            self._ready = False
+            self.live.clear()
+            super().close()
+
+
+def _flags(read: bool, write: bool) -> int:
+    return (uapi.MAP_READ if read else 0) | (uapi.MAP_WRITE if write else 0)

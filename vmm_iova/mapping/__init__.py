@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A layout and its memory made real: all of it, or none.
+
+`map_pieces` maps a list and takes everything back when one piece is refused; `GuestMemory` is
+memory that large IOMMU pages can map; `DynamicMaps` joins an allocator and an address space;
+`rehearse_attach` answers before an attach what the kernel answers with EINVAL after it.
+"""
+
+from vmm_iova.mapping.dirty import fewest_ranges, written_ranges
+from vmm_iova.mapping.dryrun import DryRun, dry_run
+from vmm_iova.mapping.dynamic import DynamicMaps
+from vmm_iova.mapping.mapped import Mapped, map_pieces
+from vmm_iova.mapping.memory import GuestMemory
+from vmm_iova.mapping.piece import Piece
+from vmm_iova.mapping.populate import TerminalProgress, prefault
+from vmm_iova.mapping.precheck import precheck
+from vmm_iova.mapping.rehearse import Rehearsal, rehearse_attach
+
+__all__ = [
+    "DryRun",
+    "DynamicMaps",
+    "GuestMemory",
+    "Mapped",
+    "Piece",
+    "Rehearsal",
+    "TerminalProgress",
+    "dry_run",
+    "fewest_ranges",
+    "map_pieces",
+    "precheck",
+    "prefault",
+    "rehearse_attach",
+    "written_ranges",
+]

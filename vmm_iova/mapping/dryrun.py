@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rehearse the mapping of a layout on a kernel in memory: the calls, their answers, the limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmm_iova.errors import PlanError
+from vmm_iova.kernel.device import open_space
+from vmm_iova.kernel.sim_model import SimGroup
+from vmm_iova.kernel.simulated import SimulatedKernel
+from vmm_iova.mapping.mapped import map_pieces
+from vmm_iova.mapping.piece import Piece
+
+if TYPE_CHECKING:
+    from vmm_iova.guest.layout import Layout
+    from vmm_iova.ranges import AddrRange
+
+_BDF = "0000:00:01.0"
+_MEMORY = 1 << 62  # where the memory is said to be in this process; nobody looks there
+_DEFAULT_PAGES = 0x4020_1000
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What the kernel in memory answered.
+
+    Attributes:
+        via: `type1` or `iommufd`.
+        calls: map calls that it took, each as `(IOVAs, name)`.
+        entries_left: map calls that could still be made, or None where there is no limit.
+    """
+
+    via: str
+    calls: tuple[tuple[AddrRange, str], ...]
+    entries_left: int | None
+
+
+def dry_run(layout: Layout, via: str = "type1") -> DryRun:
+    """Map the RAM of a layout on a kernel that has the ranges, granule and limits of its host.
+
+    Args:
+        layout: from `vmm_iova.plan`.
+        via: `type1` or `iommufd`.
+
+    Returns:
+        The calls that were taken.
+
+    Raises:
+        PlanError: the layout has no RAM that devices can reach, or its host no usable range.
+        PrecheckError: the kernel would refuse; carries every problem, before any call.
+        MappingError: it refused (errno of the call).
+
+    Complexity: one call a piece.
+    Synchronization: none required.
+    """
+    usable = layout.usable
+    hull = usable.ranges.hull
+    if hull is None:
+        raise PlanError(f"host {usable.host} has no usable range to map in")
+    holes = usable.ranges.as_set().complement(hull)
+    group = SimGroup(
+        1,
+        (_BDF,),
+        aperture=hull,
+        reserved=tuple((hole, "reserved") for hole in holes),
+        page_sizes=usable.page_sizes or _DEFAULT_PAGES & -usable.granule | usable.granule,
+    )
+    memlock = usable.limits.memlock
+    kernel = SimulatedKernel(
+        [group],
+        page=usable.granule,
+        dma_entry_limit=65535 if usable.limits.dma_entries is None else usable.limits.dma_entries,
+        # A planner need not be the process that maps: without a stated limit none is rehearsed.
+        memlock=None if memlock is None or memlock < 0 else memlock,
+    )
+    # The memory is congruent to its IOVA, as GuestMemory makes it.
+    pieces = [
+        Piece(item.iova.start, item.iova.size, _MEMORY + item.iova.start, item.name)
+        for item in layout.ram
+        if item.iova is not None
+    ]
+    with open_space([_BDF], kernel=kernel, via=via) as space:
+        with map_pieces(space, pieces, usable=usable):
+            live = list(space.live)
+            left = space.facts().entries_left
+        calls = zip(live, pieces, strict=True)
+        return DryRun(via, tuple((item.range, str(piece.tag)) for item, piece in calls), left)

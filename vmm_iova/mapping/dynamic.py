@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Maps made on the way, for drivers and vIOMMUs: an allocator and an address space joined."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Protocol
+
+from vmm_iova.errors import MisalignedError, NotAllocatedError, RequestError
+from vmm_iova.kernel.space import make_sure_unmapped
+
+if TYPE_CHECKING:
+    from vmm_iova.kernel.space import AddressSpace
+    from vmm_iova.ranges import AddrRange
+
+
+class Allocator(Protocol):
+    """What gives addresses out, such as `vmm_iova.IovaAllocator`."""
+
+    def allocate(
+        self,
+        size: int,
+        align: int | None = None,
+        policy: str = "first",
+        within: AddrRange | None = None,
+        tag: object = None,
+    ) -> int:
+        """Choose a free range and own it."""
+
+    def release(self, start: int, size: int | None = None) -> None:
+        """Give it back."""
+
+
+class DynamicMaps:
+    """`map(buffer)` gives an IOVA, `unmap` takes it back; both or neither of the two books change.
+
+    Args:
+        allocator: which addresses are free; made from the ranges of the same space.
+        space: where they are mapped.
+
+    Synchronization: external.
+    """
+
+    def __init__(self, allocator: Allocator, space: AddressSpace) -> None:
+        self._allocator = allocator
+        self._space = space
+        self._granule = space.facts().granule
+        self._largest = space.facts().largest_page
+        self._keep: dict[int, object] = {}
+
+    def __len__(self) -> int:
+        return len(self._keep)
+
+    def map(
+        self, buffer: object, *, read: bool = True, write: bool = True, tag: object = None
+    ) -> int:
+        """Map a buffer of this process at a free place.
+
+        The buffer is kept alive, and cannot be resized, until `unmap`. It must begin and end on a
+        granule: a device would see the neighbours otherwise.
+
+        Args:
+            buffer: writable contiguous memory, such as an `mmap.mmap`.
+            read: the device may read.
+            write: the device may write.
+            tag: for the allocator.
+
+        Returns:
+            Its IOVA.
+
+        Raises:
+            MisalignedError: the buffer is not made of whole granules.
+            NoSpaceError: no free range.
+            DmaError: the kernel refused; the address went back to the allocator.
+        """
+        view = memoryview(buffer)  # type: ignore[arg-type]
+        if view.readonly or not view.contiguous:
+            raise RequestError(
+                "a buffer for DMA must be writable and contiguous", field="buffer", value=view
+            )
+        if not view.nbytes:
+            raise RequestError("the buffer is empty", field="buffer", value=view)
+        pinned = (ctypes.c_char * view.nbytes).from_buffer(view)
+        hva = ctypes.addressof(pinned)
+        return self.map_address(
+            hva, view.nbytes, read=read, write=write, tag=tag, keep=(view, pinned)
+        )
+
+    def map_address(
+        self,
+        hva: int,
+        size: int,
+        *,
+        read: bool = True,
+        write: bool = True,
+        tag: object = None,
+        keep: object = None,
+    ) -> int:
+        """Map memory by its address; as `map`, but the caller keeps the memory alive.
+
+        Args:
+            hva: address, a multiple of the granule.
+            size: bytes, likewise.
+            read: the device may read.
+            write: the device may write.
+            tag: for the allocator.
+            keep: any object to hold until `unmap`.
+        """
+        for field, value in (("hva", hva), ("size", size)):
+            if value % self._granule:
+                raise MisalignedError(
+                    f"{field} {value:#x} of the buffer is not a multiple of the granule "
+                    f"{self._granule:#x}",
+                    field=field,
+                    value=value,
+                    align=self._granule,
+                    hint="mmap gives whole pages",
+                )
+        iova = self._allocator.allocate(size, align=self._align(hva, size), tag=tag)
+        try:
+            self._space.map(iova, hva, size, read=read, write=write)
+        except OSError:
+            self._allocator.release(iova)
+            raise
+        except BaseException:
+            # An interrupt may have come after the ioctl: nothing may stay mapped unowned.
+            make_sure_unmapped(self._space, iova, size)
+            self._allocator.release(iova)
+            raise
+        self._keep[iova] = keep
+        return iova
+
+    def _align(self, hva: int, size: int) -> int:
+        """Align so that memory and IOVA are congruent for the largest page that could be used."""
+        align = self._largest
+        while align > self._granule and (size < align or hva % align):
+            align >>= 1
+        return max(align, self._granule)
+
+    def unmap(self, iova: int) -> int:
+        """Unmap what `map` gave, and give the address back; return the bytes.
+
+        Raises:
+            NotAllocatedError: no such map.
+            DmaError: the kernel refused; the address stays owned, because it is still mapped.
+        """
+        if iova not in self._keep:
+            raise NotAllocatedError(f"no dynamic map begins at {iova:#x}", address=iova)
+        size = self._space.unmap(iova, self._space.live.at(iova).range.size)
+        del self._keep[iova]
+        self._allocator.release(iova)
+        return size
+
+    def unmap_all(self) -> int:
+        """Unmap every dynamic map; return the bytes."""
+        return sum(self.unmap(iova) for iova in sorted(self._keep, reverse=True))
