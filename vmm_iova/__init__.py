@@ -46,6 +46,7 @@ from vmm_iova.errors import (
     UnknownNameError,
 )
 from vmm_iova.guest.budget import Budget, budget, compare_costs
+from vmm_iova.guest.diagnose import Diagnosis, diagnose, explain
 from vmm_iova.guest.explain import Reason, Verdict, check
 from vmm_iova.guest.layout import GuestReserved, Item, ItemKind, Layout
 from vmm_iova.guest.machine import FixedItem, Machine, load_machine, machine_names
@@ -76,6 +77,7 @@ __all__ = [
     "CauseKind",
     "ClosedError",
     "DeviceOpenError",
+    "Diagnosis",
     "DmaError",
     "EngineError",
     "EvidenceError",
@@ -126,9 +128,11 @@ __all__ = [
     "check",
     "compare_costs",
     "device_tree",
+    "diagnose",
     "e820",
     "engine_name",
     "exclude",
+    "explain",
     "format_size",
     "judge",
     "load_host",

@@ -22,11 +22,11 @@ EXIT_CODES: dict[int, str] = {
     2: "the command line or a value in it makes no sense",
     3: "the answer is no: it cannot be placed or mapped, and the text says why",
     4: "no such group, device, machine, bundled host or allocation",
-    5: "a source (file, text, snapshot) is malformed",
+    5: "a source (file, text, snapshot) is malformed; of a fleet, the others fit",
     6: "a source is missing or may not be read",
     7: "the kernel refused",
     8: "the engine that was asked for is not available",
-    9: "the facts do not settle it: no evidence for the aperture",
+    9: "the facts do not settle it: no evidence for the aperture, or causes that are only likely",
     70: "a defect of this program",
 }
 """What each exit status of `vmm-iova` means."""

@@ -143,6 +143,53 @@ class TestCheck:
         assert "7 failed maps and no host facts" in capsys.readouterr().err
 
 
+class TestExplain:
+    LINE = "vfio_dma_map(0x..., 0x382000000000, 0x10000000, 0x...) = -22 (Invalid argument)"
+
+    def test_line_alone_gives_the_likely_cause_and_status_9(self, capsys: Output) -> None:
+        assert run("explain", self.LINE) == 9
+        text = capsys.readouterr().out
+        assert text.startswith("QEMU: map of 0x382000000000-0x38200fffffff (256 MiB) failed with ")
+        assert "likely: beyond the width of the IOMMU" in text
+        assert "settles it: the width of the IOMMU" in text
+
+    def test_line_with_a_host_gives_the_fact(self, capsys: Output) -> None:
+        assert run("explain", self.LINE, "--host", "intel-dmar-i7-2600") == 0
+        text = capsys.readouterr().out
+        assert "because: beyond the width of the IOMMU; needs 46 address bits" in text
+        assert "limit: the last usable address is 0x7fffffffff" in text
+
+    def test_numbers_are_taken_instead_of_a_line(self, capsys: Output) -> None:
+        numbers = ("--iova", "0xfd00000000", "--size", "4G", "--errno", "-22")
+        assert run("explain", *numbers, "--host", "amd-epyc-1tb", "-J") == 0
+        (found,) = json.loads(capsys.readouterr().out)["failures"]
+        assert found["causes"][0]["cause"] == "hole"
+        assert found["verdict"]["next_fit"] == "0x10000000000"
+
+    def test_list_of_failed_maps_is_explained(self, capsys: Output) -> None:
+        assert run("explain", "--file", FAILED) == 9
+        assert capsys.readouterr().out.count("failed with E") == 7
+
+    def test_host_without_evidence_is_said_and_left_out(self, capsys: Output) -> None:
+        assert run("explain", self.LINE, "--host", "s390x-32g") == 9
+        assert "note: host s390x-32g: nothing says how wide" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("arguments", "status", "said"),
+        [
+            (("hello",), 5, "tells of a failed call"),
+            (("--errno", "EWHAT", "--iova", "0"), 2, "none that these calls return"),
+            (("x", "--errno", "EINVAL"), 2, "not both"),
+            (("--iova", "nowhere"), 2, "not a number of bytes"),
+        ],
+    )
+    def test_wrong_input_is_one_sentence(
+        self, capsys: Output, arguments: tuple[str, ...], status: int, said: str
+    ) -> None:
+        assert run("explain", *arguments) == status
+        assert said in error_of(capsys)
+
+
 class TestShow:
     def test_list_names_the_bundled_hosts(self, capsys: Output) -> None:
         assert run("show", "--list") == 0

@@ -199,7 +199,7 @@ def test_file_of_words_is_malformed(put):
 
 
 def test_file_beyond_the_limit_is_malformed(put, monkeypatch):
-    monkeypatch.setattr(load, "_LARGEST", 100)
+    monkeypatch.setattr(load, "LARGEST", 100)
     path = put("huge", MSI_LINE * 3)
     with pytest.raises(HostDataError, match="larger than") as caught:
         load_host(path)
@@ -207,12 +207,12 @@ def test_file_beyond_the_limit_is_malformed(put, monkeypatch):
 
 
 def test_file_at_the_limit_is_read(put, monkeypatch):
-    monkeypatch.setattr(load, "_LARGEST", len(MSI_LINE))
+    monkeypatch.setattr(load, "LARGEST", len(MSI_LINE))
     assert region_spans(load_host(put("just", MSI_LINE))) == [(MSI.start, MSI.last)]
 
 
 def test_endless_device_is_refused_and_not_read_for_ever(monkeypatch):
-    monkeypatch.setattr(load, "_LARGEST", 1 << 16)
+    monkeypatch.setattr(load, "LARGEST", 1 << 16)
     with pytest.raises(HostDataError, match="larger than"):
         load_host("/dev/zero")
 
@@ -309,7 +309,7 @@ def test_dash_with_junk_names_standard_input(stdin, content):
 
 
 def test_dash_beyond_the_limit_is_malformed(stdin, monkeypatch):
-    monkeypatch.setattr(load, "_LARGEST", 10)
+    monkeypatch.setattr(load, "LARGEST", 10)
     stdin(MSI_LINE.encode())
     with pytest.raises(HostDataError, match="larger than"):
         load_host("-")

@@ -22,6 +22,7 @@ WINGS = (
     ("allocator", "engine", "_fast", "_pure"),
     ("host",),
     ("guest",),
+    ("fleet",),
     ("kernel", "_ioctl"),
     ("mapping",),
     ("report",),

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vmm_iova.cli.layouts import read_layout
 from vmm_iova.cli.options import (
     GENERATOR,
     REFUSED,
@@ -15,19 +15,24 @@ from vmm_iova.cli.options import (
     host_of,
     usable_or_none,
 )
+from vmm_iova.cli.plan import add_guest_options, guest_of
 from vmm_iova.errors import RequestError
-from vmm_iova.guest.layout import check_layout
-from vmm_iova.host.load import read_text
+from vmm_iova.guest.change import host_changes, layout_changes
 from vmm_iova.report import compare, data, text
 
 if TYPE_CHECKING:
     import argparse
+
+    from vmm_iova.host.model import Host
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     parser = command(commands, "diff", run, "two hosts or two layouts")
     add_host_options(parser, host=False)
+    parser.add_argument("--ram", help="plan a guest of this size on both hosts")
+    add_guest_options(parser)
+    parser.set_defaults(machine=None)  # the usual one of the first host's architecture
     parser.add_argument("first", help="host (as for --host) or layout file")
     parser.add_argument("second", help="the other one")
 
@@ -37,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
     layouts = [read_layout(spec) for spec in (options.first, options.second)]
     if layouts[0] is not None and layouts[1] is not None:
         difference = compare.compare_layouts(layouts[0], layouts[1])
+        difference = replace(difference, guest=layout_changes(layouts[0], layouts[1]))
     elif layouts[0] is not None or layouts[1] is not None:
         raise RequestError(
             f"{options.first} and {options.second} are a host and a layout: compare two of a kind",
@@ -44,27 +50,29 @@ def run(options: argparse.Namespace) -> int:
             value=options.second,
         )
     else:
-        hosts = [host_of(options, spec) for spec in (options.first, options.second)]
-        judged = [usable_or_none(host, options) for host in hosts]
-        difference = compare.compare_hosts(hosts[0], hosts[1], judged[0], judged[1])
+        left, right = (host_of(options, spec) for spec in (options.first, options.second))
+        judged = usable_or_none(left, options), usable_or_none(right, options)
+        difference = compare.compare_hosts(left, right, *judged)
+        options.machine = options.machine or _usual_machine(left)
+        guest = None if options.ram is None else guest_of(options)
+        changes = host_changes(
+            left, right, *judged, guest, machine=options.machine, on_hole=options.on_hole
+        )
+        difference = replace(difference, guest=changes)
     if options.json:
-        payload = {"same": difference.same, "difference": difference.to_json()}
+        payload = {
+            "same": difference.same,
+            "guest": list(difference.guest),
+            "difference": difference.to_json(),
+        }
         print(data.dump("vmm-iova-diff", GENERATOR, payload), end="")
     else:
         print(text.show_difference(difference, options.first, options.second), end="")
     return 0 if difference.same else REFUSED
 
 
-def read_layout(spec: str) -> dict[str, Any] | None:
-    """Read a layout file; None if it is something else."""
-    if not spec.endswith(".json") or not Path(spec).is_file():
-        return None
-    content, name = read_text(spec)
-    try:
-        found = json.loads(content)
-    except ValueError:
-        return None  # the reader of snapshots says what is wrong with it
-    schema = found.get("schema") if isinstance(found, dict) else None
-    if not isinstance(schema, dict) or schema.get("name") != "vmm-iova-layout":
-        return None
-    return check_layout(found, name)
+def _usual_machine(host: Host) -> str:
+    vendors = {unit.vendor for unit in host.units}
+    if "s390" in vendors or (host.arch or "").startswith("s390"):
+        return "s390x"
+    return "virt" if "arm" in vendors or host.arch == "aarch64" else "q35"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 GENERATOR = f"vmm-iova {vmm_iova.__version__}"
 """Name and version of this program, for the documents that it writes."""
 
-UNASSIGNABLE, REFUSED = 1, 3
+UNASSIGNABLE, REFUSED, DAMAGED, UNSETTLED = 1, 3, 5, 9
 """Exit statuses of answers (see `errors.EXIT_CODES`)."""
 
 

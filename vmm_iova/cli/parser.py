@@ -6,11 +6,11 @@ from __future__ import annotations
 import argparse
 
 import vmm_iova
-from vmm_iova.cli import capture, check, diff, machines, plan, show
+from vmm_iova.cli import capture, check, diff, explain, fleet, machines, plan, show
 from vmm_iova.cli.options import Parser
 from vmm_iova.errors import EXIT_CODES
 
-_ROOMS = (show, plan, check, diff, capture, machines)  # in the order of the help
+_ROOMS = (show, plan, check, explain, machines, fleet, diff, capture)  # in the order of the help
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmm_iova.cli.diff import read_layout
+from vmm_iova.cli.layouts import read_layout
 from vmm_iova.cli.options import (
     GENERATOR,
     REFUSED,

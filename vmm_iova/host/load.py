@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from vmm_iova.host.model import Host
 
 _JSON = re.compile(r'\s*\{\s*["}]')  # and not a range written {a, b}
-_LARGEST = 64 << 20  # no capture comes near it; keeps a mistaken disk image out of memory
+LARGEST = 64 << 20
+"""Bytes of a source at most: no capture comes near it, and a disk image stays out of memory."""
 
 
 def _bundle() -> Traversable:
@@ -63,10 +64,7 @@ def load_host(spec: str | os.PathLike[str] = "LIVE", *, sysroot: str | Path = "/
     if text and _is_there(path) and path.is_dir():
         return read_sysfs(path)
     content, name, index = _find(text)
-    if _JSON.match(content):
-        hosts: tuple[Host, ...] = (load_snapshot(content, name),)
-    else:
-        hosts = parse_text(content, name)
+    hosts = parse_hosts(content, name)
     if index is not None:
         if not 1 <= index <= len(hosts):
             raise UnknownNameError(
@@ -85,6 +83,25 @@ def load_host(spec: str | os.PathLike[str] = "LIVE", *, sysroot: str | Path = "/
     return hosts[0]
 
 
+def parse_hosts(content: str, name: str) -> tuple[Host, ...]:
+    """Return the hosts of a text: one of a snapshot, one or more of pasted facts.
+
+    Raises:
+        HostDataError: it is malformed.
+    """
+    if _JSON.match(content):
+        return (load_snapshot(content, name),)
+    return parse_text(content, name)
+
+
+def bundled_text(name: str) -> str | None:
+    """Return the text of a bundled host, or None if there is none of that name."""
+    if name not in bundled_hosts():
+        return None
+    entry = next(item for item in _bundle().iterdir() if item.name.startswith(f"{name}."))
+    return entry.read_text("utf-8")
+
+
 def read_text(path: str) -> tuple[str, str]:
     """Return the content of a text file (`-` for standard input) and its name for messages.
 
@@ -93,10 +110,10 @@ def read_text(path: str) -> tuple[str, str]:
         HostDataError: it is not text.
     """
     if path == "-":
-        return _decode(sys.stdin.buffer.read(_LARGEST + 1), "standard input"), "stdin"
+        return decode_text(sys.stdin.buffer.read(LARGEST + 1), "standard input"), "stdin"
     if not _is_there(Path(path)):
         raise HostUnavailableError(f"{path} does not exist", source=path, errno=errno.ENOENT)
-    return _decode(_read(Path(path)), path), Path(path).name
+    return decode_text(_read(Path(path)), path), Path(path).name
 
 
 def _find(text: str) -> tuple[str, str, int | None]:
@@ -108,9 +125,9 @@ def _find(text: str) -> tuple[str, str, int | None]:
     for name, index in choices:
         if name == "-" or _is_there(Path(name)):
             return (*read_text(name), index)
-        if name in bundled_hosts():
-            entry = next(item for item in _bundle().iterdir() if item.name.startswith(f"{name}."))
-            return entry.read_text("utf-8"), name, index
+        bundled = bundled_text(name)
+        if bundled is not None:
+            return bundled, name, index
     named = text.removesuffix(".txt").removesuffix(".json")
     if "/" in text or (named != text and named not in bundled_hosts()):
         raise HostUnavailableError(
@@ -143,7 +160,7 @@ def _is_there(path: Path) -> bool:
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            content = file.read(_LARGEST + 1)
+            content = file.read(LARGEST + 1)
     except OSError as error:
         raise HostUnavailableError(
             f"{path}: {error.strerror}", source=str(path), errno=error.errno
@@ -151,8 +168,13 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def _decode(content: bytes, name: str) -> str:
-    if len(content) > _LARGEST:
+def decode_text(content: bytes, name: str) -> str:
+    """Return bytes as text.
+
+    Raises:
+        HostDataError: they are too many, or no text.
+    """
+    if len(content) > LARGEST:
         raise HostDataError(
             f"{name} is larger than 64 MiB: these are not the facts of one host", source=name
         )

@@ -22,14 +22,16 @@ class Difference:
 
     Attributes:
         sections: titles, each with what only the first and what only the second has.
+        guest: what changes for a guest, in sentences.
     """
 
     sections: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]
+    guest: tuple[str, ...] = ()
 
     @property
     def same(self) -> bool:
         """True if nothing differs."""
-        return not any(left or right for _, left, right in self.sections)
+        return not self.guest and not any(left or right for _, left, right in self.sections)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""

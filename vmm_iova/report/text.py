@@ -428,6 +428,7 @@ def show_difference(difference: Difference, left: str, right: str) -> str:
     if difference.same:
         return f"{left} and {right}: no difference for a guest\n"
     lines = [f"- {left}", f"+ {right}"]
+    lines += section("for the guest", difference.guest or ["nothing changes"])
     for title, ours, theirs in difference.sections:
         lines += section(title, (*(f"- {entry}" for entry in ours), *(f"+ {e}" for e in theirs)))
     return "\n".join(lines) + "\n"

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vmm-iova fleet`: the layout that fits many hosts, or which stand in the way."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmm_iova.cli.options import (
+    DAMAGED,
+    GENERATOR,
+    REFUSED,
+    UNSETTLED,
+    add_judge_options,
+    add_print_options,
+    command,
+    split,
+    write,
+)
+from vmm_iova.cli.plan import add_guest_options, guest_of
+from vmm_iova.errors import HostUnavailableError, RequestError
+from vmm_iova.report import data
+from vmm_iova.units import parse_size
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from vmm_iova.fleet import Fleet, FleetRequest, Progress
+    from vmm_iova.report.fleet import RowWriter
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = command(
+        commands, "fleet", run, "the layout that fits many hosts, or who is in the way"
+    )
+    parser.add_argument(
+        "source",
+        nargs="+",
+        help="folder or archive (tar, zip) of snapshots, snapshot, or bundled host",
+    )
+    parser.add_argument("--ram", required=True, help="size of the RAM, like 64G or 1.5TiB")
+    add_guest_options(parser)
+    parser.add_argument(
+        "-g", "--groups", action="append", help="IOMMU groups that are needed on each host"
+    )
+    parser.add_argument(
+        "-s", "--devices", action="append", metavar="BDF", help="devices needed on each host"
+    )
+    parser.add_argument(
+        "--class", dest="pci_class", metavar="HEX", help="devices of a PCI class, like 0302 or 02"
+    )
+    add_judge_options(parser)
+    add_print_options(parser)
+    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="also write a row for each host (.parquet, .csv, .jsonl) or the answer (.json)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do it."""
+    # Few runs are about fleets: the others start faster without these.
+    from vmm_iova.fleet import analyse, read_sources, survey_fleet
+    from vmm_iova.report import fleet as report
+
+    if not 1 <= options.workers <= 1024:
+        raise RequestError(
+            f"workers {options.workers} is not 1 to 1024", field="workers", value=options.workers
+        )
+    request = _request(options).resolved()
+    as_json = options.output is not None and options.output.lower().endswith(".json")
+    with _rows(None if as_json else options.output) as writer, _executor(options) as executor:
+        survey = survey_fleet(
+            read_sources(options.source),
+            request,
+            executor=executor,
+            in_flight=2 * options.workers,
+            progress=_show if sys.stderr.isatty() else None,
+            on_rows=writer.write if writer else None,
+        )
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    if not survey.hosts:
+        raise HostUnavailableError(
+            f"{', '.join(options.source)}: no snapshot in it",
+            source=options.source[0],
+            hint="of folders and archives the .json and .txt files are read",
+        )
+    fleet = analyse(survey, request)
+    document = data.dump("vmm-iova-fleet", GENERATOR, report.fleet_data(fleet))
+    if as_json:
+        write(options.output, document)
+    elif options.output:
+        print(f"wrote {options.output}", file=sys.stderr)
+    print(document if options.json else report.show_fleet(fleet, bytes_=options.bytes), end="")
+    return _status(fleet)
+
+
+def _request(options: argparse.Namespace) -> FleetRequest:
+    from vmm_iova.fleet import FleetRequest
+
+    groups, devices = split(options.groups), split(options.devices)
+    return FleetRequest(
+        guest_of(options),
+        options.on_hole,
+        groups=None if groups is None else tuple(groups),
+        devices=None if devices is None else tuple(devices),
+        pci_class=options.pci_class,
+        aperture=options.aperture,
+        granule=None if options.granule is None else parse_size(options.granule, "granule"),
+        strict=options.strict,
+    )
+
+
+def _show(progress: Progress) -> None:
+    damaged = f", {progress.damaged} damaged" if progress.damaged else ""
+    print(f"\r{progress.hosts} hosts{damaged} ", end="", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _executor(options: argparse.Namespace) -> Iterator[Any]:
+    if options.workers == 1:
+        yield None
+        return
+    from concurrent.futures import ProcessPoolExecutor
+
+    with ProcessPoolExecutor(options.workers) as executor:
+        try:
+            yield executor
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextlib.contextmanager
+def _rows(output: str | None) -> Iterator[RowWriter | None]:
+    if output is None:
+        yield None
+        return
+    from vmm_iova.report.fleet import row_writer
+
+    try:
+        writer = row_writer(Path(output))
+    except OSError as error:
+        raise HostUnavailableError(
+            f"{output} could not be written: {error.strerror}", source=output, errno=error.errno
+        ) from error
+    with contextlib.closing(writer):
+        yield writer
+
+
+def _status(fleet: Fleet) -> int:
+    """The gravest first: somebody is in the way, a snapshot is damaged, the facts are too few."""
+    unsettled = fleet.counts.get("unsettled", 0)
+    damaged = fleet.counts.get("damaged", 0)
+    if any(item.status != "unsettled" for item in fleet.blockers):
+        return REFUSED
+    if damaged:
+        return DAMAGED
+    return UNSETTLED if unsettled else 0

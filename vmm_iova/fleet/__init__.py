@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many hosts at once: the layout that fits all of them, or which stand in the way and why.
+
+    >>> from vmm_iova import Guest, fleet
+    >>> request = fleet.FleetRequest(Guest("q35", "64G"), aperture=48)
+    >>> sources = fleet.read_sources(["amd-epyc-1tb", "intel-dmar-i7-2600"])
+    >>> answer = fleet.analyse(fleet.survey_fleet(sources, request), request)
+    >>> answer.counts["fits"], len(answer.groups)
+    (2, 1)
+
+`survey_text` judges one snapshot and pickles; `Survey.merge` joins two results in any order, so a
+fleet streams through any executor in bounded memory (`survey_fleet`).
+"""
+
+from vmm_iova.fleet.analyse import Blocker, Fleet, LayoutGroup, analyse
+from vmm_iova.fleet.one import FleetRequest, HostRow, Status, survey_text
+from vmm_iova.fleet.run import Progress, survey_chunk, survey_fleet
+from vmm_iova.fleet.sources import SourceText, read_sources
+from vmm_iova.fleet.survey import DeviceCount, HostClass, Survey, merge_all
+
+__all__ = [
+    "Blocker",
+    "DeviceCount",
+    "Fleet",
+    "FleetRequest",
+    "HostClass",
+    "HostRow",
+    "LayoutGroup",
+    "Progress",
+    "SourceText",
+    "Status",
+    "Survey",
+    "analyse",
+    "merge_all",
+    "read_sources",
+    "survey_chunk",
+    "survey_fleet",
+    "survey_text",
+]

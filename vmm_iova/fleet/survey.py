@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is kept of a fleet: exact counts and intersections, classes of hosts, a few names.
+
+`merge` is associative and commutative, and what it keeps does not depend on how the hosts were
+cut into chunks: of names the lowest, of classes those with the lowest digest. A class that is
+kept was in every chunk's lowest, so its count is exact; only how many are kept is bounded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from heapq import nsmallest
+from typing import TYPE_CHECKING
+
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MAX_CLASSES = 2048
+"""Classes that are kept by themselves; a fleet of one maker has dozens."""
+MAX_NAMES = 5
+"""Names that are kept of a class."""
+MAX_PROBLEMS = 1000
+"""Damaged and unsettled hosts that are kept by name, of each kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """What takes addresses out on one host.
+
+    Attributes:
+        start: first address.
+        last: last address.
+        kind: name of the `CauseKind`.
+        word: type of the reserved region, or None.
+        text: the cause, one clause.
+    """
+
+    start: int
+    last: int
+    kind: str
+    word: str | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostClass:
+    """Hosts on which the same may be mapped.
+
+    Attributes:
+        digest: of ranges, granule, architecture and kinds of holes; names the class.
+        hosts: how many.
+        names: the lowest `MAX_NAMES` of them.
+        ranges: usable IOVAs.
+        granule: smallest mapping unit in bytes.
+        holes: what takes addresses out, on the first of `names`.
+        layout: digest of the layout that the guest has there; None if it has none.
+        refusal: why it has none, on the first of `names`.
+        fixes: what would help.
+        obstacle: kind and first address of what is in the way, the same on hosts of one kind.
+        top_bits: address bits of the highest usable address.
+    """
+
+    digest: str
+    hosts: int
+    names: tuple[str, ...]
+    ranges: MappableRanges
+    granule: int
+    holes: tuple[Hole, ...]
+    layout: str | None
+    refusal: str | None
+    fixes: tuple[str, ...]
+    obstacle: tuple[str, int] | None
+    top_bits: int
+
+    def merge(self, other: HostClass) -> HostClass:
+        """Join two parts of the same class."""
+        first = self if self.names <= other.names else other
+        return HostClass(
+            self.digest,
+            self.hosts + other.hosts,
+            tuple(nsmallest(MAX_NAMES, (*self.names, *other.names))),
+            first.ranges,
+            first.granule,
+            first.holes,
+            first.layout,
+            first.refusal,
+            first.fixes,
+            first.obstacle,
+            first.top_bits,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCount:
+    """Devices of one class and driver over the fleet.
+
+    Attributes:
+        groups: IOMMU groups that hold one.
+        assignable: those whose devices current kernels hand out.
+        fits: those on hosts where the guest has a layout, too.
+        hosts: hosts that have one.
+        blocked: example of what forbids the others, with its host; None if nothing does.
+    """
+
+    groups: int = 0
+    assignable: int = 0
+    fits: int = 0
+    hosts: int = 0
+    blocked: tuple[str, str] | None = None
+
+    def merge(self, other: DeviceCount) -> DeviceCount:
+        """Add two counts."""
+        blocked = [item for item in (self.blocked, other.blocked) if item]
+        return DeviceCount(
+            self.groups + other.groups,
+            self.assignable + other.assignable,
+            self.fits + other.fits,
+            self.hosts + other.hosts,
+            min(blocked, default=None),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What is known of the hosts that were looked at. An empty one is neutral in `merge`.
+
+    Attributes:
+        counts: hosts by status (`one.Status` values).
+        classes: by digest.
+        all_ranges: what every judged host allows; None before the first.
+        fit_ranges: what every host allows on which the guest has a layout.
+        granule: largest granule of those.
+        problems: by status, the lowest names with what is wrong.
+        devices: by PCI class (4 hex digits) and driver.
+        truncated: True if there are more classes than are kept.
+
+    Synchronization: none required (treated as immutable).
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    classes: dict[str, HostClass] = field(default_factory=dict)
+    all_ranges: MappableRanges | None = None
+    fit_ranges: MappableRanges | None = None
+    granule: int = 1
+    problems: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    devices: dict[tuple[str, str], DeviceCount] = field(default_factory=dict)
+    truncated: bool = False
+
+    @property
+    def hosts(self) -> int:
+        """Hosts in all, damaged ones included."""
+        return sum(self.counts.values())
+
+    def merge(self, other: Survey) -> Survey:
+        """Join two surveys of different hosts.
+
+        Complexity: O(classes + ranges), whatever the number of hosts.
+        """
+        return merge_all((self, other))
+
+
+def merge_all(surveys: Iterable[Survey]) -> Survey:
+    """Join surveys of different hosts; their order does not matter.
+
+    Complexity: O(sum of their classes and ranges).
+    """
+    counts: Counter[str] = Counter()
+    classes: dict[str, HostClass] = {}
+    every: list[MappableRanges | None] = []
+    fitting: list[MappableRanges | None] = []
+    granule, truncated = 1, False
+    problems: dict[str, list[tuple[str, str]]] = {}
+    devices: dict[tuple[str, str], DeviceCount] = {}
+    for survey in surveys:
+        counts.update(survey.counts)
+        for digest, item in survey.classes.items():
+            known = classes.get(digest)
+            classes[digest] = item if known is None else known.merge(item)
+        every.append(survey.all_ranges)
+        fitting.append(survey.fit_ranges)
+        granule = max(granule, survey.granule)
+        truncated = truncated or survey.truncated
+        for status, named in survey.problems.items():
+            problems.setdefault(status, []).extend(named)
+        for key, count in survey.devices.items():
+            devices[key] = devices.get(key, DeviceCount()).merge(count)
+    if len(classes) > MAX_CLASSES:
+        truncated = True
+        classes = {key: classes[key] for key in nsmallest(MAX_CLASSES, classes)}
+    return Survey(
+        counts,
+        dict(sorted(classes.items())),
+        intersect_all(every),
+        intersect_all(fitting),
+        granule,
+        {key: tuple(nsmallest(MAX_PROBLEMS, found)) for key, found in sorted(problems.items())},
+        dict(sorted(devices.items())),
+        truncated,
+    )
+
+
+def intersect(ours: MappableRanges | None, theirs: MappableRanges | None) -> MappableRanges | None:
+    """Intersect, None being everything."""
+    if ours is None or ours == theirs:
+        return theirs
+    return ours if theirs is None else ours & theirs
+
+
+def intersect_all(of: Iterable[MappableRanges | None]) -> MappableRanges | None:
+    """Intersect many, in pairs: holes that differ make the result longer with each one.
+
+    Complexity: O(n log n) in the ranges of all.
+    """
+    left: list[MappableRanges | None] = list(dict.fromkeys(of))
+    while len(left) > 1:
+        odd = left[-1:] if len(left) % 2 else []
+        left = [*map(intersect, left[::2], left[1::2]), *odd]
+    return left[0] if left else None
+
+
+EVERYTHING = MappableRanges([AddrRange(0, ADDRESS_LAST)])
+"""The neutral element of intersection."""
