@@ -11,58 +11,58 @@ Planning touches no device and needs no root. Everything that is returned is imm
 `IovaAllocator` is the only object with a state.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
-
-from vmm_iova.engine import engine_name
-from vmm_iova.errors import (
-    ApertureError,
-    CapabilityError,
-    ClosedError,
-    DeviceOpenError,
-    DmaError,
-    EngineError,
-    EvidenceError,
-    HostDataError,
-    HostUnavailableError,
-    InvariantError,
-    IovaError,
-    LimitError,
-    MappingError,
-    MisalignedError,
-    NarrowError,
-    NoSpaceError,
-    NotAllocatedError,
-    OccupiedError,
-    PartialUnmapError,
-    PlacementError,
-    PlanError,
-    PrecheckError,
-    RangeOverflowError,
-    RequestError,
-    ReservedError,
-    SizeMismatchError,
-    StraddleError,
-    UndoError,
-    UnknownNameError,
-)
-from vmm_iova.guest.budget import Budget, budget, compare_costs
-from vmm_iova.guest.diagnose import Diagnosis, diagnose, explain
-from vmm_iova.guest.explain import Reason, Verdict, check
-from vmm_iova.guest.layout import GuestReserved, Item, ItemKind, Layout
-from vmm_iova.guest.machine import FixedItem, Machine, load_machine, machine_names
-from vmm_iova.guest.plan import plan
-from vmm_iova.guest.request import Bar, Guest, Node, Room
-from vmm_iova.guest.told import device_tree, e820, exclude
-from vmm_iova.host.judge import judge
-from vmm_iova.host.load import bundled_hosts, load_host
-from vmm_iova.host.model import Host, RegionKind, ReservedRegion
-from vmm_iova.host.usable import Cause, CauseKind, Usable, UsableRange
-from vmm_iova.host.width import Width
-from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
-from vmm_iova.units import format_size, parse_address, parse_range, parse_size
 
 if TYPE_CHECKING:
     from vmm_iova.allocator import Allocation, IovaAllocator
+    from vmm_iova.engine import engine_name
+    from vmm_iova.errors import (
+        ApertureError,
+        CapabilityError,
+        ClosedError,
+        DeviceOpenError,
+        DmaError,
+        EngineError,
+        EvidenceError,
+        HostDataError,
+        HostUnavailableError,
+        InvariantError,
+        IovaError,
+        LimitError,
+        MappingError,
+        MisalignedError,
+        NarrowError,
+        NoSpaceError,
+        NotAllocatedError,
+        OccupiedError,
+        PartialUnmapError,
+        PlacementError,
+        PlanError,
+        PrecheckError,
+        RangeOverflowError,
+        RequestError,
+        ReservedError,
+        SizeMismatchError,
+        StraddleError,
+        UndoError,
+        UnknownNameError,
+    )
+    from vmm_iova.guest.budget import Budget, budget, compare_costs
+    from vmm_iova.guest.diagnose import Diagnosis, diagnose, explain
+    from vmm_iova.guest.explain import Reason, Verdict, check
+    from vmm_iova.guest.layout import GuestReserved, Item, ItemKind, Layout
+    from vmm_iova.guest.machine import FixedItem, Machine, load_machine, machine_names
+    from vmm_iova.guest.plan import plan
+    from vmm_iova.guest.request import Bar, Guest, Node, Room
+    from vmm_iova.guest.told import device_tree, e820, exclude
+    from vmm_iova.host.judge import judge
+    from vmm_iova.host.load import bundled_hosts, load_host
+    from vmm_iova.host.model import Host, RegionKind, ReservedRegion
+    from vmm_iova.host.usable import Cause, CauseKind, Usable, UsableRange
+    from vmm_iova.host.width import Width
+    from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
+    from vmm_iova.units import format_size, parse_address, parse_range, parse_size
 
 __version__ = "0.1.0"
 
@@ -145,10 +145,44 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Load the engine when the allocator is first asked for: a plan seldom needs it."""
-    if name in ("Allocation", "IovaAllocator"):
-        from vmm_iova import allocator
+_HOMES = {
+    "allocator": "Allocation IovaAllocator",
+    "engine": "engine_name",
+    "errors": (
+        "ApertureError CapabilityError ClosedError DeviceOpenError DmaError EngineError "
+        "EvidenceError HostDataError HostUnavailableError InvariantError IovaError "
+        "LimitError MappingError MisalignedError NarrowError NoSpaceError "
+        "NotAllocatedError OccupiedError PartialUnmapError PlacementError PlanError "
+        "PrecheckError RangeOverflowError RequestError ReservedError SizeMismatchError "
+        "StraddleError UndoError UnknownNameError"
+    ),
+    "guest.budget": "Budget budget compare_costs",
+    "guest.diagnose": "Diagnosis diagnose explain",
+    "guest.explain": "Reason Verdict check",
+    "guest.layout": "GuestReserved Item ItemKind Layout",
+    "guest.machine": "FixedItem Machine load_machine machine_names",
+    "guest.plan": "plan",
+    "guest.request": "Bar Guest Node Room",
+    "guest.told": "device_tree e820 exclude",
+    "host.judge": "judge",
+    "host.load": "bundled_hosts load_host",
+    "host.model": "Host RegionKind ReservedRegion",
+    "host.usable": "Cause CauseKind Usable UsableRange",
+    "host.width": "Width",
+    "ranges": "AddrRange MappableRanges RangeSet",
+    "units": "format_size parse_address parse_range parse_size",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
-        return getattr(allocator, name)
-    raise AttributeError(f"module 'vmm_iova' has no attribute {name!r}")
+
+def __getattr__(name: str) -> object:
+    """Load a name when it is first asked for, so that a program pays for what it uses."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'vmm_iova' has no attribute {name!r}")
+    found: object = getattr(import_module(f"vmm_iova.{_HOME[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

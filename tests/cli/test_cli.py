@@ -472,3 +472,16 @@ class TestKernel:
         arguments = ("--sysroot", str(tmp_path), "-s", "99:00.0", "--ask-kernel")
         assert run("show", *arguments) == 7
         assert "0000:99:00.0" in error_of(capsys)
+
+
+@pytest.mark.parametrize("name", options.ROOMS)
+def test_every_command_of_the_help_has_its_own_help(capsys: Output, name: str) -> None:
+    assert run(name, "--help") == 0
+    text = capsys.readouterr().out
+    assert f"usage: vmm-iova {name}" in text
+    assert "--json" in text or name == "capture"
+
+
+def test_name_of_a_command_as_a_value_is_no_command(capsys: Output) -> None:
+    assert run("plan", "--host", "show", "--ram", "4G") == 4
+    assert "'show' is no file" in error_of(capsys)

@@ -8,6 +8,7 @@ import json
 import pytest
 
 import vmm_iova as vi
+from vmm_iova.host.text import parse_text
 from vmm_iova.ranges import AddrRange
 
 OPEN = "0x0 - 0xfedfffff\n0xfef00000 - 0xffffffffff\n"
@@ -16,7 +17,7 @@ GUEST = vi.Guest("q35", "16G", bars=[vi.Bar("gpu", "8G", required=True)])
 
 
 def _usable(text: str) -> vi.Usable:
-    return vi.host.text.parse_text(text, "list")[0].usable()
+    return parse_text(text, "list")[0].usable()
 
 
 def _saved(layout: vi.Layout) -> dict[str, object]:

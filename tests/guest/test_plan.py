@@ -15,6 +15,7 @@ import vmm_iova as vi
 from vmm_iova.allocator import allocator_class
 from vmm_iova.guest.machine import Machine, RamWindow
 from vmm_iova.host.model import Group, Host, RegionKind, ReservedRegion, Source
+from vmm_iova.host.text import parse_text
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
 
 GIB = 1 << 30
@@ -242,7 +243,7 @@ class TestRequests:
 
     def test_seam_cuts_ram_into_two_mappings_even_when_nothing_is_refused(self) -> None:
         text = "0x0 - 0xfedfffff\n0xfef00000 - 0x1ffffffff\n0x200000000 - 0x7fffffffff\n"
-        host = vi.host.text.parse_text(text, "list")[0]
+        host = parse_text(text, "list")[0]
         layout = vi.plan(vi.Guest("q35", "8G"), host.usable(), on_hole="refuse")
         assert _ram(layout) == [
             "0x0-0x7fffffff",

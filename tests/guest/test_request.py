@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 import vmm_iova as vi
+from vmm_iova.host.text import parse_text
 from vmm_iova.ranges import AddrRange
 
 GIB, TIB = 1 << 30, 1 << 40
@@ -94,7 +95,7 @@ class TestNodes:
         self,
     ) -> None:
         text = "0x0 - 0x1fffffff\n0x40000000 - 0xfedfffff\n0xfef00000 - 0x7fffffffff\n"
-        usable = vi.host.text.parse_text(text, "list")[0].usable()
+        usable = parse_text(text, "list")[0].usable()
         with pytest.raises(vi.PlanError, match=r"first 1 MiB of RAM .*aligned to 1 GiB") as caught:
             vi.plan(vi.Guest("q35", "8G", align="1GiB"), usable)
         assert caught.value.fixes[0] == "--align 2MiB has room"
@@ -220,7 +221,7 @@ class TestWidth:
     def test_bits_of_the_cpu_bound_a_guest_too(self, amd: vi.Usable) -> None:
         text = "0x0 - 0xfedfffff\n0xfef00000 - 0xffffffffffff\n"
         facts = text + "address sizes\t: 39 bits physical, 48 bits virtual\n"
-        usable = vi.host.text.parse_text(facts, "desktop")[0].usable()
+        usable = parse_text(facts, "desktop")[0].usable()
         assert usable.cpu_bits == 39
         with pytest.raises(vi.PlanError, match="host's CPU: 39") as caught:
             vi.plan(vi.Guest("q35", "600G"), usable)

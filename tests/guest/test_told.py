@@ -10,6 +10,7 @@ import pytest
 
 import vmm_iova as vi
 from vmm_iova.guest.told import told_data, told_text
+from vmm_iova.host.text import parse_text
 from vmm_iova.ranges import AddrRange, RangeSet
 
 
@@ -115,6 +116,6 @@ def test_guests_own_iommu_is_told_width_and_holes() -> None:
 
 def test_hole_inside_a_fixed_window_is_told_too() -> None:
     region = "0x0000005000000000 0x0000005fffffffff reserved\n"
-    host = vi.host.text.parse_text(region, "made")[0]
+    host = parse_text(region, "made")[0]
     layout = vi.plan(vi.Guest("firecracker", "4G"), host.usable(aperture=48, granule=4096))
     assert any(item.range.start == 0x50_0000_0000 for item in layout.guest_reserved)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = command(commands, "capture", run, "write what a host says as a snapshot")
+    parser = command(commands, "capture", run)
     add_host_options(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="where to (default: stdout)")
     parser.add_argument("--name", help="what to call the host (default: as it was loaded)")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = command(commands, "check", run, "may a range be mapped, and if not, why not")
+    parser = command(commands, "check", run)
     add_host_options(parser)
     parser.add_argument(
         "--range", action="append", default=[], help="START-LAST or START+SIZE; may be repeated"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = command(commands, "diff", run, "two hosts or two layouts")
+    parser = command(commands, "diff", run)
     add_host_options(parser, host=False)
     parser.add_argument("--ram", help="plan a guest of this size on both hosts")
     add_guest_options(parser)

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    about = "why a call failed: from the error line, or from its numbers"
-    parser = command(commands, "explain", run, about)
+    parser = command(commands, "explain", run)
     parser.add_argument(
         "line", nargs="*", help="the error line, whole; - or nothing reads standard input"
     )

@@ -34,9 +34,7 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = command(
-        commands, "fleet", run, "the layout that fits many hosts, or who is in the way"
-    )
+    parser = command(commands, "fleet", run)
     parser.add_argument(
         "source",
         nargs="+",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = command(commands, "machines", run, "machine models, or one of them")
+    parser = command(commands, "machines", run)
     parser.add_argument("name", nargs="?", help="model or a .toml file (default: list all)")
     parser.add_argument("--ram", default="8G", help="RAM of the guest that is drawn (default 8G)")
     parser.add_argument("-o", "--output", metavar="FILE", help="write a picture (.svg)")

@@ -26,6 +26,19 @@ UNASSIGNABLE, REFUSED, DAMAGED, UNSETTLED = 1, 3, 5, 9
 """Exit statuses of answers (see `errors.EXIT_CODES`)."""
 
 
+ROOMS = {  # in the order of the help
+    "show": "what a host says, and what may be mapped on it",
+    "plan": "where a guest goes on a host",
+    "check": "may a range be mapped, and if not, why not",
+    "explain": "why a call failed, from the error line as it is pasted",
+    "machines": "machine models, or one of them",
+    "fleet": "one layout for many hosts, or who stands in the way",
+    "diff": "two hosts or two layouts",
+    "capture": "write what a host says as a snapshot",
+}
+"""Commands, each with its room of that name in this package, and what it does."""
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose complaint looks like every other one of ours."""
 
@@ -36,9 +49,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int], about: str
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int]
 ) -> argparse.ArgumentParser:
     """Add a command that prints text or JSON."""
+    about = ROOMS[name]
     parser: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
     parser.set_defaults(run=run)
     return parser

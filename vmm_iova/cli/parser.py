@@ -4,17 +4,28 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 import vmm_iova
-from vmm_iova.cli import capture, check, diff, explain, fleet, machines, plan, show
-from vmm_iova.cli.options import Parser
+from vmm_iova.cli.options import ROOMS, Parser
 from vmm_iova.errors import EXIT_CODES
 
-_ROOMS = (show, plan, check, explain, machines, fleet, diff, capture)  # in the order of the help
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Make the parser; the parsed options have the command to call as `run`."""
+def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """Make the parser; the parsed options have the command to call as `run`.
+
+    Only the room of the command that is called is loaded: the command starts for every use anew.
+
+    Args:
+        arguments: what will be parsed; default `sys.argv`.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    called = next((item for item in given if item in ROOMS), None)
     codes = "\n".join(f"  {code:<3} {meaning}" for code, meaning in EXIT_CODES.items())
     parser = Parser(
         prog="vmm-iova",
@@ -24,8 +35,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for room in _ROOMS:
-        room.add(commands)
+    for name, about in ROOMS.items():
+        if name == called:
+            import_module(f"vmm_iova.cli.{name}").add(commands)
+        else:
+            commands.add_parser(name, help=about, description=about)
     return parser
 
 

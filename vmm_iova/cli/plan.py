@@ -41,7 +41,7 @@ _MACHINES = {"aarch64": "virt", "s390x": "s390x"}
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = command(commands, "plan", run, "where a guest goes on a host")
+    parser = command(commands, "plan", run)
     add_host_options(parser)
     parser.add_argument("--ram", help="size of the RAM, like 64G or 1.5TiB; not with --node")
     add_guest_options(parser)

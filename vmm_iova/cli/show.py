@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = command(commands, "show", run, "what a host says, and what may be mapped on it")
+    parser = command(commands, "show", run)
     add_host_options(parser)
     parser.add_argument("--list", action="store_true", help="name the bundled hosts and stop")
 
