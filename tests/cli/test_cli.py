@@ -485,3 +485,8 @@ def test_every_command_of_the_help_has_its_own_help(capsys: Output, name: str) -
 def test_name_of_a_command_as_a_value_is_no_command(capsys: Output) -> None:
     assert run("plan", "--host", "show", "--ram", "4G") == 4
     assert "'show' is no file" in error_of(capsys)
+
+
+def test_dry_run_as_json_is_refused(capsys: Output) -> None:
+    assert run("plan", "--host", "amd-epyc-1tb", "--ram", "4G", "--dry-run", "--json") == 2
+    assert "does not go with --json" in error_of(capsys)

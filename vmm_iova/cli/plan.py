@@ -99,6 +99,12 @@ def run(options: argparse.Namespace) -> int:
     document = data.dump_layout(layout, cost, GENERATOR, compared)
     if options.output:
         write(options.output, picture(options.output, layout, document))
+    if options.dry_run and (options.json or getattr(options, "format", None)):
+        raise RequestError(
+            "--dry-run prints text, so it does not go with --json or --format",
+            field="dry_run",
+            value=options.dry_run,
+        )
     rehearsed = _rehearse(layout, options.dry_run) if options.dry_run else ""
     if options.format:
         print(told_text(layout, options.format), end="")

@@ -242,7 +242,13 @@ def open_space(
         raise RequestError(f"there is no way {via!r}", field="via", value=via)
     if not bdfs:
         raise RequestError("no device was named", field="bdfs", value=bdfs)
+    if isinstance(bdfs, str):
+        bdfs = [bdfs]
     sites = [find_device(bdf, kernel) for bdf in bdfs]
+    if len({site.bdf for site in sites}) < len(sites):
+        raise RequestError(
+            f"a device is named twice: {', '.join(bdfs)}", field="bdfs", value=tuple(bdfs)
+        )
     for site in sites:
         _check_site(site)
     chosen = dict(ways) if via == "auto" else {via: ways[via]}
@@ -253,11 +259,12 @@ def open_space(
         try:
             return way(sites, kernel, dirty=dirty)
         except DeviceOpenError as exc:
-            exc.detail = f"by {name}: {exc.detail or exc.message}"
+            more = f" ({exc.detail})" if exc.detail else ""
+            exc.detail = f"by {name}: {exc.message}{more}"
             failures.append(exc)
     last = failures[-1]
     if len(failures) > 1:
-        last.detail = "; ".join(f"{exc.message} ({exc.detail})" for exc in failures)
+        last.detail = "; ".join(exc.detail or "" for exc in failures)
     raise last
 
 
@@ -323,8 +330,13 @@ def _via_type1(sites: list[DeviceSite], kernel: Kernel, *, dirty: bool) -> Type1
 
 
 def _explain_file(site: DeviceSite, exc: DmaError, path: str) -> DeviceOpenError:
-    problem = {errno.ENOENT: "no-node", errno.EACCES: "unreadable"}.get(exc.errno or 0, "refused")
-    return _refusal(site, problem, exc.message, exc.errno or 0, exc.ioctl, exc.hint or path)
+    number = exc.errno or 0
+    if number in (errno.EACCES, errno.EPERM):
+        text = f"{site.bdf}: this user may not open {path}"
+        hint = f"as root, or give the user the node: chown USER {path}"
+        return _refusal(site, "unreadable", text, number, exc.ioctl, hint)
+    problem = "no-node" if number == errno.ENOENT else "refused"
+    return _refusal(site, problem, exc.message, number, exc.ioctl, exc.hint or path)
 
 
 def device_facts(fd: int, kernel: Kernel = LINUX) -> caps.DeviceFacts:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from vmm_iova.errors import DmaError
+from vmm_iova.errors import DmaError, RequestError
 from vmm_iova.host.model import DmaWindow, KernelRanges, Limits, Source
 from vmm_iova.kernel.device import device_facts
 from vmm_iova.kernel.syscalls import LINUX, Kernel
@@ -68,6 +68,13 @@ def with_kernel_facts(host: Host, space: Type1Container | Ioas, kernel: Kernel =
     groups = tuple(
         sorted({group.id for group in host.groups if any(name in bdfs for name in group.devices)})
     )
+    if bdfs and not groups:
+        raise RequestError(
+            f"host {host.name} knows none of the devices that are attached: {', '.join(bdfs)}",
+            field="host",
+            value=host.name,
+            hint="load the facts of this machine: with_kernel_facts(load_host(), space)",
+        )
     listed = kernel_ranges(space, groups)
     kept = tuple(item for item in host.kernel_ranges if item.groups != groups)
     windows = [item for item in host.windows if item.device not in bdfs]

@@ -55,7 +55,7 @@ class Ioas:
         self.iommufd = iommufd
         self.live = LiveMappings()
         self.devices: dict[str, VfioCdev] = {}
-        self._tables: list[int] = []
+        self._dirty: dict[str, int] = {}  # page table that tracks writes, by device
         self._owns = owns
         self._place = "{}:{}".format(*caller())
         self.id = iommufd.alloc_ioas()
@@ -95,7 +95,7 @@ class Ioas:
             except BaseException:
                 self.iommufd.destroy(table)
                 raise
-            self._tables.append(table)
+            self._dirty[name] = table
         self.devices[name] = device
         return self.facts()
 
@@ -105,7 +105,26 @@ class Ioas:
         device.detach()
         del self.devices[name]
         device.close()
+        table = self._dirty.pop(name, None)
+        if table is not None:
+            self.iommufd.destroy(table)
         return self.facts()
+
+    @property
+    def _tables(self) -> tuple[int, ...]:
+        return tuple(self._dirty.values())
+
+    def _check_tracking(self) -> None:
+        """Refuse where a device writes unseen: what it wrote would be lost in a migration."""
+        unseen = [name for name in self.devices if name not in self._dirty]
+        if unseen or not self._dirty:
+            what = f"{', '.join(unseen)} was attached without" if unseen else "no device has"
+            raise DmaError(
+                f"written pages cannot be tracked: {what} dirty tracking",
+                errno=errno.EINVAL if self._dirty else errno.EOPNOTSUPP,
+                ioctl="IOMMU_HWPT_SET_DIRTY_TRACKING",
+                hint="attach every device with dirty=True, where its IOMMU can track",
+            )
 
     @property
     def open_devices(self) -> tuple[str, ...]:
@@ -355,14 +374,10 @@ class Ioas:
         """Begin to track written pages, on the tables of devices attached with `dirty=True`.
 
         Raises:
-            DmaError: no such device, or the kernel refused; nothing tracks.
+            DmaError: `EINVAL` a device is attached without, `EOPNOTSUPP` none is attached with it,
+                or the kernel refused; nothing tracks.
         """
-        if not self._tables:
-            raise DmaError(
-                "no device is attached with dirty=True, so nothing can track written pages",
-                errno=errno.EOPNOTSUPP,
-                ioctl="IOMMU_HWPT_SET_DIRTY_TRACKING",
-            )
+        self._check_tracking()
         begun: list[int] = []
         try:
             for table in self._tables:
@@ -389,8 +404,9 @@ class Ioas:
             One bit a granule, the lowest first, in whole 64-bit words.
 
         Raises:
-            DmaError: `EINVAL` tracking is off.
+            DmaError: `EINVAL` tracking is off, or a device writes unseen.
         """
+        self._check_tracking()
         granule = self.facts().granule
         merged = 0
         length = 0
@@ -421,7 +437,7 @@ class Ioas:
                     self.iommufd.destroy(self.id)
         finally:
             self.id = 0
-            self._tables.clear()
+            self._dirty.clear()
             self.live.clear()
             if self._owns:
                 self.iommufd.close()

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from vmm_iova.kernel.syscalls import LockBudget
 
 
+_LARGEST_IN_USE = 1 << 30  # VT-d, AMD-Vi and SMMUv3 with 4 KiB pages; congruence costs nothing
+
+
 @dataclass(frozen=True, slots=True)
 class SpaceFacts:
     """What the kernel says of an address space, after the devices that are attached now.
@@ -48,8 +51,8 @@ class SpaceFacts:
 
     @property
     def largest_page(self) -> int:
-        """The largest page of the IOMMU that is known, bytes."""
-        return 1 << self.page_sizes.bit_length() - 1 if self.page_sizes else self.granule
+        """The largest page that the IOMMU may use, bytes: 1 GiB where nothing tells (iommufd)."""
+        return 1 << self.page_sizes.bit_length() - 1 if self.page_sizes else _LARGEST_IN_USE
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING, Protocol
 
-from vmm_iova.errors import MisalignedError, NotAllocatedError, RequestError
+from vmm_iova.errors import DmaError, MisalignedError, NotAllocatedError, RequestError, UndoError
 from vmm_iova.kernel.space import make_sure_unmapped
 
 if TYPE_CHECKING:
@@ -146,11 +146,25 @@ class DynamicMaps:
         """
         if iova not in self._keep:
             raise NotAllocatedError(f"no dynamic map begins at {iova:#x}", address=iova)
-        size = self._space.unmap(iova, self._space.live.at(iova).range.size)
+        # What the whole space has unmapped meanwhile (`unmap_all`) is only given back.
+        live = self._space.live
+        size = self._space.unmap(iova, live.at(iova).range.size) if iova in live else 0
         del self._keep[iova]
         self._allocator.release(iova)
         return size
 
     def unmap_all(self) -> int:
-        """Unmap every dynamic map; return the bytes."""
-        return sum(self.unmap(iova) for iova in sorted(self._keep, reverse=True))
+        """Unmap every dynamic map; return the bytes.
+
+        Raises:
+            UndoError: some could not be unmapped; names them, and the others are.
+        """
+        total, left = 0, []
+        for iova in sorted(self._keep, reverse=True):
+            try:
+                total += self.unmap(iova)
+            except DmaError as exc:
+                left.append((self._space.live.at(iova).range, None, exc))
+        if left:
+            raise UndoError(f"{len(left)} dynamic maps could not be unmapped", left=left)
+        return total

@@ -6,9 +6,10 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Self
 
-from vmm_iova.errors import DmaError, MappingError, PrecheckError, UndoError
+from vmm_iova.errors import DmaError, MappingError, PrecheckError, RequestError, UndoError
 from vmm_iova.kernel.space import caller, make_sure_unmapped
 from vmm_iova.mapping.precheck import precheck
+from vmm_iova.ranges import ADDRESS_LAST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -120,7 +121,13 @@ def map_pieces(
                 f"{len(problems)} problem(s) with {len(wanted)} pieces; nothing was mapped",
                 problems=problems,
             )
+    for piece in wanted:
+        if not _sound(piece):
+            raise RequestError(
+                f"{piece} does not lie within 64 bits", field="pieces", value=piece.iova
+            )
     total = sum(piece.size for piece in wanted)
+    before = [item.range for piece in wanted for item in space.live.overlapping(piece.range)]
     done = bytes_done = 0
     # What an interrupt may have left between the ioctls and our note of them.
     in_doubt: Sequence[Piece] = ()
@@ -154,6 +161,8 @@ def map_pieces(
     except BaseException as exc:
         left = []
         for piece in reversed(in_doubt):
+            if not _sound(piece) or any(piece.range.overlaps(item) for item in before):
+                continue  # it cannot have been mapped; what is there was there before
             try:
                 make_sure_unmapped(space, piece.iova, piece.size)
             except DmaError as reason:
@@ -162,6 +171,12 @@ def map_pieces(
         for where, tag, why in left:
             exc.add_note(f"still mapped: {where} ({tag}): {why}")
         raise
+
+
+def _sound(piece: Piece) -> bool:
+    """Tell whether a piece can be written into the kernel's structure at all."""
+    last = ADDRESS_LAST + 1 - piece.size
+    return piece.size > 0 and 0 <= piece.iova <= last and 0 <= piece.hva <= last
 
 
 def _chunks(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:

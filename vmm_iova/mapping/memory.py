@@ -18,6 +18,7 @@ from vmm_iova.errors import ClosedError, DmaError, RequestError
 from vmm_iova.kernel.space import caller
 from vmm_iova.kernel.syscalls import PAGE_SIZE
 from vmm_iova.mapping.piece import Piece
+from vmm_iova.ranges import check_granule
 from vmm_iova.units import format_size
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class GuestMemory:
                 field="backing",
                 value=backing,
             )
+        check_granule(largest_page, "largest_page")
         self.page = BACKINGS[backing] or PAGE_SIZE
         wanted = list(spans)
         for where, tag in wanted:

@@ -15,7 +15,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, TextIO
 
-from vmm_iova.errors import DmaError, RequestError
+from vmm_iova.errors import DmaError, MisalignedError, RequestError
 from vmm_iova.kernel.syscalls import PAGE_SIZE
 from vmm_iova.units import format_size
 
@@ -57,7 +57,7 @@ def populate(hva: int, size: int) -> None:
     number = errno.EAGAIN
     while number in (errno.EAGAIN, errno.EINTR):
         number = _madvise(hva, size)
-    if number == errno.EINVAL:
+    if number == errno.EINVAL and hva % PAGE_SIZE == 0:
         # KERNEL: before 5.14 the advice is unknown.
         _touch(hva, size)
     elif number:
@@ -67,7 +67,8 @@ def populate(hva: int, size: int) -> None:
             ioctl="madvise",
             hva=hva,
             length=size,
-            hint="free memory, or HugePages_Free in /proc/meminfo, does not suffice",
+            hint="free memory, or HugePages_Free in /proc/meminfo, does not suffice; or nothing is "
+            "mapped there in this process",
         )
 
 
@@ -91,7 +92,8 @@ def prefault(
 
     Raises:
         DmaError: memory is short.
-        RequestError: threads below 1.
+        RequestError: threads below 1, or a chunk that is not whole pages.
+        MisalignedError: memory that does not begin at a page.
 
     Complexity: one madvise call a chunk.
     Synchronization: internally locked; `progress` runs in the calling thread only.
@@ -99,6 +101,21 @@ def prefault(
     count = threads if threads is not None else min(len(os.sched_getaffinity(0)), 16)
     if count < 1:
         raise RequestError(f"{count} threads do nothing", field="threads", value=count)
+    if chunk < 1 or chunk % PAGE_SIZE:
+        raise RequestError(
+            f"a chunk of {chunk:#x} bytes is not whole pages of {PAGE_SIZE:#x}",
+            field="chunk",
+            value=chunk,
+        )
+    pieces = tuple(pieces)
+    for piece in pieces:
+        if piece.hva % PAGE_SIZE:
+            raise MisalignedError(
+                f"{piece}: hva {piece.hva:#x} is not a multiple of the page {PAGE_SIZE:#x}",
+                field="hva",
+                value=piece.hva,
+                align=PAGE_SIZE,
+            )
     steps: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
     total = 0
     for piece in pieces:

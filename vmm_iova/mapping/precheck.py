@@ -56,7 +56,8 @@ def precheck(
     Args:
         space: where they are to go.
         pieces: what is to be mapped.
-        usable: the host's judge; names causes, and stands in where the kernel gives no ranges.
+        usable: the host's judge; names causes, stands in where the kernel gives no ranges, and
+            narrows them where it knows of a hole that a later attach would take away.
 
     Returns:
         The problems, in the order of the pieces, limits last; empty when all is well.
@@ -69,11 +70,16 @@ def precheck(
     Synchronization: external.
     """
     facts = space.facts()
-    ranges = facts.ranges if facts.ranges is not None else usable.ranges if usable else None
+    told = facts.ranges if facts.final else None  # before an attach a list means nothing
+    ranges = told if told is not None else usable.ranges if usable else None
     if ranges is None:
         raise EvidenceError(
             "nothing says which IOVAs this container can map",
-            looked_at=[f"{facts.source}: no list of ranges (Linux before 5.4, or no IOMMU)"],
+            looked_at=[
+                f"{facts.source}: no list of ranges (Linux before 5.4, or no IOMMU)"
+                if facts.final
+                else f"{facts.source}: no device is attached yet, so its list means nothing"
+            ],
             settles=["the host's facts: pass usable=host.usable(...)", "Linux 5.4"],
         )
     problems: list[IovaError] = []
@@ -126,11 +132,12 @@ def _place(
     usable: Judge | None,
     facts: SpaceFacts,
 ) -> IovaError | None:
-    if where in ranges:
-        return None
     told = usable.refusal(where) if usable is not None else None
     if told is not None:
+        told.add_note(f"for {piece}")
         return told
+    if where in ranges:
+        return None
     if where in RangeSet(ranges):
         seam = next(seam for seam in ranges.seams if where.start < seam <= where.last)
         return StraddleError(
