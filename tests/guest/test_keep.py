@@ -105,3 +105,20 @@ def test_damaged_layout_is_refused(key: str) -> None:
     del saved[key]
     with pytest.raises((vi.HostDataError, vi.UnknownNameError)):
         vi.plan(GUEST, usable, keep=saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("0x17fffffff", "0x1ffffffff"), "of one size|overlaps|bytes in all"),
+        (('"ram": "0x100000000"', '"ram": "0x200000000"'), "bytes in all"),
+    ],
+)
+def test_saved_layout_that_contradicts_itself_is_refused(
+    change: tuple[str, str], said: str
+) -> None:
+    usable = vi.load_host("amd-epyc-1tb").usable()
+    text = json.dumps(vi.plan(vi.Guest("q35", "4GiB"), usable).to_json())
+    assert change[0] in text
+    with pytest.raises(vi.HostDataError, match=said):
+        vi.Layout.from_json(json.loads(text.replace(*change)), usable)

@@ -193,9 +193,10 @@ def region_fixes(causes: Sequence[Cause], usable: Usable) -> list[str]:
             "switch off in the firmware what asks for the region (legacy USB, integrated "
             "graphics, remote management), or assign a device that it does not bind"
         )
-    groups = sorted({region.group for region in regions if region.group})
-    if groups and len(usable.groups) > 1:
-        fixes.append(f"leave out group {', '.join(groups)} with --groups")
+    same = {(region.range, region.word) for region in regions}
+    groups = {item.group for item in usable.regions if (item.range, item.word) in same} - {None}
+    if groups and groups < set(usable.groups):  # of the rest, none has the region
+        fixes.append(f"leave out group {', '.join(sorted(map(str, groups)))} with --groups")
     return fixes
 
 

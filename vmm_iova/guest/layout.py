@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.errors import HostDataError, IovaError, UnknownNameError
@@ -13,6 +14,8 @@ from vmm_iova.host.width import Width
 from vmm_iova.ranges import AddrRange
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmm_iova.guest.machine import Machine
     from vmm_iova.host.usable import Usable
 
@@ -171,8 +174,10 @@ class Layout:
                 )
                 for node in found["nodes"]
             )
+            model = load_machine(name) if machine is None else machine
+            _check_items(items, int(found["ram"], 16), identity=model.identity)
             return cls(
-                machine=load_machine(name) if machine is None else machine,
+                machine=model,
                 ram_bytes=int(found["ram"], 16),
                 on_hole=str(found["on_hole"]),
                 policy=str(found["policy"]),
@@ -273,6 +278,23 @@ def _item_of(found: dict[str, Any]) -> Item:
         found["node"],
         found["required"] is True,
     )
+
+
+def _check_items(items: Sequence[Item], ram_bytes: int, *, identity: bool) -> None:
+    """Refuse parts that contradict each other: a saved file may have been edited by hand."""
+    ram = [item for item in items if item.kind is ItemKind.RAM]
+    for item in ram:
+        if item.gpa is None or item.iova is None or item.gpa.size != item.iova.size:
+            raise ValueError(f"RAM {item.name} has no guest address and IOVA of one size, which")
+        if identity and item.gpa != item.iova:
+            raise ValueError(f"RAM {item.name} has an IOVA other than its guest address, which")
+    if sum(item.place.size for item in ram) != ram_bytes:
+        raise ValueError(f"RAM is not {ram_bytes:#x} bytes in all, which")
+    placed = [item for item in items if item.kind in (ItemKind.RAM, ItemKind.WINDOW)]
+    placed.sort(key=lambda item: item.place)
+    for below, above in pairwise(placed):
+        if below.place.overlaps(above.place):
+            raise ValueError(f"{below.name} {below.place} overlaps {above.name}, which")
 
 
 def check_layout(found: dict[str, Any], name: str) -> dict[str, Any]:
