@@ -166,10 +166,23 @@ class TestBars:
         layout = vi.plan(vi.Guest("microvm", "4G", bars=guest.bars, phys_bits=40), amd)
         assert _item(layout, "nic").place.start == 3 << 38  # the topmost quarter
 
-    def test_stated_window_does_not_grow(self, amd: vi.Usable) -> None:
-        guest = vi.Guest("q35", "4G", pci64="32G", bars=[vi.Bar("gpu", "64G")])
-        with pytest.raises(vi.PlanError, match=r"no place in the 64-bit PCI window"):
-            vi.plan(guest, amd, "refuse")
+    @pytest.mark.parametrize("on_hole", ["split", "move", "refuse"])
+    @pytest.mark.parametrize("size", ["0", "32G"])
+    def test_stated_window_too_small_for_a_bar_is_refused_and_grows_unstated(
+        self, amd: vi.Usable, size: str, on_hole: vi.guest.plan.OnHole
+    ) -> None:
+        bars = [vi.Bar("gpu", "64G")]
+        with pytest.raises(vi.PlanError, match=r"no place in the \d\d-bit PCI window") as caught:
+            vi.plan(vi.Guest("q35", "4G", pci64=size, bars=bars), amd, on_hole)
+        assert caught.value.fixes[0] == "without --pci64 the window grows for the BARs"
+        assert vi.plan(vi.Guest("q35", "4G", bars=bars), amd, on_hole).ram
+
+    def test_stated_window_with_no_multiple_of_the_bar_is_refused_with_its_place(
+        self, laptop: vi.Usable
+    ) -> None:
+        guest = vi.Guest("q35", "8G", pci64="16G", bars=[vi.Bar("gpu", "16G")])
+        with pytest.raises(vi.PlanError, match=r"window: 0x2c0000000-0x6bfffffff \(16 GiB\)"):
+            vi.plan(guest, laptop)
 
     def test_fixed_window_cannot_be_made_larger(self, amd: vi.Usable) -> None:
         with pytest.raises(vi.RequestError, match="has its fixed place"):

@@ -138,7 +138,8 @@ class Above(Ram):
         good = next((pair for pair in packed if pair[1].stuck is None), None)
         if good is not None and not (bars and roaming):
             return good
-        scattered = self._scattered(top, bars) if bars and roaming else None
+        grows = bars and roaming and not self.wanted.pci64_stated
+        scattered = self._scattered(top, bars) if grows else None
         reached = scattered is not None and scattered[1].stuck is None
         if scattered is not None and reached and (good is None or scattered[1].all_reached):
             return scattered  # wider than it would be, but more is reached

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from vmm_iova.errors import PlanError
+from vmm_iova.guest.bars import fit
 from vmm_iova.guest.explain import Reason, does_not_fit, refusal
 from vmm_iova.guest.ground import Ground, OnHole, beyond
 from vmm_iova.host.usable import Cause, CauseKind
@@ -115,7 +116,7 @@ class Refusals(Ground):
         """A BAR has no place: say what is in its way where it would go first."""
         need = "that peers must reach " if bar.required else ""
         what = f"BAR {bar.name} ({show_size(bar.size)}, {need}at a multiple of {bar.align:#x})"
-        roomy = [w for w in windows if w.size >= bar.size]
+        roomy = [w for w in windows if fit([w], bar.size, bar.align, False)]
         if not roomy:
             best = max(windows, key=lambda w: w.size, default=None)
             where = f"{best} ({show_size(best.size)})" if best else "no room above RAM"
@@ -129,6 +130,8 @@ class Refusals(Ground):
             causes = "; ".join(dict.fromkeys(str(reason.cause) for reason in reasons[:3]))
             message = f"{what} fits nowhere above RAM where devices reach it: {causes}"
         fixes = [f"--on-hole {name} has room" for name in self._alternatives()]
+        if self.wanted.pci64_stated and bar.bits == 64:
+            fixes.insert(0, "without --pci64 the window grows for the BARs")
         if roomy and any(reason.cause.kind is CauseKind.APERTURE for reason in reasons):
             start = -(-roomy[0].start // bar.align) * bar.align
             bits = (start + bar.size - 1).bit_length()
