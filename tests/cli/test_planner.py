@@ -89,7 +89,8 @@ class TestPlanner:
         [
             ("--bar=gpu", 2, "is not NAME=..."),
             ("--bar=gpu=1G,fast", 2, "'fast' is none of"),
-            ("--keep=/no/such.json", 5, "is no saved layout"),
+            ("--keep=/no/such.json", 6, "/no/such.json does not exist"),
+            (f"--keep={__file__}", 5, "is no saved layout"),
             ("--also-fit=99", 4, "has no group 99"),
             ("--phys-bits=20", 2, "phys_bits 20"),
         ],

@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
         help="folder or archive (tar, zip) of snapshots, snapshot, or bundled host",
     )
     parser.add_argument("--ram", required=True, help="size of the RAM, like 64G or 1.5TiB")
-    add_guest_options(parser)
+    add_guest_options(parser, machine="q35")
     parser.add_argument(
         "-g", "--groups", action="append", help="IOMMU groups that are needed on each host"
     )

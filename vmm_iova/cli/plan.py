@@ -25,6 +25,7 @@ from vmm_iova.guest.machine import FixedItem
 from vmm_iova.guest.plan import plan
 from vmm_iova.guest.request import Bar, Guest, Node, Room
 from vmm_iova.guest.told import FORMATS, told_text
+from vmm_iova.host.load import read_text
 from vmm_iova.report import data, text
 from vmm_iova.units import parse_range, parse_size
 
@@ -58,11 +59,11 @@ def add(commands: Any) -> None:
     )
 
 
-def add_guest_options(parser: argparse.ArgumentParser) -> None:
-    """Add what a guest is, but for its RAM."""
-    parser.add_argument(
-        "--machine", help="model or a .toml file (default: by the host: q35, virt or s390x)"
-    )
+def add_guest_options(
+    parser: argparse.ArgumentParser, *, machine: str = "by the host: q35, virt or s390x"
+) -> None:
+    """Add what a guest is, but for its RAM; `machine` says which it is by default."""
+    parser.add_argument("--machine", help=f"model or a .toml file (default: {machine})")
     parser.add_argument(
         "--on-hole",
         default="split",
@@ -197,6 +198,7 @@ def _saved(name: str | None) -> dict[str, Any] | None:
         return None
     found = read_layout(name)
     if found is None:
+        read_text(name)  # raises where there is none to read
         raise HostDataError(f"{name} is no saved layout (-o layout.json writes one)", source=name)
     return found
 
