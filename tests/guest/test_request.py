@@ -127,6 +127,15 @@ class TestBars:
         assert caught.value.fixes[0] == "a device behind an IOMMU of 40 address bits"
         assert caught.value.fixes[1].startswith("mark it optional")
 
+    def test_bar_wider_than_host_and_guest_gets_no_hint_that_would_not_help(
+        self, laptop: vi.Usable
+    ) -> None:
+        bars = [vi.Bar("gpu", "2T", required=True)]
+        with pytest.raises(vi.PlanError, match="guest physical address bits: 40") as caught:
+            vi.plan(vi.Guest("q35", "16G", bars=bars, phys_bits=40), laptop)
+        # With 42 bits the IOMMU of 39 is in the way, and with 40 no window holds it, peers or not.
+        assert caught.value.fixes == ("less RAM, or a smaller BAR (resizable BAR) on the device",)
+
     def test_optional_bar_wider_than_the_iommu_is_placed_and_noted(self, laptop: vi.Usable) -> None:
         layout = vi.plan(vi.Guest("q35", "16G", bars=[vi.Bar("gpu", "512G")]), laptop)
         assert _item(layout, "gpu").iova is None

@@ -136,10 +136,22 @@ class Refusals(Ground):
             start = -(-roomy[0].start // bar.align) * bar.align
             bits = (start + bar.size - 1).bit_length()
             fixes.append(f"a device behind an IOMMU of {bits} address bits")
-        if bar.required:
+        if bar.required and self._works_optional(bar):
             fixes.append("mark it optional: only peer-to-peer between devices is lost")
         fixes.append("less RAM, or a smaller BAR (resizable BAR) on the device")
         return self._with_widths(PlanError(message, reasons=reasons, fixes=fixes), reasons)
+
+    def _works_optional(self, bar: WantedBar) -> bool:
+        """Tell whether all has a place if peers need not reach this BAR, by doing it."""
+        bars = tuple(
+            replace(other, required=False) if other == bar else other for other in self.wanted.bars
+        )
+        try:
+            if not self.probing:
+                self.again(replace(self.wanted, bars=bars), self.on_hole)
+        except PlanError:
+            return False
+        return True
 
     def _no_top(self, bar: WantedBar) -> PlanError:
         edge = self.usable.edge_above(ADDRESS_LAST)
@@ -182,7 +194,7 @@ class Refusals(Ground):
             if widths:
                 details.append(f"widths: {width_line(widths)}")
             if any(r.cause.kind is CauseKind.GUEST_WIDTH for r in by_width):
-                fixes.insert(0, self._wider())
+                fixes[:0] = self._wider()
         smaller = None if self.probing else self._smaller_align()
         if smaller is not None:
             fixes.insert(0, f"--align {format_size(smaller).replace(' ', '')} has room")
@@ -190,24 +202,19 @@ class Refusals(Ground):
             error.message, reasons=error.reasons, fixes=fixes, detail="; ".join(details) or None
         )
 
-    def _wider(self) -> str:
-        """How to give the guest more address bits."""
-        limit, needed = self.wanted.limits[0], self._needed_bits()
-        if self.host.cpu_bits is not None and needed > self.host.cpu_bits:
-            return f"a host whose CPU has {needed} physical address bits"
-        if self.machine.phys_bits is not None and needed > self.machine.phys_bits:
-            return f"another machine: {self.machine.title} has {limit.bits} address bits at most"
-        option = self.machine.option("phys_bits", bits=needed)
-        return f"--phys-bits {needed}" + (f" ({option})" if option else "")
-
-    def _needed_bits(self) -> int:
-        """Address bits that the same plan takes when nothing but the host bounds it."""
-        free = replace(self.wanted, limits=())
+    def _wider(self) -> list[str]:
+        """How to give the guest more address bits, if the host lets more of them help; tried."""
+        limit = self.wanted.limits[0]
         try:
-            return self.again(free, self.on_hole).address_bits
+            needed = self.again(replace(self.wanted, limits=()), self.on_hole).address_bits
         except PlanError:
-            own = self.machine.ram[-1].range.start + self.ram
-            return max(own.bit_length(), self.wanted.limits[0].bits + 1)
+            return []
+        if self.host.cpu_bits is not None and needed > self.host.cpu_bits:
+            return [f"a host whose CPU has {needed} physical address bits"]
+        if self.machine.phys_bits is not None and needed > self.machine.phys_bits:
+            return [f"another machine: {self.machine.title} has {limit.bits} address bits at most"]
+        option = self.machine.option("phys_bits", bits=needed)
+        return [f"--phys-bits {needed}" + (f" ({option})" if option else "")]
 
     def _smaller_align(self) -> int | None:
         """The largest smaller alignment with which all fits, tried."""
