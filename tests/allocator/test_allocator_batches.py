@@ -366,7 +366,6 @@ def run(Core allocator):
 
 
 def test_functions_to_cimport_work_without_the_gil(fast, tmp_path):
-    pytest.importorskip("Cython")
     (tmp_path / "user.pyx").write_text(CIMPORT, "utf-8")
     root = Path(vmm_iova.__file__).parents[1]
     build = subprocess.run(
