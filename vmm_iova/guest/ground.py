@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -39,7 +40,7 @@ class Piece:
     left: int
 
 
-class Ground:
+class Ground(ABC):
     """What is wanted and where it may go; the later steps are subclasses, in order."""
 
     def __init__(
@@ -68,13 +69,13 @@ class Ground:
         self.notes: list[Note] = []
         self.policy = "as is"
 
+    @abstractmethod
     def again(self, wanted: Wanted, policy: OnHole) -> Layout:
         """Plan something else on the same host, to know whether it would work.
 
         Raises:
             PlanError: it would not.
         """
-        raise NotImplementedError
 
     def _widths(self) -> tuple[Width, ...]:
         """Widths of host and guest; the CPU's stands with the host's."""
