@@ -238,6 +238,242 @@ REPORTS = [
         "intremap=off",
         id="no-interrupt-remapping",
     ),
+    pytest.param(  # fabriziosalmi/proxmox-vm-autoscale#6
+        "kvm: kvm_set_user_memory_region: KVM_SET_USER_MEMORY_REGION failed, slot=10, "
+        "start=0x400000000000, size=0x2000000: Invalid argument\n"
+        "kvm_set_phys_mem: error registering slot: Invalid argument",
+        ("QEMU", "memslot", "EINVAL", Why.CPU_BITS, "certain"),
+        "address bits to 46",
+        id="kvm-slot-beyond-the-cpu",
+    ),
+    pytest.param(  # cloud-hypervisor#5292
+        "Error booting VM: VmBoot(DeviceManager(VfioMapRegion(CreateUserMemoryRegion("
+        "CreateUserMemory(Invalid argument (os error 22))))))",
+        ("Cloud Hypervisor", "memslot", "EINVAL", Why.ALIGNMENT, "possible"),
+        "smallest page",
+        id="kvm-slot-of-cloud-hypervisor",
+    ),
+    pytest.param(  # firecracker src/vmm/src/vfio.rs
+        "firecracker: Failed to set KVM user memory region: Invalid argument (os error 22)",
+        ("Firecracker", "memslot", "EINVAL", Why.CPU_BITS, "possible"),
+        "/proc/cpuinfo",
+        id="kvm-slot-of-firecracker",
+    ),
+    pytest.param(  # kata-containers#9553, as containerd wraps it, without spaces
+        "failed to create shim task:QMP command failed:vfio 0000:ca:00.0: failed to setup "
+        "container for group 51: memory listener initialization failed:Region dimm1:vfio_dma_map("
+        "0x55555774cdc0,0x100000000,0x1380000000,0x7f87b3ffe000)=-14(Bad address):unknown",
+        ("QEMU", "map", "EFAULT", Why.HVA, "certain"),
+        "df /dev/shm",
+        id="ram-without-backing",
+    ),
+    pytest.param(  # kata-containers/tests#2677
+        "QMP command failed: vfio 0000:00:03.0: failed to setup container for group 3: memory "
+        "listener initialization failed for container: Bad address",
+        ("QEMU", "map", "EFAULT", Why.HVA, "likely"),
+        "HugePages_Free",
+        id="memory-listener-without-numbers",
+    ),
+    pytest.param(  # cloud-hypervisor#5749, actions/runner-images#9821
+        "ApiError(VmBoot(DeviceManager(VfioDmaMap(IommuDmaMap(Error(14))))))",
+        ("Cloud Hypervisor", "map", "EFAULT", Why.HVA, "likely"),
+        "HugePages_Free",
+        id="cloud-hypervisor-ram-without-backing",
+    ),
+    pytest.param(  # cloud-hypervisor pci/src/vfio.rs, VfioPciError
+        "Failed to DMA map: failed to add guest memory map into iommu table: Invalid argument (os "
+        "error 22) for device /sys/bus/pci/devices/0000:01:00.0 (guest BDF: 0000:00:05.0)",
+        ("Cloud Hypervisor", "map", "EINVAL", Why.WIDTH, "likely"),
+        "max_phys_bits=39",
+        id="cloud-hypervisor-bar-in-words",
+    ),
+    pytest.param(  # a Debian report of 2026: the map fails, then the container
+        'qemu-system-x86_64: -device {"driver":"vfio-pci","host":"0000:03:00.0"}: VFIO_MAP_DMA '
+        "failed: Cannot allocate memory\nqemu-system-x86_64: -device {...}: vfio 0000:03:00.0: "
+        "failed to setup container",
+        ("QEMU", "map", "ENOMEM", Why.MEMLOCK, "likely"),
+        "CAP_IPC_LOCK",
+        id="container-fails-behind-the-map",
+    ),
+    pytest.param(
+        "memory listener initialization failed: Cannot allocate memory",
+        ("QEMU", "map", "ENOMEM", Why.MEMLOCK, "likely"),
+        "raise the limit",
+        id="memory-listener-alone",
+    ),
+    pytest.param(  # QEMU util/vfio-helpers.c, its own NVMe driver
+        "qemu-system-aarch64: qemu_vfio_dma_map(0xfffda1ffd000, 8589934592) failed: VFIO_MAP_DMA "
+        "failed: Cannot allocate memory",
+        ("QEMU", "map", "ENOMEM", Why.MEMLOCK, "likely"),
+        "this map alone needs 8 GiB",
+        id="qemu-nvme",
+    ),
+    pytest.param(  # qemu-devel 2023, hw/i386/pc.c
+        "qemu-system-i386: Address space limit 0xffffffff < 0x1000fffff phys-bits too low (32)",
+        ("QEMU", "start", None, Why.GUEST_BITS, "certain"),
+        "host-phys-bits=on",
+        id="phys-bits-too-low",
+    ),
+    pytest.param(  # hw/i386/intel_iommu.c
+        "vfio 0000:0b:00.0: Failed to set vIOMMU: aw-bits 48 > host aw-bits 39",
+        ("QEMU", "start", None, Why.VIOMMU_WIDTH, "certain"),
+        "aw-bits=39",
+        id="viommu-too-wide",
+    ),
+    pytest.param(
+        "Error: vfio 0000:3b:00.0: memory listener initialization failed: Region vtd-00.0-dmar: "
+        "device 01.00.0 requires caching mode: Operation not supported",
+        ("QEMU", "start", None, Why.VIOMMU_NOTIFY, "certain"),
+        "caching-mode=on",
+        id="viommu-without-caching-mode",
+    ),
+    pytest.param(  # qemu commit messages of virtio-iommu, 2020 to 2024
+        "qemu-kvm: virtio-iommu page mask 0xfffffffffffff000 is incompatible with mask 0x20010000\n"
+        "qemu: hardware error: vfio: DMA mapping failed, unable to continue",
+        ("QEMU", "start", None, Why.VIOMMU_PAGES, "certain"),
+        "granule=host",
+        id="viommu-pages",
+    ),
+    pytest.param(
+        "qemu-system-x86_64: cannot set up guest memory 'pc.ram': Cannot allocate memory",
+        ("QEMU", "start", None, Why.BACKING, "certain"),
+        "free -g",
+        id="no-memory-for-ram",
+    ),
+    pytest.param(
+        "vfio_listener_region_add received unaligned region tpm-crb-cmd iova=0xfed40080 "
+        "offset_within_region=0x0 qemu_real_host_page_size=0x1000",
+        ("QEMU", "start", None, Why.ALIGNMENT, "certain"),
+        "TPM",
+        id="unaligned-region",
+    ),
+    pytest.param(  # kubevirt#15952, #17694
+        "virError(Code=38, Domain=0, Message='cannot limit locked memory of process 96 to "
+        "5368709120: Operation not permitted')",
+        ("libvirt", "start", None, Why.RLIMIT, "certain"),
+        "CAP_SYS_RESOURCE",
+        id="libvirt-may-not-raise-the-limit",
+    ),
+    pytest.param(  # BigAnteater/KVM-GPU-Passthrough#19
+        "libvirt.libvirtError: unsupported configuration: host doesn't support passthrough of host "
+        "PCI devices",
+        ("libvirt", "start", None, Why.NO_IOMMU, "certain"),
+        "intel_iommu=on",
+        id="libvirt-without-iommu",
+    ),
+    pytest.param(
+        "TASK ERROR: cannot prepare PCI pass-through, IOMMU not present",
+        (None, "start", None, Why.NO_IOMMU, "certain"),
+        "firmware",
+        id="proxmox-without-iommu",
+    ),
+    pytest.param(  # foxlet/macOS-Simple-KVM#579
+        "qemu-system-x86_64: -device vfio-pci,host=08:00.0: vfio 0000:08:00.0: no iommu_group "
+        "found: No such file or directory",
+        ("QEMU", "start", None, Why.NO_IOMMU, "certain"),
+        "intel_iommu=on",
+        id="qemu-without-iommu",
+    ),
+    pytest.param(
+        "Could not open '/dev/iommu': No such file or directory",
+        (None, "open", "ENOENT", Why.ABSENT, "certain"),
+        "iommufd",
+        id="no-iommufd",
+    ),
+    pytest.param(  # OpenDataPlane/odp#2340
+        "EAL: VFIO support not initialized\nEAL: Couldn't map new region for DMA",
+        ("DPDK", "map", None, Why.ORDER, "certain"),
+        "VFIO_SET_IOMMU",
+        id="dpdk-without-a-device",
+    ),
+    pytest.param(  # spdk#3193
+        "EAL: Unexpected size 0 of DMA remapping cleared instead of 2097152",
+        ("DPDK", "unmap", None, Why.NOT_MAPPED, "certain"),
+        "unmap exactly what was mapped",
+        id="dpdk-unmaps-nothing",
+    ),
+    pytest.param(  # ndn-dpdk#62
+        "EAL:   Expecting 'PA' IOVA mode but current mode is 'VA', not initializing",
+        ("DPDK", "start", None, Why.IOVA_MODE, "certain"),
+        "--iova-mode=pa",
+        id="dpdk-iova-mode",
+    ),
+    pytest.param(  # dpdk lib/eal/common/eal_common_memory.c
+        "EAL: memseg iova 7f5680000000, len 40000000, out of range\n"
+        "EAL: \tusing dma mask ffffff8000000000",
+        ("DPDK", "map", "EINVAL", Why.WIDTH, "certain"),
+        "IOVAs below 2^39",
+        id="dpdk-mask",
+    ),
+    pytest.param(  # spdk#3061
+        "memory.c: 801:_vfio_iommu_map_dma: *NOTICE*: Cannot set up DMA mapping, error 17, ignored",
+        ("SPDK", "map", "EEXIST", Why.OVERLAP, "certain"),
+        "does no harm",
+        id="spdk-maps-again",
+    ),
+    pytest.param(  # intel/gvt-linux#78
+        "vfio_pin_page_external: Task qemu-system-x86 (2296) RLIMIT_MEMLOCK (65536) exceeded",
+        ("kernel", "map", "ENOMEM", Why.MEMLOCK, "certain"),
+        "raise the limit",
+        id="gvt-linux-78",
+    ),
+    pytest.param(  # drivers/iommu/intel/dmar.c
+        "DMAR: DRHD: handling fault status reg 3\nDMAR: [DMA Read NO_PASID] Request device "
+        "[02:00.0] fault addr 0x40000000000 [fault reason 0x04] Access beyond MGAW",
+        ("kernel", "fault", None, Why.WIDTH, "certain"),
+        "take IOVAs below that width",
+        id="fault-beyond-the-width",
+    ),
+    pytest.param(  # lkml 2013-02, the form before Linux 4.14
+        "dmar: DMAR:[DMA Read] Request device [00:02.0] fault addr 1a45aa9000 \n"
+        "DMAR:[fault reason 06] PTE Read access is not set",
+        ("kernel", "fault", None, Why.UNMAPPED_DMA, "certain"),
+        "map the IOVA before",
+        id="fault-of-old-kernels",
+    ),
+    pytest.param(
+        "DMAR: [DMA Write NO_PASID] Request device [03:00.1] fault addr 0xfffe0000 [fault reason "
+        "0x02] Present bit in context entry is clear",
+        ("kernel", "fault", None, Why.REQUESTER, "certain"),
+        "all functions of the device",
+        id="fault-of-an-unknown-requester",
+    ),
+    pytest.param(  # drivers/iommu/arm/arm-smmu-v3, before Linux 6.15: the third word
+        "arm-smmu-v3 arm-smmu-v3.0.auto: event 0x10 received:\n"
+        "arm-smmu-v3 arm-smmu-v3.0.auto:\t0x0000020000000010\n"
+        "arm-smmu-v3 arm-smmu-v3.0.auto:\t0x0000020000000000\n"
+        "arm-smmu-v3 arm-smmu-v3.0.auto:\t0x0000000008000040\n"
+        "arm-smmu-v3 arm-smmu-v3.0.auto:\t0x0000000000000000",
+        ("kernel", "fault", None, Why.HOLE, "likely"),
+        "tell the guest",
+        id="smmuv3-event-in-the-msi-window",
+    ),
+    pytest.param(  # since Linux 6.15
+        "arm-smmu-v3 2b400000.smmu: event: F_TRANSLATION client: 0000:01:00.0 sid: 0x100 ssid: 0x0 "
+        "iova: 0xfffff000 ipa: 0x0",
+        ("kernel", "fault", None, Why.UNMAPPED_DMA, "certain"),
+        "map the IOVA before",
+        id="smmuv3-event-in-words",
+    ),
+    pytest.param(
+        "arm-smmu 15000000.iommu: Unhandled context fault: fsr=0x402, iova=0xd65504710, "
+        "fsynr=0x100011, cbfrsynra=0x0, cb=6",
+        ("kernel", "fault", None, Why.UNMAPPED_DMA, "certain"),
+        "map the IOVA before",
+        id="smmuv2-fault",
+    ),
+    pytest.param(  # drivers/iommu/riscv/iommu.c
+        "riscv-iommu 3010000.iommu: Fault 13 devid: 0x8 iotval: 28000000 iotval2: 0",
+        ("kernel", "fault", None, Why.UNMAPPED_DMA, "certain"),
+        "map the IOVA before",
+        id="riscv-fault",
+    ),
+    pytest.param(
+        "vfio 0000:01:00.0: failed to setup container",
+        ("QEMU", "setup", None, Why.DIRECT, None),
+        "",
+        id="container-alone",
+    ),
     pytest.param(
         "  Error: Failed to map 0x80000000 -> 0x7f2a40000000 (1073741824) for DMA",
         ("kvmtool", "map", None, Why.HOLE, "possible"),
@@ -254,7 +490,7 @@ REPORTS = [
         "Failed to map guest memory [0x100000000, 0xfe00000000] for DMA: Invalid argument "
         "(os error 22)",
         ("Firecracker", "map", "EINVAL", Why.WIDTH, "likely"),
-        "address bits to 39",
+        "less RAM, so that it ends below 2^39",
         id="firecracker-ram",
     ),
     pytest.param(
@@ -287,23 +523,23 @@ REPORTS = [
     ),
     pytest.param(
         "AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x000e address=0xfd00000000 flags=0x0020]",
-        ("kernel", "fault", None, Why.UNMAPPED_DMA, "certain"),
+        ("kernel", "fault", None, Why.HOLE, "certain"),
         "tell the guest",
-        id="page-fault",
+        id="page-fault-in-the-hole-of-amd",
     ),
 ]
 
 
 @pytest.mark.parametrize(("text", "expect", "fix"), REPORTS)
 def test_report_is_explained_with_its_cause(
-    text: str, expect: tuple[str | None, str, str | None, Why, str], fix: str
+    text: str, expect: tuple[str | None, str, str | None, Why, str | None], fix: str
 ) -> None:
     (found,) = vi.explain(text)
     call = found.failure
     of_cause = {item.why: item.certainty for item in found.findings}
     assert (call.program, call.op, call.errno) == expect[:3]
     assert of_cause.get(expect[3]) == expect[4]
-    assert any(fix in line for line in found.fixes)
+    assert any(fix in line for line in found.fixes or [""])
     assert bool(found.settles) != found.settled
 
 
@@ -377,6 +613,100 @@ class TestWithHost:
         assert diagnose(call, Clues(memlock=65536), usable).findings[0].certainty == "certain"
 
 
+class TestWithoutSize:
+    def test_first_page_in_a_hole_is_the_cause(self) -> None:
+        usable = vi.load_host("amd-epyc-1tb").usable()
+        found = diagnose(Failure("map", None, "EINVAL", 0xFD_0000_0000), Clues(), usable)
+        assert [item.why for item in found.findings] == [Why.HOLE]
+        assert found.settled
+        assert any("nearest usable address is 0x10000000000" in text for text in found.fixes)
+
+    def test_usable_first_page_says_what_fits_and_asks_for_the_size(self) -> None:
+        usable = vi.load_host("amd-epyc-1tb").usable()
+        found = diagnose(Failure("map", None, "EINVAL", 1 << 32), Clues(), usable)
+        assert (found.findings[0].why, found.findings[0].certainty) == (Why.HOLE, "likely")
+        assert "1008 GiB fit at 0x100000000, more meets reserved region" in found.findings[0].text
+        assert any("its size" in text for text in found.settles)
+
+    def test_width_is_likely_from_the_address_alone(self) -> None:
+        found = diagnose(Failure("map", None, "EINVAL", 0x3800_0000_0000), Clues())
+        assert found.findings[0].why is Why.WIDTH
+        assert "needs 46 address bits" in found.findings[0].text
+
+
+class TestFaults:
+    FAULT = "AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x000e address={:#x} flags=0x0020]"
+
+    def test_address_in_a_hole_of_the_host_names_the_region(self) -> None:
+        usable = vi.load_host("amd-epyc-1tb").usable()
+        (found,) = vi.explain(self.FAULT.format(0xFD_0000_0123), usable)
+        assert [item.why for item in found.findings] == [Why.HOLE]
+        assert "reserved region 0xfd00000000-0xffffffffff" in found.findings[0].text
+        assert not any("another base" in text for text in found.fixes)
+
+    def test_interrupt_window_of_an_intel_host_is_named(self) -> None:
+        usable = vi.load_host("intel-dmar-i7-2600").usable()
+        text = "DMAR: [DMA Read NO_PASID] Request device [01:00.0] fault addr 0xfee00000 [fault "
+        (found,) = vi.explain(text + "reason 0x06] PTE Read access is not set", usable)
+        assert "x86 interrupt window" in found.findings[0].text
+
+    def test_usable_address_was_not_mapped(self) -> None:
+        usable = vi.load_host("amd-epyc-1tb").usable()
+        (found,) = vi.explain(self.FAULT.format(0x1D_0000_0123), usable)
+        assert [item.why for item in found.findings] == [Why.UNMAPPED_DMA]
+        assert any("may be mapped: nothing was" in note for note in found.notes)
+
+    def test_without_a_host_the_note_says_that_one_would_help(self) -> None:
+        (found,) = vi.explain(self.FAULT.format(0x1D_0000_0123))
+        assert any("--host" in note for note in found.notes)
+
+
+class TestCpu:
+    def test_slot_beyond_the_bits_of_the_host_is_certain(self) -> None:
+        usable = Host("desktop", cpu_bits=39).usable(aperture=48, granule=4096)
+        call = Failure("memslot", None, "EINVAL", 1 << 40, 1 << 21, program="QEMU")
+        found = diagnose(call, Clues(), usable)
+        assert [item.why for item in found.findings] == [Why.CPU_BITS]
+        assert "the CPU has 39" in found.findings[0].text
+        assert "host-phys-bits-limit=39" in found.fixes[0]
+        assert found.settled
+
+    def test_slot_within_the_bits_of_the_host_has_another_cause(self) -> None:
+        usable = Host("server", cpu_bits=46).usable(aperture=48, granule=4096)
+        found = diagnose(Failure("memslot", None, "EINVAL", 1 << 40, 1 << 21), Clues(), usable)
+        assert Why.CPU_BITS not in {item.why for item in found.findings}
+        assert any("46 address bits are enough" in note for note in found.notes)
+
+
+class TestOneAdvice:
+    """`check` and `explain` say the same about the same range of the same host."""
+
+    @pytest.mark.parametrize(
+        ("host", "iova", "size"),
+        [
+            ("intel-dmar-i7-2600", 0x3800_0000_0000, 1 << 28),
+            ("intel-dmar-i7-2600", 0x7F_F000_0000, 1 << 29),
+            ("amd-epyc-1tb", 0xFD_0000_0000, 1 << 32),
+            ("amd-epyc-1tb", 0xE0_0000_0000, 1 << 37),
+            ("amd-epyc-1tb", 0x1_0000_0800, 4096),
+        ],
+    )
+    def test_fixes_of_check_are_among_those_of_explain(
+        self, host: str, iova: int, size: int
+    ) -> None:
+        usable = vi.load_host(host).usable()
+        fixes = vi.check(usable, vi.AddrRange.from_size(iova, size)).fixes
+        found = diagnose(Failure("map", None, "EINVAL", iova, size), Clues(), usable)
+        assert fixes
+        assert [text for text in found.fixes if text in fixes] == list(fixes)
+
+    def test_vmm_without_such_an_option_is_not_told_to_use_one(self) -> None:
+        text = "crosvm: failed to add guest memory map into iommu table: Invalid argument"
+        (found,) = vi.explain(text)
+        assert not any("physical address bits" in fix for fix in found.fixes)
+        assert any("--machine crosvm" in fix for fix in found.fixes)
+
+
 class TestNumbers:
     def test_wrap_is_certain(self) -> None:
         call = Failure("map", "type1", "EINVAL", (1 << 64) - 4096, 8192)
@@ -415,8 +745,28 @@ class TestParser:
 
     def test_text_without_a_failure_says_what_to_paste(self) -> None:
         with pytest.raises(vi.HostDataError, match="none of its 2 lines") as caught:
-            parse_report("hello\nworld")
+            parse_report("hello\nworld: Cannot allocate memory")
         assert "explain --iova" in str(caught.value)
+        assert "QEMU, KVM, libvirt, Cloud Hypervisor" in str(caught.value)
+
+    def test_long_log_with_the_failure_in_its_midst_is_read(self) -> None:
+        noise = [f"[{n}.0] usb 1-{n}: new high-speed USB device" for n in range(300)]
+        line = "kvm: vfio_dma_map(0x1, 0x380000000000, 0x10000000, 0x3000) = -22 (Invalid argument)"
+        report = parse_report("\n".join([*noise, line, *noise]))
+        assert [item.line for item in report.failures] == [301]
+        assert report.passed_over == 600
+
+    def test_ioctl_that_returned_minus_one_is_read_by_its_words(self) -> None:
+        text = "VFIO_MAP_DMA failed: ret = -1 (Invalid argument)"
+        assert parse_report(text).failures[0].errno == "EINVAL"
+
+    def test_device_of_the_guest_is_no_clue_to_the_host(self) -> None:
+        text = "Failed to DMA map: IommuDmaMap(Error(22)) for device 01:00.0 (guest BDF: 00:05.0)"
+        assert parse_report(text).clues.devices == ("0000:01:00.0",)
+
+    def test_vfio_line_that_names_no_call_keeps_what_its_errno_can_mean(self) -> None:
+        (found,) = vi.explain("vfio: some other failure: Device or resource busy")
+        assert {item.why for item in found.findings} == {Why.BUSY}
 
     def test_hostile_text_is_read_or_refused_in_time(self) -> None:
         for text in ("0x" * 50_000, "DMAR: [" * 20_000, "vfio_dma_map(0x" + "f" * 100_000):

@@ -56,7 +56,8 @@ def test_range_beyond_the_width_names_limit_bits_and_option(laptop: vi.Usable) -
     assert verdict.kind == "outside_aperture"
     assert verdict.limit == (1 << 39) - 1
     assert verdict.bits_needed == 46
-    assert "phys-bits=39" in verdict.fixes[0]
+    assert "host-phys-bits-limit=39" in verdict.fixes[0]
+    assert "<maxphysaddr mode='passthrough' limit='39'/>" in verdict.fixes[0]
 
 
 def test_range_that_crosses_the_width_keeps_the_room_below(laptop: vi.Usable) -> None:
@@ -82,6 +83,47 @@ def test_ragged_range_on_a_known_granule_is_refused() -> None:
     verdict = vi.check(usable, AddrRange(0x1000, 0x17FF))
     assert verdict.kind == "granule"
     assert "0x1000" in verdict.fixes[0]
+
+
+def test_misaligned_base_beside_a_hole_has_no_room_and_both_causes(amd: vi.Usable) -> None:
+    verdict = vi.check(amd, AddrRange(0xFC_FFFF_F800, 0xFD_0000_07FF))
+    assert (verdict.kind, verdict.room) == ("granule", 0)
+    assert "start 0xfcfffff800 is not a multiple of 0x1000" in verdict.causes[0].text
+    assert "HyperTransport" in verdict.causes[1].text
+
+
+def test_misaligned_range_is_told_the_whole_pages_that_hold_it(amd: vi.Usable) -> None:
+    verdict = vi.check(amd, AddrRange.from_size(0x1_0000_0800, 0x900))
+    assert "start 0x100000800 and size 0x900 are not multiples of 0x1000" in verdict.causes[0].text
+    assert verdict.fixes == (
+        "make start and size multiples of 0x1000: 0x100000000-0x100001fff holds all of it",
+    )
+
+
+def test_room_at_an_aligned_base_is_whole_granules() -> None:
+    usable = vi.load_host("arm-nvidia-0015-01-00-0").usable(aperture=48, granule=65536)
+    verdict = vi.check(usable, AddrRange.from_size(0x8000, 1 << 20))
+    assert (verdict.kind, verdict.room) == ("granule", 0)
+
+
+def test_large_bar_over_a_hole_is_told_the_bits_that_keep_it_below(amd: vi.Usable) -> None:
+    bar = parse_range("0xe000000000+128G")
+    (fix,) = (text for text in vi.check(amd, bar, part="bar").fixes if "address bits" in text)
+    assert "bits to 39" in fix
+    assert not any("address bits" in text for text in vi.check(amd, bar, part="ram").fixes)
+
+
+def test_ram_beyond_the_width_is_not_told_of_fewer_bits(laptop: vi.Usable) -> None:
+    verdict = vi.check(laptop, AddrRange(1 << 32, (1 << 40) - 1), part="ram")
+    assert any("a smaller one: 508 GiB" in text for text in verdict.fixes)
+    assert not any("address bits to" in text for text in verdict.fixes)
+
+
+def test_program_limits_the_options_that_are_named(laptop: vi.Usable) -> None:
+    beyond = parse_range("0x382000000000+256M")
+    assert "max_phys_bits=39" in vi.check(laptop, beyond, program="Cloud Hypervisor").fixes[0]
+    assert "host-phys-bits" not in vi.check(laptop, beyond, program="Cloud Hypervisor").fixes[0]
+    assert "another base" in vi.check(laptop, beyond, program="kvmtool").fixes[0]
 
 
 def test_ragged_range_on_a_likely_granule_is_a_warning() -> None:

@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from vmm_iova.guest.errnos import Rule
     from vmm_iova.guest.errorline import Clues, Failure
     from vmm_iova.host.usable import Usable
+    from vmm_iova.ranges import AddrRange
 
 CERTAIN, LIKELY, POSSIBLE = "certain", "likely", "possible"
 """How sure a cause is."""
 
 _RANK = {CERTAIN: 0, LIKELY: 1, POSSIBLE: 2}
 _PAGE, _LARGE_PAGE = 1 << 12, 1 << 16
-_CLIENT_BITS, _SERVER_BITS = 39, 48
+_CLIENT_BITS, _CORE_BITS, _SERVER_BITS = 39, 46, 48
 _4G = 1 << 32
 
 
@@ -52,10 +53,10 @@ class Finding:
     since: str
     source: str
 
-    @property
-    def settles(self) -> bool:
-        """True if it is the cause beyond doubt. KVM's limit is not the one of the IOMMU."""
-        return self.certainty == CERTAIN and self.why is not Why.CPU_BITS
+    def settles(self, failure: Failure) -> bool:
+        """Tell whether it is the cause beyond doubt: KVM's limit is not the one of the IOMMU."""
+        own = self.why is not Why.CPU_BITS or failure.op == "memslot"
+        return self.certainty == CERTAIN and own
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class Diagnosis:
     @property
     def settled(self) -> bool:
         """True if a cause is certain."""
-        return any(item.settles for item in self.findings)
+        return any(item.settles(self.failure) for item in self.findings)
 
 
 def diagnose(failure: Failure, clues: Clues, usable: Usable | None = None) -> Diagnosis:
@@ -157,17 +158,20 @@ class _Diagnosing:
     def done(self) -> Diagnosis:
         self._numbers()
         self._signs()
-        if self.failure.op == "map":
+        if self.failure.op in ("map", "fault", "setup"):
             self._place()
+        self._cpu()
         self._limits()
         self._attach()
         self._rest()
         findings = sorted(self.found.values(), key=lambda item: _RANK[item.certainty])
-        settled = any(item.settles for item in findings)
+        settled = any(item.settles(self.failure) for item in findings)
         if settled:  # what is certain makes what is merely likely idle
             findings = [item for item in findings if item.certainty == CERTAIN]
         whys = [item.why for item in findings]
-        worth = [item.why for item in findings if item.certainty != POSSIBLE] or whys
+        worth = [item.why for item in findings if item.certainty != POSSIBLE]
+        if self.failure.op != "setup":  # where all that could be done is too much
+            worth = worth or whys
         return Diagnosis(
             failure=self.failure,
             meaning=self._meaning(),
@@ -182,7 +186,8 @@ class _Diagnosing:
     def _add(self, why: Why, certainty: str, text: str) -> None:
         old = self.found.get(why)
         if old is None or _RANK[certainty] < _RANK[old.certainty]:
-            fact = FACTS[why]
+            # A fault is the hardware's, whatever the kernel would have refused.
+            fact = FACTS[Why.UNMAPPED_DMA if self.failure.op == "fault" else why]
             self.found[why] = Finding(why, certainty, text, fact.since, fact.source)
 
     def _can(self, why: Why) -> bool:
@@ -195,7 +200,7 @@ class _Diagnosing:
         call = self.failure
         numbers = [value for value in (call.iova, call.size, call.hva) if value is not None]
         ragged = [value for value in numbers if value % _PAGE]
-        if ragged and call.op in ("map", "unmap") and self._can(Why.ALIGNMENT):
+        if ragged and call.op in ("map", "unmap", "memslot") and self._can(Why.ALIGNMENT):
             shown = ", ".join(f"{value:#x}" for value in ragged)
             self._add(
                 Why.ALIGNMENT,
@@ -224,48 +229,95 @@ class _Diagnosing:
                 continue  # `_place` compares the width with the address
             if why is Why.MEMLOCK and self.failure.errno not in ("ENOMEM", None):
                 continue
-            self._add(why, CERTAIN, f"{_SAID.get(why, why.value)}: {line[:160]!r}")
+            self._add(why, CERTAIN, f"{_SAID.get(why, 'the program says so')}: {line[:160]!r}")
 
     # -- where it should go --------------------------------------------------------------------
 
     def _place(self) -> None:
-        wanted = self.failure.range
+        call, wanted = self.failure, self.failure.place
         if wanted is None:
             return
         judged = self.usable or _clue_usable(self.clues)
         if judged is not None:
-            self.verdict = check(judged, wanted)
-            if not self.verdict.ok and (self._can(Why.HOLE) or self._can(Why.WIDTH)):
+            self.verdict = self._judge(judged, wanted)
+            can = self._can(Why.HOLE) or self._can(Why.WIDTH)
+            if not self.verdict.ok and can:
                 self._from_verdict(judged, self.verdict)
             if self.usable is not None:
                 self.ruled_out |= {Why.HOLE, Why.WIDTH}
-            if self.usable is not None and self.verdict.ok:
-                if self._can(Why.HOLE):
-                    self.notes.append(
-                        f"by the facts of host {judged.host} all of {wanted} may be mapped: the "
-                        "cause is another, or the facts are not those of the groups in question"
-                    )
-                return
-        if self.clues.cpu_bits and wanted.last >> self.clues.cpu_bits:
-            self._add(
-                Why.CPU_BITS,
-                CERTAIN,
-                f"{wanted} needs {wanted.last.bit_length()} address bits, the CPU has "
-                f"{self.clues.cpu_bits}",
-            )
+                if self.verdict.ok and can:
+                    self._usable_place(self.usable, wanted)
+                if self.verdict.ok:
+                    return
+        if call.op == "fault" and self.usable is None:
+            if Why.WIDTH in dict(self.clues.signs) and Why.WIDTH not in self.found:
+                self._add(Why.WIDTH, CERTAIN, "the fault's reason says so: Access beyond MGAW")
+            self.ruled_out |= {Why.HOLE, Why.WIDTH}
+            if self.clues.vendor:
+                self._likely_holes()
+            if not self.found:
+                self.notes.append(
+                    "with --host the address is compared with the holes and the width of the host"
+                )
+            return
         if self._can(Why.HOLE) and self.usable is None:
             self._likely_holes()
         if self._can(Why.WIDTH) and self.usable is None and not self.clues.width:
             self._likely_width()
 
-    def _from_verdict(self, judged: Usable, verdict: Verdict) -> None:
-        if verdict.kind == "granule":
-            self._add(
-                Why.ALIGNMENT,
-                CERTAIN,
-                f"{verdict.range} is not whole granules of {judged.granule:#x} bytes "
-                f"({judged.granule_text})",
+    def _judge(self, judged: Usable, wanted: AddrRange) -> Verdict:
+        """Judge the range; of a call whose size is not known, its first page."""
+        call = self.failure
+        verdict = check(judged, wanted, program=call.program, part=call.part)
+        if call.range is not None or verdict.next_fit is None or verdict.ok:
+            return verdict
+        base = f"another base: all of it fits at {verdict.next_fit:#x}"
+        next_usable = f"another base: the nearest usable address is {verdict.next_fit:#x}"
+        fixes = (next_usable if text == base else text for text in verdict.fixes)
+        return replace(verdict, fixes=tuple(fixes))
+
+    def _usable_place(self, usable: Usable, wanted: AddrRange) -> None:
+        """Say what follows from an address that the facts allow."""
+        if self.failure.op == "fault":
+            self.notes.append(
+                f"by the facts of host {usable.host} {wanted.start:#x} may be mapped: nothing was, "
+                "or not for this device, or not with that access"
             )
+        elif self.failure.range is None:
+            room = usable.room_at(wanted.start)
+            edge = usable.edge_above(wanted.start + room - 1)
+            why = Why.WIDTH if edge.kind is CauseKind.APERTURE else Why.HOLE
+            self._add(
+                why, LIKELY, f"{show_size(room)} fit at {wanted.start:#x}, more meets {edge.text}"
+            )
+        else:
+            self.notes.append(
+                f"by the facts of host {usable.host} all of {wanted} may be mapped: the "
+                "cause is another, or the facts are not those of the groups in question"
+            )
+
+    def _cpu(self) -> None:
+        """KVM's own limit: certain where the CPU's bits are known."""
+        call, wanted = self.failure, self.failure.place
+        bits = self.clues.cpu_bits
+        if bits is None and self.usable is not None:
+            bits = self.usable.cpu_bits
+        if wanted is None or call.op not in ("map", "memslot"):
+            return
+        needs = wanted.last.bit_length()
+        text = f"{wanted} needs {needs} address bits, the CPU has"
+        if bits is None:
+            if call.op == "memslot" and self._can(Why.CPU_BITS) and needs > _CLIENT_BITS:
+                self.bits = _CLIENT_BITS if needs <= _CORE_BITS else _CORE_BITS
+                self._add(Why.CPU_BITS, LIKELY, f"{text} fewer: 39 to 46 are common, 52 the most")
+        elif needs > bits and (call.op == "memslot" or self.clues.cpu_bits):
+            self.bits = bits if self.bits is None else min(self.bits, bits)
+            self._add(Why.CPU_BITS, CERTAIN, f"{text} {bits}")
+        elif call.op == "memslot":
+            self.ruled_out.add(Why.CPU_BITS)
+            self.notes.append(f"the CPU's {bits} address bits are enough for {wanted}")
+
+    def _from_verdict(self, judged: Usable, verdict: Verdict) -> None:
         if verdict.kind == "straddle":
             seam = next(iter(judged.ranges.seams), 0)
             self._add(Why.SEAM, CERTAIN, f"two ranges of the kernel's list touch at {seam:#x}")
@@ -276,21 +328,24 @@ class _Diagnosing:
                 continue
             shown = str(cause.range)
             text = cause.text if shown in cause.text else f"{shown}: {cause.text}"
-            if cause.kind is CauseKind.APERTURE:
+            if verdict.kind == "granule" and cause is verdict.causes[0]:
+                if self._can(Why.ALIGNMENT):
+                    self._add(Why.ALIGNMENT, CERTAIN, text)
+            elif cause.kind is CauseKind.APERTURE:
                 self.bits = (cause.range.start or 1).bit_length() - 1 or None
                 self._add(Why.WIDTH, CERTAIN, f"needs {verdict.bits_needed} address bits; {text}")
             elif Why.HOLE not in self.found or self.found[Why.HOLE].certainty != CERTAIN:
                 self._add(Why.HOLE, CERTAIN, text)
 
     def _likely_holes(self) -> None:
-        wanted, vendor = self.failure.range, self.clues.vendor
+        wanted, vendor = self.failure.place, self.clues.vendor
         assert wanted is not None
         for span, of, vendors, sure in _KNOWN_HOLES:
             if wanted.overlaps(span) and (vendor is None or vendor in vendors):
                 below = span.start - wanted.start
                 fits = f"; {show_size(below)} fit below it" if below > 0 else ""
                 self._add(Why.HOLE, LIKELY if vendor else sure, f"it meets {span}, {of}{fits}")
-        if wanted.start < _4G:
+        if wanted.start < _4G and self.failure.op != "fault":
             self._add(
                 Why.HOLE,
                 POSSIBLE,
@@ -298,11 +353,15 @@ class _Diagnosing:
             )
 
     def _likely_width(self) -> None:
-        wanted = self.failure.range
+        wanted = self.failure.place
         assert wanted is not None
         needs = wanted.last.bit_length()
-        if needs <= _CLIENT_BITS:
-            if wanted.last >= _4G:
+        # Desktops and laptops of Intel have 39; no AMD or Arm server has so few.
+        least = _SERVER_BITS if self.clues.vendor in ("amd", "arm") else _CLIENT_BITS
+        if needs <= least:
+            if self.failure.errno == "EFAULT":
+                self.ruled_out.add(Why.WIDTH)  # the list lets by what is too wide, not this
+            elif wanted.last >= _4G:
                 self._add(
                     Why.WIDTH,
                     POSSIBLE,
@@ -373,6 +432,8 @@ class _Diagnosing:
 
     def _rest(self) -> None:
         """Add what else the errno can mean, in the kernel's order, as possible."""
+        if self.failure.op == "setup" and self.failure.errno is None:
+            return  # anything can be meant
         for rule in self.rules:
             if rule.why in self.ruled_out or rule.why in self.found:
                 continue
@@ -387,20 +448,28 @@ class _Diagnosing:
 
     def _excluded(self, rule: Rule) -> bool:
         call = self.failure
-        if rule.why in (Why.HOLE, Why.WIDTH) and call.range is not None:
+        if rule.why in (Why.HOLE, Why.WIDTH) and call.place is not None:
             # The numbers were looked at: what is left is a region that only the host can name.
-            return rule.why is Why.WIDTH and call.range.last < _4G
+            return rule.why is Why.WIDTH and call.range is not None and call.range.last < _4G
+        if rule.why is Why.REQUESTER:
+            return True  # the fault's own reason would say so
         return rule.why is Why.BAR and call.part == "ram"
 
     def _prior(self, rule: Rule) -> str:
         """Give the cause that most reports of this errno turn out to have."""
         if rule.why is Why.BAR and self.failure.part == "bar":
             return CERTAIN
+        if rule.why is Why.WIDTH and self.failure.place is not None:
+            return POSSIBLE  # the address was looked at
+        if (self.failure.errno, self.failure.part, rule.why) == ("EFAULT", "ram", Why.HVA):
+            return LIKELY
         common = _COMMON.get((self.failure.op, self.failure.errno or ""))
         return LIKELY if common is rule.why or len(self.rules) == 1 else POSSIBLE
 
     def _meaning(self) -> str:
         call = self.failure
+        if call.op == "start":
+            return "the program stopped before it made a map or an attach call"
         if call.op == "fault":
             return "the device used an address that the IOMMU does not translate for it"
         causes = len({rule.why for rule in self.rules})
@@ -430,6 +499,7 @@ _COMMON = {
     ("bind", "EINVAL"): Why.DIRECT,
     ("attach", "EPERM"): Why.ISOLATION,
     ("set-iommu", "EPERM"): Why.ISOLATION,
+    ("fault", ""): Why.UNMAPPED_DMA,
     ("unmap", "EINVAL"): Why.CUT,
     ("unmap", "ENOENT"): Why.NOT_MAPPED,
 }
@@ -455,6 +525,9 @@ _CALLS = {
     "attach": "an attach",
     "bind": "VFIO_DEVICE_BIND_IOMMUFD",
     "open": "opening the device or group",
+    "memslot": "KVM_SET_USER_MEMORY_REGION",
+    "start": "starting the VMM",
+    "setup": "one of the calls that set a device up",
 }
 _SAID = {
     Why.DIRECT: "the kernel's log says that firmware demands a 1:1 mapping",
@@ -463,8 +536,12 @@ _SAID = {
     Why.NOT_VIABLE: "the program says that the group is not viable",
     Why.ENTRIES: "the program counts its mappings against the limit",
     Why.HOLE: "the program names the region",
+    Why.ORDER: "the program says so",
+    Why.REQUESTER: "the fault's reason says so",
 }
 
 
 def _api(call: Failure) -> str:
+    if call.op in ("memslot", "open", "start"):
+        return ""
     return {"type1": " on a VFIO container", "iommufd": " on an iommufd", None: ""}[call.api]

@@ -11,8 +11,23 @@ import enum
 import errno
 from dataclasses import dataclass
 
-OPS = ("map", "unmap", "set-iommu", "attach", "bind", "open", "fault")
-"""What a program may have been doing; `set-iommu` includes putting a group into a container."""
+OPS = (
+    "map",
+    "unmap",
+    "set-iommu",
+    "attach",
+    "bind",
+    "open",
+    "fault",
+    "memslot",
+    "start",
+    "setup",
+)
+"""What a program may have been doing.
+
+`set-iommu` includes putting a group into a container, `memslot` is KVM's own map call, `start` is
+what comes before any of them, and `setup` is one of them that the line does not name.
+"""
 
 APIS = ("type1", "iommufd")
 """Kernel interfaces: a VFIO container, or an iommufd."""
@@ -46,6 +61,15 @@ class Why(enum.Enum):
     ROOM = "no free IOVA of that size"
     PERMISSION = "not allowed to open it"
     UNMAPPED_DMA = "the device reached for an IOVA that is not mapped"
+    REQUESTER = "the IOMMU knows no such device"
+    GUEST_BITS = "too few address bits for the guest"
+    BACKING = "no memory to back the guest's RAM"
+    RLIMIT = "the limit of locked memory may not be raised"
+    NO_IOMMU = "no IOMMU"
+    VIOMMU_WIDTH = "the guest's IOMMU is wider than the host's"
+    VIOMMU_NOTIFY = "the guest's IOMMU does not tell what it maps"
+    VIOMMU_PAGES = "the guest's IOMMU has smaller pages than the host's"
+    IOVA_MODE = "virtual addresses cannot be IOVAs here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +100,11 @@ class Fact:
 
 _Table = dict[str, tuple[Rule, ...]]
 
+_HVA = (
+    "the pages at the address cannot be had: nothing is mapped there, it is read-only, or what "
+    "backs it (hugepages, /dev/shm, a file) has run out"
+)
+
 _TYPE1_MAP: _Table = {
     "EINVAL": (
         Rule(Why.ORDER, "before VFIO_SET_IOMMU every map is refused, whatever its address"),
@@ -92,7 +121,7 @@ _TYPE1_MAP: _Table = {
         Rule(Why.MEMLOCK, "pinning would pass RLIMIT_MEMLOCK and there is no CAP_IPC_LOCK"),
     ),
     "EFAULT": (
-        Rule(Why.HVA, "no memory is mapped at the address, or it is read-only"),
+        Rule(Why.HVA, _HVA),
         Rule(Why.WIDTH, "the driver found the IOVA beyond its width after the list had let it by"),
     ),
 }
@@ -113,7 +142,7 @@ _IOMMUFD_MAP: _Table = {
     ),
     "EFAULT": (
         Rule(Why.BAR, "the address is a device BAR (VM_PFNMAP), which iommufd does not pin"),
-        Rule(Why.HVA, "no memory is mapped at the address, or it is read-only"),
+        Rule(Why.HVA, _HVA),
     ),
     "EBADF": (Rule(Why.ABSENT, "MAP_FILE: no such file descriptor"),),
 }
@@ -178,11 +207,54 @@ _OPEN: _Table = {
     "EINVAL": (Rule(Why.ORDER, "VFIO_GROUP_GET_DEVICE_FD of a group that is in no container"),),
     "EACCES": (Rule(Why.PERMISSION, "the node belongs to another user"),),
     "ENODEV": (Rule(Why.ABSENT, "no device of the group is bound to a VFIO driver"),),
-    "ENOENT": (Rule(Why.ABSENT, "there is no such node: no device is bound to a VFIO driver"),),
+    "ENOENT": (
+        Rule(
+            Why.ABSENT,
+            "there is no such node: no device of the group is bound to a VFIO driver, or the "
+            "module (vfio, iommufd) is not loaded",
+        ),
+    ),
 }
 _FAULT: _Table = {
-    "": (Rule(Why.UNMAPPED_DMA, "the IOMMU found no mapping, or not with that access"),)
+    "": (
+        Rule(Why.HOLE, "the address is in a hole of the host, where nothing can be mapped"),
+        Rule(Why.WIDTH, "the address is beyond the width of the IOMMU"),
+        Rule(Why.UNMAPPED_DMA, "the IOMMU found no mapping, or not with that access"),
+        Rule(Why.REQUESTER, "the requester's id has no context entry: it is in no domain"),
+    )
 }
+_MEMSLOT: _Table = {
+    "EINVAL": (
+        Rule(Why.CPU_BITS, "the slot ends beyond the physical address bits of the host's CPU"),
+        Rule(Why.ALIGNMENT, "guest address, size or address is not whole pages of the host"),
+        Rule(Why.WRAP, "guest address plus size passes 2^64"),
+    ),
+    "EFAULT": (Rule(Why.CPU_BITS, "arm64: the slot ends beyond the IPA size of the guest"),),
+    "EEXIST": (Rule(Why.OVERLAP, "another slot has part of these guest addresses"),),
+    "ENOMEM": (Rule(Why.BACKING, "the kernel had no memory for the slot"),),
+}
+_START: _Table = {
+    "": (
+        Rule(Why.GUEST_BITS, "RAM and the 64-bit PCI window end beyond the guest's addresses"),
+        Rule(Why.BACKING, "memory or hugepages for the guest's RAM are missing"),
+        Rule(Why.RLIMIT, "raising RLIMIT_MEMLOCK needs CAP_SYS_RESOURCE"),
+        Rule(Why.NO_IOMMU, "the IOMMU is off in the firmware or in the kernel"),
+        Rule(Why.VIOMMU_WIDTH, "the guest's IOMMU has more address bits than the host's"),
+        Rule(Why.VIOMMU_NOTIFY, "VFIO must be told of every map of the guest's IOMMU"),
+        Rule(Why.VIOMMU_PAGES, "the guest's IOMMU has smaller pages than the host's"),
+        Rule(Why.IOVA_MODE, "the IOMMU, or the driver, cannot take virtual addresses as IOVAs"),
+        Rule(Why.ALIGNMENT, "part of it is not whole pages of the host, so it is not mapped"),
+    )
+}
+
+
+def _merged(*tables: _Table) -> _Table:
+    found: _Table = {}
+    for table in tables:
+        for name, rules in table.items():
+            found[name] = (*found.get(name, ()), *rules)
+    return found
+
 
 TABLES: dict[tuple[str, str], _Table] = {
     ("map", "type1"): _TYPE1_MAP,
@@ -196,12 +268,17 @@ TABLES: dict[tuple[str, str], _Table] = {
     ("open", "type1"): _OPEN,
     ("open", "iommufd"): _OPEN,
     ("fault", "type1"): _FAULT,
+    ("memslot", "type1"): _MEMSLOT,
+    ("start", "type1"): _START,
+    ("setup", "type1"): _merged(_TYPE1_MAP, _ATTACH, _OPEN),
+    ("setup", "iommufd"): _merged(_IOMMUFD_MAP, _ATTACH, _BIND, _OPEN),
 }
 """(call, interface) -> errno -> rules, in the order of the kernel's checks.
 
 Source: drivers/vfio/vfio_iommu_type1.c, vfio_dma_do_map, vfio_dma_do_unmap and attach_group;
 drivers/vfio/container.c; drivers/iommu/iommufd/ioas.c, io_pagetable.c and device.c;
-drivers/vfio/device_cdev.c (Linux 7.3, and the older ones that `since` names).
+drivers/vfio/device_cdev.c; arch/x86/kvm/x86.c and arch/arm64/kvm/mmu.c,
+kvm_arch_prepare_memory_region (Linux 7.3, and the older ones that `since` names).
 """
 
 FACTS: dict[Why, Fact] = {
@@ -216,7 +293,11 @@ FACTS: dict[Why, Fact] = {
         "vfio_iommu_iova_dma_valid in drivers/vfio/vfio_iommu_type1.c",
     ),
     Why.SEAM: Fact("type1 since Linux 5.4", "vfio_iommu_iova_dma_valid"),
-    Why.CPU_BITS: Fact("KVM refuses the memory slot on every kernel", "KVM_SET_USER_MEMORY_REGION"),
+    Why.CPU_BITS: Fact(
+        "KVM refuses the memory slot: x86 since Linux 5.18 (older ones take it, and the guest "
+        "fails there), arm64 on every kernel",
+        "kvm_arch_prepare_memory_region, KVM_SET_USER_MEMORY_REGION",
+    ),
     Why.ALIGNMENT: Fact("every kernel", "vfio_dma_do_map; drivers/iommu/iommufd/ioas.c"),
     Why.WRAP: Fact(
         "every kernel; type1 says EINVAL before Linux 6.18 and EOVERFLOW since", "vfio_dma_do_map"
@@ -250,13 +331,23 @@ FACTS: dict[Why, Fact] = {
     Why.ABSENT: Fact("every kernel", "drivers/vfio/container.c; drivers/iommu/iommufd/main.c"),
     Why.COHERENCY: Fact("since there is VFIO_DEVICE_BIND_IOMMUFD, Linux 6.6", "device_cdev.c"),
     Why.NOT_MAPPED: Fact(
-        "iommufd since Linux 6.2; through the VFIO compatibility success since 6.18",
+        "iommufd since Linux 6.2; type1, and its compatibility interface since 6.18, say success "
+        "with size 0",
         "commit afb47765f923",
     ),
     Why.CUT: Fact("type1 v2, and iommufd since Linux 6.2", "vfio_dma_do_unmap"),
     Why.ROOM: Fact("iommufd since Linux 6.2", "iopt_alloc_iova"),
     Why.PERMISSION: Fact("every kernel", "drivers/vfio/group.c"),
     Why.UNMAPPED_DMA: Fact("the hardware", "fault reports of DMAR, AMD-Vi and SMMU"),
+    Why.REQUESTER: Fact("the hardware", "fault reasons 1 to 3 of drivers/iommu/intel/dmar.c"),
+    Why.GUEST_BITS: Fact("QEMU 7.1 and later refuse to start", "hw/i386/pc.c, pc_memory_init"),
+    Why.BACKING: Fact("every kernel", "mmap, hugetlbfs"),
+    Why.RLIMIT: Fact("every kernel", "prlimit(2): a hard limit is raised with CAP_SYS_RESOURCE"),
+    Why.NO_IOMMU: Fact("every kernel", "/sys/kernel/iommu_groups is empty without one"),
+    Why.VIOMMU_WIDTH: Fact("QEMU 9.1 and later compare the two", "hw/i386/intel_iommu.c"),
+    Why.VIOMMU_NOTIFY: Fact("every QEMU", "memory_region_register_iommu_notifier"),
+    Why.VIOMMU_PAGES: Fact("every QEMU; 9.0 made the host's page the default", "virtio-iommu.c"),
+    Why.IOVA_MODE: Fact("DPDK 17.11 and later", "rte_eal_iova_mode, pci_device_iommu_support_va"),
 }
 """What is known of each cause."""
 

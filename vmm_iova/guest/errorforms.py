@@ -26,6 +26,7 @@ class Form:
         part: what was to be mapped, or None.
         errno: the errno that it implies, where it prints none.
         sign: what the words settle, or None.
+        echo: True if it only repeats, without numbers, that another call failed.
     """
 
     pattern: re.Pattern[str]
@@ -35,6 +36,7 @@ class Form:
     part: str | None = None
     errno: str | None = None
     sign: Why | None = None
+    echo: bool = False
 
 
 def _form(pattern: str, op: str, api: str | None = None, **more: object) -> Form:
@@ -46,7 +48,6 @@ LISTED = re.compile(
 )
 """A line of a list of failed maps: NAME IOVA SIZE ERRNO FACTS."""
 
-# Each form with where it was seen. The first that matches a line counts.
 FORMS = (
     # The kernel's log (drivers/iommu, drivers/vfio).
     _form(
@@ -96,19 +97,55 @@ FORMS = (
         sign=Why.ISOLATION,
     ),
     _form(
-        r"DMAR: \[.*?\].*?fault addr (?:0x)?(?P<iova_hex>[0-9a-f]+)",
+        r"DMAR: ?\[.*?\].*?fault addr (?:0x)?(?P<iova_hex>[0-9a-f]+).*?"
+        r"(?:Present bit in (?:root|context) entry is clear|Invalid context entry)",
+        "fault",
+        "type1",
+        program="kernel",
+        sign=Why.REQUESTER,
+    ),
+    _form(
+        r"DMAR: ?\[.*?\].*?fault addr (?:0x)?(?P<iova_hex>[0-9a-f]+)",
         "fault",
         "type1",
         program="kernel",
     ),
     _form(r"IO_PAGE_FAULT .*?address=(?P<iova>0x[0-9a-f]+)", "fault", "type1", program="kernel"),
     _form(r"arm-smmu.*?(?:iova=|iova: ?)(?P<iova>0x[0-9a-f]+)", "fault", "type1", program="kernel"),
+    # arm-smmu-v3 before Linux 6.15: four words follow, a line each, the third is the address.
+    _form(r"arm-smmu-v3.*: event 0x1[0-3] received", "fault", "type1", program="kernel"),
+    _form(
+        r"Fault \d+ .*devid: \S+ iotval: (?P<iova_hex>[0-9a-f]+) iotval2: [0-9a-f]+",
+        "fault",
+        "type1",
+        program="kernel",
+    ),
+    # KVM's own map call, as QEMU (accel/kvm/kvm-all.c), Cloud Hypervisor and Firecracker say it.
+    _form(
+        r"KVM_SET_USER_MEMORY_REGION2? failed, slot=\d+, "
+        rf"start=(?P<iova>{HEX}), size=(?P<size>{HEX})",
+        "memslot",
+        program="QEMU",
+    ),
+    _form(
+        r"KVM_SET_USER_MEMORY_REGION2? failed|CreateUserMemory(?:Region)?\(|"
+        r"[Ff]ailed to set KVM user memory region|Failed to create user memory region",
+        "memslot",
+    ),
     # QEMU (hw/vfio/container.c, listener.c, iommufd.c; backends/iommufd.c).
     _form(
-        rf"vfio(?:_container|_legacy)?_dma_(?P<op>map|unmap)\({_ANY}, (?P<iova>{HEX}), "
-        rf"(?P<size>{HEX})(?:, (?P<hva>{_ANY}))?\)",
+        rf"vfio(?:_container|_legacy)?_dma_(?P<op>map|unmap)\({_ANY}, ?(?P<iova>{HEX}), ?"
+        rf"(?P<size>{HEX})(?:, ?(?P<hva>{_ANY}))?\)",
         "map",
         program="QEMU",
+    ),
+    # QEMU's own NVMe driver (util/vfio-helpers.c): address in the process, and size.
+    _form(rf"qemu_vfio_dma_map\((?P<hva>{HEX}), (?P<size>\d+)\) failed", "map", "type1"),
+    _form(
+        rf"received unaligned region \S+ iova=(?P<iova>{HEX})",
+        "start",
+        program="QEMU",
+        sign=Why.ALIGNMENT,
     ),
     _form(
         rf"can't map guest IOVA region (?P<iova>{HEX})\.\.(?P<last>{HEX})",
@@ -127,6 +164,45 @@ FORMS = (
     _form(r"error bind device fd=-?\d+ to iommufd", "bind", "iommufd", program="QEMU"),
     _form(r"error attach .* to id=\d+", "attach", "iommufd", program="QEMU"),
     _form(r"running out of DMA mappings", "map", "type1", program="QEMU", sign=Why.ENTRIES),
+    _form(
+        rf"Address space limit (?P<top>{HEX}) < (?P<last>{HEX}).*phys-bits too low",
+        "start",
+        program="QEMU",
+        sign=Why.GUEST_BITS,
+    ),
+    _form(
+        r"cannot set up guest memory|unable to map backing store for guest RAM",
+        "start",
+        program="QEMU",
+        sign=Why.BACKING,
+    ),
+    _form(r"aw-bits \d+ > host aw-bits", "start", program="QEMU", sign=Why.VIOMMU_WIDTH),
+    _form(
+        r"requires caching mode|without enabling caching-mode|requires iommu MAP notifier",
+        "start",
+        program="QEMU",
+        sign=Why.VIOMMU_NOTIFY,
+    ),
+    _form(
+        rf"does not support frozen granule|page mask {HEX} is incompatible with mask {HEX}",
+        "start",
+        program="QEMU",
+        sign=Why.VIOMMU_PAGES,
+    ),
+    _form(r"no iommu_group found|[Nn]o available IOMMU models", "start", sign=Why.NO_IOMMU),
+    # libvirt (src/util/virprocess.c, src/qemu), Proxmox (PVE/QemuServer/PCI.pm).
+    _form(
+        r"cannot limit locked memory of process \d+ to (?P<size>\d+)",
+        "start",
+        program="libvirt",
+        sign=Why.RLIMIT,
+    ),
+    _form(
+        r"host doesn't support (?:VFIO PCI )?passthrough|host doesn't support VFIO|"
+        r"cannot prepare PCI pass-?through, IOMMU not present",
+        "start",
+        sign=Why.NO_IOMMU,
+    ),
     # rust-vmm vfio-ioctls: Cloud Hypervisor, crosvm, Kata, Dragonball.
     _form(r"IommuDmaMap\b|failed to add guest memory map into iommu table", "map", "type1"),
     _form(r"IommuDmaUnmap\b|failed to remove guest memory map from iommu table", "unmap", "type1"),
@@ -172,7 +248,29 @@ FORMS = (
         errno="EINVAL",
         sign=Why.HOLE,
     ),
-    # DPDK (lib/eal/linux/eal_vfio.c) and SPDK (lib/env_dpdk/memory.c).
+    # DPDK (lib/eal/linux/eal_vfio.c, common/eal_common_memory.c) and SPDK (env_dpdk/memory.c).
+    _form(
+        r"Expecting 'PA' IOVA mode but current mode is 'VA'",
+        "start",
+        program="DPDK",
+        sign=Why.IOVA_MODE,
+    ),
+    _form(
+        r"[Mm]emseg iova (?P<iova_hex>[0-9a-f]+), len (?P<size_hex>[0-9a-f]{1,16}), out of range",
+        "map",
+        "type1",
+        program="DPDK",
+        errno="EINVAL",
+    ),
+    _form(
+        r"Unexpected size \d+ of DMA remapping cleared",
+        "unmap",
+        "type1",
+        program="DPDK",
+        sign=Why.NOT_MAPPED,
+    ),
+    _form(r"VFIO support not initialized", "map", "type1", program="DPDK", sign=Why.ORDER),
+    _form(r"Couldn't map new region for DMA", "map", "type1", program="DPDK"),
     _form(r"[Cc]annot set up DMA remapping|DMA remapping failed", "map", "type1", program="DPDK"),
     _form(r"[Cc]annot clear DMA remapping", "unmap", "type1", program="DPDK"),
     _form(r"[Cc]annot set up DMA mapping", "map", "type1", program="SPDK"),
@@ -182,6 +280,7 @@ FORMS = (
     _form(r"[Ff]ailed to MAP DMA memory", "map", "type1", program="libevpl"),
     _form(r"iommufd IOAS DMA map failed", "map", "iommufd", program="OpenVMM", part="ram"),
     _form(r"VFIO_IOMMU_MAP_DMA\b", "map", "type1"),
+    _form(r"KVM_SET_USER_MEMORY_REGION\b", "memslot"),
     _form(r"VFIO_IOMMU_UNMAP_DMA\b", "unmap", "type1"),
     _form(r"IOMMU_IOAS_MAP(?:_FILE)?\b", "map", "iommufd"),
     _form(r"IOMMU_IOAS_UNMAP\b", "unmap", "iommufd"),
@@ -189,6 +288,18 @@ FORMS = (
     _form(r"VFIO_GROUP_SET_CONTAINER\b", "attach", "type1"),
     _form(r"VFIO_DEVICE_ATTACH_IOMMUFD_PT\b", "attach", "iommufd"),
     _form(r"VFIO_DEVICE_BIND_IOMMUFD\b", "bind", "iommufd"),
-    _form(r"(?:open|opening) (?:\S*/)?dev/vfio/\S+", "open", "type1"),
+    _form(r"(?:open|opening) '?(?:\S*/)?dev/(?:vfio/\S+|iommu\b)", "open"),
+    _form(r"couldn't open directory \S*vfio-dev", "open", "iommufd", program="QEMU"),
     Form(LISTED, "map"),
+    # What a program says when one of the calls above failed.
+    _form(r"memory listener initialization failed", "map", program="QEMU", part="ram", echo=True),
+    _form(r"DMA mapping failed, unable to continue", "map", program="QEMU", echo=True),
+    _form(r"[Ff]ailed to set ?up container", "setup", program="QEMU", echo=True),
+    _form(
+        r"(?i:\bvfio\b|iommufd|/dev/vfio|vfio-pci).*?"
+        r"(?i:fail|error|cannot|can't|could ?n[o']t|unable)",
+        "setup",
+        echo=True,
+    ),
 )
+"""Each form with where it was seen. The first that matches a line counts."""

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+RECOGNISED = (
+    "lines in which a map, an unmap, an attach or the setup of a device fails, of QEMU, KVM, "
+    "libvirt, Cloud Hypervisor, Firecracker, crosvm, kvmtool, OpenVMM, DPDK, SPDK, libvfn and "
+    "strace, and the kernel's own (VFIO, DMAR, AMD-Vi, SMMU, RMRR, RLIMIT_MEMLOCK)"
+)
+"""What `parse_report` takes, as a clause."""
+_PAGE = 4096  # the smallest of any IOMMU
 _LONGEST = 4096  # characters of a line; the forms take quadratic time on hostile ones
 
 
@@ -42,6 +49,7 @@ class Failure:
         line: number of the line, from 1.
         text: the line.
         name: what a list of failed maps calls it, or None.
+        echo: True if the line only repeats that some call failed.
     """
 
     op: str
@@ -56,6 +64,7 @@ class Failure:
     line: int = 1
     text: str = ""
     name: str | None = None
+    echo: bool = False
 
     @property
     def range(self) -> AddrRange | None:
@@ -63,6 +72,14 @@ class Failure:
         if self.iova is None or not self.size or self.iova + self.size - 1 > ADDRESS_LAST:
             return None
         return AddrRange.from_size(self.iova, self.size)
+
+    @property
+    def place(self) -> AddrRange | None:
+        """The IOVAs, or the page at `iova` where the size is not known."""
+        if self.iova is None or self.size:
+            return self.range
+        start = self.iova // _PAGE * _PAGE if self.op == "fault" else self.iova
+        return AddrRange(start, min(start + _PAGE - 1, ADDRESS_LAST))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +137,7 @@ _ERRNO = (
     re.compile(r"\b(" + "|".join(sorted(NAMES)) + r")\b"),  # strace: = -1 EINVAL
     re.compile(r"\(os error (\d+)\)"),
     re.compile(r"\bError\((\d+)\)"),  # {:?} of a Rust errno
-    re.compile(r"= -(\d+)\b"),
+    re.compile(r"= -(?!1\b)(\d+)"),  # a plain -1 is what ioctl returned, not the errno
     re.compile(r"\berror:? (\d+)\b"),
     re.compile(r"\berrno[ =:(]+-?(\d+)"),
     re.compile(r"(?:failed|MAP_DMA): -(\d+)\b"),
@@ -144,7 +161,9 @@ _SPAN = re.compile(rf"\b(?:iova|IOVA|gpa)(?:=| = |: ?| )\[(?P<iova>{HEX}), ?(?P<
 _PROGRAMS = (
     (re.compile(r"\bqemu|\bkvm: |QEMU\["), "QEMU"),
     (
-        re.compile(r"cloud-hypervisor|VmBoot\(|VfioDmaMap|VfioMapRegion|VFIO MMIO region"),
+        re.compile(
+            r"cloud-hypervisor|VmBoot\(|VfioDmaMap|VfioMapRegion|VFIO MMIO region|guest BDF"
+        ),
         "Cloud Hypervisor",
     ),
     (re.compile(r"\bcrosvm\b"), "crosvm"),
@@ -152,13 +171,21 @@ _PROGRAMS = (
     (re.compile(r"\blkvm\b|\bkvmtool\b"), "kvmtool"),
     (re.compile(r"\bSPDK\b|spdk|_vfio_iommu_map_dma"), "SPDK"),
     (re.compile(r"\bEAL\b|\bDPDK\b"), "DPDK"),
+    (re.compile(r"\bunvme\b"), "unvme"),
+    (re.compile(r"\blibvirt\b|\bvirError\b"), "libvirt"),
 )
-_RAM = re.compile(r"[Rr]egion \S*ram\b|\bpc\.ram\b|mach-virt\.ram|guest RAM|guest memory")
+_RAM = re.compile(
+    r"[Rr]egion (?:\S*ram\b|dimm|mem|ram-node|/objects/)|\bpc\.ram\b|mach-virt\.ram|"
+    r"guest RAM|guest memory(?! map)|VfioDmaMap\("
+)
 _BAR = re.compile(
-    r"\bBAR\b(?!\?)|MMIO region|VfioMapRegion|mmaps\[|p2p|peer-to-peer", re.IGNORECASE
+    r"\bBAR\b(?!\?)|MMIO region|VfioMapRegion|to DMA map: .*guest BDF|mmaps\[|p2p|peer-to-peer",
+    re.IGNORECASE,
 )
-_BDF = re.compile(r"\b(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]\b")
+_BDF = re.compile(r"(?<!guest BDF: )\b(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]\b")
 _GROUP = re.compile(r"\bgroup (\d{1,9})\b|/dev/vfio/(\d{1,9})\b")
+_SMMU_EVENT = re.compile(r"arm-smmu-v3.*: event 0x1[0-3] received")
+_WORD = re.compile(r"(0x[0-9a-f]{16})\s*$")
 _WIDTH = re.compile(r"iommu width \((\d{1,2})\)")
 _AMD = re.compile(r"\bAMD\b|\bEPYC\b|\bRyzen\b|AMD-Vi|\bThreadripper\b")
 _INTEL = re.compile(r"\bIntel\b|\bXeon\b|\bDMAR\b|\bLake\b|\bi[3579]-\d{3,5}")
@@ -168,6 +195,8 @@ _CLIENT = re.compile(
     r"\b(?:Alder|Raptor|Meteor|Arrow|Lunar|Tiger|Rocket|Comet|Coffee|Kaby) ?Lake\b|"
     r"\bCore (?:Ultra|i[3579])|\bi[3579]-\d{3,5}"
 )
+_MASK = re.compile(r"using dma mask ([0-9a-f]*[1-9a-f][0-9a-f]*)\b")
+_HOST_BITS = re.compile(r"> host aw-bits (0x[0-9a-f]{1,2}|[1-9]\d?)\b")
 _PAST = re.compile(r"past 2\^(\d{2})|KVM memslot refused")
 _MEMLOCK_WORDS = re.compile(r"memlock|RLIMIT_MEMLOCK|locked memory", re.IGNORECASE)
 _LIMIT = re.compile(r"RLIMIT_MEMLOCK \((\d+)\)")
@@ -204,7 +233,7 @@ def parse_report(text: str, name: str = "the report") -> Report:
     found: list[Failure] = []
     reading = _Clues()
     passed_over = 0
-    for number, raw in enumerate(text.splitlines(), 1):
+    for number, raw in enumerate(_joined(text.splitlines()), 1):
         line = raw[:_LONGEST].strip().strip("\"'`> ")
         if not line or line.startswith("#"):
             continue
@@ -217,10 +246,21 @@ def parse_report(text: str, name: str = "the report") -> Report:
             f"{name}: none of its {max(len(text.splitlines()), 1)} lines tells of a failed call",
             source=name,
             text=shorten(text.strip()),
-            hint="paste the error line of the VMM or of the kernel's log whole, or state the call: "
+            hint=f"{RECOGNISED} are recognised: paste the line whole, or state the call: "
             "vmm-iova explain --iova 0x382000000000 --size 256M --errno EINVAL",
         )
     return Report(tuple(_once(found)), reading.done(), passed_over)
+
+
+def _joined(lines: list[str]) -> Iterator[str]:
+    """Put the address of an SMMUv3 event, the third of the words that follow it, into its line."""
+    for index, line in enumerate(lines):
+        words = []
+        if _SMMU_EVENT.search(line):
+            words = [
+                word[1] for more in lines[index + 1 : index + 5] if (word := _WORD.search(more))
+            ]
+        yield f"{line} iova: {words[2]}" if len(words) > 2 else line
 
 
 def _failures(line: str, number: int) -> Iterator[Failure]:
@@ -230,6 +270,8 @@ def _failures(line: str, number: int) -> Iterator[Failure]:
     )
     if form is None or match is None:
         return
+    if form is FORMS[-1] and _errno_in(line) is None:
+        return  # too little said for a failure
     for again in form.pattern.finditer(line):
         yield _failure(form, again, line, number)
 
@@ -240,13 +282,13 @@ def _failure(form: Form, match: re.Match[str], line: str, number: int) -> Failur
     iova = _number(got.get("iova")) if "bits" not in got else int(got["iova"], 16)
     if got.get("iova_hex"):
         iova = int(got["iova_hex"], 16) & ADDRESS_LAST
-    size = _number(got.get("size"))
+    size = _number(got.get("size")) or int(got.get("size_hex") or "0", 16) or None
     last = got.get("last") or got.get("last_hex")
     if last and iova is not None and int(last, 16) >= iova:
         # Some print the address behind the last byte: no last byte is a multiple of 4 KiB.
         size = int(last, 16) - iova + (int(last, 16) % 4096 != 0)
     if "bits" in got:
-        size = 1 << 12  # the line names the last page of the map
+        size = _PAGE  # the line names the last page of the map
     span = _SPAN.search(rest)
     if iova is None and span is not None:
         iova = _number(span["iova"])
@@ -274,6 +316,7 @@ def _failure(form: Form, match: re.Match[str], line: str, number: int) -> Failur
         line=number,
         text=line,
         name=got.get("name"),
+        echo=form.echo,
     )
 
 
@@ -288,7 +331,7 @@ def _once(found: list[Failure]) -> Iterator[Failure]:
     QEMU prints the ioctl's failure and then the call's; the kernel logs the cause beside it.
     """
     kept: list[Failure] = []
-    for item in found:
+    for item in [item for item in found if not item.echo] or found:
         twin = next((index for index, old in enumerate(kept) if _same(old, item)), None)
         if twin is None:
             kept.append(item)
@@ -344,6 +387,16 @@ class _Clues:
         if width and 1 <= int(width[1]) <= 64:
             self.width = min(self.width or 64, int(width[1]))
             self.signs.setdefault(Why.WIDTH, line)
+        mask = _MASK.search(line)
+        if mask:  # DPDK prints the bits that an IOVA may not have
+            self.width = min(
+                self.width or 64, (int(mask[1], 16) & -int(mask[1], 16)).bit_length() - 1
+            )
+        host = _HOST_BITS.search(line)
+        if host:
+            self.width = min(self.width or 64, int(host[1], 0))
+        if "Access beyond MGAW" in line:
+            self.signs.setdefault(Why.WIDTH, line)
         for pattern, vendor in ((_AMD, "amd"), (_INTEL, "intel"), (_ARM, "arm")):
             if pattern.search(line):
                 self.vendors.add(vendor)
@@ -362,7 +415,8 @@ class _Clues:
         for form in FORMS:
             if form.sign and form.sign is not Why.WIDTH and form.pattern.search(line):
                 self.signs.setdefault(form.sign, line)
-        self.devices.update(dict.fromkeys(_BDF.findall(line)))
+        named = (found if len(found) > 7 else f"0000:{found}" for found in _BDF.findall(line))
+        self.devices.update(dict.fromkeys(named))
         self.groups.update((a or b, None) for a, b in _GROUP.findall(line))
 
     def done(self) -> Clues:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import PlanError
+from vmm_iova.guest.machine import load_machine
 from vmm_iova.host.evidence import EvidenceKind
 from vmm_iova.host.model import RegionKind
 from vmm_iova.host.usable import Cause, CauseKind, Usable
@@ -14,10 +15,13 @@ from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
 from vmm_iova.units import format_size, show_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-_MIB = 1 << 20
+_MIB, _4G = 1 << 20, 1 << 32
+_ROOMY = 1 << 38  # a guest whose addresses end below it has little room for large BARs
 _SMALLEST_PAGE = 4096  # no kernel with an IOMMU has a smaller base page
+WIDER_DEVICE = "a device behind an IOMMU with more address bits"
+"""The fix that is always left where the width is the cause."""
 HOLES = (CauseKind.REGION, CauseKind.PLATFORM, CauseKind.KERNEL_GAP, CauseKind.GUEST)
 """Causes that are holes inside the aperture, rather than an end of it."""
 
@@ -75,19 +79,28 @@ class Verdict:
     fixes: tuple[str, ...]
 
 
-def check(usable: Usable, wanted: AddrRange) -> Verdict:
+def check(
+    usable: Usable, wanted: AddrRange, *, program: str | None = None, part: str | None = None
+) -> Verdict:
     """Say whether `wanted` may be one mapping and, if not, what forbids it and what would help.
+
+    Args:
+        usable: where the host allows mappings.
+        wanted: the range.
+        program: VMM whose options the fixes name; None names those of all.
+        part: `ram`, `bar`, or None when it is not known: RAM is not moved by fewer address bits.
 
     Complexity: O(holes).
     Synchronization: none required.
     """
-    causes = usable.causes_of(wanted)
-    ragged = (wanted.start | (wanted.last + 1)) % usable.granule
-    kind = _kind(usable, wanted, causes, bool(ragged))
-    room = min(usable.room_at(wanted.start), wanted.size)
-    below = [item.last for item in usable.ranges if causes and item.last < causes[0].range.start]
-    shared = usable.ranges & RangeSet([wanted])
-    next_fit = _next_fit(usable, wanted) if kind != "ok" else wanted.start
+    page = usable.granule if usable.granule_known else _SMALLEST_PAGE
+    holes = usable.causes_of(wanted)
+    causes = (*_misaligned(usable, wanted, page), *holes)
+    kind = _kind(usable, wanted, causes)
+    room = 0
+    if not wanted.start % page:  # a start that is refused has no room
+        room = min(usable.room_at(wanted.start), wanted.size) // page * page
+    below = [item.last for item in usable.ranges if holes and item.last < holes[0].range.start]
     made = Verdict(
         range=wanted,
         ok=kind == "ok",
@@ -96,32 +109,47 @@ def check(usable: Usable, wanted: AddrRange) -> Verdict:
         room=room,
         limit=max(below, default=wanted.start + room - 1 if room else None),
         bits_needed=wanted.last.bit_length(),
-        pieces=tuple(shared),
-        next_fit=next_fit,
-        warnings=tuple(_warnings(usable, wanted, bool(ragged))),
+        pieces=tuple(usable.ranges & RangeSet([wanted])),
+        next_fit=wanted.start if kind == "ok" else _next_fit(usable, wanted, page),
+        warnings=tuple(_warnings(usable, wanted)),
         fixes=(),
     )
-    return made if made.ok else _with_fixes(made, usable)
+    if made.ok:
+        return made
+    return replace(made, fixes=tuple(_fixes(made, usable, page, program, part)))
 
 
-def _kind(usable: Usable, wanted: AddrRange, causes: Sequence[Cause], ragged: bool) -> str:
+def _misaligned(usable: Usable, wanted: AddrRange, page: int) -> Iterator[Cause]:
+    """The kernel looks at the alignment before it looks at the place (vfio_dma_do_map)."""
+    ragged = [
+        f"{name} {value:#x}"
+        for name, value in (("start", wanted.start), ("size", wanted.size))
+        if value % page
+    ]
+    if ragged:
+        why = usable.granule_text if page == usable.granule else "no IOMMU has smaller pages"
+        are = "is not a multiple" if len(ragged) == 1 else "are not multiples"
+        text = f"{wanted}: {' and '.join(ragged)} {are} of {page:#x} ({why})"
+        yield Cause(CauseKind.GRANULE, wanted, text)
+
+
+def _kind(usable: Usable, wanted: AddrRange, causes: Sequence[Cause]) -> str:
     if causes:
-        return "conflict" if causes[0].kind in HOLES else "outside_aperture"
-    if wanted not in usable.ranges:
-        return "straddle"
-    if (wanted.start | (wanted.last + 1)) % _SMALLEST_PAGE:
-        return "granule"
-    return "granule" if ragged and usable.granule_known else "ok"
+        first = causes[0].kind
+        if first is CauseKind.GRANULE and causes[0].range == wanted:
+            return "granule"
+        return "conflict" if first in HOLES else "outside_aperture"
+    return "ok" if wanted in usable.ranges else "straddle"
 
 
-def _warnings(usable: Usable, wanted: AddrRange, ragged: bool) -> list[str]:
+def _warnings(usable: Usable, wanted: AddrRange) -> list[str]:
     found = [
         f"overlaps direct-relaxable {region.range} ({region.source}): allowed once the host's "
         "driver has let go of the device"
         for region in usable.relaxable
         if region.range.overlaps(wanted)
     ]
-    if ragged and not usable.granule_known:
+    if (wanted.start | wanted.size) % usable.granule and not usable.granule_known:
         found.append(
             f"not a multiple of {usable.granule:#x}: fails on a kernel with pages of that size "
             f"({usable.granule_text})"
@@ -129,12 +157,13 @@ def _warnings(usable: Usable, wanted: AddrRange, ragged: bool) -> list[str]:
     return found
 
 
-def _next_fit(usable: Usable, wanted: AddrRange) -> int | None:
+def _next_fit(usable: Usable, wanted: AddrRange, page: int) -> int | None:
     """Nearest place where all of it fits: the lowest above, else the highest below.
 
-    The place is aligned as the one that was asked for, up to its size: a BAR must stay so.
+    The place is aligned as the one that was asked for, up to its size: a BAR must stay so. A size
+    that is not whole pages is rounded up to them.
     """
-    size = wanted.size
+    size = -(-wanted.size // page) * page
     natural = wanted.start & -wanted.start or usable.granule
     align = max(min(natural, 1 << (size - 1).bit_length()), usable.granule)
     below = None
@@ -148,32 +177,71 @@ def _next_fit(usable: Usable, wanted: AddrRange) -> int | None:
     return below
 
 
-def _with_fixes(verdict: Verdict, usable: Usable) -> Verdict:
-    fixes = []
-    wanted, next_fit = verdict.range, verdict.next_fit
+def _fixes(
+    verdict: Verdict, usable: Usable, page: int, program: str | None, part: str | None
+) -> Iterator[str]:
+    """What can be done, the most promising first; `check` and `explain` say the same."""
+    wanted = verdict.range
     if verdict.kind == "granule":
-        fixes.append(f"make start and size multiples of {usable.granule:#x}")
+        whole = wanted.align_outward(page)
+        held = f": {whole} holds all of it" if whole in usable.ranges else ""
+        yield f"make start and size multiples of {page:#x}{held}"
+        if held:
+            return
     if verdict.kind == "straddle":
-        fixes.append("map it in pieces: " + ", ".join(map(str, verdict.pieces)))
-    if verdict.kind == "outside_aperture":
-        hull = usable.ranges.hull
-        wide = verdict.causes[0].kind is CauseKind.APERTURE
-        if wide and hull is not None and wanted.last > hull.last:
-            bits = (hull.last + 1).bit_length() - 1
-            fixes.append(
-                f"keep guest addresses below {hull.last + 1:#x}: {bits} physical address bits for "
-                f"the guest instead of {verdict.bits_needed} (QEMU: phys-bits={bits}; libvirt: "
-                f"<maxphysaddr mode='emulate' bits='{bits}'/>)"
-            )
-    if next_fit is not None:
-        fixes.append(f"another base: all of it fits at {next_fit:#x}")
-    if verdict.kind == "conflict":
+        yield "map it in pieces: " + ", ".join(map(str, verdict.pieces))
+    top = usable.ranges.hull.last + 1 if usable.ranges.hull else 0
+    beyond = any(cause.kind is CauseKind.APERTURE for cause in verdict.causes)
+    if beyond and part != "ram" and wanted.last >= top >= _4G and usable.arch != "s390x":
+        yield from fewer_bits(top.bit_length() - 1, verdict.bits_needed, program)
+    if verdict.next_fit is not None:
+        yield f"another base: all of it fits at {verdict.next_fit:#x}"
+    if verdict.kind in ("conflict", "outside_aperture"):
         if len(verdict.pieces) > 1:
-            fixes.append("map around it: " + ", ".join(map(str, verdict.pieces)))
+            yield "map around it: " + ", ".join(map(str, verdict.pieces))
         elif verdict.room:
-            fixes.append(f"a smaller one: {show_size(verdict.room)} fit at {wanted.start:#x}")
-    fixes += region_fixes(verdict.causes, usable)
-    return replace(verdict, fixes=tuple(fixes))
+            yield f"a smaller one: {show_size(verdict.room)} fit at {wanted.start:#x}"
+        yield from _below_the_hole(verdict, program, part)
+    yield from region_fixes(verdict.causes, usable)
+    if beyond and wanted.last >= top:
+        yield WIDER_DEVICE
+
+
+def _below_the_hole(verdict: Verdict, program: str | None, part: str | None) -> Iterator[str]:
+    """BARs go to the top of the guest's addresses: with fewer bits that is below the hole."""
+    holes = [cause.range.start for cause in verdict.causes if cause.kind in HOLES]
+    if part != "ram" and verdict.kind == "conflict" and holes and holes[0] >= _ROOMY:
+        bits = holes[0].bit_length() - 1
+        for text in fewer_bits(bits, program=program):
+            yield f"if it is a BAR, {text}: then BARs lie below {holes[0]:#x}"
+
+
+def fewer_bits(bits: int, needed: int | None = None, program: str | None = None) -> Iterator[str]:
+    """Say how VMMs are told to give a guest fewer address bits, by their machine models.
+
+    Args:
+        bits: what the host has.
+        needed: what the guest used, or None.
+        program: VMM to name; None names all. One that has no such option yields nothing.
+    """
+    models = ("q35", "cloud-hypervisor") if program is None else MODELS.get(program, ())
+    options = [load_machine(name).option("phys_bits", bits=bits) for name in models]
+    ways = [way for option in options if option for way in option.split("; ")]
+    if program in ("libvirt", "Proxmox"):
+        ways = [way for way in ways if way.startswith(program)]
+    instead = f" instead of {needed}" if needed else ""
+    if ways:
+        yield f"limit the guest's physical address bits to {bits}{instead} ({'; '.join(ways)})"
+
+
+MODELS = {
+    "QEMU": ("q35",),
+    "libvirt": ("q35",),
+    "Proxmox": ("q35",),
+    "Cloud Hypervisor": ("cloud-hypervisor",),
+    "kernel": ("q35", "cloud-hypervisor"),  # its log does not say for which VMM
+}
+"""Programs whose guests can be given fewer address bits, with the models that say how."""
 
 
 def region_fixes(causes: Sequence[Cause], usable: Usable) -> list[str]:

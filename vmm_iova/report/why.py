@@ -21,6 +21,9 @@ _OPS = {
     "bind": "bind to iommufd",
     "open": "opening the device",
     "fault": "DMA",
+    "memslot": "KVM memory slot",
+    "start": "starting",
+    "setup": "setting up the device",
 }
 
 
@@ -50,7 +53,7 @@ def _title(diagnosis: Diagnosis) -> str:
     call = diagnosis.failure
     if call.range is not None:
         where = f" of {call.range} ({show_size(call.range.size)})"
-    elif call.iova is not None:
+    elif call.iova is not None and call.op != "start":
         where = f" at {call.iova:#x}"
     else:
         where = ""
@@ -66,7 +69,7 @@ def _with(errno: str | None) -> str:
 
 def _fits(diagnosis: Diagnosis) -> Iterator[str]:
     verdict = diagnosis.verdict
-    if verdict is None or verdict.ok:
+    if verdict is None or verdict.ok or diagnosis.failure.op == "fault":
         return
     if verdict.limit is not None and verdict.kind == "outside_aperture":
         yield f"  limit: the last usable address is {verdict.limit:#x}"
