@@ -194,6 +194,7 @@ _BUILDER = Machine(
     (RamWindow("ram", AddrRange(0, ADDRESS_LAST)),),
     fixed=(),
     pci64=Pci64Window(1 << 20, 1 << 20, 1 << 32),
+    options=(("pci64_start", "builder: {start}"),),
 )
 # Its worker leaves a gap below 4 GiB, so that 4 GiB of RAM end above 32 bits.
 _WORKER = Machine(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -78,12 +79,33 @@ class TestAmd:
         layout = vi.plan(vi.Guest("q35", gib * GIB), amd, on_hole="move")
         assert (layout.ram[1].place.start == TIB) == moved
 
-    def test_split_of_979_gib_keeps_ram_and_moves_the_window(self, amd: vi.Usable) -> None:
+    def test_split_of_979_gib_says_that_the_window_meets_the_hole(self, amd: vi.Usable) -> None:
+        # QEMU has no option for where the window begins: it is where it is.
         layout = vi.plan(vi.Guest("q35", 979 * GIB), amd)
         window = _item(layout, "64-bit PCI window")
         assert len(layout.ram) == 2
+        assert (window.place, window.iova) == (AddrRange.from_size(981 * GIB, 32 * GIB), None)
+        assert any("meets 0xfd00000000" in note.text for note in layout.notes)
+        assert any("--on-hole move" in note.text for note in layout.notes)
+
+    def test_window_that_can_be_placed_goes_beyond_the_hole(self, amd: vi.Usable) -> None:
+        q35 = vi.load_machine("q35")
+        own = replace(q35, options=(*q35.options, ("pci64_start", "mine: --window {start}")))
+        layout = vi.plan(vi.Guest(own, 979 * GIB), amd)
+        window = _item(layout, "64-bit PCI window")
         assert window.place == AddrRange.from_size(TIB, 32 * GIB)
         assert "HyperTransport" in (window.start_cause or "")
+        assert any("mine: --window 0x10000000000" in note.text for note in layout.notes)
+
+    def test_bar_that_only_its_alignment_moves_is_not_said_to_meet_something(
+        self,
+    ) -> None:
+        laptop = vi.load_host("intel-dmar-i7-2600").usable()
+        # The window of 17 GiB for both BARs has no room below 2^35, so they are packed.
+        bars = [vi.Bar("gpu", "16G", required=True), vi.Bar("nic", "1G", required=True)]
+        for machine in ("q35", "i440fx"):
+            layout = vi.plan(vi.Guest(machine, "1G", bars=bars, phys_bits=35), laptop)
+            assert _item(layout, "64-bit PCI window").start_cause is None
 
     def test_small_guest_lies_wholly_below_the_gap(self, amd: vi.Usable) -> None:
         layout = vi.plan(vi.Guest("q35", 0xB000_0000 - 0x1000), amd)

@@ -134,7 +134,10 @@ _SMALL = Machine(
         RamWindow("high", AddrRange(7 * _PAGE, ADDRESS_LAST)),
     ),
     pci64=Pci64Window(_PAGE, _PAGE, 0),
+    options=(("pci64", "--window-size {size}"),),
 )
+# A VMM that can be told where its window begins; the other one has it right above RAM.
+_PLACED = replace(_SMALL, options=(*_SMALL.options, ("pci64_start", "--window {start}")))
 
 
 def _small_host(holes: frozenset[int]) -> vi.Usable:
@@ -196,13 +199,18 @@ def _has_room(free: set[int], bars: list[int], top: int) -> bool:
     ),
     bars=st.lists(st.sampled_from([1, 2, 4]), max_size=3),
     prefer=st.sampled_from(["lowest", "fewest"]),
+    machine=st.sampled_from([_SMALL, _PLACED]),
 )
 def test_no_split_is_refused_that_a_search_of_every_place_finds(
-    holes: frozenset[int], nodes: list[tuple[int, int]], bars: list[int], prefer: str
+    holes: frozenset[int],
+    nodes: list[tuple[int, int]],
+    bars: list[int],
+    prefer: str,
+    machine: Machine,
 ) -> None:
     free = set(range(_PAGES)) - holes
     guest = vi.Guest(
-        _SMALL,
+        machine,
         nodes=[vi.Node(units * unit * _PAGE, unit * _PAGE) for units, unit in nodes],
         bars=[vi.Bar(f"b{n}", size * _PAGE, required=True) for n, size in enumerate(bars)],
     )

@@ -9,6 +9,7 @@ from vmm_iova.guest.bars import Packing, fit, without
 from vmm_iova.guest.layout import Item, ItemKind
 from vmm_iova.guest.ram import Ram
 from vmm_iova.guest.refuse import NO_TOP
+from vmm_iova.host.evidence import HYPERTRANSPORT
 from vmm_iova.host.model import Note
 from vmm_iova.ranges import AddrRange, RangeSet
 from vmm_iova.units import format_size
@@ -85,21 +86,38 @@ class Above(Ram):
             raise self._no_window(window.size or 0, top)
         if place is None:
             limit = self.wanted.limits[0].text
-            self.notes.append(Note(f"the 64-bit PCI window is left out: {limit}"))
+            option = self.machine.option("pci64_none")
+            how = f" ({option})" if option else ""
+            self.notes.append(Note(f"the 64-bit PCI window is left out: {limit}{how}"))
             return
         own = self.wanted.pci64
-        if own is not None and own.size is not None and own.size < place.size:
-            self._say_grown(place)
+        if own is not None and own.size not in (None, place.size):
+            self._say_size(place)
         if window.size is None:
             self._say_narrower(place)
-        moved = natural is None or place.start > natural.start
-        cause = self._cause_below(place.start) if moved else None
+        lowest = self._floor(top) if natural is None else natural.start
+        cause = self._pushed(place.start, lowest) if place.start > lowest else None
+        if place.start > lowest and self.machine.pci64_placed:
+            self._say_placed(place)
         reached = place in self.usable.ranges
         if not reached and self.machine.identity and not bars and window.size is not None:
             self._say_unreached(f"the 64-bit PCI window {place}", place)
+        if not reached and place.overlaps(HYPERTRANSPORT):
+            self._say_moved(top)
         iova = place if self.machine.identity and reached else None
         yield Item(ItemKind.WINDOW, "64-bit PCI window", place, iova, cause)
         yield from self._bar_items(bars, packing)
+
+    def _say_moved(self, top: int) -> None:
+        """QEMU moves RAM when its window meets AMD's hole, whatever was planned."""
+        highest = self.machine.ram[-1]
+        if highest.move_to is not None and highest.range.start <= top < highest.move_to:
+            self.notes.append(
+                Note(
+                    f"{self.machine.title} moves RAM above 4 GiB to {highest.move_to:#x} in this "
+                    "case if the CPU model is AMD's: --on-hole move plans that"
+                )
+            )
 
     def _say_narrower(self, place: AddrRange) -> None:
         """A window up to the top of the guest's addresses may end beyond what the IOMMU reaches."""
@@ -115,7 +133,11 @@ class Above(Ram):
             )
         )
 
-    def _say_grown(self, place: AddrRange) -> None:
+    def _say_placed(self, place: AddrRange) -> None:
+        option = self.machine.option("pci64_start", start=f"{place.start:#x}")
+        self.notes.append(Note(f"the 64-bit PCI window begins at {place.start:#x}: {option}"))
+
+    def _say_size(self, place: AddrRange) -> None:
         size = format_size(place.size).replace(" ", "")
         option = self.machine.option("pci64", size=size.removesuffix("iB"), mib=place.size >> 20)
         how = f": {option}" if option else ""
@@ -128,7 +150,9 @@ class Above(Ram):
         assert self.pci64 is not None
         floating = self.pci64.size is not None and self.pci64.start is None
         places = [] if natural is None else [natural]
-        roaming = floating and self.on_hole == "split" and self.machine.identity
+        splits = floating and self.on_hole == "split" and self.machine.identity
+        roaming = splits and self.machine.pci64_placed
+        grows = bool(bars) and splits and self._grows and not self.pci64.self_aligned
         if roaming and natural is not None:
             places += self._placesbeyond(natural)
         packed = [(place, self._packed(bars, place)) for place in places]
@@ -136,9 +160,8 @@ class Above(Ram):
             if packing.all_reached and (bars or not floating or place in self.usable.ranges):
                 return place, packing
         good = next((pair for pair in packed if pair[1].stuck is None), None)
-        if good is not None and not (bars and roaming):
+        if good is not None and not grows:
             return good
-        grows = bars and roaming and not self.wanted.pci64_stated
         scattered = self._scattered(top, bars) if grows else None
         reached = scattered is not None and scattered[1].stuck is None
         if scattered is not None and reached and (good is None or scattered[1].all_reached):
@@ -166,6 +189,8 @@ class Above(Ram):
         window = self.wanted.pci64
         assert window is not None
         start, limit = self._floor(top), self.wanted.address_last
+        if not self.machine.pci64_placed:
+            start = -(-start // window.align) * window.align
         if start > limit:
             return None
         above = AddrRange(start, limit)
@@ -173,6 +198,8 @@ class Above(Ram):
         if packing.stuck is not None:
             return above, packing
         last = max(place.last for place in packing.places.values())
+        if not self.machine.pci64_placed:
+            return AddrRange(start, last), packing
         first = min(place.start for place in packing.places.values()) // window.align * window.align
         return AddrRange(max(first, start), last), packing
 
@@ -186,5 +213,5 @@ class Above(Ram):
             if place is None:
                 raise self._no_room(room, cursor)
             free = without(free, AddrRange(0, place.last))
-            below = self._cause_below(place.start) if place.start > cursor else None
+            below = self._pushed(place.start, cursor) if place.start > cursor else None
             yield Item(ItemKind.ROOM, room.name, place, place, below, required=True)

@@ -82,11 +82,10 @@ class Packing:
         return True
 
 
-def room_for(bars: Sequence[WantedBar], align: int) -> int:
-    """Return the bytes that the BARs need together from a start that suits the largest."""
+def room_for(bars: Sequence[WantedBar], align: int, start: int = 0) -> int:
+    """Return the bytes that the BARs need together from `start`; 0 suits the largest."""
     if not bars:
         return 0
-    everything = [AddrRange(0, (1 << 64) - 1)]
-    packed = Packing(bars, everything, (), False)
-    last = max((place.last for place in packed.places.values()), default=0)
-    return -(-(last + 1) // align) * align
+    packed = Packing(bars, [AddrRange(start, (1 << 64) - 1)], (), False)
+    last = max((place.last for place in packed.places.values()), default=start)
+    return -(-(last + 1 - start) // align) * align

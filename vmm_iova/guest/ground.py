@@ -14,11 +14,11 @@ from vmm_iova.host.width import Width
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from vmm_iova.guest.layout import Layout
     from vmm_iova.guest.machine import Pci64Window, RamWindow
-    from vmm_iova.guest.request import Wanted, WantedNode
+    from vmm_iova.guest.request import Wanted, WantedBar, WantedNode
     from vmm_iova.host.model import Note
 
 OnHole = Literal["split", "move", "refuse"]
@@ -126,6 +126,11 @@ class Ground(ABC):
             over += left
         return pieces, over
 
+    def _pushed(self, start: int, lowest: int) -> str | None:
+        """Say what keeps a place from beginning at `lowest`; None where only alignment does."""
+        home = self.usable.ranges.range_at(start)
+        return None if home is not None and home.start <= lowest else self._cause_below(start)
+
     def _cause_below(self, start: int) -> str | None:
         """What ends the usable range that holds `start` on its lower side."""
         home = self.usable.ranges.range_at(start)
@@ -157,11 +162,14 @@ class Ground(ABC):
 
     def _window_place(self, ram_last: int) -> AddrRange | None:
         """The 64-bit PCI window as the machine has it; None if it has none, or no room."""
-        window = self.pci64
-        if window is None:
+        if self.pci64 is None:
             return None
-        top = self.wanted.address_last
-        start = -(-self._floor(ram_last) // window.align) * window.align
+        top, floor = self.wanted.address_last, self._floor(ram_last)
+        window = self.pci64
+        if not self.machine.pci64_placed:
+            bars = [bar for bar in self.wanted.bars if bar.bits == 64]
+            window = self._sized_for(bars, floor)
+        start = -(-floor // window.align) * window.align
         if window.start is not None:
             start = window.start
         if window.size is None:
@@ -175,6 +183,24 @@ class Ground(ABC):
         if start + window.size - 1 > top:
             return None
         return AddrRange.from_size(start, window.size)
+
+    def _sized_for(self, bars: Sequence[WantedBar], floor: int) -> Pci64Window:
+        """The window with the size that its BARs need above `floor`, where the VMM takes one."""
+        window = self.wanted.pci64
+        assert window is not None
+        if window.size is None or window.start is not None or not self._grows or not bars:
+            return window
+        if window.self_aligned:
+            size = 1 << (max(room_for(bars, 1), window.size) - 1).bit_length()
+            return replace(window, size=size, align=size)
+        start = -(-floor // window.align) * window.align
+        needed = room_for(bars, window.align, start)
+        return replace(window, size=max(needed, window.size))
+
+    @property
+    def _grows(self) -> bool:
+        """True if the window may have the size that its BARs need."""
+        return self.machine.pci64_sized and not self.wanted.pci64_stated
 
 
 def beyond(bits: int, text: str) -> Cause:
@@ -216,10 +242,12 @@ def _windows(wanted: Wanted) -> tuple[RamWindow, ...]:
 
 
 def _grown(wanted: Wanted) -> Pci64Window | None:
-    """The 64-bit window, grown for the BARs where its size was not asked for and is not fixed."""
+    """The 64-bit window, grown for the BARs, and aligned for them where it can be placed."""
     window = wanted.pci64
     if window is None or window.size is None or window.start is not None or wanted.pci64_stated:
         return window
+    if not wanted.machine.pci64_placed:
+        return window  # `_sized_for` grows it from where it must begin
     bars = [bar for bar in wanted.bars if bar.bits == 64]
     needed = room_for(bars, window.align)
     if needed <= window.size:

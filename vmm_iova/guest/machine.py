@@ -85,14 +85,19 @@ class AboveItem:
 class Pci64Window:
     """The 64-bit PCI window: above all RAM, so its place depends on the layout.
 
+    Whether its VMM can be told another size, or where it begins, is said by the machine's options
+    (`pci64`, `pci64_start`): without them it stays as the machine has it.
+
     Attributes:
         size: bytes by default; None for all that is left up to the top of the guest's addresses.
-        align: bytes.
+        align: bytes; with `self_aligned` the size by default.
         floor: lowest address.
         start: its fixed place, which RAM windows leave free; None when it lies above RAM.
         share: with `size` None, the topmost 1/share of the guest's addresses instead.
         top_free: bytes at the top of the guest's addresses that it leaves free.
         downward: True if the VMM gives out BARs from its top.
+        self_aligned: True if it is aligned to its size, which then is a power of two.
+        least: fewest bytes that the VMM takes for its size.
     """
 
     size: int | None
@@ -102,6 +107,8 @@ class Pci64Window:
     share: int | None = None
     top_free: int = 0
     downward: bool = False
+    self_aligned: bool = False
+    least: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +192,16 @@ class Machine:
         return tuple(
             item for item in self.fixed if item.kind == "window" and item.range.last < _FOUR_GIB
         )
+
+    @property
+    def pci64_placed(self) -> bool:
+        """True if the VMM can be told where its 64-bit PCI window begins."""
+        return self.option("pci64_start", start="") is not None
+
+    @property
+    def pci64_sized(self) -> bool:
+        """True if the VMM can be told the size of its 64-bit PCI window."""
+        return self.pci64_placed or self.option("pci64", size="", mib=0) is not None
 
     def option(self, name: str, **values: object) -> str | None:
         """Return the VMM's own switch for something, filled in, or None if it has none."""

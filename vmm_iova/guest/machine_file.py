@@ -45,8 +45,8 @@ _ROOT = (
     "split_note",
 )
 _RAM = ("name", "start", "last", "whole_below", "required", "move_to", "movable", "movable_note")
-_PCI64 = ("size", "align", "floor", "start", "top_free", "downward")
-OPTIONS = ("phys_bits", "pci64")
+_PCI64 = ("size", "align", "floor", "start", "top_free", "downward", "least")
+OPTIONS = ("phys_bits", "pci64", "pci64_start", "pci64_none")
 """Switches of a VMM that fixes name."""
 _SYNTAX_LINE = re.compile(r"\(at line (\d+)")
 _HEADER = re.compile(r"\s*(\[\[|\[)\s*([\w.\"' -]+?)\s*\]")
@@ -159,14 +159,19 @@ def _pci64(table: _Table) -> Pci64Window:
     start = table.address("start", None)
     if start is not None and size is None:
         raise table.wrong("start", "is only for a window of a stated size")
+    own = table.data.get("align") == "size"
+    if own and (size is None or size & (size - 1)):
+        raise table.wrong("align", "size needs a size that is a power of two")
     return Pci64Window(
         size,
-        table.power_of_two("align"),
+        size if own and size is not None else table.power_of_two("align"),
         floor or 0,
         start,
         share,
         table.size("top_free") if "top_free" in table.data else 0,
         table.flag("downward", default=False),
+        own,
+        table.size("least") if "least" in table.data else 0,
     )
 
 
@@ -176,7 +181,7 @@ def _options(table: _Table) -> tuple[tuple[str, str], ...]:
     for key in table.data:
         template = table.text(key)
         try:
-            template.format(bits=0, size="", mib=0)
+            template.format(bits=0, size="", mib=0, start="")
         except (KeyError, IndexError, ValueError) as error:
             raise table.wrong(key, f"{template!r}: only {{bits}}, {{size}}, {{mib}}") from error
         found.append((key, template))

@@ -124,7 +124,7 @@ class Ram(Refusals):
             home = self.usable.ranges.range_at(span.start)
             start_cause = last_cause = None
             if span.start > window.range.start and home != before:
-                start_cause = self._cause_below(span.start)
+                start_cause = self._pushed(span.start, window.range.start)
             if (piece.left or index + 1 < len(pieces)) and span.last < window.range.last:
                 above = pieces[index + 1].span.start if index + 1 < len(pieces) else None
                 same_home = above is not None and home is not None and above in home

@@ -117,16 +117,18 @@ class Refusals(Ground):
         need = "that peers must reach " if bar.required else ""
         what = f"BAR {bar.name} ({show_size(bar.size)}, {need}at a multiple of {bar.align:#x})"
         roomy = [w for w in windows if fit([w], bar.size, bar.align, False)]
-        if not roomy:
+        reasons = self._reasons(what, roomy[0]) if roomy else []
+        if not reasons:
             best = max(windows, key=lambda w: w.size, default=None)
             where = f"{best} ({show_size(best.size)})" if best else "no room above RAM"
+            if roomy:
+                where += ", which the other BARs take"
             cause = Cause(CauseKind.GUEST, best or AddrRange(0, 0), f"{kind} PCI window: {where}")
             if not best and self.wanted.limits:
                 cause = beyond(self.wanted.limits[0].bits, self.wanted.limits[0].text)
             reasons = [Reason(what, best or AddrRange(0, 0), cause, best.size if best else 0)]
             message = f"{what} has no place in the {kind} PCI window: {cause.text}"
         else:
-            reasons = self._reasons(what, roomy[0])
             causes = "; ".join(dict.fromkeys(str(reason.cause) for reason in reasons[:3]))
             message = f"{what} fits nowhere above RAM where devices reach it: {causes}"
         fixes = [f"--on-hole {name} has room" for name in self._alternatives()]
@@ -136,16 +138,16 @@ class Refusals(Ground):
             start = -(-roomy[0].start // bar.align) * bar.align
             bits = (start + bar.size - 1).bit_length()
             fixes.append(f"a device behind an IOMMU of {bits} address bits")
-        if bar.required and self._works_optional(bar):
+        if bar.bits == 64 and self._works_with(bar, replace(bar, bits=32)):
+            fixes.append(f"--bar {bar.name}={format_size(bar.size).replace(' ', '')},32 has room")
+        if bar.required and self._works_with(bar, replace(bar, required=False)):
             fixes.append("mark it optional: only peer-to-peer between devices is lost")
         fixes.append("less RAM, or a smaller BAR (resizable BAR) on the device")
         return self._with_widths(PlanError(message, reasons=reasons, fixes=fixes), reasons)
 
-    def _works_optional(self, bar: WantedBar) -> bool:
-        """Tell whether all has a place if peers need not reach this BAR, by doing it."""
-        bars = tuple(
-            replace(other, required=False) if other == bar else other for other in self.wanted.bars
-        )
+    def _works_with(self, bar: WantedBar, instead: WantedBar) -> bool:
+        """Tell whether all has a place with another BAR instead of this one, by doing it."""
+        bars = tuple(instead if other == bar else other for other in self.wanted.bars)
         try:
             if not self.probing:
                 self.again(replace(self.wanted, bars=bars), self.on_hole)

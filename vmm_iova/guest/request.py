@@ -347,7 +347,22 @@ def _pci64(guest: Guest, machine: Machine, granule: int) -> Pci64Window | None:
             field="pci64",
             value=guest.pci64,
         )
-    return replace(default, size=size, share=None)
+    if not machine.pci64_sized and size != default.size:
+        raise RequestError(
+            f"machine {machine.name}: its VMM has no option for the size of the 64-bit PCI window",
+            field="pci64",
+            value=guest.pci64,
+            hint="leave --pci64 out, or give 0 for none",
+        )
+    if size < default.least or (default.self_aligned and size & (size - 1)):
+        raise RequestError(
+            f"pci64 {format_size(size)}: {machine.title} takes powers of two from "
+            f"{format_size(default.least)}",
+            field="pci64",
+            value=guest.pci64,
+        )
+    align = size if default.self_aligned else default.align
+    return replace(default, size=size, align=align, share=None)
 
 
 def bare_usable(machine: Machine) -> Usable:
