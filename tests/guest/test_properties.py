@@ -15,11 +15,13 @@ from functools import lru_cache
 from itertools import combinations, pairwise, product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import vmm_iova as vi
+from vmm_iova.guest.bars import Packing
 from vmm_iova.guest.machine import Machine, Pci64Window, RamWindow
+from vmm_iova.guest.request import WantedBar
 from vmm_iova.host.model import Group, Host, RegionKind, ReservedRegion, Source
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
 
@@ -38,13 +40,21 @@ def _usable(name: str) -> vi.Usable:
 def test_every_plan_of_every_machine_on_every_host_is_sound(name: str, host: str) -> None:
     machine, usable = vi.load_machine(name), _usable(host)
     made, explained = 0, list[bool]()
-    for ram, align, policy in product(
-        (2 * GIB, 24 * GIB, 3 * TIB // 2), (None, "2MiB", "1GiB"), ("refuse", "split", "move")
+    # Node 0 is backed by the pages named, node 1 by small ones; BARs with each alignment.
+    for ram, align, pages, policy in product(
+        (2 * GIB, 24 * GIB, 3 * TIB // 2),
+        (None, "2MiB", "1GiB"),
+        (None, "2MiB", "1GiB"),
+        ("refuse", "split", "move", "fewest"),
     ):
-        bars = BARS if machine.identity and align is None else ()
-        guest = vi.Guest(machine, nodes=[ram // 2, ram // 2], align=align, bars=bars, phys_bits=46)
+        if policy == "fewest" and align is not None:
+            continue
+        on_hole, prefer = ("split", policy) if policy == "fewest" else (policy, "lowest")
+        nodes = [vi.Node(ram // 2, pages), vi.Node(ram // 2)]
+        bars = BARS if machine.identity and policy != "fewest" else ()
+        guest = vi.Guest(machine, nodes=nodes, align=align, bars=bars, phys_bits=46)
         try:
-            layout = vi.plan(guest, usable, policy)  # type: ignore[arg-type]
+            layout = vi.plan(guest, usable, on_hole, prefer=prefer)  # type: ignore[arg-type]
         except vi.PlanError as error:
             explained.append(bool(error.reasons and error.fixes))
             continue
@@ -70,12 +80,19 @@ def _check(layout: vi.Layout, guest: vi.Guest, ram: int) -> None:
     if guest.align:
         align = {"2MiB": 1 << 21, "1GiB": 1 << 30}[str(guest.align)]
         assert all(span.start % align == 0 for span in devices)
+    backed = layout.page_sizes[0][2] or usable.granule
+    whole = [item.iova for item in pieces if item.node == "0" and item.iova is not None]
+    assert all((span.start | span.size) % backed == 0 for span in whole)
     nodes = [item.node for item in pieces]
     assert nodes == sorted(nodes, key=str)  # a later node is never below an earlier one
     assert layout.address_bits <= 46 or machine.ram[-1].range.start.bit_length() > 46
     if not machine.identity:
         return
     assert guest_side == devices
+    windows = RangeSet(r.range for r in usable.regions if r.kind is RegionKind.MSI)
+    assert windows.isdisjoint(RangeSet(devices))
+    shown = {item.iova for item in layout.items if item.kind is vi.ItemKind.MSI}
+    assert {item for item in windows if item in usable.holes} <= shown
     low = machine.ram[0]
     spans = [window.range for window in machine.ram]
     if low.whole_below is not None and ram < low.whole_below:
@@ -140,10 +157,10 @@ _SMALL = Machine(
 _PLACED = replace(_SMALL, options=(*_SMALL.options, ("pci64_start", "--window {start}")))
 
 
-def _small_host(holes: frozenset[int]) -> vi.Usable:
+def _small_host(holes: frozenset[int], unit: int = _PAGE) -> vi.Usable:
     regions = tuple(
         ReservedRegion(
-            AddrRange.from_size(page * _PAGE, _PAGE),
+            AddrRange.from_size(page * unit, unit),
             RegionKind.RESERVED,
             "reserved",
             Source("made", page),
@@ -152,7 +169,7 @@ def _small_host(holes: frozenset[int]) -> vi.Usable:
         for page in sorted(holes)
     )
     host = Host("made", groups=(Group("5", regions=regions),))
-    return host.usable(aperture=RangeSet([AddrRange(0, _PAGES * _PAGE - 1)]), granule=_PAGE)
+    return host.usable(aperture=RangeSet([AddrRange(0, _PAGES * unit - 1)]), granule=_PAGE)
 
 
 def _blocks(free: set[int], unit: int, above: int) -> list[int]:
@@ -191,13 +208,15 @@ def _has_room(free: set[int], bars: list[int], top: int) -> bool:
     return False
 
 
-@settings(max_examples=300)
+@settings(max_examples=500)
+@example(frozenset({5, 6, 7, 12, 14, 15, 16, 17}), [(1, 1)], [1, 4], "lowest", _SMALL)
+@example(frozenset({8, 11, 16, 17}), [(6, 1)], [1, 2, 4], "fewest", _PLACED)
 @given(
-    holes=st.frozensets(st.integers(0, _PAGES - 1), max_size=6),
+    holes=st.frozensets(st.integers(0, _PAGES - 1), max_size=12),
     nodes=st.lists(
         st.tuples(st.integers(1, 5), st.sampled_from([1, 1, 2])), min_size=1, max_size=2
     ),
-    bars=st.lists(st.sampled_from([1, 2, 4]), max_size=3),
+    bars=st.lists(st.sampled_from([1, 2, 4]), max_size=4),
     prefer=st.sampled_from(["lowest", "fewest"]),
     machine=st.sampled_from([_SMALL, _PLACED]),
 )
@@ -227,6 +246,68 @@ def test_no_split_is_refused_that_a_search_of_every_place_finds(
     assert all(place in layout.usable.ranges for place in taken)
     top = max(item.place.last for item in layout.ram)
     assert all(i.place.start > top for i in layout.items if i.kind is vi.ItemKind.BAR)
+
+
+@given(
+    free=st.frozensets(st.integers(0, _PAGES - 1)),
+    bars=st.lists(st.sampled_from([1, 1, 2, 4, 8]), min_size=1, max_size=5),
+    downward=st.booleans(),
+)
+def test_packing_finds_a_place_for_all_bars_whenever_a_search_does(
+    free: frozenset[int], bars: list[int], downward: bool
+) -> None:
+    wanted = [WantedBar(f"b{n}", size, size, 64, True) for n, size in enumerate(bars)]
+    spans = list(RangeSet(AddrRange(page, page) for page in free))
+    packing = Packing(wanted, spans, (), downward)
+    assert packing.all_reached == _has_room(set(free), bars, -1)
+    places = [packing.places[n] for n in range(len(bars))] if packing.all_reached else []
+    assert all(place.size == size for place, size in zip(places, bars, strict=False))
+    assert all(place.start % place.size == 0 for place in places)
+    assert all(below.last < above.start for below, above in pairwise(sorted(places)))
+
+
+# The other policies, in GiB, for RAM is moved by whole GiB.
+_MOVABLE = Machine(
+    "movable",
+    "movable",
+    "x",
+    (
+        RamWindow("low", AddrRange(0, 6 * GIB - 1)),
+        RamWindow("high", AddrRange(7 * GIB, ADDRESS_LAST), movable=True),
+    ),
+)
+
+
+@settings(max_examples=300)
+@given(
+    holes=st.frozensets(st.integers(0, _PAGES - 1), max_size=8),
+    size=st.integers(1, 14),
+    policy=st.sampled_from(["refuse", "move"]),
+)
+def test_refuse_and_move_find_a_place_whenever_a_search_does(
+    holes: frozenset[int], size: int, policy: str
+) -> None:
+    free = set(range(_PAGES)) - holes
+    low, high = min(size, 6), max(size - 6, 0)
+    own = [*range(low), *range(7, 7 + high)]
+    starts = [7] if policy == "refuse" or not high else range(7, _PAGES)
+    possible = set(range(low)) <= free and any(
+        set(range(start, start + high)) <= free for start in starts
+    )
+    try:
+        layout = vi.plan(vi.Guest(_MOVABLE, size * GIB), _small_host(holes, GIB), policy)  # type: ignore[arg-type]
+    except vi.PlanError:
+        assert not possible
+        return
+    assert possible
+    taken = [page for item in layout.ram for page in _pages(item.place, GIB)]
+    assert len(taken) == size
+    assert set(taken) <= free
+    assert (layout.policy == "as is") == (taken == own)
+
+
+def _pages(span: AddrRange, page: int) -> range:
+    return range(span.start // page, (span.last + 1) // page)
 
 
 @settings(max_examples=200)
