@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import vmm_iova as vi
 from vmm_iova.guest.bars import Packing
 from vmm_iova.guest.machine import Machine, Pci64Window, RamWindow
+from vmm_iova.guest.ram import cost_of
 from vmm_iova.guest.request import WantedBar
 from vmm_iova.host.model import Group, Host, RegionKind, ReservedRegion, Source
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
@@ -349,6 +350,29 @@ def test_fewest_has_no_more_pieces_than_the_best_of_all_choices(
         return
     layout = vi.plan(guest, _small_host(holes), prefer="fewest")
     assert len(layout.ram) == min(map(_runs, choices))
+
+
+@settings(max_examples=100)
+@given(
+    holes=st.frozensets(st.integers(0, 13), max_size=5),
+    size=st.integers(1, 7),
+)
+@example(frozenset({4}), 6)
+def test_fewest_in_one_piece_takes_the_fewest_entries_and_tables_of_all_places(
+    holes: frozenset[int], size: int
+) -> None:
+    mib = 1 << 20
+    usable = _small_host(holes | frozenset(range(14, _PAGES)), mib)
+    machine = Machine("any", "any", "x", (RamWindow("ram", AddrRange(0, ADDRESS_LAST)),))
+    costs = [
+        cost_of([AddrRange.from_size(start * mib, size * mib)], usable)
+        for start in range(14 - size + 1)
+        if holes.isdisjoint(range(start, start + size))
+    ]
+    if not costs:
+        return
+    layout = vi.plan(vi.Guest(machine, size * mib), usable, prefer="fewest")
+    assert cost_of([item.place for item in layout.ram], usable) == min(costs)
 
 
 # -- fixes are tried -------------------------------------------------------------------------------

@@ -52,7 +52,8 @@ def plan(
         keep: a layout that a guest already has, or its JSON. It is kept where it still can be;
             else the new layout names every change in `changes`.
         prefer: with `split`: `lowest` fills from the bottom; `fewest` takes the fewest pieces,
-            then the fewest page-table entries, then the fewest tables, then the lowest.
+            then, of the placements that align all pieces to 1 GiB, to 2 MiB or not at all, the
+            fewest page-table entries, then the fewest tables, then the lowest.
 
     Returns:
         The layout: items ascending by address, with the host fact behind every cut.
@@ -95,20 +96,20 @@ def plan(
 
 
 def _best(guest: Guest, wanted: Wanted, usable: Usable, on_hole: OnHole, prefer: Prefer) -> Layout:
-    """Plan; with `align="auto"`, with the alignment that costs least."""
-    if guest.align != "auto":
+    """Plan; with `align="auto"` or `fewest`, with the alignment that costs least."""
+    if guest.align != "auto" and prefer != "fewest":
         return Planner(wanted, usable, on_hole, prefer).plan()
-    made: list[tuple[tuple[int, int, int], Layout]] = []
+    asked = min(node.align for node in wanted.nodes)
+    made: list[tuple[tuple[int, int, int], list[int], Layout]] = []
     refused: PlanError | None = None
-    for align in _AUTO:
+    for align in dict.fromkeys(max(align, asked) for align in _AUTO):
         try:
-            layout = Planner(
-                wanted.aligned(max(align, usable.granule)), usable, on_hole, prefer
-            ).plan()
+            layout = Planner(wanted.aligned(align), usable, on_hole, prefer).plan()
         except PlanError as error:
             refused = error
             continue
-        made.append((cost_of([item.place for item in layout.ram], usable), layout))
+        places = [item.place for item in layout.ram]
+        made.append((cost_of(places, usable), [place.start for place in places], layout))
     if not made and refused is not None:
         raise refused
-    return min(made, key=lambda pair: pair[0])[1]
+    return min(made, key=lambda item: item[:2])[2]
