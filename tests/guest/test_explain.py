@@ -9,6 +9,7 @@ import pytest
 
 import vmm_iova as vi
 from vmm_iova.guest.failed import parse_failed_maps
+from vmm_iova.host.model import Host
 from vmm_iova.host.text import parse_text
 from vmm_iova.ranges import AddrRange
 from vmm_iova.units import parse_range
@@ -117,6 +118,20 @@ def test_ram_beyond_the_width_is_not_told_of_fewer_bits(laptop: vi.Usable) -> No
     verdict = vi.check(laptop, AddrRange(1 << 32, (1 << 40) - 1), part="ram")
     assert any("a smaller one: 508 GiB" in text for text in verdict.fixes)
     assert not any("address bits to" in text for text in verdict.fixes)
+
+
+@pytest.mark.parametrize(
+    ("arch", "bits", "named"),
+    [("aarch64", 40, "Cloud Hypervisor"), ("aarch64", 32, None), ("s390x", 42, None)],
+)
+def test_advice_on_bits_is_of_the_host_architecture(
+    arch: str, bits: int, named: str | None
+) -> None:
+    usable = Host("other", arch=arch, page_size=4096).usable(aperture=bits)
+    fixes = vi.check(usable, AddrRange.from_size(1 << 44, 4096)).fixes
+    told = [text for text in fixes if "physical address bits" in text]
+    assert not any("QEMU" in text for text in told)
+    assert (named is not None) == any(str(named) in text for text in told)
 
 
 def test_program_limits_the_options_that_are_named(laptop: vi.Usable) -> None:

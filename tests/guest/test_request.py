@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 import vmm_iova as vi
+from vmm_iova.host.model import Host, IommuUnit, Source
 from vmm_iova.host.text import parse_text
 from vmm_iova.ranges import AddrRange
 
@@ -153,6 +154,19 @@ class TestBars:
         layout = vi.plan(guest, laptop)
         assert _item(layout, "gpu").place == AddrRange(0x7C_0000_0000, 0x7F_FFFF_FFFF)
         assert any("--cpus max_phys_bits=39 keeps them below" in note.text for note in layout.notes)
+
+    def test_desktop_with_more_bits_in_the_cpu_than_in_the_iommu_is_warned_of_its_firmware(
+        self,
+    ) -> None:
+        # reddit VFIO 1qc0or2: 46 bits of the CPU, 39 of the IOMMU, BARs of OVMF at 0x382800000000.
+        unit = IommuUnit("dmar1", cap=(38 << 16) | (0b110 << 8), source=Source("dmar1"))
+        desktop = Host("i7-13700K", arch="x86_64", units=(unit,), cpu_bits=46).usable()
+        layout = vi.plan(vi.Guest("q35", "16G"), desktop)
+        (note,) = [note.text for note in layout.notes if "OVMF" in note.text]
+        assert "46 address bits, devices reach 39" in note
+        assert "host-phys-bits-limit=39" in note
+        told = vi.plan(vi.Guest("q35", "16G", phys_bits=39), desktop)
+        assert not any("OVMF" in note.text for note in told.notes)
 
     def test_required_bar_in_a_fixed_window_obeys_the_host(self, laptop: vi.Usable) -> None:
         guest = vi.Guest("firecracker", "4G", bars=[vi.Bar("gpu", "64G", required=True)])

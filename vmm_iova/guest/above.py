@@ -95,6 +95,8 @@ class Above(Ram):
             self._say_size(place)
         if window.size is None:
             self._say_narrower(place)
+        elif window.start is None:
+            self._say_firmware()
         lowest = self._floor(top) if natural is None else natural.start
         cause = self._pushed(place.start, lowest) if place.start > lowest else None
         if place.start > lowest and self.machine.pci64_placed:
@@ -132,6 +134,25 @@ class Above(Ram):
                 f"reach, and left to itself the VMM gives out BARs there: {option} keeps them below"
             )
         )
+
+    def _say_firmware(self) -> None:
+        """OVMF puts 64-bit BARs near the top of the guest's addresses, wherever the window is.
+
+        Source: edk2 OvmfPkg/Library/PlatformInitLib/MemDetect.c, PlatformDynamicMmioWindow().
+        """
+        reach, limits = self.host.ranges.hull, self.wanted.limits
+        if reach is None or not limits or (1 << limits[0].bits) <= reach.last + 1:
+            return
+        bits = (reach.last + 1).bit_length() - 1
+        option = self.machine.option("phys_bits", bits=bits)
+        if option is not None:
+            self.notes.append(
+                Note(
+                    f"the guest may have {limits[0].bits} address bits, devices reach {bits}: "
+                    f"firmware that puts 64-bit BARs near the top (OVMF) puts them out of their "
+                    f"reach, and QEMU prints EINVAL; to keep them below: {option}"
+                )
+            )
 
     def _say_placed(self, place: AddrRange) -> None:
         option = self.machine.option("pci64_start", start=f"{place.start:#x}")

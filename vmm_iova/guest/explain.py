@@ -17,7 +17,8 @@ from vmm_iova.units import format_size, show_size
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-_MIB, _4G = 1 << 20, 1 << 32
+_MIB = 1 << 20
+_LEAST_TOP = 1 << 36  # fewer address bits than 36 make no guest that starts
 _ROOMY = 1 << 38  # a guest whose addresses end below it has little room for large BARs
 _SMALLEST_PAGE = 4096  # no kernel with an IOMMU has a smaller base page
 WIDER_DEVICE = "a device behind an IOMMU with more address bits"
@@ -192,8 +193,8 @@ def _fixes(
         yield "map it in pieces: " + ", ".join(map(str, verdict.pieces))
     top = usable.ranges.hull.last + 1 if usable.ranges.hull else 0
     beyond = any(cause.kind is CauseKind.APERTURE for cause in verdict.causes)
-    if beyond and part != "ram" and wanted.last >= top >= _4G and usable.arch != "s390x":
-        yield from fewer_bits(top.bit_length() - 1, verdict.bits_needed, program)
+    if beyond and part != "ram" and wanted.last >= top >= _LEAST_TOP:
+        yield from fewer_bits(top.bit_length() - 1, verdict.bits_needed, program, usable.arch)
     if verdict.next_fit is not None:
         yield f"another base: all of it fits at {verdict.next_fit:#x}"
     if verdict.kind in ("conflict", "outside_aperture"):
@@ -201,30 +202,37 @@ def _fixes(
             yield "map around it: " + ", ".join(map(str, verdict.pieces))
         elif verdict.room:
             yield f"a smaller one: {show_size(verdict.room)} fit at {wanted.start:#x}"
-        yield from _below_the_hole(verdict, program, part)
+        yield from _below_the_hole(verdict, program, part, usable.arch)
     yield from region_fixes(verdict.causes, usable)
     if beyond and wanted.last >= top:
         yield WIDER_DEVICE
 
 
-def _below_the_hole(verdict: Verdict, program: str | None, part: str | None) -> Iterator[str]:
+def _below_the_hole(
+    verdict: Verdict, program: str | None, part: str | None, arch: str | None
+) -> Iterator[str]:
     """BARs go to the top of the guest's addresses: with fewer bits that is below the hole."""
     holes = [cause.range.start for cause in verdict.causes if cause.kind in HOLES]
     if part != "ram" and verdict.kind == "conflict" and holes and holes[0] >= _ROOMY:
         bits = holes[0].bit_length() - 1
-        for text in fewer_bits(bits, program=program):
+        for text in fewer_bits(bits, program=program, arch=arch):
             yield f"if it is a BAR, {text}: then BARs lie below {holes[0]:#x}"
 
 
-def fewer_bits(bits: int, needed: int | None = None, program: str | None = None) -> Iterator[str]:
+def fewer_bits(
+    bits: int, needed: int | None = None, program: str | None = None, arch: str | None = None
+) -> Iterator[str]:
     """Say how VMMs are told to give a guest fewer address bits, by their machine models.
 
     Args:
         bits: what the host has.
         needed: what the guest used, or None.
         program: VMM to name; None names all. One that has no such option yields nothing.
+        arch: of the host; QEMU has the option on x86 only.
     """
     models = ("q35", "cloud-hypervisor") if program is None else MODELS.get(program, ())
+    if arch not in (None, "x86_64"):
+        models = tuple(name for name in models if name != "q35" and arch == "aarch64")
     options = [load_machine(name).option("phys_bits", bits=bits) for name in models]
     ways = [way for option in options if option for way in option.split("; ")]
     if program in ("libvirt", "Proxmox"):
