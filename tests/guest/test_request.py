@@ -221,6 +221,14 @@ class TestBars:
             vi.plan(vi.Guest("s390x", "1G", bars=[vi.Bar("b", "1M")]), usable)
 
 
+def test_refused_machine_of_another_kind_is_said_to_be_one() -> None:
+    host = Host("zpci", arch="s390x", page_size=4096)
+    usable = host.usable(aperture="0x10000000000-0x101ffffffff")
+    with pytest.raises(vi.PlanError, match="q35 is x86_64 and the host is s390x") as caught:
+        vi.plan(vi.Guest("q35", "4G"), usable)
+    assert caught.value.fixes[0] == "a machine for s390x: vmm-iova machines lists them"
+
+
 class TestRoomAndReserve:
     def test_room_lies_above_everything(self, amd: vi.Usable) -> None:
         layout = vi.plan(vi.Guest("q35", "64G", rooms=[vi.Room("hotplug", "1TiB", "1GiB")]), amd)

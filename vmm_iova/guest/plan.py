@@ -90,9 +90,28 @@ def plan(
         from vmm_iova.guest.keep import plan_kept  # few plans keep an older one
 
         return plan_kept(
-            wanted, usable, keep, lambda: _best(guest, wanted, usable, on_hole, prefer)
+            wanted, usable, keep, lambda: _planned(guest, wanted, usable, on_hole, prefer)
         )
-    return _best(guest, wanted, usable, on_hole, prefer)
+    return _planned(guest, wanted, usable, on_hole, prefer)
+
+
+def _planned(
+    guest: Guest, wanted: Wanted, usable: Usable, on_hole: OnHole, prefer: Prefer
+) -> Layout:
+    """Plan; a refused machine of another kind than the host is said to be one."""
+    try:
+        return _best(guest, wanted, usable, on_hole, prefer)
+    except PlanError as error:
+        machine, known = wanted.machine, usable.arch
+        if known is None or known == machine.arch:
+            raise
+        raise PlanError(
+            f"{error.message}; besides, machine {machine.name} is {machine.arch} and the host is "
+            f"{known}, where KVM cannot run it",
+            reasons=error.reasons,
+            fixes=[f"a machine for {known}: vmm-iova machines lists them", *error.fixes],
+            detail=error.detail,
+        ) from error
 
 
 def _best(guest: Guest, wanted: Wanted, usable: Usable, on_hole: OnHole, prefer: Prefer) -> Layout:
