@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -127,13 +128,184 @@ def test_mistake_in_a_file_names_the_line(tmp_path: Path, change: tuple, line: i
     assert caught.value.message.startswith(f"mine.toml:{line}: ")
 
 
+FULL = """name = "mine"
+arch = "x86_64"
+phys_bits = 46
+ram_max = "1TiB"
+[[ram]]
+name = "low"
+start = "0x0"
+last = "0xbfffffff"
+required = "1MiB"
+whole_below = "0xe0000000"
+[[ram]]
+name = "high"
+start = "4G"
+move_to = "1TiB"
+[[fixed]]
+name = "doorbell"
+kind = "doorbell"
+start = "0xfee00000"
+last = "0xfeefffff"
+[[ram_reserved]]
+name = "hole"
+start = "0xa0000"
+last = "0xfffff"
+[[above]]
+name = "ecam"
+kind = "device"
+size = "256MiB"
+[pci64]
+size = "32GiB"
+align = "1GiB"
+floor = "4GiB"
+[options]
+phys_bits = "x {bits}"
+"""
+
+
+def test_file_with_every_table_is_read(tmp_path: Path) -> None:
+    assert _load(tmp_path, FULL).option("phys_bits", bits=39) == "x 39"
+
+
+def test_order_of_fixed_parts_in_a_file_does_not_matter(tmp_path: Path) -> None:
+    low = '[[fixed]]\nname = "rom"\nkind = "firmware"\nstart = "0xc0000000"\nlast = "0xc0ffffff"\n'
+    machine = _load(tmp_path, f"{GOOD}{low}")
+    assert [item.name for item in machine.fixed] == ["rom", "doorbell"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "said"),
+    [
+        ('arch = "x86_64"', 'arch = "amd64"', 2, "'amd64' is none of aarch64, .* x86_64, as uname"),
+        ('name = "mine"', 'name = ""', 1, "name is empty"),
+        ('name = "mine"', 'name = "a\\nb"', 1, "should be one line"),
+        ("phys_bits = 46", "phys_bits = 0", 3, "phys_bits 0 is not a number .* 32 to 64"),
+        ("phys_bits = 46", "phys_bits = 70", 3, "phys_bits 70 is not"),
+        ("phys_bits = 46", "phys_bits = 46.0", 3, "phys_bits 46.0 is not"),
+        ("phys_bits = 46", "phys_bits = true", 3, "phys_bits True is not"),
+        ("phys_bits = 46", "phys_bits = 32", 13, "start 0x100000000 is beyond 0xffffffff,"),
+        ("1TiB", "1000", 9, "required 0x100000 is more than ram_max allows: at most 0x3e8"),
+        ("1TiB", "0x100001", 4, "0x100001 is not a multiple of 0x1000, .* 0x100000 or 0x101000"),
+        ("1TiB", "1PiB", 4, "0x4000000000000 is more than the RAM windows hold: .* 0x3fffc0000000"),
+        ('start = "0x0"', 'start = "0x123"', 7, "0x123 is not a multiple of 0x1000, .*: 0x1000"),
+        ('start = "0x0"', "start = -4096", 7, "-4096 is outside"),
+        ('start = "0x0"', "start = 1.5", 7, "not float"),
+        ("0xbfffffff", "0xc0000000", 8, "0xc0000000 is not the last byte of a page .*: 0xbfffffff"),
+        ("0xbfffffff", "0xfff", 9, "required 0x100000 is more than the window 0x0-0xfff holds"),
+        ('"1MiB"', '"4GiB"', 9, "0x100000000 is more than the window .*: at most 0xc0000000"),
+        ('"0xe0000000"', '"0xff000000"', 10, "into 'doorbell' .*: 0xfee00000 is the most"),
+        ('"0xe0000000"', '"0xc0000000"', 10, "0xc0000000 is not above 0xc0000000"),
+        ("move_to", 'whole_below = "8G"\nmove_to', 14, "counts in the first window only"),
+        ('to = "1TiB"', 'to = "0x10000000001"', 14, "0x10000000001 is not a multiple of 0x1000"),
+        ('to = "1TiB"', 'to = "0xfee00000"', 14, "0xfee00000 lies in 'doorbell'"),
+        ('to = "1TiB"', 'to = "4G"', 14, "is where the window begins anyway"),
+        ('to = "1TiB"', 'to = "1PiB"', 14, "0x4000000000000 is beyond 0x3fffffffffff"),
+        ("move_to", "movable = false\nmove_to", 15, r"but ram\[1\].movable is false"),
+        ('move_to = "1TiB"', 'movable_note = "x"', 14, r"but ram\[1\].movable is false"),
+        ('start = "4G"', 'start = "2G"', 12, "'low' .* and 'high' .* overlap"),
+        ('name = "high"', 'name = "low"', 12, r"'low' is the name of ram\[0\] already"),
+        ('name = "ecam"', 'name = "doorbell"', 25, r"is the name of fixed\[0\] already"),
+        ('last = "0xfeefffff"', 'last = "0xfedfffff"', 19, "is below start 0xfee00000"),
+        (
+            'doorbell"\nstart = "0xfee00000"\nlast = "0xfeefffff"',
+            'doorbell"\nstart = "0x1000"\nlast = "0x1fff"',
+            16,
+            "'low' 0x0-0xbfffffff and 'doorbell' 0x1000-0x1fff overlap",
+        ),
+        ('"0xa0000"\nlast = "0xf', '"0xfe000000"\nlast = "0xfe0f', 22, "not lie in a RAM window"),
+        (
+            "[[above]]",
+            '[[ram_reserved]]\nname = "h"\nstart = "0xb0000"\nlast = "0xb0fff"\n[[above]]',
+            26,
+            "'hole' .* and 'h' .* overlap",
+        ),
+        ('"256MiB"', '"3MiB"', 27, "0x300000 is not a power of two: 0x200000 or 0x400000"),
+        ('"256MiB"', '"1"', 27, "0x1 is not a power of two from 0x1000"),
+        ('"32GiB"', '"4KiB"', 29, "0x1000 is not a multiple of 0x100000, .*: 0x100000 would"),
+        ('"32GiB"', '"1PiB"', 29, "0x4000000000000 is all of the guest's addresses"),
+        ('size = "32GiB"', "", 28, "pci64.size is missing"),
+        ('align = "1GiB"', 'align = "1"', 30, "pci64.align 0x1 is not a multiple of 0x1000"),
+        ('floor = "4GiB"', 'floor = "1PiB"', 31, "pci64.floor 0x4000000000000 is beyond"),
+        ('floor = "4GiB"', 'start = "8GiB"', 31, "'high' .* and '64-bit PCI window' .* overlap"),
+        ('floor = "4GiB"', 'top_free = "64KiB"', 31, "top_free 0x10000 counts only where"),
+        ('{bits}"', '{mib}"', 33, r"may hold \{bits\} and nothing else"),
+        ('{bits}"', '{bits.real}"', 33, r"may hold \{bits\} and nothing else"),
+        ('{bits}"', '{bits:>99}"', 33, r"may hold \{bits\} and nothing else"),
+        ('{bits}"', '{"', 33, r"it may hold \{bits\}"),
+        ("phys_bits = 46", 'aliases = ["mine"]', 3, "aliases mine repeat a name"),
+    ],
+)
+def test_nonsense_in_a_file_is_one_sentence_with_the_line_and_what_would_be_right(
+    tmp_path: Path, old: str, new: str, line: int, said: str
+) -> None:
+    assert old in FULL
+    with pytest.raises(vi.HostDataError, match=said) as caught:
+        _load(tmp_path, FULL.replace(old, new, 1))
+    assert caught.value.line == line
+    assert caught.value.message.startswith(f"mine.toml:{line}: ")
+
+
+SPLIT = GOOD + '[pci64]\nsize = "1G"\nalign = "1G"\nstart = "8G"\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "said"),
+    [
+        ("8G", "0x200100000", 19, "0x200100000 is not a multiple of .* 0x40000000: 0x200000000"),
+        ("8G", '8G"\nfloor = "4G', 20, "floor 0x100000000 says nothing beside pci64.start"),
+        ("8G", "0xffffffffc0000000", None, None),
+        ("8G", '0xffffffffc0000000"\n#', None, None),
+        ('"1G"\nalign', '"2G"\nalign', None, None),
+    ],
+)
+def test_fixed_window_for_64_bit_bars_is_checked(
+    tmp_path: Path, old: str, new: str, line: int | None, said: str | None
+) -> None:
+    text = SPLIT.replace('start = "4G"', 'start = "4G"\nlast = "0x1ffffffff"').replace(old, new, 1)
+    if said is None:
+        assert _load(tmp_path, text).pci64 is not None
+        return
+    with pytest.raises(vi.HostDataError, match=said) as caught:
+        _load(tmp_path, text)
+    assert caught.value.line == (line or 0) + 1  # the line that was put in
+
+
+def test_fixed_window_beyond_the_top_says_how_large_it_may_be(tmp_path: Path) -> None:
+    text = SPLIT.replace('start = "4G"', 'start = "4G"\nlast = "0x1ffffffff"')
+    text = text.replace('"1G"\nalign', '"2G"\nalign').replace('"8G"', '"0xffffffffc0000000"')
+    with pytest.raises(vi.HostDataError, match=r"reaches beyond 0xf{16}: at most 0x40000000"):
+        _load(tmp_path, text)
+
+
+def test_fixed_window_above_4_gib_is_not_for_32_bit_bars(tmp_path: Path) -> None:
+    text = GOOD.replace('kind = "doorbell"', 'kind = "window"')
+    text = text.replace('"0xfee00000"', '"0xf0000000"').replace('"0xfeefffff"', '"0x10fffffff"')
+    text = text.replace('start = "4G"', 'start = "8G"')
+    with pytest.raises(vi.HostDataError, match=r"0x10fffffff is not below 0x100000000"):
+        _load(tmp_path, text)
+
+
+@pytest.mark.parametrize("text", [f"x = {'9' * 5000}", f"x = {'[' * 100_000}"])
+def test_toml_beyond_all_measure_is_one_sentence(tmp_path: Path, text: str) -> None:
+    with pytest.raises(vi.HostDataError, match="is no TOML that can be read"):
+        _load(tmp_path, text)
+
+
 @pytest.mark.parametrize("name", vi.machine_names())
 def test_every_number_of_a_bundled_machine_has_its_source_beside_it(name: str) -> None:
     from importlib import resources
 
     text = (resources.files("vmm_iova.guest") / "machines" / f"{name}.toml").read_text("utf-8")
-    assert text.startswith("# ")
     assert "# Source: " in text.partition("name =")[0]
+    above, start = "", ""  # a comment may stand over its line; that of a start counts for the last
+    for line in text.splitlines():
+        key, _, value = line.partition(" = ")
+        start = line if key == "start" else start
+        if re.match(r'"?(0x)?\d', value) and not line.startswith("name"):
+            beside = line if key != "last" else line + start
+            assert "#" in beside or above.startswith("#"), line
+        above = line
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,16 @@ import errno
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_iova.errors import HostDataError, HostUnavailableError, RequestError, UnknownNameError
+from vmm_iova.errors import HostDataError, HostUnavailableError, UnknownNameError
+from vmm_iova.guest.machine_rules import check_machine
 from vmm_iova.ranges import AddrRange, RangeSet
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 FIXED_KINDS = ("device", "doorbell", "firmware", "reserved", "window")
 _FOUR_GIB = 1 << 32
@@ -133,7 +133,7 @@ class Machine:
         split_note: what to know when its RAM is cut or shifted, or None.
 
     Raises:
-        RequestError: two of its parts overlap, or a part makes no sense.
+        RequestError: two of its parts overlap, or a part makes no sense (`machine_rules`).
 
     Synchronization: none required (immutable).
     """
@@ -155,23 +155,9 @@ class Machine:
     split_note: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.ram:
-            raise RequestError(f"machine {self.name} has no RAM window", field="ram", value=())
-        spans = [(window.name, window.range) for window in self.ram]
-        spans += ((item.name, item.range) for item in (*self.fixed, *self._pci64_fixed()))
-        check_disjoint(spans, "fixed")
-        for below, above in pairwise(window.range for window in self.ram):
-            if above.start <= below.last:
-                raise RequestError(
-                    f"RAM windows {below} and {above} are not ascending", field="ram", value=above
-                )
-
-    def _pci64_fixed(self) -> Iterator[FixedItem]:
-        window = self.pci64
-        if window is not None and window.start is not None and window.size is not None:
-            yield FixedItem(
-                "64-bit PCI window", "window", AddrRange.from_size(window.start, window.size)
-            )
+        check_machine(self)
+        object.__setattr__(self, "fixed", tuple(sorted(self.fixed, key=_place)))
+        object.__setattr__(self, "ram_reserved", tuple(sorted(self.ram_reserved, key=_place)))
 
     @property
     def doorbells(self) -> tuple[FixedItem, ...]:
@@ -211,18 +197,8 @@ class Machine:
         return None
 
 
-def check_disjoint(spans: Sequence[tuple[str, AddrRange]], field: str) -> None:
-    """Refuse two named spans that share an address; name both.
-
-    Raises:
-        RequestError: they do.
-    """
-    ordered = sorted(spans, key=lambda pair: pair[1])
-    for (below, lower), (above, upper) in pairwise(ordered):
-        if lower.overlaps(upper):
-            raise RequestError(
-                f"{below!r} {lower} and {above!r} {upper} overlap", field=field, value=above
-            )
+def _place(item: FixedItem) -> AddrRange:
+    return item.range
 
 
 def _names() -> Iterator[str]:
@@ -268,7 +244,7 @@ def load_machine(name: str | os.PathLike[str]) -> Machine:
         if not path.exists():
             raise HostUnavailableError(f"{path} does not exist", source=text, errno=errno.ENOENT)
         try:
-            return parse_machine(path.read_text("utf-8"), path.name)
+            return parse_machine(path.read_text("utf-8-sig"), path.name)
         except OSError as error:
             raise HostUnavailableError(
                 f"{path}: {error.strerror}", source=text, errno=error.errno

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import tomllib
 from dataclasses import dataclass
+from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.errors import HostDataError, IovaError, RequestError
@@ -22,7 +23,7 @@ from vmm_iova.guest.machine import (
     RamWindow,
 )
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
-from vmm_iova.units import parse_address, parse_size
+from vmm_iova.units import parse_address, parse_size, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,8 +47,16 @@ _ROOT = (
 )
 _RAM = ("name", "start", "last", "whole_below", "required", "move_to", "movable", "movable_note")
 _PCI64 = ("size", "align", "floor", "start", "top_free", "downward", "least")
-OPTIONS = ("phys_bits", "pci64", "pci64_start", "pci64_none")
-"""Switches of a VMM that fixes name."""
+ARCHES = ("aarch64", "i686", "loongarch64", "ppc64", "ppc64le", "riscv64", "s390x", "x86_64")
+"""Architectures on which Linux has VFIO, as `uname -m` prints them (drivers/vfio/Kconfig)."""
+OPTIONS = {
+    "phys_bits": ("bits",),
+    "pci64": ("size", "mib"),
+    "pci64_start": ("start",),
+    "pci64_none": (),
+}
+"""Switches of a VMM that fixes name, and what they may be filled with."""
+_BRIDGE_UNIT = 1 << 20
 _SYNTAX_LINE = re.compile(r"\(at line (\d+)")
 _HEADER = re.compile(r"\s*(\[\[|\[)\s*([\w.\"' -]+?)\s*\]")
 
@@ -68,49 +77,40 @@ def parse_machine(text: str, name: str) -> Machine:
         at = _SYNTAX_LINE.search(str(error))
         line = int(at[1]) if at else text.count("\n") + 1
         raise HostDataError(f"{name}:{line}: {error}", source=name, line=line) from error
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all measure
+        raise HostDataError(f"{name}: is no TOML that can be read: {error}", source=name) from error
     table = _Table(data, name, "", text)
     table.only(_ROOT)
     windows = tuple(_window(item) for item in table.tables("ram"))
     if not windows:
         raise table.wrong("ram", "is missing: a machine has at least one [[ram]] window")
-    fixed = sorted((_fixed(item, FIXED_KINDS) for item in table.tables("fixed")), key=_place)
-    told = sorted(
-        (_fixed(item, ("reserved",)) for item in table.tables("ram_reserved")), key=_place
-    )
-    bits = table.data.get("phys_bits")
-    if "phys_bits" in data and (type(bits) is not int or not 32 <= bits <= 64):
-        raise table.wrong("phys_bits", "should be a number of address bits from 32 to 64")
+    arch = table.text("arch")
+    if arch not in ARCHES:
+        raise table.wrong("arch", f"{arch!r} is none of {', '.join(ARCHES)}, as uname -m prints it")
     try:
         return Machine(
             name=table.text("name"),
             title=table.text("title", table.text("name")),
-            arch=table.text("arch"),
+            arch=arch,
             identity=table.flag("identity", default=True),
             source=table.text("source", name),
             ram=windows,
-            fixed=tuple(fixed),
+            fixed=tuple(_fixed(item, FIXED_KINDS) for item in table.tables("fixed")),
             pci64=_pci64(table.table("pci64")) if "pci64" in data else None,
             aliases=tuple(table.strings("aliases")),
-            phys_bits=bits,
+            phys_bits=data.get("phys_bits"),
             ram_max=table.size("ram_max") if "ram_max" in data else None,
-            ram_reserved=tuple(told),
+            ram_reserved=tuple(
+                _fixed(item, ("reserved",)) for item in table.tables("ram_reserved")
+            ),
             options=_options(table.table("options")) if "options" in data else (),
             above=tuple(_above(item) for item in table.tables("above")),
             split_note=table.text("split_note", "") or None,
         )
-    except RequestError as error:  # parts that do not go together; `value` names the later one
-        key, index = error.field, 0
-        if isinstance(error.value, str):
-            found = [item.get("name") for item in data.get("fixed", [])]
-            index = found.index(error.value) if error.value in found else 0
-        at_line = _line_of(text, f"{key}[{index}]", "name") or 1
-        raise HostDataError(
-            f"{name}:{at_line}: {error.message}", source=name, line=at_line
-        ) from error
-
-
-def _place(item: FixedItem) -> AddrRange:
-    return item.range
+    except RequestError as error:  # a rule of machine_rules: the field is the path of a key
+        path, _, key = error.field.rpartition(".")
+        line = _line_of(text, path, key) or 1
+        raise HostDataError(f"{name}:{line}: {error.message}", source=name, line=line) from error
 
 
 def _window(table: _Table) -> RamWindow:
@@ -122,7 +122,7 @@ def _window(table: _Table) -> RamWindow:
         table.size("whole_below") if "whole_below" in table.data else None,
         table.size("required") if "required" in table.data else 0,
         move_to,
-        table.flag("movable", default=False) or move_to is not None,
+        table.flag("movable", default=move_to is not None),
         table.text("movable_note", "") or None,
     )
 
@@ -156,6 +156,13 @@ def _pci64(table: _Table) -> Pci64Window:
             raise table.wrong("size", f"{text!r} of the address space: the part is a power of two")
     elif text != "rest":
         size = table.size("size")
+        if size % _BRIDGE_UNIT:
+            # PCI-to-PCI Bridge Architecture 1.2, 3.2.5.9: prefetchable base and limit.
+            raise table.wrong(
+                "size",
+                f"{size:#x} is not a multiple of {_BRIDGE_UNIT:#x}, the unit of a bridge's "
+                f"window: {-(-size // _BRIDGE_UNIT) * _BRIDGE_UNIT:#x} would be",
+            )
     start = table.address("start", None)
     if start is not None and size is None:
         raise table.wrong("start", "is only for a window of a stated size")
@@ -176,14 +183,18 @@ def _pci64(table: _Table) -> Pci64Window:
 
 
 def _options(table: _Table) -> tuple[tuple[str, str], ...]:
-    table.only(OPTIONS)
+    table.only(tuple(OPTIONS))
     found = []
     for key in table.data:
         template = table.text(key)
+        known = ", ".join(f"{{{name}}}" for name in OPTIONS[key])
         try:
-            template.format(bits=0, size="", mib=0, start="")
-        except (KeyError, IndexError, ValueError) as error:
-            raise table.wrong(key, f"{template!r}: only {{bits}}, {{size}}, {{mib}}") from error
+            parts = list(Formatter().parse(template))
+        except ValueError as error:
+            raise table.wrong(key, f"{template!r}: {error}; it may hold {known}") from error
+        for _, name, form, conversion in parts:
+            if name is not None and (name not in OPTIONS[key] or form or conversion):
+                raise table.wrong(key, f"{template!r} may hold {known} and nothing else in braces")
         found.append((key, template))
     return tuple(found)
 
@@ -232,8 +243,12 @@ class _Table:
 
     def text(self, key: str, default: str | None = None) -> str:
         found = self.data.get(key, default)
-        if not isinstance(found, str) or (not found and default is None):
+        if not isinstance(found, str):
             raise self.wrong(key, "is missing" if found is None else "should be text")
+        if not found and default is None:
+            raise self.wrong(key, "is empty")
+        if not found.isprintable():
+            raise self.wrong(key, f"{shorten(found)!r} should be one line of text")
         return found
 
     def flag(self, key: str, *, default: bool) -> bool:
@@ -270,15 +285,20 @@ class _Table:
             raise self.wrong(key, f"is wrong: {error.message}") from error
 
     def size(self, key: str) -> int:
+        if key not in self.data:
+            raise self.wrong(key, "is missing")
         try:
-            return parse_size(self.data.get(key, ""), key)
+            return parse_size(self.data[key], key)
         except IovaError as error:
             raise self.wrong(key, f"is wrong: {error.message}") from error
 
     def power_of_two(self, key: str) -> int:
         size = self.size(key)
         if size & (size - 1):
-            raise self.wrong(key, f"{size:#x} is not a power of two")
+            better = 1 << size.bit_length()
+            raise self.wrong(
+                key, f"{size:#x} is not a power of two: {better >> 1:#x} or {better:#x} would be"
+            )
         return size
 
     def span(self, last_default: int | None) -> AddrRange:

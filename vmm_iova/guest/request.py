@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import MisalignedError, RequestError
-from vmm_iova.guest.machine import FixedItem, Machine, Pci64Window, check_disjoint, load_machine
+from vmm_iova.guest.machine import FixedItem, Machine, Pci64Window, load_machine
+from vmm_iova.guest.machine_rules import check_disjoint
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, check_granule
 from vmm_iova.units import format_size, parse_size
 
