@@ -26,6 +26,10 @@ def snapshot(
     regions: tuple[tuple[int, int, str], ...] = (MSI,),
     direct: bool = False,
     ranges: list[tuple[int, int]] | None = None,
+    arch: str | None = "x86_64",
+    cpu_bits: int | None = None,
+    granule: int | None = None,
+    listed: bool = True,
 ) -> bytes:
     """A host with a kernel's list and two groups, one of which may have a direct region."""
     found = []
@@ -40,18 +44,20 @@ def snapshot(
             span = AddrRange(0x7B80_0000, 0x7BFF_FFFF)
             of.append(ReservedRegion(span, RegionKind.DIRECT, "direct", Source("rmrr", 2), group))
         found.append(Group(group, (f"0000:0{group}:00.0",), tuple(of)))
-    listed = [AddrRange(*pair) for pair in ranges or [(0, (1 << bits) - 1)]]
+    spans = MappableRanges(AddrRange(*pair) for pair in ranges or [(0, (1 << bits) - 1)])
+    kernel = KernelRanges(spans, "type1", Source("ranges", 1), granule=granule)
     host = Host(
         name,
-        arch="x86_64",
+        arch=arch,
         page_size=4096,
         groups=tuple(found),
         devices=(
             Device("0000:01:00.0", "1", driver="vfio-pci", pci_class=0x030200),
             Device("0000:02:00.0", "2", driver="xhci_hcd", pci_class=0x0C0330),
         ),
-        kernel_ranges=(KernelRanges(MappableRanges(listed), "type1", Source("ranges", 1)),),
+        kernel_ranges=(kernel,) if listed else (),
         sysfs=True,
+        cpu_bits=cpu_bits,
     )
     return dump_snapshot(host, "test").encode()
 

@@ -20,7 +20,9 @@ from vmm_iova import Guest, fleet
 from vmm_iova.fleet import one as one_module
 from vmm_iova.fleet import survey as survey_module
 from vmm_iova.fleet.survey import Survey
+from vmm_iova.host.snapshot import dump_snapshot
 from vmm_iova.ranges import AddrRange
+from vmm_iova.report import fleet as show
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,7 +112,7 @@ class TestAnswer:
         for group in answer.groups:
             for item in group.layout.ram:
                 for of in group.classes:
-                    assert item.iova in of.ranges
+                    assert item.iova in of.allowed.ranges
 
     def test_group_with_a_direct_region_is_left_out_and_counted(self) -> None:
         answer = fleet.analyse(fleet.survey_fleet([source("kept", direct=True)], REQUEST), REQUEST)
@@ -146,10 +148,12 @@ class TestAnswer:
     def test_names_of_what_is_wrong_are_kept(self) -> None:
         answer = fleet.analyse(fleet.survey_fleet(MIXED, REQUEST), REQUEST)
         assert dict(answer.counts) == {"damaged": 2, "fits": 5, "unsettled": 1}
-        assert [name for name, _ in answer.problems["damaged"]] == ["broken", "gone"]
-        assert answer.problems["damaged"][1][1] == "could not be read: Permission denied"
-        assert answer.problems["unsettled"][0][0] == "no-width"
+        assert [item.name for item in answer.problems["damaged"]] == ["broken", "gone"]
+        assert answer.problems["damaged"][1].text == "could not be read: Permission denied"
+        assert answer.problems["unsettled"][0].name == "no-width"
+        assert answer.problems["unsettled"][0].fixes  # what would settle it
         assert answer.layout is None  # one host does not settle it
+        assert answer.layouts["q35"] is not None  # but for it, there is one
         assert answer.groups[0].hosts == 5
 
     def test_empty_fleet_has_no_answer(self) -> None:
@@ -199,6 +203,229 @@ class TestMerge:
         assert pickle.loads(pickle.dumps(survey)) == survey
         request = REQUEST.resolved()
         assert pickle.loads(pickle.dumps(request)) == request
+
+
+ARM_MSI = (0x0800_0000, 0x080F_FFFF, "msi")
+S390 = [(0x1_0000_0000, 0x3FF_FFFF_FFFF)]
+
+
+class TestMachines:
+    BY_HOST = fleet.FleetRequest(Guest(None, "16G"))
+    SOURCES = (
+        source("x1"),
+        source("x2", bits=39),
+        source("a1", arch="aarch64", regions=(ARM_MSI,)),
+        source("z1", arch="s390x", regions=(), ranges=S390),
+        source("r1", arch="riscv64", regions=()),
+    )
+
+    def test_each_host_has_the_usual_machine_of_its_architecture(self) -> None:
+        answer = fleet.analyse(fleet.survey_fleet(self.SOURCES, self.BY_HOST), self.BY_HOST)
+        assert {name: counts["fits"] for name, counts in answer.machines.items()} == {
+            "q35": 2,
+            "riscv-virt": 1,
+            "s390x": 1,
+            "virt": 1,
+        }
+        assert answer.complete
+        assert answer.by_host
+        assert answer.layout is None  # there is no one machine for all
+        for name, layout in answer.layouts.items():
+            assert layout is not None
+            assert layout.machine.name == name
+        assert show.answer(answer) == "4 machines, each with one layout that fits every host of it"
+        assert answer.blockers == ()
+
+    def test_hosts_of_several_machines_are_never_one_group(self) -> None:
+        answer = fleet.analyse(fleet.survey_fleet(self.SOURCES, self.BY_HOST), self.BY_HOST)
+        for group in answer.groups:
+            assert {item.machine for item in group.classes} == {group.layout.machine.name}
+
+    def test_unsettled_host_of_another_machine_does_not_take_its_layout(self) -> None:
+        sources = [source("x"), source("a", arch="aarch64", regions=(ARM_MSI,), listed=False)]
+        answer = fleet.analyse(fleet.survey_fleet(sources, self.BY_HOST), self.BY_HOST)
+        assert answer.layouts["q35"] is not None
+        assert answer.layouts["virt"] is None
+        assert (
+            show.answer(answer) == "one layout fits every host that the facts settle, 1 unsettled"
+        )
+
+    def test_architecture_without_a_machine_is_refused_with_what_to_do(self) -> None:
+        sources = [source("p", arch="ppc64le", regions=()), source("x")]
+        answer = fleet.analyse(fleet.survey_fleet(sources, self.BY_HOST), self.BY_HOST)
+        (blocker,) = answer.blockers
+        assert blocker.why == "there is no machine model for ppc64le hosts"
+        assert blocker.fixes == ("name a model of your own: --machine FILE.toml",)
+        assert answer.machines["ppc64le"] == {"refused": 1}
+
+    def test_machine_that_is_named_counts_for_every_host(self) -> None:
+        request = fleet.FleetRequest(Guest("q35", "16G"))
+        answer = fleet.analyse(fleet.survey_fleet(self.SOURCES, request), request)
+        assert answer.machines == {"q35": {"fits": 2, "refused": 3}}
+        assert not answer.by_host
+
+
+class TestRequest:
+    """What `plan` can be asked for, asked of every host."""
+
+    def rows(self, request: fleet.FleetRequest, *sources: fleet.SourceText) -> list[fleet.HostRow]:
+        found: list[fleet.HostRow] = []
+        fleet.survey_fleet(sources, request, on_rows=found.extend)
+        return found
+
+    def test_bar_that_must_be_reached_is_part_of_every_layout(self) -> None:
+        guest = Guest("q35", "16G", bars=[vi.Bar("gpu", "128G", required=True)])
+        request = fleet.FleetRequest(guest)
+        sources = [source("wide"), source("narrow", bits=37)]
+        answer = fleet.analyse(fleet.survey_fleet(sources, request), request)
+        (group,) = answer.groups
+        assert any(item.name == "gpu" and item.iova for item in group.layout.items)
+        (blocker,) = answer.blockers
+        assert blocker.names == ("narrow",)
+        assert "gpu" in blocker.why
+
+    def test_cpu_of_one_host_bounds_the_layout_for_all(self) -> None:
+        request = fleet.FleetRequest(Guest("q35", "16G", rooms=[vi.Room("later", "64G")]))
+        sources = [source("a"), source("b", cpu_bits=36)]
+        answer = fleet.analyse(fleet.survey_fleet(sources, request), request)
+        assert answer.layout is None
+        assert [row.status for row in self.rows(request, *sources)] == ["fits", "refused"]
+        small = fleet.FleetRequest(Guest("q35", "16G"))
+        sources = [source("a"), source("b", cpu_bits=35)]
+        answer = fleet.analyse(fleet.survey_fleet(sources, small), small)
+        assert answer.layout is not None
+        assert answer.layout.address_bits <= 35
+
+    def test_one_host_is_laid_out_as_plan_does(self) -> None:
+        guest = Guest("q35", "1.5TiB", align="auto")
+        request = fleet.FleetRequest(guest, prefer="fewest")
+        usable = vi.load_host("amd-epyc-1tb").usable()
+        answer = fleet.analyse(
+            fleet.survey_fleet(fleet.read_sources(["amd-epyc-1tb"]), request), request
+        )
+        assert answer.layout is not None
+        expect = vi.plan(guest, usable, prefer="fewest")
+        assert [item.place for item in answer.layout.ram] == [item.place for item in expect.ram]
+
+    def test_group_that_comes_later_narrows_every_host(self) -> None:
+        request = fleet.FleetRequest(Guest("q35", "16G"), groups=("1",), also_fit=("2",))
+        (kept,) = self.rows(request, source("kept", direct=True))
+        assert (kept.status, kept.reason) == (
+            "unassignable",
+            "firmware demands a direct region of group 2",
+        )
+        lacking = fleet.FleetRequest(Guest("q35", "16G"), also_fit=("9",))
+        (row,) = self.rows(lacking, source("h"))
+        assert (row.status, row.reason) == ("absent", "it has no group 9")
+
+    def test_saved_layout_is_kept_or_the_host_is_refused_with_the_change(self) -> None:
+        usable = vi.load_host("amd-epyc-1tb").usable()
+        saved = vi.plan(Guest("q35", "1.5TiB"), usable).to_json()
+        request = fleet.FleetRequest(Guest("q35", "1.5TiB"), keep=saved)
+        fits, refused = self.rows(request, source("wide"), source("narrow", bits=40))
+        assert fits.status == "fits"
+        assert refused.status == "refused"
+        sources = [source("h", regions=(MSI, (0x2_0000_0000, 0x2_0000_FFFF, "reserved")))]
+        (row,) = self.rows(request, *sources)
+        assert row.status == "refused"
+        assert row.reason is not None
+        assert row.reason.startswith("the saved layout cannot be kept: RAM 0x100000000")
+
+
+class TestReasons:
+    """Refused, unsettled and damaged are told apart, each with what would help."""
+
+    def row(self, content: bytes, **of: Any) -> fleet.HostRow:
+        request = fleet.FleetRequest(Guest(None, "1G"), **of)
+        survey, (row,) = fleet.survey_text(content, "h.json", request)
+        assert survey.counts == {row.status: 1}
+        return row
+
+    def test_host_without_evidence_is_unsettled_with_the_command_that_settles_it(self) -> None:
+        row = self.row(snapshot(listed=False))
+        assert row.status == "unsettled"
+        assert "vmm-iova capture --ask-kernel -s BDF" in (row.fixes or "")
+
+    @pytest.mark.parametrize("content", [b"", b" \n\t\n"])
+    def test_empty_file_is_damaged_also_where_a_width_is_stated(self, content: bytes) -> None:
+        row = self.row(content, aperture=48)
+        assert (row.status, row.reason) == ("damaged", "is empty: nothing was captured")
+        assert row.fixes == "capture that host again"
+
+    def test_host_without_an_iommu_has_nothing_to_hand_out(self) -> None:
+        host = vi.Host("h", arch="x86_64", sysfs=True)
+        row = self.row(dump_snapshot(host, "test").encode())
+        assert (row.status, row.reason) == (
+            "unassignable",
+            "it has no IOMMU groups: no IOMMU is in use",
+        )
+
+    def test_no_iommu_group_is_left_out_and_refused_where_it_is_named(self) -> None:
+        data = json.loads(snapshot())
+        data["groups"][1]["translated"] = False
+        text = json.dumps(data).encode()
+        assert self.row(text).status == "fits"
+        row = self.row(text, groups=("2",))
+        assert row.reason == "nothing translates the no-IOMMU group 2"
+        for group in data["groups"]:
+            group["translated"] = False
+        row = self.row(json.dumps(data).encode())
+        assert row.reason == "every group is a no-IOMMU group of VFIO: nothing translates"
+
+    def test_device_without_a_group_is_not_said_to_be_absent(self) -> None:
+        data = json.loads(snapshot())
+        data["devices"][0]["group"] = None
+        text = json.dumps(data).encode()
+        for of in ({"devices": ("01:00.0",)}, {"pci_class": "0302"}):
+            row = self.row(text, **of)
+            assert row.status == "unassignable"
+            assert row.reason == "0000:01:00.0 is in no IOMMU group: no IOMMU translates it"
+
+    def test_granule_that_contradicts_a_host_says_so(self) -> None:
+        row = self.row(snapshot(arch="aarch64", granule=65536), granule=4096)
+        assert row.status == "unsettled"
+        assert row.fixes == "state 0x10000, or leave it out"
+
+    def test_damaged_list_of_one_host_in_a_text_leaves_the_others(self) -> None:
+        data = json.loads(snapshot())
+        data["groups"][0]["damaged"] = "group 1: its list fills a page"
+        data["groups"][0]["reserved_regions"] = None
+        data["iova_ranges"] = []
+        row = self.row(json.dumps(data).encode(), aperture=48)
+        assert (row.status, row.reason) == ("damaged", "group 1: its list fills a page")
+
+    NARROW = source("narrow", bits=33)
+    OPEN = source("open", listed=False)
+    BROKEN = fleet.SourceText("broken", b"{")
+
+    @pytest.mark.parametrize(
+        ("sources", "said"),
+        [
+            ([source("a")], "one layout fits every host"),
+            ([source("a"), OPEN], "one layout fits every host that the facts settle, 1 unsettled"),
+            ([source("a"), BROKEN], "one layout fits every host, 1 damaged aside"),
+            ([NARROW], "no host can have it"),
+            ([NARROW, BROKEN], "no host can have it, 1 damaged aside"),
+            ([NARROW, OPEN], "no host that the facts settle can have it, 1 unsettled"),
+            ([OPEN], "unsettled: no host's facts say what may be mapped"),
+            ([OPEN, BROKEN], "unsettled: no host's facts say what may be mapped, 1 damaged aside"),
+            ([BROKEN], "nothing is known: every snapshot is damaged"),
+            (
+                [source("a"), NARROW, OPEN, BROKEN],
+                "no layout fits every host: 1 host stands in the way, the other 1 has one, "
+                "1 unsettled, 1 damaged aside",
+            ),
+        ],
+    )
+    def test_what_is_not_known_is_never_said_to_be_no(
+        self, sources: list[fleet.SourceText], said: str
+    ) -> None:
+        answer = fleet.analyse(fleet.survey_fleet(sources, REQUEST), REQUEST)
+        assert show.answer(answer) == said
+        text = show.show_fleet(answer, bytes_=False)
+        assert f"answer  {said}\n" in text
+        assert ("settles it: " in text) == (self.OPEN in sources)
+        assert show.fleet_data(answer)["answer"] == said
 
 
 class Counting:
@@ -304,10 +531,8 @@ class TestRun:
     def test_hostile_snapshot_is_damaged(self, content: bytes) -> None:
         request = fleet.FleetRequest(Guest("q35", "16G"), aperture=48)
         survey = fleet.survey_fleet([fleet.SourceText("x", content)], request)
-        assert set(survey.counts) <= {"damaged", "unsettled", "fits"}
         assert survey.hosts == 1
-        if content:
-            assert survey.counts["damaged"] == 1
+        assert survey.counts["damaged"] == 1
 
     def test_same_facts_under_another_name_give_the_same_class(self) -> None:
         survey = fleet.survey_fleet([source("b"), source("a"), source("c")], REQUEST)
@@ -322,6 +547,10 @@ class TestRun:
             (fleet.FleetRequest(Guest("q35", "1G"), aperture="wide"), vi.RequestError),
             (fleet.FleetRequest(Guest("q35", "1G"), granule=3000), vi.RequestError),
             (fleet.FleetRequest(Guest("q35", "1G"), on_hole="jump"), vi.RequestError),  # type: ignore[arg-type]
+            (fleet.FleetRequest(Guest(None, "1GB")), vi.RequestError),
+            (fleet.FleetRequest(Guest("q35", "1G"), groups=()), vi.RequestError),
+            (fleet.FleetRequest(Guest("q35", "1G"), pci_class="gpu"), vi.RequestError),
+            (fleet.FleetRequest(Guest("q35", "1G"), keep={}), vi.HostDataError),
         ],
     )
     def test_request_that_makes_no_sense_is_said_before_the_first_host(

@@ -4,13 +4,19 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
+import warnings
 import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +26,7 @@ import vmm_iova as vi
 from vmm_iova import cli, fleet
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 Output = pytest.CaptureFixture[str]
 
@@ -96,6 +102,71 @@ class TestRead:
             archive.addfile(real, io.BytesIO(b"{}"))
         assert names(str(path)) == ["../real.json"]  # a name, and never a path to write to
 
+    def test_zip_gives_each_of_two_members_of_one_name(self, tmp_path: Path) -> None:
+        path = tmp_path / "twice.zip"
+        with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # zipfile's own, about the name
+            archive.writestr("a.json", "first")
+            archive.writestr("a.json", "second")
+        found = [item.content for item in fleet.read_sources([str(path)])]
+        assert found == [b"first", b"second"]
+
+    def test_member_of_a_zip_that_does_not_unpack_is_named_alone(self, tmp_path: Path) -> None:
+        path = tmp_path / "bad.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+            archive.writestr("a.json", random.Random(1).randbytes(1000))
+            archive.writestr("b.json", "y" * 1000)
+        data = bytearray(path.read_bytes())
+        data[45:200] = bytes(155)
+        path.write_bytes(data)
+        first, second = fleet.read_sources([str(path)])
+        assert "could not be unpacked" in (first.problem or "")
+        assert second.content == b"y" * 1000
+
+    def test_links_to_folders_are_followed_once(self, folder: Path) -> None:
+        (folder / "rack/up").symlink_to(folder)
+        (folder / "rack/self").symlink_to("self")
+        other = folder.parent / "other"
+        other.mkdir()
+        (other / "d.json").write_text("{}")
+        (folder / "more").symlink_to(other)
+        assert names(str(folder)) == ["a.json", "b.json", "more/d.json", "rack/c.json"]
+
+    def test_link_that_leads_nowhere_is_named(self, folder: Path) -> None:
+        (folder / "gone.json").symlink_to("nowhere.json")
+        (folder / "loop.json").symlink_to("loop.json")
+        problems = {item.name: item.problem for item in fleet.read_sources([str(folder)])}
+        assert problems["gone.json"] == "could not be read: No such file or directory"
+        assert problems["loop.json"] == "could not be read: Too many levels of symbolic links"
+
+    def test_what_is_no_file_is_not_opened(self, folder: Path) -> None:
+        os.mkfifo(folder / "pipe.json")  # to open it would wait for ever
+        assert "pipe.json" not in names(str(folder))
+
+    def test_folder_inside_that_may_not_be_read_is_named_and_the_rest_is_read(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scan = os.scandir
+
+        def guarded(path: Path) -> object:
+            if path.name == "rack":
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return scan(path)
+
+        monkeypatch.setattr(os, "scandir", guarded)
+        *read, last = fleet.read_sources([str(folder)])
+        assert [item.name for item in read] == ["a.json", "b.json"]
+        assert last == fleet.SourceText(
+            "rack", b"", "this folder could not be read: Permission denied"
+        )
+        with pytest.raises(vi.HostUnavailableError, match="Permission denied"):
+            names(str(folder / "rack"))
+
+    def test_name_that_no_terminal_should_print_is_shown_escaped(self, tmp_path: Path) -> None:
+        odd = os.fsencode(tmp_path) + b"/\xff\x1b[31m\n.json"
+        os.close(os.open(odd, os.O_CREAT))
+        assert names(str(tmp_path)) == [r"\xff\x1b[31m\n.json"]
+
     def test_several_sources_are_told_apart(self, folder: Path) -> None:
         assert names(str(folder / "rack"), "amd-epyc-1tb") == ["rack/c.json", "amd-epyc-1tb"]
 
@@ -109,6 +180,44 @@ def run(*arguments: str) -> int:
         return cli.main(arguments)
     except SystemExit as stop:
         return int(stop.code or 0)
+
+
+_ENDLESS = """
+import itertools, sys
+from vmm_iova import cli, fleet
+text = sys.stdin.buffer.read()
+def sources(_):
+    for n in itertools.count():
+        if n == 1000:
+            print("under way", flush=True)
+        yield fleet.SourceText(f"h{n}", text)
+fleet.read_sources = sources
+sys.exit(cli.main(["fleet", "endless", "--ram=1G", *sys.argv[1:]]))
+"""
+
+
+def stopped(more: list[str], stop: Callable[[subprocess.Popen[str]], None]) -> tuple[int, str]:
+    """Run a fleet without an end, stop it once it is under way, and return what it says."""
+    with tempfile.TemporaryFile() as given:
+        given.write(snapshot())
+        given.seek(0)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _ENDLESS, *more],
+            stdin=given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "under way\n"
+        stop(process)
+        out, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert out == ""
+    return process.returncode, said
 
 
 class TestCommand:
@@ -169,6 +278,93 @@ class TestCommand:
         assert "needs the package pyarrow" in text
         assert "pip install 'vmm-iova[fleet]'" in text
 
+    def test_request_of_plan_is_taken_for_every_host(self, capsys: Output, folder: Path) -> None:
+        status = run(
+            "fleet",
+            str(folder),
+            "--node=4G@1GiB",
+            "--node=4G",
+            "--bar=gpu=16G,required",
+            "--bar=old=1M,32",
+            "--room=hotplug=8G",
+            "--reserve=fb=0x40000000+16M",
+            "--phys-bits=39",
+            "--pci64=64G",
+            "--align=auto",
+            "--prefer=fewest",
+            "--page-size=2MiB",
+            "--groups=1",
+            "--also-fit=2",
+            "--viommu",
+            "-J",
+        )
+        assert status == 0
+        items = json.loads(capsys.readouterr().out)["layout"]["items"]
+        assert {"gpu", "old", "hotplug", "fb"} <= {item["name"] for item in items}
+
+    def test_saved_layout_is_kept_on_every_host_or_refused(
+        self, capsys: Output, folder: Path
+    ) -> None:
+        saved = str(folder.parent / "saved.json")
+        assert run("plan", "--host", str(folder / "b.json"), "--ram=1T", "-o", saved) == 0
+        assert run("fleet", str(folder / "b.json"), "--ram=1T", f"--keep={saved}") == 0
+        assert run("fleet", str(folder), "--ram=1T", f"--keep={saved}") == 3
+        assert run("fleet", str(folder), "--ram=2G", f"--keep={saved}") == 3
+        assert "the saved layout cannot be kept: RAM of 2 GiB instead" in capsys.readouterr().out
+
+    def test_machine_by_architecture_is_said(self, capsys: Output) -> None:
+        hosts = ("amd-epyc-1tb", "arm-hisilicon-d05-group3")
+        assert run("fleet", *hosts, "--ram", "16G", "--aperture", "48") == 0
+        text = capsys.readouterr().out
+        assert "machine q35 for 1 host: 1 can have the guest\nmachine virt for 1 host" in text
+        assert "(by the architecture of each host; --machine names another)" in text
+        assert run("fleet", *hosts, "--ram=16G", "--aperture=48", "--machine=q35") == 3
+        text = capsys.readouterr().out
+        assert "machine q35\n" in text
+        assert "by the architecture" not in text
+
+    def test_empty_file_is_damaged_in_every_form(self, capsys: Output, folder: Path) -> None:
+        (folder / "empty.json").touch()
+        path = folder.parent / "rows.jsonl"
+        assert run("fleet", str(folder), "--ram", "16G", "-J", "-o", str(path)) == 5
+        found = json.loads(capsys.readouterr().out)
+        said = {
+            "name": "empty.json",
+            "text": "is empty: nothing was captured",
+            "fixes": ["capture that host again"],
+        }
+        assert found["problems"]["damaged"] == [said]
+        assert found["answer"] == "one layout fits every host, 1 damaged aside"
+        (row,) = (
+            row
+            for row in map(json.loads, path.read_text().splitlines())
+            if row["name"] == "empty.json"
+        )
+        assert (row["status"], row["reason"]) == ("damaged", said["text"])
+        assert row["fixes"] == "capture that host again"
+
+    def test_ctrl_c_is_one_sentence(self, folder: Path) -> None:
+        rows = folder.parent / "rows.csv"
+        for more in ([], ["--workers=2"], ["--workers=2", "-o", str(rows)]):
+            status, said = stopped(more, lambda process: os.killpg(process.pid, signal.SIGINT))
+            assert status == 130
+            assert said.startswith("vmm-iova: interrupted after ")
+            assert said.count("\n") == 1
+        hosts = int(said.split()[3])
+        assert said.endswith(f"hosts; {rows} has their rows\n")
+        assert len(rows.read_text().splitlines()) == hosts + 1
+
+    def test_worker_that_is_killed_is_one_sentence(self) -> None:
+        def kill(process: subprocess.Popen[str]) -> None:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            os.kill(int(children.split()[0]), signal.SIGKILL)
+
+        status, said = stopped(["--workers=2"], kill)
+        assert status == 6
+        assert said.startswith("vmm-iova: error: a worker died: ")
+        assert "--workers 1" in said
+        assert "Traceback" not in said
+
     @pytest.mark.parametrize(
         ("arguments", "status", "said"),
         [
@@ -177,6 +373,12 @@ class TestCommand:
             (("--ram", "16G", "--workers", "0"), 2, "workers 0 is not"),
             (("--ram", "16GB"), 2, "1000-based"),
             (("--ram", "16G", "--machine", "q53"), 4, "no machine model"),
+            ((), 2, "the size of the RAM (--ram, or nodes) is missing"),
+            (("--ram", "16G", "--bar", "gpu"), 2, "is not NAME=..."),
+            (("--ram", "16G", "--keep", "/no/such.json"), 6, "/no/such.json does not exist"),
+            (("--ram", "16G", "--class", "gpu"), 2, "class 'gpu' is not 2, 4 or 6 hex digits"),
+            (("--ram", "16G", "--groups", ","), 2, "groups names none"),
+            (("--ram", "16G", "--phys-bits", "20"), 2, "phys_bits 20"),
         ],
     )
     def test_wrong_option_is_one_sentence(

@@ -49,6 +49,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
+        print("vmm-iova: interrupted", file=sys.stderr)
         return 130
     except OSError as error:  # of our own files nothing is left: it is the output
         print(f"vmm-iova: error: the output failed: {error.strerror}", file=sys.stderr)

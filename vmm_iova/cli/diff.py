@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vmm_iova.cli.guest import add_guest_options, guest_of
 from vmm_iova.cli.layouts import read_layout
 from vmm_iova.cli.options import (
     GENERATOR,
@@ -15,24 +16,21 @@ from vmm_iova.cli.options import (
     host_of,
     usable_or_none,
 )
-from vmm_iova.cli.plan import add_guest_options, guest_of
 from vmm_iova.errors import RequestError
 from vmm_iova.guest.change import host_changes, layout_changes
+from vmm_iova.guest.machine import usual_machine
+from vmm_iova.host.evidence import architecture
 from vmm_iova.report import compare, data, text
 
 if TYPE_CHECKING:
     import argparse
-
-    from vmm_iova.host.model import Host
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     parser = command(commands, "diff", run)
     add_host_options(parser, host=False)
-    parser.add_argument("--ram", help="plan a guest of this size on both hosts")
-    add_guest_options(parser)
-    parser.set_defaults(machine=None)  # the usual one of the first host's architecture
+    add_guest_options(parser, ram="plan a guest of this size on both hosts; not with --node")
     parser.add_argument("first", help="host (as for --host) or layout file")
     parser.add_argument("second", help="the other one")
 
@@ -53,8 +51,9 @@ def run(options: argparse.Namespace) -> int:
         left, right = (host_of(options, spec) for spec in (options.first, options.second))
         judged = usable_or_none(left, options), usable_or_none(right, options)
         difference = compare.compare_hosts(left, right, *judged)
-        options.machine = options.machine or _usual_machine(left)
-        guest = None if options.ram is None else guest_of(options)
+        # One machine for both, the usual one of the first host: else nothing can be compared.
+        options.machine = options.machine or usual_machine(architecture(left, left.groups))
+        guest = guest_of(options) if options.ram is not None or options.node else None
         changes = host_changes(
             left, right, *judged, guest, machine=options.machine, on_hole=options.on_hole
         )
@@ -69,10 +68,3 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(text.show_difference(difference, options.first, options.second), end="")
     return 0 if difference.same else REFUSED
-
-
-def _usual_machine(host: Host) -> str:
-    vendors = {unit.vendor for unit in host.units}
-    if "s390" in vendors or (host.arch or "").startswith("s390"):
-        return "s390x"
-    return "virt" if "arm" in vendors or host.arch == "aarch64" else "q35"

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmm_iova.cli.guest import add_guest_options, add_plan_options, guest_of, saved_layout
 from vmm_iova.cli.options import (
     DAMAGED,
     GENERATOR,
@@ -19,7 +21,6 @@ from vmm_iova.cli.options import (
     split,
     write,
 )
-from vmm_iova.cli.plan import add_guest_options, guest_of
 from vmm_iova.errors import HostUnavailableError, RequestError
 from vmm_iova.report import data
 from vmm_iova.units import parse_size
@@ -40,8 +41,8 @@ def add(commands: Any) -> None:
         nargs="+",
         help="folder or archive (tar, zip) of snapshots, snapshot, or bundled host",
     )
-    parser.add_argument("--ram", required=True, help="size of the RAM, like 64G or 1.5TiB")
-    add_guest_options(parser, machine="q35")
+    add_guest_options(parser, ram="size of the RAM, like 64G or 1.5TiB; not with --node")
+    add_plan_options(parser)
     parser.add_argument(
         "-g", "--groups", action="append", help="IOMMU groups that are needed on each host"
     )
@@ -74,17 +75,26 @@ def run(options: argparse.Namespace) -> int:
         )
     request = _request(options).resolved()
     as_json = options.output is not None and options.output.lower().endswith(".json")
-    with _rows(None if as_json else options.output) as writer, _executor(options) as executor:
-        survey = survey_fleet(
-            read_sources(options.source),
-            request,
-            executor=executor,
-            in_flight=2 * options.workers,
-            progress=_show if sys.stderr.isatty() else None,
-            on_rows=writer.write if writer else None,
+    progress = _Progress()
+    rows = None if as_json else options.output
+    try:
+        with _rows(rows) as writer, _executor(options) as executor:
+            survey = survey_fleet(
+                read_sources(options.source),
+                request,
+                executor=executor,
+                in_flight=2 * options.workers,
+                progress=progress,
+                on_rows=writer.write if writer else None,
+            )
+    except KeyboardInterrupt:
+        held = f"; {rows} has their rows" if rows and progress.hosts else ""
+        print(
+            f"{progress.gap}vmm-iova: interrupted after {progress.hosts} hosts{held}",
+            file=sys.stderr,
         )
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
+        return 130
+    print(progress.gap, end="", file=sys.stderr)
     if not survey.hosts:
         raise HostUnavailableError(
             f"{', '.join(options.source)}: no snapshot in it",
@@ -104,22 +114,38 @@ def run(options: argparse.Namespace) -> int:
 def _request(options: argparse.Namespace) -> FleetRequest:
     from vmm_iova.fleet import FleetRequest
 
-    groups, devices = split(options.groups), split(options.devices)
+    def named(values: list[str] | None) -> tuple[str, ...] | None:
+        found = split(values)
+        return None if found is None else tuple(found)
+
     return FleetRequest(
         guest_of(options),
         options.on_hole,
-        groups=None if groups is None else tuple(groups),
-        devices=None if devices is None else tuple(devices),
+        options.prefer,
+        saved_layout(options),
+        groups=named(options.groups),
+        devices=named(options.devices),
         pci_class=options.pci_class,
+        also_fit=named(options.also_fit),
         aperture=options.aperture,
         granule=None if options.granule is None else parse_size(options.granule, "granule"),
         strict=options.strict,
     )
 
 
-def _show(progress: Progress) -> None:
-    damaged = f", {progress.damaged} damaged" if progress.damaged else ""
-    print(f"\r{progress.hosts} hosts{damaged} ", end="", file=sys.stderr, flush=True)
+class _Progress:
+    """Counts the hosts that are done, and shows them where somebody looks on."""
+
+    def __init__(self) -> None:
+        self.hosts = 0
+        self.gap = ""  # what ends the line that is shown
+
+    def __call__(self, done: Progress) -> None:
+        self.hosts = done.hosts
+        if sys.stderr.isatty():
+            damaged = f", {done.damaged} damaged" if done.damaged else ""
+            self.gap = "\n"
+            print(f"\r{done.hosts} hosts{damaged} ", end="", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -129,7 +155,9 @@ def _executor(options: argparse.Namespace) -> Iterator[Any]:
         return
     from concurrent.futures import ProcessPoolExecutor
 
-    with ProcessPoolExecutor(options.workers) as executor:
+    # Ctrl-C reaches the workers too: this process alone says what there is to say.
+    quiet = (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(options.workers, None, signal.signal, quiet) as executor:
         try:
             yield executor
         except BaseException:

@@ -16,9 +16,10 @@ from vmm_iova.fleet.analyse import Blocker, Fleet, LayoutGroup, analyse
 from vmm_iova.fleet.one import FleetRequest, HostRow, Status, survey_text
 from vmm_iova.fleet.run import Progress, survey_chunk, survey_fleet
 from vmm_iova.fleet.sources import SourceText, read_sources
-from vmm_iova.fleet.survey import DeviceCount, HostClass, Survey, merge_all
+from vmm_iova.fleet.survey import Allowed, DeviceCount, HostClass, Problem, Share, Survey, merge_all
 
 __all__ = [
+    "Allowed",
     "Blocker",
     "DeviceCount",
     "Fleet",
@@ -26,7 +27,9 @@ __all__ = [
     "HostClass",
     "HostRow",
     "LayoutGroup",
+    "Problem",
     "Progress",
+    "Share",
     "SourceText",
     "Status",
     "Survey",

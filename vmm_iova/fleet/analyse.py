@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import IovaError
 from vmm_iova.fleet.one import Status, layout_digest
-from vmm_iova.fleet.survey import EVERYTHING, intersect, intersect_all
-from vmm_iova.guest.plan import plan
+from vmm_iova.fleet.survey import Allowed
+from vmm_iova.guest.machine import load_machine
 from vmm_iova.host.model import Limits, RegionKind, ReservedRegion, Source
 from vmm_iova.host.usable import Cause, CauseKind, Usable, cut_holes
 from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from vmm_iova.fleet.one import FleetRequest
-    from vmm_iova.fleet.survey import DeviceCount, HostClass, Survey
+    from vmm_iova.fleet.survey import DeviceCount, HostClass, Problem, Survey
     from vmm_iova.guest.layout import Layout
 
 _MOST_CAUSES = 64  # holes that are named one by one; more make no readable map
@@ -66,70 +66,101 @@ class Blocker:
 class Fleet:
     """The answer.
 
+    A machine is of one architecture, so a fleet of several has an answer for each machine.
+
     Attributes:
         hosts: hosts in all.
         counts: hosts by status.
-        layout: the layout that every host can have that could be read; None if there is none.
-        groups: hosts that share a layout, the largest group first; one when all do.
-        blockers: who stands in the way, the most hosts first.
+        machines: by machine, hosts by status.
+        layouts: by machine, the layout that every host of it can have, those aside that do not
+            settle it; None if there is none.
+        groups: hosts that share a layout, the largest group first; one a machine when all do.
+        blockers: who stands in the way or does not settle it, the most hosts first.
         problems: by status, names with what is wrong (the lowest ones, see `survey.MAX_PROBLEMS`).
         devices: by PCI class and driver.
         classes: classes of hosts on which the same may be mapped.
         truncated: True if there were more classes than are kept: groups and blockers then tell of
-            a sample, while counts and `layout` are exact.
+            a sample, while counts and `layouts` are exact.
+        by_host: True if each host's architecture chose its machine.
     """
 
     hosts: int
     counts: Mapping[str, int]
-    layout: Layout | None
+    machines: Mapping[str, Mapping[str, int]]
+    layouts: Mapping[str, Layout | None]
     groups: tuple[LayoutGroup, ...]
     blockers: tuple[Blocker, ...]
-    problems: Mapping[str, tuple[tuple[str, str], ...]]
+    problems: Mapping[str, tuple[Problem, ...]]
     devices: Mapping[tuple[str, str], DeviceCount]
     classes: tuple[HostClass, ...]
     truncated: bool
+    by_host: bool
+
+    @property
+    def layout(self) -> Layout | None:
+        """The layout that every host can have that could be read; None if there is none."""
+        read = self.hosts - self.counts.get(Status.DAMAGED.value, 0)
+        if len(self.layouts) != 1 or self.counts.get(Status.FITS.value, 0) != read:
+            return None
+        return next(iter(self.layouts.values()))
 
     @property
     def complete(self) -> bool:
-        """True if every host was read, its facts settled, and one layout fits all."""
-        return self.layout is not None and self.counts.get(Status.FITS.value, 0) == self.hosts
+        """True if every host was read and can have the guest, and hosts of a machine share one."""
+        fits = self.counts.get(Status.FITS.value, 0) == self.hosts
+        return fits and None not in self.layouts.values()
 
 
 def analyse(survey: Survey, request: FleetRequest) -> Fleet:
     """Make the answer of a survey.
 
-    Hosts are put together greedily, the most numerous class first: a class joins the first group
-    whose hosts still have a layout with it. The result depends on the survey alone.
+    Hosts of a machine are put together greedily, the most numerous class first: a class joins the
+    first group whose hosts still have a layout with it. The result depends on the survey alone.
 
     Complexity: O(groups x log classes) plans, each O(classes x holes).
     Synchronization: none required.
     """
     request = request.resolved()
     ordered = sorted(survey.classes.values(), key=lambda item: (-item.hosts, item.digest))
-    able = [item for item in ordered if item.layout is not None]
-    groups = _groups(able, request)
-    layout = None
-    others = survey.hosts - survey.counts.get(Status.FITS.value, 0)
-    others -= survey.counts.get(Status.DAMAGED.value, 0)
-    if others == 0 and survey.fit_ranges is not None:
-        layout = _try(able, request, survey.fit_ranges, survey.granule)
+    groups: list[LayoutGroup] = []
+    layouts: dict[str, Layout | None] = {}
     blockers = _refused([item for item in ordered if item.layout is None])
-    if layout is None and groups:
-        blockers += _apart(groups, request)
+    for machine, share in survey.shares.items():
+        able = [item for item in ordered if item.layout is not None and item.machine == machine]
+        fits = share.counts.get(Status.FITS.value, 0)
+        asked = _for_machine(request, machine) if fits else request
+        found = _groups(able, asked)
+        open_ = share.counts.get(Status.UNSETTLED.value, 0)
+        settled = fits and fits + open_ == sum(share.counts.values())
+        layouts[machine] = _try(able, asked, share.fit) if settled else None
+        if layouts[machine] is None and found:
+            blockers += _apart(found, asked)
+        groups += found
     for status in (Status.UNASSIGNABLE, Status.ABSENT, Status.UNSETTLED):
         blockers += _named(survey, status.value)
     blockers.sort(key=lambda item: (-item.hosts, item.names, item.why))
     return Fleet(
         hosts=survey.hosts,
         counts=dict(sorted(survey.counts.items())),
-        layout=layout,
-        groups=groups,
+        machines={
+            name: dict(sorted(share.counts.items())) for name, share in survey.shares.items()
+        },
+        layouts=layouts,
+        groups=tuple(sorted(groups, key=lambda group: (-group.hosts, group.digest))),
         blockers=tuple(blockers),
         problems=survey.problems,
         devices=survey.devices,
         classes=tuple(ordered),
         truncated=survey.truncated,
+        by_host=request.guest.machine is None,
     )
+
+
+def _for_machine(request: FleetRequest, machine: str) -> FleetRequest:
+    """The request for the hosts of one machine, where each host's architecture chooses it."""
+    if request.guest.machine is not None:
+        return request
+    return replace(request, guest=replace(request.guest, machine=load_machine(machine)))
 
 
 def _refused(ordered: Sequence[HostClass]) -> list[Blocker]:
@@ -151,18 +182,21 @@ def _blocker(
 
 def _named(survey: Survey, status: str) -> list[Blocker]:
     """Put the hosts of one status together by what is wrong."""
-    by_text: dict[str, list[str]] = {}
-    for name, text in survey.problems.get(status, ()):
-        by_text.setdefault(text, []).append(name)
-    kept = sum(map(len, by_text.values()))
-    found = [Blocker(text, len(names), tuple(names[:5]), status) for text, names in by_text.items()]
+    alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for name, text, fixes in survey.problems.get(status, ()):
+        alike.setdefault((text, fixes), []).append(name)
+    kept = sum(map(len, alike.values()))
+    found = [
+        Blocker(text, len(names), tuple(names[:5]), status, fixes)
+        for (text, fixes), names in alike.items()
+    ]
     rest = survey.counts.get(status, 0) - kept
     if rest:
         found.append(Blocker(f"{status}, beyond the {kept} that are named", rest, (), status))
     return found
 
 
-def _groups(able: Sequence[HostClass], request: FleetRequest) -> tuple[LayoutGroup, ...]:
+def _groups(able: Sequence[HostClass], request: FleetRequest) -> list[LayoutGroup]:
     left, found = list(able), []
     while left:
         group = _Growing(request)
@@ -176,7 +210,7 @@ def _groups(able: Sequence[HostClass], request: FleetRequest) -> tuple[LayoutGro
             LayoutGroup(layout, layout_digest(layout), hosts, tuple(names), tuple(group.members))
         )
         left = rejected
-    return tuple(sorted(found, key=lambda group: (-group.hosts, group.digest)))
+    return sorted(found, key=lambda group: (-group.hosts, group.digest))
 
 
 class _Growing:
@@ -189,17 +223,15 @@ class _Growing:
     def __init__(self, request: FleetRequest) -> None:
         self.request = request
         self.members: list[HostClass] = []
-        self.ranges: MappableRanges | None = None
-        self.granule = 1
+        self.allowed = Allowed()
 
     def add(self, batch: list[HostClass]) -> list[HostClass]:
         """Take what fits, and return the rest."""
-        ranges = intersect_all([self.ranges, *(item.ranges for item in batch)])
-        granule = max(self.granule, *(item.granule for item in batch))
-        same = ranges == self.ranges and granule == self.granule
-        if same or _try([*self.members, *batch], self.request, ranges, granule) is not None:
+        allowed = Allowed.by_all([self.allowed, *(item.allowed for item in batch)])
+        same = bool(self.members) and allowed == self.allowed
+        if same or _try([*self.members, *batch], self.request, allowed) is not None:
             self.members += batch
-            self.ranges, self.granule = ranges, granule
+            self.allowed = allowed
             return []
         if len(batch) == 1:
             return batch
@@ -207,23 +239,20 @@ class _Growing:
         return self.add(batch[:half]) + self.add(batch[half:])
 
     def layout(self) -> Layout | None:
-        return _try(self.members, self.request, self.ranges, self.granule)
+        return _try(self.members, self.request, self.allowed) if self.members else None
 
 
 def _apart(groups: Sequence[LayoutGroup], request: FleetRequest) -> list[Blocker]:
     """Say of each group but the largest what keeps its hosts out of it."""
-    ranges = intersect_all(item.ranges for item in groups[0].classes)
-    granule = max(item.granule for item in groups[0].classes)
+    largest = [item.allowed for item in groups[0].classes]
     found = []
     for group in groups[1:]:
         first = group.classes[0]
-        joint = intersect(ranges, first.ranges) or EVERYTHING
         why = "it has no layout with the largest group"
         fixes: tuple[str, ...] = ()
         try:
             members = [first, *groups[0].classes]  # its own holes are named first
-            usable = common_usable(members, joint, max(granule, first.granule))
-            plan(request.guest, usable, request.on_hole)
+            request.plan(common_usable(members, Allowed.by_all([*largest, first.allowed])))
         except IovaError as error:
             why = f"together with the largest group: {error.message}"
             fixes = tuple(getattr(error, "fixes", ()))
@@ -231,30 +260,22 @@ def _apart(groups: Sequence[LayoutGroup], request: FleetRequest) -> list[Blocker
     return found
 
 
-def _try(
-    members: Sequence[HostClass],
-    request: FleetRequest,
-    ranges: MappableRanges | None,
-    granule: int,
-) -> Layout | None:
-    if ranges is None:
-        return None
+def _try(members: Sequence[HostClass], request: FleetRequest, allowed: Allowed) -> Layout | None:
     try:
-        usable = common_usable(members, ranges, granule)
-        return plan(request.guest, usable, request.on_hole)
+        return request.plan(common_usable(members, allowed))
     except IovaError:
         return None
 
 
-def common_usable(members: Sequence[HostClass], ranges: MappableRanges, granule: int) -> Usable:
+def common_usable(members: Sequence[HostClass], allowed: Allowed) -> Usable:
     """Return what may be mapped on every host of some classes, each hole with its hosts.
 
     Args:
         members: the classes; of holes that several have, the first one's words are taken.
-        ranges: the intersection of their ranges.
-        granule: the largest of their granules.
+        allowed: what all of them allow.
     """
-    ranges = ranges.align_inward(granule)
+    granule = allowed.granule
+    ranges = allowed.ranges.align_inward(granule)
     causes = list(_causes(members, ranges))
     taken = RangeSet(cause.range for cause in causes).align_outward(granule)
     left = ~(ranges.as_set() | taken)
@@ -274,7 +295,7 @@ def common_usable(members: Sequence[HostClass], ranges: MappableRanges, granule:
         granule=granule,
         granule_text="largest of the hosts",
         granule_known=True,
-        page_sizes=None,
+        page_sizes=allowed.page_sizes,
         limits=Limits(),
         evidence=(),
         unassignable=(),
@@ -283,6 +304,7 @@ def common_usable(members: Sequence[HostClass], ranges: MappableRanges, granule:
         groups=(),
         arch=None,  # each host was judged with its own
         notes=(),
+        cpu_bits=allowed.cpu_bits,
     )
 
 

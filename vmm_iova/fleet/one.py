@@ -7,34 +7,50 @@ import contextlib
 import enum
 import hashlib
 import json
+import re
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.errors import (
     EvidenceError,
+    HostDataError,
     HostUnavailableError,
     IovaError,
     MisalignedError,
     PlacementError,
     PlanError,
     RequestError,
+    UnknownNameError,
 )
-from vmm_iova.fleet.survey import DeviceCount, Hole, HostClass, Survey, merge_all
+from vmm_iova.fleet.survey import (
+    Allowed,
+    DeviceCount,
+    Hole,
+    HostClass,
+    Problem,
+    Share,
+    Survey,
+    merge_all,
+)
 from vmm_iova.guest.explain import Reason
-from vmm_iova.guest.machine import Machine, load_machine
-from vmm_iova.guest.plan import Guest, OnHole, plan
-from vmm_iova.host.evidence import stated_evidence
+from vmm_iova.guest.machine import Machine
+from vmm_iova.guest.plan import Guest, OnHole, Prefer, plan
+from vmm_iova.guest.request import machine_of
+from vmm_iova.host.evidence import architecture, stated_evidence
 from vmm_iova.host.load import decode_text, parse_hosts
 from vmm_iova.host.model import Host, RegionKind
 from vmm_iova.ranges import check_granule
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmm_iova.guest.layout import Layout
-    from vmm_iova.host.model import Group
+    from vmm_iova.host.model import Device, Group
     from vmm_iova.host.usable import Usable
     from vmm_iova.ranges import AddrRange, RangeSet
 
+_CLASS = re.compile(r"(0x)?([0-9a-fA-F]{2}){1,3}")
 _CACHED = 1024  # hosts whose facts were judged, kept by each worker
 
 
@@ -60,12 +76,16 @@ class FleetRequest:
     """What is asked of every host of a fleet.
 
     Attributes:
-        guest: what is wanted; its machine may be a name, a file or a `Machine`.
+        guest: what is wanted; its machine may be a name, a file, a `Machine`, or None for the
+            usual one of each host's architecture.
         on_hole: as in `vmm_iova.plan`.
+        prefer: as in `vmm_iova.plan`.
+        keep: a saved layout, as JSON, that a host must be able to have as it is.
         groups: IOMMU groups that are needed on each host; None for those that can be assigned.
         devices: devices by name that are needed on each host.
         pci_class: hex digits that the class of a needed device begins with (`"0302"` for 3D
             controllers), or None.
+        also_fit: IOMMU groups of each host that come later: the layout holds for them, too.
         aperture: as in `Host.usable`; narrows, and counts where a host has no evidence.
         granule: as in `Host.usable`.
         strict: as in `Host.usable`.
@@ -73,9 +93,12 @@ class FleetRequest:
 
     guest: Guest
     on_hole: OnHole = "split"
+    prefer: Prefer = "lowest"
+    keep: dict[str, Any] | None = None
     groups: tuple[str, ...] | None = None
     devices: tuple[str, ...] | None = None
     pci_class: str | None = None
+    also_fit: tuple[str, ...] | None = None
     aperture: int | str | AddrRange | RangeSet | None = None
     granule: int | None = None
     strict: bool = False
@@ -89,18 +112,42 @@ class FleetRequest:
         Raises:
             RequestError: it makes no sense on any host.
             UnknownNameError: there is no such machine.
+            HostDataError: the file of the machine, or the saved layout, is malformed.
         """
-        machine = self.guest.machine
-        if not isinstance(machine, Machine):
-            machine = load_machine(machine)
-        made = replace(self, guest=replace(self.guest, machine=machine))
+        made = self
+        if self.guest.machine is not None:
+            made = replace(self, guest=replace(self.guest, machine=machine_of(self.guest, None)))
+        for name in ("groups", "devices", "also_fit"):
+            if getattr(self, name) == ():
+                raise RequestError(f"{name} names none", field=name, value=())
+        if self.pci_class is not None and not _CLASS.fullmatch(self.pci_class):
+            raise RequestError(
+                f"class {self.pci_class!r} is not 2, 4 or 6 hex digits",
+                field="pci_class",
+                value=self.pci_class,
+                hint="as lspci -n prints it: 02 for network, 0302 for 3D controllers",
+            )
         if self.aperture is not None:
             stated_evidence(self.aperture)
         if self.granule is not None:
             check_granule(self.granule)
         with contextlib.suppress(PlacementError, MisalignedError):
-            plan(made.guest, Host("any host", page_size=4096).usable(aperture=64), self.on_hole)
+            made.plan(Host("any host", page_size=4096).usable(aperture=64))
         return made
+
+    def plan(self, usable: Usable) -> Layout:
+        """Plan the guest.
+
+        Raises:
+            PlanError: it cannot be placed, or the saved layout cannot be kept.
+            IovaError: as `vmm_iova.plan`.
+        """
+        layout = plan(self.guest, usable, self.on_hole, prefer=self.prefer, keep=self.keep)
+        if layout.changes:
+            first, *more = layout.changes
+            others = f" (and {len(more)} more changes)" if more else ""
+            raise PlanError(f"the saved layout cannot be kept: {first}{others}")
+        return layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +157,7 @@ class HostRow:
     Attributes:
         name: of the host: its file, `FILE#N` in a collection.
         status: value of `Status`.
+        machine: name of the machine that is planned there, or None where that is not known.
         layout: digest of its layout, or None.
         usable: digest of what may be mapped, or None.
         pieces: pieces of RAM.
@@ -118,11 +166,13 @@ class HostRow:
         granule: smallest mapping unit in bytes.
         groups: IOMMU groups.
         blocked_groups: those that current kernels keep from user space.
-        reason: why not, or None.
+        reason: why not, or what is wrong, or None.
+        fixes: what would help or settle it, with `; ` between, or None.
     """
 
     name: str
     status: str
+    machine: str | None = None
     layout: str | None = None
     usable: str | None = None
     pieces: int = 0
@@ -132,6 +182,7 @@ class HostRow:
     groups: int = 0
     blocked_groups: int = 0
     reason: str | None = None
+    fixes: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +211,9 @@ def survey_text(
     Complexity: O(size) for parsing, milliseconds for judging, once for the same facts.
     Synchronization: none required; the cache only ever holds what would be computed again.
     """
+    if not content.strip():
+        # For one host an empty text is an empty list of regions; in a fleet, a capture that failed.
+        return damaged(name, "is empty: nothing was captured", ("capture that host again",))
     try:
         text = decode_text(content, name)
         key = _key(text, request)
@@ -178,7 +232,7 @@ def survey_text(
                 while len(_CACHE) > _CACHED:
                     _CACHE.popitem(last=False)
     except IovaError as error:
-        return damaged(name, _without_name(error.message, name))
+        return damaged(name, _without_name(error.message, name), _fixes(error))
     except Exception as error:  # one strange file does not end the survey of a fleet
         return damaged(name, f"defect of vmm-iova: {type(error).__name__}: {error}")
     named = [_named(outcome, host) for host, outcome in outcomes]
@@ -195,11 +249,26 @@ def _without_name(message: str, name: str) -> str:
     return f"line {number}:{text}" if at_line else rest.lstrip(": ")
 
 
-def damaged(name: str, problem: str) -> tuple[Survey, tuple[HostRow, ...]]:
+def damaged(
+    name: str, problem: str, fixes: tuple[str, ...] = ()
+) -> tuple[Survey, tuple[HostRow, ...]]:
     """Return the survey of a host that could not be read."""
     status = Status.DAMAGED.value
-    survey = Survey(Counter({status: 1}), problems={status: ((name, problem),)})
-    return survey, (HostRow(name, status, reason=problem),)
+    survey = Survey(Counter({status: 1}), problems={status: (Problem(name, problem, fixes),)})
+    return survey, (HostRow(name, status, reason=problem, fixes=_joined(fixes)),)
+
+
+def _joined(fixes: tuple[str, ...]) -> str | None:
+    return "; ".join(fixes) or None
+
+
+def _fixes(error: IovaError) -> tuple[str, ...]:
+    """What would help, or settle it."""
+    if isinstance(error, EvidenceError):
+        return error.settles
+    if isinstance(error, PlanError):
+        return error.fixes
+    return (error.hint,) if error.hint else ()
 
 
 def _key(text: str, request: FleetRequest) -> bytes | None:
@@ -226,7 +295,7 @@ def _named(outcome: _Outcome, name: str) -> tuple[Survey, HostRow]:
             survey,
             classes={key: replace(item, names=(name,)) for key, item in survey.classes.items()},
             problems={
-                key: tuple((name, text) for _, text in named)
+                key: tuple(item._replace(name=name) for item in named)
                 for key, named in survey.problems.items()
             },
             devices={
@@ -241,37 +310,51 @@ def _named(outcome: _Outcome, name: str) -> tuple[Survey, HostRow]:
 def _judge(host: Host, request: FleetRequest) -> _Outcome:
     host = replace(host, name="this host")  # the same facts give the same words
     blocked = {group.id for group in host.groups if _direct(group)}
-    row = HostRow("", "", groups=len(host.groups), blocked_groups=len(blocked))
-    wanted = _wanted(host, request)
-    if wanted is not None and not wanted:
-        return _without(host, blocked, row, Status.ABSENT, "has none of the devices asked for")
-    if wanted is None and host.groups:
-        wanted = [group.id for group in host.groups if group.id not in blocked]
-        if not wanted:
-            text = "firmware demands direct regions of every group"
-            return _without(host, blocked, row, Status.UNASSIGNABLE, text)
-    held = [group for group in wanted or () if group in blocked]
-    if held:
-        text = f"firmware demands a direct region of group {', '.join(held)}"
-        return _without(host, blocked, row, Status.UNASSIGNABLE, text)
+    row = HostRow(
+        "",
+        "",
+        _machine(host, request),
+        groups=len(host.groups),
+        blocked_groups=len(blocked),
+    )
     try:
-        usable = host.usable(
-            groups=wanted,
-            aperture=request.aperture,
-            granule=request.granule,
-            strict=request.strict,
-        )
+        wanted, later = _wanted(host, request, blocked)
+        usable = _usable(host, request, wanted)
+        if later:
+            usable = usable.joined(_usable(host, request, later))
+    except _CannotError as error:
+        return _without(host, blocked, row, error.status, error.text, ())
+    except HostDataError as error:
+        return _without(host, blocked, row, Status.DAMAGED, error.message, _fixes(error))
     except (EvidenceError, HostUnavailableError, RequestError) as error:
         # RequestError: the stated granule is below the one that this host has.
         text = error.message.removeprefix("host this host: ")
-        return _without(host, blocked, row, Status.UNSETTLED, text)
+        return _without(host, blocked, row, Status.UNSETTLED, text, _fixes(error))
     layout, refusal = None, None
     try:
         _check_arch(request, usable)
-        layout = plan(request.guest, usable, request.on_hole)
+        layout = request.plan(usable)
     except IovaError as error:
         refusal = error
     return _judged(host, blocked, row, usable, layout, refusal)
+
+
+def _machine(host: Host, request: FleetRequest) -> str | None:
+    """Name the machine that is planned; the architecture where there is none for it."""
+    arch = architecture(host, host.groups)
+    try:
+        return machine_of(request.guest, arch).name
+    except UnknownNameError:
+        return arch
+
+
+def _usable(host: Host, request: FleetRequest, groups: list[str] | None) -> Usable:
+    return host.usable(
+        groups=groups,
+        aperture=request.aperture,
+        granule=request.granule,
+        strict=request.strict,
+    )
 
 
 def _check_arch(request: FleetRequest, usable: Usable) -> None:
@@ -279,37 +362,88 @@ def _check_arch(request: FleetRequest, usable: Usable) -> None:
     if isinstance(machine, Machine) and usable.arch not in (None, machine.arch):
         raise PlanError(
             f"machine {machine.name} is {machine.arch}, but the host is {usable.arch}: KVM cannot "
-            "run it there"
+            "run it there",
+            fixes=(f"--machine of {usable.arch}, or none for the usual one of each host",),
         )
 
 
-def _wanted(host: Host, request: FleetRequest) -> list[str] | None:
-    """Return the groups that are needed; empty if the host lacks one; None for all."""
-    if not (request.groups or request.devices or request.pci_class):
-        return None
-    found: dict[str, None] = {}
-    ids = {group.id for group in host.groups}
-    for group in request.groups or ():
-        if group not in ids:
-            return []
-        found[group] = None
-    by_name = {device.name: device.group for device in host.devices}
+class _CannotError(Exception):
+    """The host has nothing to hand out of what is asked for."""
+
+    def __init__(self, status: Status, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
+def _wanted(
+    host: Host, request: FleetRequest, blocked: set[str]
+) -> tuple[list[str] | None, list[str]]:
+    """Return the groups that are needed now, None for a host without any, and later.
+
+    Raises:
+        _CannotError: the host lacks one, or cannot hand it out.
+    """
+    now = list(dict.fromkeys(_asked(host, request)))
+    later = [_group(host, name) for name in request.also_fit or ()]
+    if not now and host.groups:
+        now = [group.id for group in host.groups if group.translated and group.id not in blocked]
+        if not now:
+            text = "firmware demands direct regions of every group"
+            if not blocked:
+                text = "every group is a no-IOMMU group of VFIO: nothing translates"
+            raise _CannotError(Status.UNASSIGNABLE, text)
+    elif host.sysfs and not (host.groups or host.kernel_ranges or host.windows):
+        text = "it has no IOMMU groups: no IOMMU is in use"
+        raise _CannotError(Status.UNASSIGNABLE, text)
+    untranslated = {group.id for group in host.groups if not group.translated}
+    for held, text in (
+        (blocked, "firmware demands a direct region of group"),
+        (untranslated, "nothing translates the no-IOMMU group"),
+    ):
+        found = [group for group in (*now, *later) if group in held]
+        if found:
+            raise _CannotError(Status.UNASSIGNABLE, f"{text} {', '.join(found)}")
+    return now or None, later
+
+
+def _asked(host: Host, request: FleetRequest) -> Iterator[str]:
+    """Groups of what the request names.
+
+    Raises:
+        _CannotError: the host lacks one.
+    """
+    for name in request.groups or ():
+        yield _group(host, name)
     for name in request.devices or ():
-        of = by_name.get(name) or by_name.get(f"0000:{name}")
-        if of is None:
-            return []
-        found[of] = None
+        try:
+            yield _group_of(host.device(name))
+        except UnknownNameError:
+            raise _CannotError(Status.ABSENT, f"it has no device {name}") from None
     if request.pci_class:
         prefix = request.pci_class.lower().removeprefix("0x")
         of_class = [
-            device.group
+            device
             for device in host.devices
-            if device.pci_class is not None
-            and f"{device.pci_class:06x}".startswith(prefix)
-            and device.group is not None
+            if device.pci_class is not None and f"{device.pci_class:06x}".startswith(prefix)
         ]
-        found.update(dict.fromkeys(of_class))
-    return list(found)
+        if not of_class:
+            raise _CannotError(Status.ABSENT, f"it has no device of class {prefix}")
+        yield from map(_group_of, of_class)
+
+
+def _group(host: Host, name: str) -> str:
+    try:
+        return host.group(name).id
+    except UnknownNameError:
+        raise _CannotError(Status.ABSENT, f"it has no group {name}") from None
+
+
+def _group_of(device: Device) -> str:
+    if device.group is None:
+        text = f"{device.name} is in no IOMMU group: no IOMMU translates it"
+        raise _CannotError(Status.UNASSIGNABLE, text)
+    return device.group
 
 
 def _direct(group: Group) -> bool:
@@ -317,13 +451,24 @@ def _direct(group: Group) -> bool:
     return any(item.kind is RegionKind.DIRECT for item in every)
 
 
-def _without(host: Host, blocked: set[str], row: HostRow, status: Status, text: str) -> _Outcome:
+def _without(
+    host: Host,
+    blocked: set[str],
+    row: HostRow,
+    status: Status,
+    text: str,
+    fixes: tuple[str, ...],
+) -> _Outcome:
+    count = Counter({status.value: 1})
+    known = status is not Status.DAMAGED and architecture(host, host.groups) is not None
     survey = Survey(
-        Counter({status.value: 1}),
-        problems={status.value: (("", text),)},
+        count,
+        shares={row.machine: Share(count)} if known and row.machine else {},
+        problems={status.value: (Problem("", text, fixes),)},
         devices=_devices(host, blocked, False),
     )
-    return _Outcome(replace(row, status=status.value, reason=text), survey)
+    row = replace(row, status=status.value, reason=text, fixes=_joined(fixes))
+    return _Outcome(row, survey)
 
 
 def _judged(
@@ -345,35 +490,35 @@ def _judged(
         )
         for span in usable.holes
     )
+    allowed = Allowed(usable.ranges, usable.granule, usable.cpu_bits, usable.page_sizes)
     digest = _digest(
         [
             [(item.start, item.last) for item in usable.ranges],
-            usable.granule,
+            [usable.granule, usable.cpu_bits, usable.page_sizes],
             usable.arch,
             [(item.start, item.last, item.kind) for item in holes],
         ]
     )
     laid = None if layout is None else layout_digest(layout)
-    top_bits = usable.ranges[-1].last.bit_length() if usable.ranges else 0
+    machine = row.machine or str(usable.arch)
     made = HostClass(
         digest,
         1,
         ("",),
-        usable.ranges,
-        usable.granule,
+        machine,
+        allowed,
         holes,
         laid,
         refusal.message if refusal else None,
-        tuple(getattr(refusal, "fixes", ())),
+        () if refusal is None else _fixes(refusal),
         _obstacle(refusal),
-        top_bits,
     )
+    count = Counter({status.value: 1})
     survey = Survey(
-        Counter({status.value: 1}),
+        count,
         {digest: made},
         usable.ranges,
-        usable.ranges if layout is not None else None,
-        usable.granule,
+        {machine: Share(count, Allowed() if layout is None else allowed)},
         devices=_devices(host, blocked, layout is not None),
     )
     row = replace(
@@ -383,9 +528,10 @@ def _judged(
         usable=digest,
         pieces=len(layout.ram) if layout else 0,
         address_bits=layout.address_bits if layout else 0,
-        top_bits=top_bits,
+        top_bits=usable.ranges[-1].last.bit_length() if usable.ranges else 0,
         granule=usable.granule,
         reason=made.refusal,
+        fixes=_joined(made.fixes),
     )
     return _Outcome(row, survey)
 

@@ -9,9 +9,11 @@ kept was in every chunk's lowest, so its count is exact; only how many are kept 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from heapq import nsmallest
-from typing import TYPE_CHECKING
+from operator import and_
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 
@@ -24,6 +26,10 @@ MAX_NAMES = 5
 """Names that are kept of a class."""
 MAX_PROBLEMS = 1000
 """Damaged and unsettled hosts that are kept by name, of each kind."""
+
+
+EVERYTHING = MappableRanges([AddrRange(0, ADDRESS_LAST)])
+"""The neutral element of intersection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,51 +52,91 @@ class Hole:
 
 
 @dataclass(frozen=True, slots=True)
+class Allowed:
+    """What each of some hosts allows; by default, of no host, everything.
+
+    Attributes:
+        ranges: usable IOVAs.
+        granule: smallest mapping unit in bytes.
+        cpu_bits: physical address bits of the CPU, or None where nothing says so.
+        page_sizes: bitmap of the IOMMU's page sizes; None if that of a host is not known.
+    """
+
+    ranges: MappableRanges = EVERYTHING
+    granule: int = 1
+    cpu_bits: int | None = None
+    page_sizes: int | None = ADDRESS_LAST
+
+    @staticmethod
+    def by_all(of: Iterable[Allowed]) -> Allowed:
+        """Return what every one of these allows.
+
+        Complexity: O(n log n) in the ranges of all.
+        """
+        items = list(dict.fromkeys(of))
+        sizes = [item.page_sizes for item in items if item.page_sizes is not None]
+        return Allowed(
+            intersect_all(item.ranges for item in items) or EVERYTHING,
+            max((item.granule for item in items), default=1),
+            min((item.cpu_bits for item in items if item.cpu_bits is not None), default=None),
+            reduce(and_, sizes, ADDRESS_LAST) if len(sizes) == len(items) else None,
+        )
+
+
+class Problem(NamedTuple):
+    """What is wrong with a host, and what would help or settle it."""
+
+    name: str
+    text: str
+    fixes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class HostClass:
     """Hosts on which the same may be mapped.
 
     Attributes:
-        digest: of ranges, granule, architecture and kinds of holes; names the class.
+        digest: of all that is allowed, architecture and kinds of holes; names the class.
         hosts: how many.
         names: the lowest `MAX_NAMES` of them.
-        ranges: usable IOVAs.
-        granule: smallest mapping unit in bytes.
+        machine: name of the machine that is planned there.
+        allowed: what may be mapped.
         holes: what takes addresses out, on the first of `names`.
         layout: digest of the layout that the guest has there; None if it has none.
         refusal: why it has none, on the first of `names`.
         fixes: what would help.
         obstacle: kind and first address of what is in the way, the same on hosts of one kind.
-        top_bits: address bits of the highest usable address.
     """
 
     digest: str
     hosts: int
     names: tuple[str, ...]
-    ranges: MappableRanges
-    granule: int
+    machine: str
+    allowed: Allowed
     holes: tuple[Hole, ...]
     layout: str | None
     refusal: str | None
     fixes: tuple[str, ...]
     obstacle: tuple[str, int] | None
-    top_bits: int
 
     def merge(self, other: HostClass) -> HostClass:
         """Join two parts of the same class."""
         first = self if self.names <= other.names else other
-        return HostClass(
-            self.digest,
-            self.hosts + other.hosts,
-            tuple(nsmallest(MAX_NAMES, (*self.names, *other.names))),
-            first.ranges,
-            first.granule,
-            first.holes,
-            first.layout,
-            first.refusal,
-            first.fixes,
-            first.obstacle,
-            first.top_bits,
-        )
+        names = tuple(nsmallest(MAX_NAMES, (*self.names, *other.names)))
+        return replace(first, hosts=self.hosts + other.hosts, names=names)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The hosts of a fleet for which one machine is planned.
+
+    Attributes:
+        counts: hosts by status (`one.Status` values); none that is damaged.
+        fit: what every host allows on which the guest has a layout.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    fit: Allowed = field(default_factory=Allowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +177,8 @@ class Survey:
         counts: hosts by status (`one.Status` values).
         classes: by digest.
         all_ranges: what every judged host allows; None before the first.
-        fit_ranges: what every host allows on which the guest has a layout.
-        granule: largest granule of those.
+        shares: by the name of the machine that is planned; without hosts that are damaged, or
+            unsettled down to their architecture.
         problems: by status, the lowest names with what is wrong.
         devices: by PCI class (4 hex digits) and driver.
         truncated: True if there are more classes than are kept.
@@ -143,9 +189,8 @@ class Survey:
     counts: Counter[str] = field(default_factory=Counter)
     classes: dict[str, HostClass] = field(default_factory=dict)
     all_ranges: MappableRanges | None = None
-    fit_ranges: MappableRanges | None = None
-    granule: int = 1
-    problems: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    shares: dict[str, Share] = field(default_factory=dict)
+    problems: dict[str, tuple[Problem, ...]] = field(default_factory=dict)
     devices: dict[tuple[str, str], DeviceCount] = field(default_factory=dict)
     truncated: bool = False
 
@@ -170,9 +215,9 @@ def merge_all(surveys: Iterable[Survey]) -> Survey:
     counts: Counter[str] = Counter()
     classes: dict[str, HostClass] = {}
     every: list[MappableRanges | None] = []
-    fitting: list[MappableRanges | None] = []
-    granule, truncated = 1, False
-    problems: dict[str, list[tuple[str, str]]] = {}
+    shares: dict[str, list[Share]] = {}
+    truncated = False
+    problems: dict[str, list[Problem]] = {}
     devices: dict[tuple[str, str], DeviceCount] = {}
     for survey in surveys:
         counts.update(survey.counts)
@@ -180,8 +225,8 @@ def merge_all(surveys: Iterable[Survey]) -> Survey:
             known = classes.get(digest)
             classes[digest] = item if known is None else known.merge(item)
         every.append(survey.all_ranges)
-        fitting.append(survey.fit_ranges)
-        granule = max(granule, survey.granule)
+        for name, share in survey.shares.items():
+            shares.setdefault(name, []).append(share)
         truncated = truncated or survey.truncated
         for status, named in survey.problems.items():
             problems.setdefault(status, []).extend(named)
@@ -194,12 +239,20 @@ def merge_all(surveys: Iterable[Survey]) -> Survey:
         counts,
         dict(sorted(classes.items())),
         intersect_all(every),
-        intersect_all(fitting),
-        granule,
+        {name: _joined(of) for name, of in sorted(shares.items())},
         {key: tuple(nsmallest(MAX_PROBLEMS, found)) for key, found in sorted(problems.items())},
         dict(sorted(devices.items())),
         truncated,
     )
+
+
+def _joined(of: Iterable[Share]) -> Share:
+    counts: Counter[str] = Counter()
+    fits: list[Allowed] = []
+    for share in of:
+        counts.update(share.counts)
+        fits.append(share.fit)
+    return Share(counts, Allowed.by_all(fits))
 
 
 def intersect(ours: MappableRanges | None, theirs: MappableRanges | None) -> MappableRanges | None:
@@ -219,7 +272,3 @@ def intersect_all(of: Iterable[MappableRanges | None]) -> MappableRanges | None:
         odd = left[-1:] if len(left) % 2 else []
         left = [*map(intersect, left[::2], left[1::2]), *odd]
     return left[0] if left else None
-
-
-EVERYTHING = MappableRanges([AddrRange(0, ADDRESS_LAST)])
-"""The neutral element of intersection."""

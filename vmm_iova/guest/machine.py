@@ -212,6 +212,37 @@ def machine_names() -> tuple[str, ...]:
     return tuple(sorted(_names()))
 
 
+_USUAL = {
+    "aarch64": "virt",
+    "i386": "q35",
+    "i686": "q35",
+    "riscv64": "riscv-virt",
+    "s390x": "s390x",
+    "x86_64": "q35",
+}
+
+
+def usual_machine(arch: str | None) -> str:
+    """Return the machine that is planned for hosts of an architecture when none is named.
+
+    Args:
+        arch: as `uname -m` prints it; None, for a host whose facts do not say, counts as `x86_64`.
+
+    Raises:
+        UnknownNameError: no bundled model is of that architecture.
+    """
+    try:
+        return _USUAL[arch or "x86_64"]
+    except KeyError:
+        raise UnknownNameError(
+            f"there is no machine model for {arch} hosts",
+            kind="machine",
+            name=str(arch),
+            known=tuple(_USUAL),
+            hint="name a model of your own: --machine FILE.toml",
+        ) from None
+
+
 @lru_cache
 def _bundled(name: str) -> Machine:
     from vmm_iova.guest.machine_file import parse_machine

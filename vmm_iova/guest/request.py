@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import MisalignedError, RequestError
-from vmm_iova.guest.machine import FixedItem, Machine, Pci64Window, load_machine
+from vmm_iova.guest.machine import FixedItem, Machine, Pci64Window, load_machine, usual_machine
 from vmm_iova.guest.machine_rules import check_disjoint
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, check_granule
 from vmm_iova.units import format_size, parse_size
@@ -79,7 +79,8 @@ class Guest:
     """What a VMM wants.
 
     Attributes:
-        machine: model by name, path of a TOML file, or a `Machine`.
+        machine: model by name, path of a TOML file, or a `Machine`; None for the usual one of the
+            host's architecture (`usual_machine`).
         ram: size of all RAM: text (`"1.5TiB"`) or bytes; a multiple of the host's granule. With
             `nodes` it may be left out, and else is their sum.
         pci64: size of the 64-bit PCI window; None for the machine's default, 0 for none.
@@ -96,7 +97,7 @@ class Guest:
         devices: number of assigned devices, for the budget.
     """
 
-    machine: str | os.PathLike[str] | Machine
+    machine: str | os.PathLike[str] | Machine | None = None
     ram: str | int | None = None
     pci64: str | int | None = None
     align: str | int | None = None
@@ -180,6 +181,20 @@ class Wanted:
         return replace(self, nodes=nodes)
 
 
+def machine_of(guest: Guest, arch: str | None) -> Machine:
+    """Return the machine of a guest on a host of some architecture.
+
+    Raises:
+        UnknownNameError: there is no such model.
+        HostDataError: its file is malformed.
+        HostUnavailableError: its file is missing.
+    """
+    named = guest.machine
+    if named is None:
+        named = usual_machine(arch)
+    return named if isinstance(named, Machine) else load_machine(named)
+
+
 def resolve(guest: Guest, usable: Usable) -> Wanted:
     """Check a guest and turn it into numbers.
 
@@ -188,7 +203,7 @@ def resolve(guest: Guest, usable: Usable) -> Wanted:
         MisalignedError: RAM is no multiple of the granule, or of the pages that back it.
         UnknownNameError: no such machine model.
     """
-    machine = guest.machine if isinstance(guest.machine, Machine) else load_machine(guest.machine)
+    machine = machine_of(guest, usable.arch)
     align = usable.granule
     if guest.align is not None and guest.align != "auto":
         align = max(check_granule(parse_size(guest.align, "align"), "align"), align)

@@ -274,6 +274,26 @@ def is_x86(host: Host) -> bool:
     return any(MSI_X86 in ~ranges and MSI_X86.start - 1 in ranges for ranges in lists)
 
 
+def architecture(host: Host, groups: Sequence[Group]) -> str | None:
+    """Return the architecture as `uname -m` prints it, where a fact says it.
+
+    Args:
+        host: the facts.
+        groups: those whose regions count.
+    """
+    if host.arch:
+        return host.arch
+    if is_x86(host):
+        return "x86_64"
+    vendors = {unit.vendor for unit in host.units}
+    named = {"arm": "aarch64", "apple": "aarch64", "s390": "s390x", "riscv": "riscv64"}
+    found = {named[vendor] for vendor in vendors & set(named)}
+    spans = {region.range for group in groups for region in group.regions or ()}
+    if not found and MSI_ARM_SOFTWARE in spans:
+        return "aarch64"  # virtio-iommu has the window on other machines too, but not alone
+    return found.pop() if len(found) == 1 else None
+
+
 def is_amd(host: Host) -> bool:
     """Tell whether the facts can only come from an AMD host."""
     return any(unit.vendor == "amd" for unit in host.units)

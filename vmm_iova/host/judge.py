@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.errors import EvidenceError, HostUnavailableError, RequestError
 from vmm_iova.host.evidence import (
-    MSI_ARM_SOFTWARE,
     Aperture,
     Evidence,
     EvidenceKind,
+    architecture,
     familiar,
     is_x86,
     search,
@@ -185,7 +185,7 @@ class _Judge:
             limits=self.host.limits,
             evidence=tuple(self.evidence),
             unassignable=tuple(unassignable(self.groups, x86=is_x86(self.host))),
-            arch=self._arch(),
+            arch=architecture(self.host, self.groups),
             relaxable=tuple(holes.relaxable),
             regions=tuple(holes.regions),
             groups=tuple(group.id for group in self.groups),
@@ -252,26 +252,13 @@ class _Judge:
                 "--aperture START-LAST, if you know it (DMA does not begin at 0 on s390)"
                 if self._is_s390()
                 else "--aperture BITS or --aperture START-LAST, if you know it",
-                "the kernel's own range list (VFIO or iommufd), pasted or captured on that host",
+                "the kernel's own range list (VFIO or iommufd), pasted, or captured on that host: "
+                "vmm-iova capture --ask-kernel -s BDF",
                 "the zPCI base capability (start_dma, end_dma) of the device, Linux 5.10"
                 if self._is_s390()
                 else "a lower bound that is surely there, such as --aperture 32",
             ),
         )
-
-    def _arch(self) -> str | None:
-        """The architecture, where a fact says it."""
-        if self.host.arch:
-            return self.host.arch
-        if is_x86(self.host):
-            return "x86_64"
-        vendors = {unit.vendor for unit in self.host.units}
-        named = {"arm": "aarch64", "apple": "aarch64", "s390": "s390x", "riscv": "riscv64"}
-        found = {named[vendor] for vendor in vendors & set(named)}
-        spans = {region.range for group in self.groups for region in group.regions or ()}
-        if not found and MSI_ARM_SOFTWARE in spans:
-            return "aarch64"  # virtio-iommu has the window on other machines too, but not alone
-        return found.pop() if len(found) == 1 else None
 
     def _is_s390(self) -> bool:
         named = (self.host.arch or "").startswith("s390")
@@ -330,6 +317,7 @@ class _Judge:
                 f"granule {stated:#x} was stated, but the {known[1]} says {known[0]:#x}",
                 field="granule",
                 value=stated,
+                hint=f"state {known[0]:#x}, or leave it out",
             )
         return stated, "stated by the user"
 

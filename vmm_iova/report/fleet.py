@@ -10,15 +10,15 @@ import json
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmm_iova.errors import RequestError
-from vmm_iova.fleet import Fleet, HostRow
+from vmm_iova.fleet import Fleet, HostRow, Status
 from vmm_iova.guest.layout import ItemKind
 from vmm_iova.report import data, text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from vmm_iova.fleet import Blocker, LayoutGroup
+    from vmm_iova.fleet import Blocker, LayoutGroup, Problem
     from vmm_iova.guest.layout import Layout
 
 _PROBLEMS_SHOWN = 20
@@ -37,30 +37,41 @@ _CLASSES = {
 
 def show_fleet(fleet: Fleet, *, bytes_: bool) -> str:
     """Show the layout of a fleet, who shares it, who stands in the way, and its devices."""
-    lines = [
-        f"hosts   {_count(fleet.hosts)}: "
-        + ", ".join(f"{count} {_SAYS[status]}" for status, count in fleet.counts.items()),
-        f"answer  {_answer(fleet)}",
-    ]
-    shown = fleet.groups
-    if fleet.layout is not None:
-        lines += [
-            "",
-            f"layout for {_count(fleet.counts.get('fits', 0))}",
-            *_map(fleet.layout, bytes_),
-        ]
-        lines += text.section("cuts", _cuts(fleet.layout))
-        shown = () if len(fleet.groups) == 1 else fleet.groups
-    for index, group in enumerate(shown, 1):
-        lines += ["", f"layout {index} for {_who(group)}", *_map(group.layout, bytes_)]
-        lines += (f"  {entry}" for entry in _cuts(group.layout))
-    lines += text.section("in the way", _blockers(fleet.blockers))
+    lines = [f"hosts   {_count(fleet.hosts)}: {_said(fleet.counts)}"]
+    several = len(fleet.machines) > 1
+    for name, counts in fleet.machines.items():
+        hosts = f" for {_count(sum(counts.values()))}: {_said(counts)}" if several else ""
+        lines.append(f"machine {name}{hosts}")
+    if fleet.machines and fleet.by_host:
+        lines.append("        (by the architecture of each host; --machine names another)")
+    lines.append(f"answer  {answer(fleet)}")
+    number = 0
+    for name, counts in fleet.machines.items():
+        of = f", machine {name}" if several else ""
+        common = fleet.layouts[name]
+        if common is not None:
+            lines += ["", f"layout for {_count(counts['fits'])}{of}", *_map(common, bytes_)]
+            cuts = _cuts(common)
+            lines += (f"  {entry}" for entry in cuts) if several else text.section("cuts", cuts)
+            continue
+        for group in fleet.groups:
+            if group.classes[0].machine == name:
+                number += 1
+                lines += ["", f"layout {number} for {_who(group)}{of}"]
+                lines += _map(group.layout, bytes_)
+                lines += (f"  {entry}" for entry in _cuts(group.layout))
+    against = [item for item in fleet.blockers if item.status != Status.UNSETTLED.value]
+    unsettled = [item for item in fleet.blockers if item.status == Status.UNSETTLED.value]
+    lines += text.section("in the way", _blockers(against, "fix"))
+    lines += text.section(
+        "unsettled: the facts do not say what may be mapped", _blockers(unsettled, "settles it")
+    )
     lines += text.section("devices", _devices(fleet))
     damaged = fleet.problems.get("damaged", ())
     lines += text.section(
         "damaged, not looked at",
         [
-            *(f"{name}: {problem}" for name, problem in damaged[:_PROBLEMS_SHOWN]),
+            *(_problem(item) for item in damaged[:_PROBLEMS_SHOWN]),
             *_more(fleet.counts.get("damaged", 0) - _PROBLEMS_SHOWN),
         ],
     )
@@ -74,30 +85,71 @@ _SAYS = {
     "fits": "can have the guest",
     "refused": "cannot",
     "unassignable": "cannot hand out a device",
-    "absent": "have no such device",
-    "unsettled": "do not settle it",
+    "absent": "without such a device",
+    "unsettled": "unsettled",
     "damaged": "damaged",
 }
+
+
+def _said(counts: Mapping[str, int]) -> str:
+    return ", ".join(
+        f"{counts[status]} {said}" for status, said in _SAYS.items() if counts.get(status)
+    )
+
+
+def _problem(item: Problem) -> str:
+    return f"{item.name}: {item.text}" + (f" ({'; '.join(item.fixes)})" if item.fixes else "")
 
 
 def _count(hosts: int) -> str:
     return f"{hosts} host" + ("" if hosts == 1 else "s")
 
 
-def _answer(fleet: Fleet) -> str:
-    damaged = fleet.counts.get("damaged", 0)
+def answer(fleet: Fleet) -> str:
+    """Say in one sentence what holds for the fleet; what is not known is never said to be no."""
+    count = fleet.counts.get
+    able, unsettled, damaged = count("fits", 0), count("unsettled", 0), count("damaged", 0)
+    against = fleet.hosts - able - unsettled - damaged
     aside = f", {damaged} damaged aside" if damaged else ""
-    if fleet.layout is not None:
-        return f"one layout fits every host{aside}"
-    if not fleet.groups:
+    if unsettled:
+        aside = f", {unsettled} unsettled{aside}"
+    if able:
+        return f"{_able(fleet, able, against)}{aside}"
+    if against and unsettled:
+        return f"no host that the facts settle can have it{aside}"
+    if against:
         return f"no host can have it{aside}"
-    able = sum(group.hosts for group in fleet.groups)
-    parts = len(fleet.groups)
-    against = fleet.hosts - damaged - able
+    if unsettled:
+        return f"unsettled: no host's facts say what may be mapped{', ' if damaged else ''}" + (
+            f"{damaged} damaged aside" if damaged else ""
+        )
+    return "nothing is known: every snapshot is damaged"
+
+
+def _able(fleet: Fleet, able: int, against: int) -> str:
+    """The answer where some hosts can have the guest."""
+    parts, machines = len(fleet.groups), len({group.layout.machine.name for group in fleet.groups})
+    whole = not against and all(
+        layout is not None
+        for name, layout in fleet.layouts.items()
+        if fleet.machines[name].get("fits")
+    )
+    if whole:
+        settled = " that the facts settle" if fleet.counts.get("unsettled") else ""
+        if machines == 1:
+            return f"one layout fits every host{settled}"
+        return f"{machines} machines, each with one layout that fits every host of it{settled}"
     verb = "stands" if against == 1 else "stand"
-    others = f"{_count(against)} {verb} in the way, " if parts == 1 else ""
-    share = f"the other {able} share one" if parts == 1 else f"{parts} layouts fit {able}"
-    return f"no layout fits every host: {others}{share}{aside}"
+    others = f"{_count(against)} {verb} in the way, " if against else ""
+    told = sum(group.hosts for group in fleet.groups)
+    the = "the other " if against else ""
+    if parts == 1:
+        share = f"{the}{able} {'has' if able == 1 else 'share'} one"
+    elif parts == machines:
+        share = f"{parts} layouts, one for each machine, fit {the}{told}"
+    else:
+        share = f"{parts} layouts fit {the}{told}"
+    return f"no layout fits every host: {others}{share}"
 
 
 def _who(group: LayoutGroup) -> str:
@@ -127,11 +179,11 @@ def _cuts(layout: Layout) -> Iterator[str]:
             yield f"RAM ends at {item.place.last:#x}: {item.last_cause}"
 
 
-def _blockers(blockers: Iterable[Blocker]) -> Iterator[str]:
+def _blockers(blockers: Iterable[Blocker], remedy: str) -> Iterator[str]:
     for item in blockers:
         names = _names(item.names, item.hosts)
         yield f"{_count(item.hosts)}{f' ({names})' if names else ''}: {item.why}"
-        yield from (f"  fix: {fix}" for fix in item.fixes)
+        yield from (f"  {remedy}: {fix}" for fix in item.fixes)
 
 
 def _devices(fleet: Fleet) -> Iterator[str]:
@@ -141,9 +193,10 @@ def _devices(fleet: Fleet) -> Iterator[str]:
         blocked = f"; {held} kept by firmware" if held else ""
         if count.blocked:
             blocked += f" ({count.blocked[0]}: {count.blocked[1]})"
+        groups = f"{count.groups} group" + ("" if count.groups == 1 else "s")
         yield (
-            f"{name:<28} {count.groups} groups on {_count(count.hosts)}, {count.assignable} can be "
-            f"assigned, {count.fits} where the guest fits{blocked}"
+            f"{name:<28} {groups} on {_count(count.hosts)}, {count.assignable} can be assigned, "
+            f"{count.fits} where the guest fits{blocked}"
         )
 
 
@@ -163,12 +216,22 @@ def fleet_data(fleet: Fleet) -> dict[str, Any]:
     return {
         "hosts": fleet.hosts,
         "counts": dict(fleet.counts),
+        "answer": answer(fleet),
         "complete": fleet.complete,
         "layout": None if fleet.layout is None else fleet.layout.to_json(),
+        "machines": [
+            {
+                "name": name,
+                "counts": dict(counts),
+                "layout": None if (common := fleet.layouts[name]) is None else common.to_json(),
+            }
+            for name, counts in fleet.machines.items()
+        ],
         "groups": [
             {
                 "layout": group.layout.to_json(),
                 "digest": group.digest,
+                "machine": group.layout.machine.name,
                 "hosts": group.hosts,
                 "names": list(group.names),
                 "classes": [item.digest for item in group.classes],
@@ -177,7 +240,10 @@ def fleet_data(fleet: Fleet) -> dict[str, Any]:
         ],
         "blockers": [dataclasses.asdict(item) for item in fleet.blockers],
         "problems": {
-            status: [{"name": name, "text": problem} for name, problem in found]
+            status: [
+                {"name": name, "text": problem, "fixes": list(fixes)}
+                for name, problem, fixes in found
+            ]
             for status, found in fleet.problems.items()
         },
         "devices": [
@@ -197,10 +263,13 @@ def fleet_data(fleet: Fleet) -> dict[str, Any]:
                 "digest": item.digest,
                 "hosts": item.hosts,
                 "names": list(item.names),
-                "granule": f"{item.granule:#x}",
-                "ranges": [data.span(span) for span in item.ranges],
+                "machine": item.machine,
+                "granule": f"{item.allowed.granule:#x}",
+                "cpu_bits": item.allowed.cpu_bits,
+                "ranges": [data.span(span) for span in item.allowed.ranges],
                 "layout": item.layout,
                 "refusal": item.refusal,
+                "fixes": list(item.fixes),
             }
             for item in fleet.classes
         ],

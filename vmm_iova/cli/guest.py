@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options that say what guest is wanted, and what is made of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vmm_iova.cli.layouts import read_layout
+from vmm_iova.errors import HostDataError, RequestError
+from vmm_iova.guest.machine import FixedItem
+from vmm_iova.guest.request import Bar, Guest, Node, Room
+from vmm_iova.host.load import read_text
+from vmm_iova.units import parse_range
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_guest_options(parser: argparse.ArgumentParser, *, ram: str) -> None:
+    """Add what a guest is, and what to do when the machine's own place is not free.
+
+    Args:
+        parser: of a command.
+        ram: help of `--ram`.
+    """
+    add = parser.add_argument
+    add("--ram", help=ram)
+    add("--node", action="append", default=[], metavar="SIZE[@PAGE]", help="RAM of a NUMA node")
+    add("--page-size", help="pages that back the RAM, like 2MiB or 1GiB")
+    add(
+        "--machine",
+        help="model or a .toml file (default: by the host: q35, virt, riscv-virt or s390x)",
+    )
+    add(
+        "--on-hole",
+        default="split",
+        choices=("split", "move", "refuse"),
+        help="what to do when the machine's own place is not free (default split)",
+    )
+    add("--pci64", help="size of the 64-bit PCI window; 0 for none")
+    add("--align", help="alignment of RAM pieces, like 2MiB, or auto (default: granule)")
+    add(
+        "--bar",
+        action="append",
+        default=[],
+        metavar="NAME=SIZE[,32][,required]",
+        help="a BAR; required: other devices must reach it; may be repeated",
+    )
+    add("--room", action="append", default=[], metavar="NAME=SIZE", help="room kept above all")
+    add("--reserve", action="append", default=[], metavar="NAME=RANGE", help="area to keep free")
+    add("--phys-bits", type=int, metavar="BITS", help="guest physical address bits")
+    add("--viommu", action="store_true", help="the guest has an IOMMU of its own")
+
+
+def add_plan_options(parser: argparse.ArgumentParser) -> None:
+    """Add what a layout has to hold for, and what it should be like."""
+    add = parser.add_argument
+    add("--also-fit", action="append", metavar="GROUPS", help="hold for these groups, too")
+    add("--keep", metavar="FILE", help="keep this saved layout, or name what changes (status 3)")
+    add("--prefer", default="lowest", choices=("lowest", "fewest"), help="order, or fewest pieces")
+
+
+def guest_of(options: argparse.Namespace) -> Guest:
+    """Return the guest that the options name.
+
+    Raises:
+        RequestError: an option is not of its form.
+    """
+    return Guest(
+        options.machine,
+        options.ram,
+        options.pci64,
+        options.align,
+        nodes=[Node(*item.split("@", 1)) if "@" in item else Node(item) for item in options.node],
+        page_size=options.page_size,
+        bars=[_bar(item) for item in options.bar],
+        rooms=[Room(*_named(item, "room")) for item in options.room],
+        reserved=[
+            FixedItem(name, "reserved", parse_range(where))
+            for name, where in (_named(item, "reserve") for item in options.reserve)
+        ],
+        phys_bits=options.phys_bits,
+        viommu=options.viommu,
+    )
+
+
+def _named(item: str, option: str) -> tuple[str, str]:
+    name, equals, value = item.partition("=")
+    if not (name and equals and value):
+        raise RequestError(f"--{option} {item!r} is not NAME=...", field=option, value=item)
+    return name, value
+
+
+def _bar(item: str) -> Bar:
+    name, value = _named(item, "bar")
+    size, *words = value.split(",")
+    unknown = [word for word in words if word not in ("32", "64", "required", "optional")]
+    if unknown:
+        raise RequestError(
+            f"--bar {item!r}: {unknown[0]!r} is none of 32, 64, required, optional",
+            field="bar",
+            value=item,
+        )
+    return Bar(name, size, bits=32 if "32" in words else 64, required="required" in words)
+
+
+def saved_layout(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the layout that `--keep` names, or None.
+
+    Raises:
+        HostUnavailableError: there is no such file.
+        HostDataError: it is no saved layout.
+    """
+    name = options.keep
+    if name is None:
+        return None
+    found = read_layout(name)
+    if found is None:
+        read_text(name)  # raises where there is none to read
+        raise HostDataError(f"{name} is no saved layout (-o layout.json writes one)", source=name)
+    return found
