@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast a fleet is surveyed, in how much memory, and that the cost of a host does not grow.
 
-    python bench/fleet.py                     # 10,000 and 100,000 hosts, 1 and 2 workers
-    python bench/fleet.py --hosts 2000 --distinct 100
+    python bench/fleet.py                     # 10,000 and 100,000 hosts, 1 and 2 workers; minutes
+    python bench/fleet.py --hosts 500 --hosts 5000 --distinct 100
+    python bench/fleet.py --json result.json  # store every figure
 
 The snapshots are generated from a seed as they are needed, as members of an archive would go by:
 servers of a number of hardware models, some with AMD's hole or a firmware region of their own, and
 a given share of hosts whose facts no other host has, which no cache can help with. Each run is a
 process of its own, so that its peak memory is its own. The processor time of a host, which says
 more than the clock on a shared machine, includes generating its snapshot.
+
+That the cost of a host does not grow shows twice: in each run, as the rate in its first and in its
+last tenth, and over the runs, as the processor time of a host and the peak memory in the largest
+fleet beside those in the smallest, which has a tenth of the hosts unless told otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import platform
@@ -23,6 +29,8 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vmm_iova
@@ -142,15 +150,25 @@ def once(options: argparse.Namespace) -> dict[str, Any]:
     sources = generate(
         options.hosts, options.models, options.distinct, options.groups, options.holes
     )
+    seen: list[tuple[int, float]] = []  # hosts that were done, and when
     begun = time.perf_counter()
+
+    def progress(done: fleet.Progress) -> None:
+        seen.append((done.hosts, time.perf_counter() - begun))
+
     if options.workers == 1:
-        survey = fleet.survey_fleet(sources, request)
+        survey = fleet.survey_fleet(sources, request, progress=progress)
     else:
         with ProcessPoolExecutor(options.workers) as executor:
             survey = fleet.survey_fleet(
-                sources, request, executor=executor, in_flight=2 * options.workers
+                sources,
+                request,
+                executor=executor,
+                in_flight=2 * options.workers,
+                progress=progress,
             )
     surveyed = time.perf_counter()
+    tenths = _tenths(seen, options.hosts)
     answer = fleet.analyse(survey, request)
     done = time.perf_counter()
     own = resource.getrusage(resource.RUSAGE_SELF)
@@ -161,6 +179,7 @@ def once(options: argparse.Namespace) -> dict[str, Any]:
         "workers": options.workers,
         "seconds": round(surveyed - begun, 2),
         "hosts_per_second": round(options.hosts / (surveyed - begun)),
+        "hosts_per_second_by_tenth": tenths,
         "cpu_ms_per_host": round(cpu * 1000 / options.hosts, 3),
         "analyse_seconds": round(done - surveyed, 2),
         "peak_mib": own.ru_maxrss // 1024,
@@ -169,6 +188,18 @@ def once(options: argparse.Namespace) -> dict[str, Any]:
         "classes": len(answer.classes),
         "groups": [group.hosts for group in answer.groups],
     }
+
+
+def _tenths(seen: list[tuple[int, float]], hosts: int) -> list[int | None]:
+    """Return the rate in each tenth of a run; None for one that no chunk of hosts ends in."""
+    edges = [
+        (0, 0.0),
+        *(next(at for at in seen if at[0] * 10 >= hosts * part) for part in range(1, 11)),
+    ]
+    return [
+        round((last[0] - first[0]) / (last[1] - first[1])) if last[0] > first[0] else None
+        for first, last in pairwise(edges)
+    ]
 
 
 def main() -> None:
@@ -185,7 +216,7 @@ def main() -> None:
         "--holes", type=int, default=0, help="percent of hosts with a hole that no other has"
     )
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("-J", "--json", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="store every figure")
     options = parser.parse_args()
     if options.once:
         options.hosts, options.workers = options.hosts[0], options.workers[0]
@@ -201,26 +232,63 @@ def main() -> None:
                 [*command, f"--workers={workers}"], check=True, capture_output=True, text=True
             )
             found.append(json.loads(done.stdout))
-            if not options.json:
-                _line(found[-1], first=len(found) == 1, options=options)
+            if len(found) == 1:
+                facts = _facts(options)
+                print("  ".join(f"{key} {value}" for key, value in facts.items()))
+                print(_HEAD)
+            _line(found[-1])
+    for workers in options.workers or [1, 2]:
+        _growth([run for run in found if run["workers"] == workers])
     if options.json:
-        print(json.dumps(found, indent=1))
+        options.json.write_text(json.dumps({"facts": facts, "runs": found}, indent=1), "utf-8")
 
 
-def _line(run: dict[str, Any], *, first: bool, options: argparse.Namespace) -> None:
-    if first:
-        print(
-            f"vmm_iova {vmm_iova.__version__}, Python {platform.python_version()}, "
-            f"{os.cpu_count()} CPUs; {options.models} models, {options.groups} groups a host, "
-            f"facts of their own on {options.distinct} %, holes of their own on {options.holes} %"
-        )
-        print("   hosts workers  seconds  hosts/s  CPU ms/host  peak MiB  worker MiB  answer")
+def _facts(options: argparse.Namespace) -> dict[str, str]:
+    return {
+        "date": datetime.date.today().isoformat(),
+        "vmm-iova": vmm_iova.__version__,
+        "python": platform.python_version(),
+        "CPUs": str(os.cpu_count()),
+        "load": f"{os.getloadavg()[0]:.1f}",
+        "models": str(options.models),
+        "groups a host": str(options.groups),
+        "% with facts of their own": str(options.distinct),
+        "% with holes of their own": str(options.holes),
+    }
+
+
+_HEAD = (
+    "   hosts workers  seconds  hosts/s  first 1/10   last 1/10  CPU ms/host  peak MiB  worker MiB"
+    "  answer"
+)
+
+
+def _line(run: dict[str, Any]) -> None:
+    tenths = run["hosts_per_second_by_tenth"]
     print(
         f"{run['hosts']:>8} {run['workers']:>7} {run['seconds']:>8} {run['hosts_per_second']:>8} "
+        f"{tenths[0] or '-':>11} {tenths[-1] or '-':>11} "
         f"{run['cpu_ms_per_host']:>12} {run['peak_mib']:>9} {run['peak_worker_mib']:>11}  "
         f"{run['counts']}, {run['classes']} classes, answered in {run['analyse_seconds']} s",
         flush=True,
     )
+
+
+def _growth(runs: list[dict[str, Any]]) -> None:
+    """Set the largest fleet beside the smallest."""
+    small, large = min(runs, key=_hosts), max(runs, key=_hosts)
+    if small is large:
+        return
+    times = large["cpu_ms_per_host"] / small["cpu_ms_per_host"]
+    print(
+        f"{large['hosts'] / small['hosts']:g} times the hosts, {large['workers']} worker(s): "
+        f"{times:.2f} times the CPU time of a host, peak memory {small['peak_mib']} MiB, then "
+        f"{large['peak_mib']} MiB"
+    )
+
+
+def _hosts(run: dict[str, Any]) -> int:
+    return int(run["hosts"])
 
 
 if __name__ == "__main__":
