@@ -120,7 +120,19 @@ class TestAnswer:
         count = answer.devices["0c03", "xhci_hcd"]
         assert (count.groups, count.assignable) == (1, 0)
         assert count.blocked == ("kept", "direct region of group 2 (0000:02:00.0)")
+        assert (count.fit_hosts, count.names) == (0, ())
         assert answer.devices["0302", "vfio-pci"].fits == 1
+        assert answer.devices["0302", "vfio-pci"].names == ("kept",)
+        text = show.show_fleet(answer, bytes_=False)
+        assert "1 group on 1 host, 1 can be assigned, 1 where the guest fits (kept)\n" in text
+        assert "1 cannot (kept: direct region of group 2 (0000:02:00.0))" in text
+
+    def test_devices_name_the_hosts_where_they_can_go(self) -> None:
+        sources = [source(f"h{n}", bits=33 if n % 2 else 48) for n in range(20)]
+        answer = fleet.analyse(fleet.survey_fleet(sources, REQUEST), REQUEST)
+        count = answer.devices["0302", "vfio-pci"]
+        assert (count.hosts, count.assignable, count.fits, count.fit_hosts) == (20, 20, 10, 10)
+        assert count.names == ("h0", "h10", "h12", "h14", "h16")
 
     @pytest.mark.parametrize(
         ("more", "status"),
@@ -365,6 +377,8 @@ class TestReasons:
         data["groups"][1]["translated"] = False
         text = json.dumps(data).encode()
         assert self.row(text).status == "fits"
+        survey, _ = fleet.survey_text(text, "h", REQUEST)
+        assert survey.devices["0c03", "xhci_hcd"].assignable == 0
         row = self.row(text, groups=("2",))
         assert row.reason == "nothing translates the no-IOMMU group 2"
         for group in data["groups"]:

@@ -299,7 +299,11 @@ def _named(outcome: _Outcome, name: str) -> tuple[Survey, HostRow]:
                 for key, named in survey.problems.items()
             },
             devices={
-                key: replace(item, blocked=(name, item.blocked[1])) if item.blocked else item
+                key: replace(
+                    item,
+                    names=(name,) if item.names else (),
+                    blocked=(name, item.blocked[1]) if item.blocked else None,
+                )
                 for key, item in survey.devices.items()
             },
         ),
@@ -554,13 +558,28 @@ def _devices(host: Host, blocked: set[str], fits: bool) -> dict[tuple[str, str],
         if device.group is not None:
             known = "" if device.pci_class is None else f"{device.pci_class >> 8:04x}"
             seen.setdefault((known, device.driver or ""), set()).add(device.group)
-    texts = {group.id: group.title for group in host.groups if group.id in blocked}
+    texts = {
+        group.id: f"direct region of {group.title}"
+        if group.id in blocked
+        else f"nothing translates {group.title}"
+        for group in host.groups
+        if group.id in blocked or not group.translated
+    }
     found = {}
     for key, groups in seen.items():
-        held = sorted(groups & blocked)
+        held = sorted(groups & set(texts))
         free = len(groups) - len(held)
-        example = ("", f"direct region of {texts[held[0]]}") if held else None
-        found[key] = DeviceCount(len(groups), free, free if fits else 0, 1, example)
+        example = ("", texts[held[0]]) if held else None
+        there = fits and free > 0
+        found[key] = DeviceCount(
+            len(groups),
+            free,
+            free if fits else 0,
+            1,
+            int(there),
+            ("",) if there else (),
+            example,
+        )
     return found
 
 

@@ -148,6 +148,8 @@ class DeviceCount:
         assignable: those whose devices current kernels hand out.
         fits: those on hosts where the guest has a layout, too.
         hosts: hosts that have one.
+        fit_hosts: hosts on which one can be assigned to the guest.
+        names: the lowest `MAX_NAMES` of those.
         blocked: example of what forbids the others, with its host; None if nothing does.
     """
 
@@ -155,6 +157,8 @@ class DeviceCount:
     assignable: int = 0
     fits: int = 0
     hosts: int = 0
+    fit_hosts: int = 0
+    names: tuple[str, ...] = ()
     blocked: tuple[str, str] | None = None
 
     def merge(self, other: DeviceCount) -> DeviceCount:
@@ -165,6 +169,8 @@ class DeviceCount:
             self.assignable + other.assignable,
             self.fits + other.fits,
             self.hosts + other.hosts,
+            self.fit_hosts + other.fit_hosts,
+            tuple(nsmallest(MAX_NAMES, (*self.names, *other.names))),
             min(blocked, default=None),
         )
 

@@ -190,13 +190,14 @@ def _devices(fleet: Fleet) -> Iterator[str]:
     for (code, driver), count in fleet.devices.items():
         name = f"{_class_name(code)}{f', {driver}' if driver else ''}"
         held = count.groups - count.assignable
-        blocked = f"; {held} kept by firmware" if held else ""
+        blocked = f"; {held} cannot" if held else ""
         if count.blocked:
             blocked += f" ({count.blocked[0]}: {count.blocked[1]})"
+        where = f" ({_names(count.names, count.fit_hosts)})" if count.names else ""
         groups = f"{count.groups} group" + ("" if count.groups == 1 else "s")
         yield (
             f"{name:<28} {groups} on {_count(count.hosts)}, {count.assignable} can be assigned, "
-            f"{count.fits} where the guest fits{blocked}"
+            f"{count.fits} where the guest fits{where}{blocked}"
         )
 
 
@@ -254,6 +255,8 @@ def fleet_data(fleet: Fleet) -> dict[str, Any]:
                 "assignable": count.assignable,
                 "fits": count.fits,
                 "hosts": count.hosts,
+                "fit_hosts": count.fit_hosts,
+                "names": list(count.names),
                 "blocked": None if count.blocked is None else list(count.blocked),
             }
             for (code, driver), count in fleet.devices.items()
