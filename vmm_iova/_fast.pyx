@@ -88,6 +88,10 @@ cdef extern from "_tree.h":
     int iova_find_many(
         const iova_tree *, const uint64_t *, size_t, int, uint64_t *, uint64_t *
     ) nogil
+    void iova_call(const iova_tree *, const uint64_t *, size_t, size_t, int) nogil
+    bint iova_far(const iova_tree *) nogil
+    enum:
+        IOVA_ABREAST
     int iova_mark(iova_tree *, uint64_t, uint64_t *, int) nogil
     ctypedef struct iova_facts:
         uint64_t low_first
@@ -724,6 +728,8 @@ cdef class Core:
             raise MemoryError
         try:
             while done < count:
+                if done % IOVA_ABREAST == 0 and iova_far(self.tree):
+                    iova_call(self.tree, start, count, done, self.shift)
                 length = 0
                 result = IOVA_NONE
                 if not start[done] & self.mask and (size == NULL or not size[done] & self.mask):

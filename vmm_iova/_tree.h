@@ -77,6 +77,22 @@ IOVA_INLINE int32_t V(largest)(V(lanes) v)
 	return v[0] > v[1] ? v[0] : v[1];
 }
 
+/* How many of 16 ascending numbers are at most x. */
+IOVA_INLINE uint32_t V(atmost)(const int32_t *lanes, int32_t x)
+{
+	V(lanes) count = V(all)(0), most = V(all)(x);
+
+	for (int c = 0; c < 16; c += IOVA_WIDTH)
+		count -= V(load)(lanes + c) <= most;
+#if IOVA_WIDTH == 8
+	count += __builtin_shufflevector(count, count, 4, 5, 6, 7, 0, 1, 2, 3);
+	count += __builtin_shufflevector(count, count, 2, 3, 0, 1, 6, 7, 4, 5);
+#else
+	count += __builtin_shufflevector(count, count, 2, 3, 0, 1);
+#endif
+	return (uint32_t)(count[0] + count[1]);
+}
+
 /* What the lanes tell of their gaps: exact but for the last of the leaf, of which it may be less.
  * The questions below are asked with a mask that is the constant 0 as well, so that the compiler
  * makes a plainer loop for the plainest alignment.
@@ -277,8 +293,12 @@ enum {
 	IOVA_LANES = 64, /* entries of a leaf, children of an inner node */
 	IOVA_DEEP = 16, /* levels: a node of three or more halves what is above */
 	IOVA_FILL = 56, /* children that bulk building gives a node */
+	IOVA_SHARE = 50, /* a leaf with more takes no entries from a full neighbour */
+	IOVA_JOIN = 60, /* two leaves with more together stay two */
+	IOVA_SPARSE = 32, /* a leaf with more does not look for one to join */
 	IOVA_SUM = 64, /* number of the plane of sums; the others are alignment classes */
-	IOVA_MORE = 72
+	IOVA_MORE = 72,
+	IOVA_NEAR = 4 << 20 /* bytes of leaves that the nearest caches hold anyway */
 };
 #define IOVA_FAR 0x7fffffff /* a distance of 2^31 - 1 units or more */
 
@@ -299,7 +319,8 @@ typedef struct {
 	uint64_t tail; /* where the last entry stops */
 	uint64_t fixed; /* bit i: entry i is fixed */
 	uint32_t count;
-	uint32_t spare[7];
+	int32_t line[3]; /* next[15], next[31], next[47]: which cache line of `next` to look at */
+	uint32_t spare[4];
 	/* From base on, capped at IOVA_FAR; lanes beyond the last are IOVA_FAR, which makes no gap. */
 	int32_t next[IOVA_LANES]; /* where entry i + 1 starts */
 	int32_t stop[IOVA_LANES]; /* where entry i stops */
@@ -448,9 +469,8 @@ IOVA_INLINE uint64_t leaf_gap(const iova_leaf *l, uint32_t i)
 	if (i + 1 < l->count)
 		return (uint64_t)(l->next[i] - l->stop[i]);
 	gap = l->above - l->tail;
-	if (gap == 0 && l->tail == 0 && l->count == 1 && l->base == 0)
-		return ~(uint64_t)0;
-	return gap;
+	/* PERF: no branch, for whether a gap is 0 is a coin toss. */
+	return gap - ((l->above | l->tail | l->base) == 0 && l->count == 1);
 }
 
 /* Units of a gap that are left from its first aligned one on. */
@@ -466,6 +486,12 @@ IOVA_INLINE uint64_t leaf_usable(const iova_leaf *l, uint32_t i, uint64_t mask)
 	return usable(leaf_stop(l, i), leaf_gap(l, i), mask);
 }
 
+IOVA_INLINE void leaf_set_lines(iova_leaf *l)
+{
+	for (int i = 0; i < 3; i++)
+		l->line[i] = l->next[16 * i + 15];
+}
+
 /* INVARIANT: two entries with the same start (a seam and what begins at it) share a leaf, so a
  * distance of 0 can only be the whole space of 2^64 units.
  */
@@ -475,6 +501,7 @@ IOVA_INLINE void leaf_set_above(iova_leaf *l, uint64_t above)
 
 	l->above = above;
 	l->next[l->count - 1] = distance ? near(distance) : IOVA_FAR;
+	leaf_set_lines(l);
 }
 
 IOVA_INLINE void leaf_set_tail(iova_leaf *l, uint64_t tail)
@@ -485,11 +512,18 @@ IOVA_INLINE void leaf_set_tail(iova_leaf *l, uint64_t tail)
 	l->stop[l->count - 1] = distance || l->count == 1 ? near(distance) : IOVA_FAR;
 }
 
+/* How far x lies from the base, for comparing with the lanes. */
+IOVA_INLINE int32_t leaf_distance(const iova_leaf *l, uint64_t x)
+{
+	uint64_t distance = x - l->base;
+
+	return distance < IOVA_FAR ? (int32_t)distance : IOVA_FAR - 1;
+}
+
 /* The last entry that starts at x or below. */
 IOVA_INLINE uint32_t leaf_seek(const iova_leaf *l, uint64_t x)
 {
-	uint64_t distance = x - l->base;
-	int32_t d = distance < IOVA_FAR ? (int32_t)distance : IOVA_FAR - 1, count = 0;
+	int32_t d = leaf_distance(l, x), count = 0;
 
 	for (int i = 0; i < IOVA_LANES; i++)
 		count += l->next[i] <= d;
@@ -565,7 +599,7 @@ IOVA_INLINE uint32_t leaf_last(const iova_leaf *l, uint64_t mask, uint64_t need,
 }
 
 /* The largest usable size of the leaf. */
-IOVA_INLINE uint64_t leaf_max(const iova_leaf *l, uint64_t mask, int wide)
+IOVA_INLINE uint64_t leaf_max_any(const iova_leaf *l, uint64_t mask, int wide)
 {
 	uint64_t last = leaf_usable(l, l->count - 1, mask), most = 0;
 
@@ -579,6 +613,7 @@ IOVA_INLINE uint64_t leaf_max(const iova_leaf *l, uint64_t mask, int wide)
 	}
 	return last > most ? last : most;
 }
+IOVA_EACH_WIDTH(uint64_t, leaf_max, (const iova_leaf *l, uint64_t mask), l, mask)
 
 /* Units free in the leaf. */
 static uint64_t leaf_sum(const iova_leaf *l)
@@ -624,8 +659,9 @@ typedef struct {
 	uint64_t base, above, tail;
 	uint64_t fixed[2];
 	uint32_t count;
-	int32_t next[2 * IOVA_LANES];
-	int32_t stop[2 * IOVA_LANES];
+	/* One leaf more than there are entries for: a leaf is written from any of them in one go. */
+	int32_t next[3 * IOVA_LANES];
+	int32_t stop[3 * IOVA_LANES];
 } iova_run;
 
 /* Take a leaf in; 0 when it lies too far from the one that is in already. */
@@ -670,9 +706,8 @@ static void run_write(const iova_run *r, iova_leaf *l, uint32_t from, uint32_t c
 	if (count < 64)
 		l->fixed &= ((uint64_t)1 << count) - 1;
 	for (uint32_t i = 0; i < IOVA_LANES; i++) {
-		uint32_t at = from + i < 2 * IOVA_LANES ? from + i : 2 * IOVA_LANES - 1;
-		int32_t next = (int32_t)((uint32_t)r->next[at] - first);
-		int32_t end = (int32_t)((uint32_t)r->stop[at] - first);
+		int32_t next = (int32_t)((uint32_t)r->next[from + i] - first);
+		int32_t end = (int32_t)((uint32_t)r->stop[from + i] - first);
 
 		l->next[i] = i < count ? next : IOVA_FAR;
 		l->stop[i] = i < count ? end : IOVA_FAR;
@@ -787,21 +822,21 @@ IOVA_INLINE uint32_t plane_last(const iova_plane *p, uint64_t need, uint32_t bel
 	return 8 * group + 31 - (uint32_t)__builtin_clz(bits);
 }
 
-/* Bring the short lists of a node up to date with the long ones. */
-static void inner_index(const iova_tree *t, iova_inner *n)
+/* Bring the short lists of a node up to date with the long ones, from child `from` on. */
+static void inner_index(const iova_tree *t, iova_inner *n, uint32_t from)
 {
 	for (uint32_t i = n->count; i < IOVA_LANES; i++) {
 		n->key.at[i] = ~(uint64_t)0;
 		n->child[i] = NULL;
 	}
-	for (int g = 0; g < 8; g++)
+	for (uint32_t g = from / 8; g < 8; g++)
 		n->key.top[g] = n->key.at[8 * g];
 	for (int k = 0; k < t->classes; k++) {
 		iova_plane *p = plane_of(n, k);
 
 		for (uint32_t i = n->count; i < IOVA_LANES; i++)
 			p->at[i] = 0;
-		for (int g = 0; g < 8; g++)
+		for (uint32_t g = from / 8; g < 8; g++)
 			p->top[g] = max8(p->at + 8 * g);
 	}
 }
@@ -858,7 +893,7 @@ static void inner_give(iova_tree *t, iova_inner *n)
 static uint64_t child_number(const iova_tree *t, int level, const void *child, int k)
 {
 	if (level == 1)
-		return k == IOVA_SUM ? leaf_sum(child) : leaf_max(child, t->mask[k], 0);
+		return k == IOVA_SUM ? leaf_sum(child) : leaf_max(child, t->mask[k]);
 	if (k == IOVA_SUM) {
 		const iova_inner *n = child;
 		uint64_t sum = 0;
@@ -1045,7 +1080,7 @@ IOVA_INLINE void path_lose(const iova_tree *t, const iova_path *p, uint64_t stop
 		uint64_t mask = t->mask[k];
 
 		if (usable(stop, gap, mask) == plane_of(p->node[1], k)->at[p->at[1]])
-			path_set(t, p, k, leaf_max(p->leaf, mask, wide));
+			path_set(t, p, k, leaf_max_any(p->leaf, mask, wide));
 	}
 }
 
@@ -1077,7 +1112,33 @@ static void shape_add(const iova_tree *t, iova_inner *n, int level, uint32_t i, 
 	inner_note(t, n, level, i, child);
 	if (i)
 		inner_note(t, n, level, i - 1, n->child[i - 1]);
-	inner_index(t, n);
+	inner_index(t, n, i ? i - 1 : 0);
+}
+
+/* Move children of one inner node to its neighbour: of child `left` of `up` to the next one, or back,
+ * until both have as many. `level` is theirs.
+ */
+static void inner_share(const iova_tree *t, iova_inner *up, int level, uint32_t left)
+{
+	iova_inner *a = up->child[left], *b = up->child[left + 1];
+	uint32_t half = (a->count + b->count) / 2, moved;
+
+	if (a->count > half) {
+		moved = a->count - half;
+		inner_move(t, b, moved, b, 0, b->count);
+		inner_move(t, b, 0, a, half, moved);
+	} else {
+		moved = half - a->count;
+		inner_move(t, a, a->count, b, 0, moved);
+		inner_move(t, b, 0, b, moved, b->count - moved);
+	}
+	b->count = a->count + b->count - half;
+	a->count = half;
+	inner_index(t, a, 0);
+	inner_index(t, b, 0);
+	inner_note(t, up, level + 1, left, a);
+	inner_note(t, up, level + 1, left + 1, b);
+	inner_index(t, up, 0);
 }
 
 /* Make every inner node on the way to x ready to take one more child. */
@@ -1090,8 +1151,8 @@ static int shape_room(iova_tree *t, uint64_t x)
 	    !pool_reserve(t, &t->blocks, nodes * inner_blocks(t) + 2))
 		return 0;
 	for (int level = t->height; level; level--) {
-		iova_inner *n, *upper;
-		uint32_t half;
+		iova_inner *n, *up, *upper;
+		uint32_t half, i;
 
 		path_down(t, &p, x);
 		n = p.node[level];
@@ -1104,18 +1165,28 @@ static int shape_room(iova_tree *t, uint64_t x)
 			t->root = root;
 			t->height++;
 			inner_note(t, root, level + 1, 0, n);
-			inner_index(t, root);
+			inner_index(t, root, 0);
 			path_down(t, &p, x);
 		}
-		/* Growth at the end leaves full nodes behind. */
-		half = p.at[level] + 1 == n->count ? IOVA_LANES - 4 : IOVA_LANES / 2;
+		up = p.node[level + 1];
+		i = p.at[level + 1];
+		half = IOVA_LANES / 2;
+		if (p.at[level] + 2 >= n->count) {
+			half = IOVA_LANES - 4; /* growth at the end leaves full nodes behind */
+		} else if (i + 1 < up->count && ((iova_inner *)up->child[i + 1])->count <= IOVA_FILL) {
+			inner_share(t, up, level, i);
+			continue;
+		} else if (i && ((iova_inner *)up->child[i - 1])->count <= IOVA_FILL) {
+			inner_share(t, up, level, i - 1);
+			continue;
+		}
 		upper = inner_take(t);
 		upper->count = n->count - half;
 		inner_move(t, upper, 0, n, half, upper->count);
 		n->count = half;
-		inner_index(t, n);
-		inner_index(t, upper);
-		shape_add(t, p.node[level + 1], level + 1, p.at[level + 1] + 1, upper);
+		inner_index(t, n, 0);
+		inner_index(t, upper, 0);
+		shape_add(t, up, level + 1, i + 1, upper);
 	}
 	return 1;
 }
@@ -1130,7 +1201,8 @@ static void shape_drop(iova_tree *t, iova_path *p, int level)
 		inner_move(t, n, i, n, i + 1, n->count - i - 1);
 		n->count--;
 		if (n->count) {
-			inner_index(t, n);
+			/* The child below may have taken in the entries of the one that goes. */
+			inner_index(t, n, i ? i - 1 : 0);
 			if (i == 0 && level < t->height)
 				path_set_key(t, p, level + 1, n->key.at[0]);
 			break;
@@ -1151,12 +1223,12 @@ static void shape_drop(iova_tree *t, iova_path *p, int level)
 			break;
 		inner_move(t, n, n->count, other, 0, other->count);
 		n->count += other->count;
-		inner_index(t, n);
+		inner_index(t, n, 0);
 		inner_give(t, other);
 		inner_move(t, up, left + 1, up, left + 2, up->count - left - 2);
 		up->count--;
 		inner_note(t, up, level + 1, left, n);
-		inner_index(t, up);
+		inner_index(t, up, 0);
 	}
 	while (t->height > 1 && t->root->count == 1) {
 		iova_inner *root = t->root;
@@ -1167,65 +1239,69 @@ static void shape_drop(iova_tree *t, iova_path *p, int level)
 	}
 }
 
-/* Share the entries of two neighbours, or put them into the lower if they fit and `join`. */
-static int shape_share(iova_tree *t, iova_path *p, uint32_t left, int join)
+/* Deal the entries of a run to children [left, left + leaves) of a node: `first` to the first of
+ * them, and as many to each of the others.
+ */
+static void run_deal(const iova_tree *t, const iova_run *r, iova_inner *n, uint32_t left,
+		     uint32_t leaves, uint32_t first)
 {
-	iova_inner *n = p->node[1];
-	iova_leaf *a = n->child[left], *b = n->child[left + 1];
-	iova_run r;
-	uint32_t half;
+	uint32_t from = 0, count = first;
 
-	r.count = 0;
-	if (!run_add(&r, a) || !run_add(&r, b))
-		return 0;
-	if (join) {
-		run_write(&r, a, 0, r.count);
-		pool_give(&t->blocks, b);
-		inner_note(t, n, 1, left, a);
-		p->at[1] = left + 1;
-		shape_drop(t, p, 1);
-		return 1;
+	for (uint32_t i = 0; i < leaves; i++) {
+		count = i ? (r->count - from) / (leaves - i) : first;
+		if (i + 1 < leaves)
+			count -= (uint32_t)run_pair(r, from + count);
+		run_write(r, n->child[left + i], from, count);
+		inner_note(t, n, 1, left + i, n->child[left + i]);
+		from += count;
 	}
-	half = (r.count + 1) / 2;
-	half += run_pair(&r, half);
-	run_write(&r, a, 0, half);
-	run_write(&r, b, half, r.count - half);
-	inner_note(t, n, 1, left, a);
-	inner_note(t, n, 1, left + 1, b);
-	inner_index(t, n);
-	return 1;
+	inner_index(t, n, left);
 }
 
-/* Make room for an entry at `start` in the full leaf of the path. */
+/* Make room for an entry at `start` in the full leaf of the path.
+ * PERF: what is dealt anew has room for ten entries or more in each leaf, so that it is not dealt
+ * again soon; and two leaves become three rather than one two, which keeps them fuller.
+ */
 static int shape_split(iova_tree *t, iova_path *p, uint64_t start)
 {
-	iova_leaf *a = p->leaf, *b;
+	/* Growth at the end, or before what bounds the space, leaves full leaves behind. */
+	int grows = leaf_seek(p->leaf, start) + 2 >= IOVA_LANES;
+	uint32_t left, leaves = 1;
+	iova_inner *n = p->node[1];
 	iova_run r;
-	uint32_t i = p->at[1], half = IOVA_LANES / 2;
 
-	/* PERF: sharing with a neighbour first keeps leaves fuller (bench: memory per range). */
-	if (leaf_seek(a, start) + 1 < a->count) {
-		iova_inner *n = p->node[1];
-
-		if (i + 1 < n->count && ((iova_leaf *)n->child[i + 1])->count <= 54 &&
-		    shape_share(t, p, i, 0))
+	for (uint32_t step = 0; step < 2 && !grows; step++) {
+		left = p->at[1] - step;
+		if (left >= n->count - 1 || ((iova_leaf *)n->child[left + !step])->count > IOVA_SHARE)
+			continue;
+		r.count = 0;
+		if (run_add(&r, n->child[left]) && run_add(&r, n->child[left + 1])) {
+			run_deal(t, &r, n, left, 2, r.count / 2);
 			return 1;
-		if (i && ((iova_leaf *)n->child[i - 1])->count <= 54 && shape_share(t, p, i - 1, 0))
-			return 1;
-	} else {
-		half = IOVA_LANES - 1; /* growth at the end leaves full leaves behind */
+		}
 	}
-	if (!shape_room(t, start))
-		return 0;
-	path_down(t, p, start);
-	i = p->at[1];
+	if (n->count == IOVA_LANES || !t->blocks.spare) {
+		if (!shape_room(t, start))
+			return 0;
+		path_down(t, p, start);
+		n = p->node[1];
+	}
+	left = p->at[1];
 	r.count = 0;
-	run_add(&r, a);
-	half -= (uint32_t)run_pair(&r, half);
-	b = pool_take(&t->blocks);
-	run_write(&r, b, half, IOVA_LANES - half);
-	run_write(&r, a, 0, half);
-	shape_add(t, p->node[1], 1, i + 1, b);
+	if (!grows && left + 1 == n->count && left)
+		left--;
+	run_add(&r, n->child[left]);
+	if (!grows && left + 1 < n->count && run_add(&r, n->child[left + 1])) {
+		leaves = 2;
+	} else if (left != p->at[1]) {
+		left = p->at[1];
+		r.count = 0;
+		run_add(&r, n->child[left]);
+	}
+	inner_move(t, n, left + leaves + 1, n, left + leaves, n->count - left - leaves);
+	n->child[left + leaves] = pool_take(&t->blocks);
+	n->count++;
+	run_deal(t, &r, n, left, leaves + 1, grows ? IOVA_LANES - 1 : r.count / (leaves + 1));
 	return 1;
 }
 
@@ -1723,6 +1799,7 @@ IOVA_INLINE int tree_put(iova_tree *t, iova_path *p, uint32_t i, uint64_t start,
 	gap = leaf_gap(l, i);
 	most = BY_WIDTH(lanes_open, l, i, (int32_t)(start - l->base),
 			len < IOVA_FAR ? near(start + len - l->base) : IOVA_FAR);
+	leaf_set_lines(l);
 	l->tail = i + 1 == l->count ? start + len : l->tail;
 	kept = ((uint64_t)2 << i) - 1;
 	l->fixed = (l->fixed & kept) | ((l->fixed & ~kept) << 1);
@@ -1769,13 +1846,26 @@ IOVA_RARE int tree_set_zero(iova_tree *t, uint64_t len, int fixed)
 static void tree_join(iova_tree *t, iova_path *p)
 {
 	iova_inner *n = p->node[1];
-	uint32_t i = p->at[1];
 
-	if (i + 1 < n->count && p->leaf->count + ((iova_leaf *)n->child[i + 1])->count <= 56 &&
-	    shape_share(t, p, i, 1))
+	for (uint32_t step = 0; step < 2; step++) {
+		uint32_t left = p->at[1] - step;
+		iova_leaf *a, *b;
+		iova_run r;
+
+		if (left >= n->count - 1)
+			continue;
+		a = n->child[left];
+		b = n->child[left + 1];
+		r.count = 0;
+		if (a->count + b->count > IOVA_JOIN || !run_add(&r, a) || !run_add(&r, b))
+			continue;
+		run_write(&r, a, 0, r.count);
+		inner_note(t, n, 1, left, a);
+		pool_give(&t->blocks, b);
+		p->at[1] = left + 1;
+		shape_drop(t, p, 1);
 		return;
-	if (i && p->leaf->count + ((iova_leaf *)n->child[i - 1])->count <= 56)
-		shape_share(t, p, i - 1, 1);
+	}
 }
 
 /* Take out entry 0 of a leaf that is not the first: its space goes to the leaf before. */
@@ -1830,6 +1920,7 @@ IOVA_INLINE int tree_cut(iova_tree *t, iova_path *p, uint32_t i, int wide)
 	mine_stop = leaf_stop(l, i);
 	mine = leaf_gap(l, i);
 	BY_WIDTH(lanes_down, l->next, i - 1);
+	leaf_set_lines(l);
 	BY_WIDTH(lanes_down, l->stop, i);
 	l->tail = i + 1 == l->count ? stop : l->tail;
 	kept = ((uint64_t)1 << i) - 1;
@@ -1841,7 +1932,7 @@ IOVA_INLINE int tree_cut(iova_tree *t, iova_path *p, uint32_t i, int wide)
 	if (__builtin_expect(t->sizes != NULL, 0))
 		BY_WIDTH(sizes_change, t, (iova_gap){ stop, gap }, (iova_gap){ mine_stop, mine },
 			     (iova_gap){ stop, leaf_gap(l, i - 1) }, (iova_gap){ 0, 0 });
-	if (__builtin_expect(l->count <= 30, 0))
+	if (__builtin_expect(l->count <= IOVA_SPARSE, 0))
 		tree_join(t, p);
 	return IOVA_OK;
 }
@@ -2023,7 +2114,7 @@ static iova_tree *iova_tree_new(const iova_entry *entries, size_t count, uint64_
 	if (!pool_reserve(t, &t->inners, 1))
 		goto fail;
 	t->root = inner_take(t);
-	inner_index(t, t->root);
+	inner_index(t, t->root, 0);
 	while (i < count) {
 		size_t n = 1;
 		iova_leaf *l;
@@ -2041,7 +2132,7 @@ static iova_tree *iova_tree_new(const iova_entry *entries, size_t count, uint64_
 		if (i == 0) {
 			t->root->count = 1;
 			inner_note(t, t->root, 1, 0, l);
-			inner_index(t, t->root);
+			inner_index(t, t->root, 0);
 		} else {
 			iova_path p;
 
@@ -2157,6 +2248,40 @@ IOVA_EACH_WIDTH(int, iova_find, (const iova_tree *t, uint64_t x, iova_entry *ent
 
 enum { IOVA_ABREAST = 16 };
 
+/* Whether the leaves are too many for the nearest caches, so that calling them early pays. */
+static int iova_far(const iova_tree *t)
+{
+	return t->blocks.bytes > IOVA_NEAR;
+}
+
+/* Call the leaves into the cache that hold the addresses of items [from, from + IOVA_ABREAST) of a
+ * batch: all abreast, so that their misses do not wait for one another.
+ */
+IOVA_INLINE int iova_call_any(const iova_tree *t, const uint64_t *x, size_t count, size_t from,
+			      int shift, int wide)
+{
+	size_t n = count - from < IOVA_ABREAST ? count - from : IOVA_ABREAST;
+	const void *node[IOVA_ABREAST];
+
+	for (size_t j = 0; j < n; j++)
+		node[j] = t->root;
+	for (int level = t->height; level; level--) {
+		for (size_t j = 0; j < n; j++) {
+			const iova_inner *in = node[j];
+			const char *below = in->child[inner_seek(in, x[from + j] >> shift)];
+
+			node[j] = below;
+			for (size_t line = 0; line < (level == 1 ? sizeof(iova_leaf) : 128); line += 64)
+				__builtin_prefetch(below + line);
+		}
+	}
+	__asm__ volatile(""); /* or GCC takes this for a function of no effect and leaves it out */
+	return (void)wide, IOVA_OK;
+}
+IOVA_EACH_WIDTH(int, iova_call,
+		(const iova_tree *t, const uint64_t *x, size_t count, size_t from, int shift),
+		t, x, count, from, shift)
+
 /* Look up many addresses: first and last address of the entry that holds each, else 1 and 0.
  * Sixteen abreast, level by level, so that the misses of one do not wait for those of another.
  */
@@ -2180,31 +2305,35 @@ IOVA_INLINE int iova_find_many_any(const iova_tree *t, const uint64_t *x, size_t
 				__builtin_prefetch(in->child + place[j]);
 			}
 			for (size_t j = 0; j < n; j++) {
-				const char *below = ((const iova_inner *)node[j])->child[place[j]];
-
-				node[j] = below;
-				/* A leaf is read from its first line to its last `next`. */
-				for (int line = 0; line < (level == 1 ? 5 : 2); line++)
-					__builtin_prefetch(below + 64 * line);
+				node[j] = ((const iova_inner *)node[j])->child[place[j]];
+				__builtin_prefetch(node[j]);
 			}
 		}
+		/* Three lines of a leaf are enough: the first says which of the others. */
 		for (size_t j = 0; j < n; j++) {
 			const iova_leaf *l = node[j];
+			int32_t d = leaf_distance(l, x[at + j] >> shift);
 
-			place[j] = leaf_seek(l, x[at + j] >> shift);
+			place[j] = 16 * (uint32_t)((l->line[0] <= d) + (l->line[1] <= d) +
+						   (l->line[2] <= d));
+			__builtin_prefetch(l->next + place[j]);
 			__builtin_prefetch(l->stop + place[j]);
 		}
 		for (size_t j = 0; j < n; j++) {
 			const iova_leaf *l = node[j];
-			uint64_t start = leaf_start(l, place[j]), unit = x[at + j] >> shift;
-			uint64_t len = leaf_stop(l, place[j]) - start;
-			int none = (l->fixed >> place[j] & 1) || unit - start >= len;
+			uint64_t unit = x[at + j] >> shift, start, len;
+			int32_t d = leaf_distance(l, unit);
+			uint32_t i = place[j] + BY_WIDTH(atmost, l->next + place[j], d);
+			int none;
 
+			start = leaf_start(l, i);
+			len = leaf_stop(l, i) - start;
+			none = (l->fixed >> i & 1) || unit - start >= len;
 			starts[at + j] = none ? 1 : start << shift;
 			lasts[at + j] = none ? 0 : ((start + (len - 1)) << shift) | low;
 		}
 	}
-	return (void)wide, IOVA_OK;
+	return IOVA_OK;
 }
 IOVA_EACH_WIDTH(int, iova_find_many,
 		(const iova_tree *t, const uint64_t *x, size_t count, int shift, uint64_t *starts,
@@ -2389,6 +2518,7 @@ static const char *check_leaf(const iova_leaf *l, uint64_t above)
 		MUST(e[i].len || e[i].fixed, "only a fixed entry has no length");
 	}
 	leaf_write(&same, e, l->count, above);
+	MUST(!memcmp(same.line, l->line, sizeof l->line), "the lines repeat the last lane of each");
 	MUST(same.fixed == l->fixed && same.tail == l->tail && same.base == l->base &&
 		     !memcmp(same.next, l->next, sizeof l->next) &&
 		     !memcmp(same.stop, l->stop, sizeof l->stop),

@@ -310,7 +310,7 @@ class TestMemory:
             place = chance.randrange(len(held))
             allocator.release(held[place])
             held[place] = allocator.allocate(PAGE * chance.choice([1, 1, 2, 4, 9]))
-        assert allocator._bytes() / len(allocator) <= 16.5
+        assert allocator._bytes() / len(allocator) <= 16
 
 
 class TestThreads:
