@@ -12,6 +12,7 @@ Environment:
 from __future__ import annotations
 
 import os
+from glob import glob
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -62,7 +63,7 @@ def _extensions() -> list[Extension]:
     fast = Extension(
         "vmm_iova._fast",
         ["vmm_iova/_fast.pyx"],
-        depends=["vmm_iova/_tree.h", "vmm_iova/_fast.pxd"],
+        depends=[*glob("vmm_iova/_tree*.h"), "vmm_iova/_fast.pxd"],
         define_macros=macros,
         extra_compile_args=flags,
         extra_link_args=links,
