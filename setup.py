@@ -52,6 +52,7 @@ def _extensions() -> list[Extension]:
             raise
         return []
     flags = ["-O3", "-fno-strict-aliasing"]
+    flags.append("-Wno-psabi")  # vectors never cross a call that is not inlined
     links: list[str] = []
     macros = []
     if os.environ.get("VMM_IOVA_BASELINE") == "1":

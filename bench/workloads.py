@@ -171,6 +171,20 @@ class Churn:
         return quartile(results)
 
 
+def clock_tail(count: int) -> float:
+    """Return the p99.9 of nothing, timed as `Churn.tail` does: the machine's own part."""
+    now = time.perf_counter_ns
+    rounds, clock = [], []
+    for _ in range(10):
+        times = []
+        for _ in range(count // 10):
+            begin = now()
+            times.append(now() - begin)
+        rounds.append(sorted(times)[len(times) * 999 // 1000])
+        clock.extend(times)
+    return min(rounds) - quartile(clock)
+
+
 def repeat(allocator: Any, size: int, options: dict[str, object]) -> float:
     """Return ns of one allocation and its release, the same again and again, net of the loop."""
     stretches, length = 60, 500

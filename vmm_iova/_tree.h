@@ -24,11 +24,6 @@
 #ifndef VMM_IOVA_TREE_H
 #define VMM_IOVA_TREE_H
 
-#if defined(__GNUC__) && !defined(__clang__)
-/* Vectors never cross a call that is not inlined. */
-#pragma GCC diagnostic ignored "-Wpsabi"
-#endif
-
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -89,9 +84,9 @@ enum {
 	IOVA_LANES = 64, /* entries of a leaf, children of an inner node */
 	IOVA_DEEP = 16, /* levels: a node of three or more halves what is above */
 	IOVA_FILL = 56, /* children that bulk building gives a node */
-	IOVA_SHARE = 50, /* a leaf with more takes no entries from a full neighbour */
-	IOVA_JOIN = 60, /* two leaves with more together stay two */
-	IOVA_SPARSE = 32, /* a leaf with more does not look for one to join */
+	IOVA_SHARE = 48, /* a leaf with more takes no entries from a full neighbour */
+	IOVA_JOIN = 56, /* two leaves with more together stay two */
+	IOVA_SPARSE = 30, /* a leaf with more does not look for one to join */
 	IOVA_SUM = 64, /* number of the plane of sums; the others are alignment classes */
 	IOVA_MORE = 72,
 	IOVA_NEAR = 4 << 20 /* bytes of leaves that the nearest caches hold anyway */
@@ -716,8 +711,8 @@ IOVA_INLINE int choose_last_any(const iova_tree *t, iova_path *p, uint32_t *entr
 IOVA_EACH_WIDTH(int, choose_last, (const iova_tree *t, iova_path *p, uint32_t *entry, uint64_t need, int k, uint64_t low, uint64_t high, uint64_t *place), t, p, entry, need, k, low, high, place)
 
 /* Best fit: the order by size tells the smallest gap; but the gaps that an edge of the window
- * cuts have another size there, and those outside do not count. Gaps by size and gaps of the
- * window by address are looked at in turns, so the cost is that of the shorter of both lists.
+ * cuts have another size there, and those outside do not count. Sizes, and gaps of the window by
+ * address, are looked at in turns, so the cost is that of the shorter of both lists.
  */
 IOVA_INLINE int choose_best_any(const iova_tree *t, iova_path *p, uint32_t *entry, uint64_t need, int k,
 		       uint64_t low, uint64_t high, uint64_t *place, int wide)
@@ -757,7 +752,15 @@ IOVA_INLINE int choose_best_any(const iova_tree *t, iova_path *p, uint32_t *entr
 			found = 1;
 			break;
 		}
-		start++;
+		/* On to where the next that counts may be: many gaps of one size are one step. */
+		if (start < low)
+			start = low;
+		else if (start <= high)
+			start++;
+		else if (++size == 0)
+			break;
+		else
+			start = 0;
 		/* In turn: one of the window's gaps. */
 		if (from > high || !BY_WIDTH(choose_first, t, p, entry, need, k, from, high, &at))
 			break;

@@ -887,6 +887,27 @@ class TestTwoEngines:
         assert public == {name for name in dir(make) if not name.startswith("_")}
 
 
+def test_best_in_a_window_passes_over_better_spans_outside(make):
+    # Many of each size that fits better lie below the window, in it and above it; one is inside.
+    allocator = make(RangeSet([AddrRange(0, (1 << 40) - 1)]), granule=PAGE)
+    sizes = [2, 3, 2, 4] * 40 + [5, 3, 5, 6] * 10 + [2, 3, 2, 4] * 40
+    starts = []
+    for pages in sizes:
+        starts.append(allocator.allocate(pages * PAGE))
+        allocator.allocate(PAGE)
+    for start, pages in zip(starts, sizes, strict=True):
+        if pages != 3 or start < starts[160] or start >= starts[200]:
+            allocator.release(start)
+    window = AddrRange(starts[160], starts[200] - 1)
+    assert allocator.allocate(2 * PAGE, policy="best", within=window) == starts[160]
+    allocator.release(starts[160])
+    for start in starts[161:200:4]:
+        allocator.release(start)
+    assert allocator.allocate(2 * PAGE, policy="best", within=window) == starts[161]
+    assert allocator.allocate(2 * PAGE, policy="best") == starts[0]
+    allocator._check()
+
+
 def test_best_in_a_window_takes_the_lower_of_a_whole_and_a_cut_span(make):
     # The cut span at the window's upper edge was looked at first, and kept on a tie.
     allocator = make(RangeSet([AddrRange(0x1_0000, 0x8_FFFF)]), granule=PAGE)
