@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Print one table of ratios with the goals beside them, and draw how each allocator grows.
 
-python -m bench [--quick] [--with module:Class] [-o growth.svg] [--json result.json]
+python -m bench [--quick] [--rounds N] [--with module:Class] [-o growth.svg] [--json result.json]
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import time
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench import workloads
 from bench.chart import growth
 from bench.rivals import RIVALS, SortedLookup, ours
+
+_Key = TypeVar("_Key", int, str)
 
 SIZES = (1_000, 100_000, 1_000_000)
 
@@ -78,36 +80,61 @@ def warming(live: int, quick: bool) -> int:
     return min(4 * live, 40_000) if quick else 4 * live
 
 
-def measure(live: int, quick: bool) -> dict[str, float]:
-    """Return every figure of one column, ns."""
-    note(f"{live:,} live ranges")
-    stretches, length = (20, 2000) if quick else (60, 5000)
-    warm = warming(live, quick)
-    found: dict[str, float] = {}
-    churn = workloads.Churn(ours("fast"), live, warm)
-    found["unit"] = unit()
-    found["first"] = churn.pair(stretches, length)
-    found["tail"] = churn.tail(20_000 if quick else 100_000)
-    found["clock tail"] = workloads.clock_tail(20_000 if quick else 100_000)
-    # A batch of the size of all live ranges would empty the allocator and fill it again.
-    found["batch"] = churn.batch(4 * stretches, 64 if live <= 1_000 else 1024)
-    found["bytes"] = churn.subject._bytes() / live
-    found["lookup"] = churn.lookups(stretches, 4096)
-    found["sorted lookup"] = sorted_lookup(churn)
-    found["best"] = workloads.Churn(ours("fast"), live, warm, "best").pair(stretches, length)
-    gaps = live
-    found["scan"] = workloads.scan(ours("fast"), gaps)
-    found["align"] = workloads.align(ours("fast"), gaps)
-    found["window"] = workloads.window(ours("fast"), gaps)
-    found["first again"] = churn.pair(stretches, length)
-    found["unit again"] = unit()
+class Column:
+    """Our own engine at one number of live ranges: made once, timed in every round."""
+
+    def __init__(self, live: int, quick: bool) -> None:
+        self.live, self.quick = live, quick
+        warm = warming(live, quick)
+        self.first = workloads.Churn(ours("fast"), live, warm)
+        self.best = workloads.Churn(ours("fast"), live, warm, "best")
+        self.scan = workloads.scan(ours("fast"), live)
+        self.align = workloads.align(ours("fast"), live)
+        self.window = workloads.window(ours("fast"), live)
+
+    def time(self) -> dict[str, float]:
+        """Return every figure of one column, ns."""
+        stretches, length = (20, 2000) if self.quick else (60, 5000)
+        count = 20_000 if self.quick else 100_000
+        return {
+            "unit": unit(),
+            "first": self.first.pair(stretches, length),
+            "tail": self.first.tail(count),
+            "clock tail": workloads.clock_tail(count),
+            # A batch of the size of all live ranges would empty the allocator and fill it again.
+            "batch": self.first.batch(4 * stretches, 64 if self.live <= 1_000 else 1024),
+            "bytes": self.first.subject._bytes() / self.live,
+            "lookup": self.first.lookups(stretches, 4096),
+            "sorted lookup": sorted_lookup(self.first),
+            "best": self.best.pair(stretches, length),
+            "scan": self.scan.pair(),
+            "align": self.align.pair(),
+            "window": self.window.pair(),
+        }
+
+
+def least(old: dict[_Key, float], new: dict[_Key, float]) -> dict[_Key, float]:
+    """Return the least of each figure: what the machine added in one round is not in another."""
+    return {name: min(value, old.get(name, value)) for name, value in new.items()}
+
+
+def rivals_made(
+    made: dict[str, Any], live: tuple[int, ...], quick: bool
+) -> dict[str, dict[int, workloads.Churn]]:
+    """Return each rival that is installed, at every number of live ranges that it can take."""
+    found: dict[str, dict[int, workloads.Churn]] = {}
+    for name, one in made.items():
+        found[name] = {}
+        for count in (100, 1_000, 10_000, *live[1:]):
+            if count > getattr(one, "limit", 100_000):
+                continue
+            note(f"{name}, {count:,} live ranges")
+            try:
+                found[name][count] = workloads.Churn(one(), count, warming(count, quick))
+            except ImportError as error:
+                note(f"left out: {error}")
+                break
     return found
-
-
-def rival_pair(made: Any, live: int, quick: bool) -> float:
-    """Return ns of a pair in W1."""
-    churn = workloads.Churn(made(), live, warming(live, quick))
-    return churn.pair(10 if quick else 20, 500 if quick else 1000)
 
 
 def row(
@@ -170,6 +197,7 @@ def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="1e3 and 1e5 only, shorter")
+    parser.add_argument("--rounds", type=int, default=5, help="times that all is timed, in turns")
     parser.add_argument("--with", dest="extra", action="append", default=[], metavar="MODULE:CLASS")
     parser.add_argument("-o", "--output", type=Path, help="draw the growth curves as SVG")
     parser.add_argument("--json", type=Path, help="store every figure")
@@ -179,30 +207,34 @@ def main() -> int:
         module, _, name = spec.partition(":")
         made[name] = getattr(import_module(module), name)
     live = SIZES[:2] if options.quick else SIZES
-    columns = {count: measure(count, options.quick) for count in live}
+    own: dict[int, Column] = {}
+    for count in live:
+        note(f"{count:,} live ranges")
+        own[count] = Column(count, options.quick)
+    made["pure engine, first fit"] = lambda: ours("pure")
+    others = rivals_made(made, live, options.quick)
+    columns: dict[int, dict[str, float]] = {count: {} for count in live}
+    rivals: dict[str, dict[int, float]] = {name: {} for name in others}
+    for number in range(options.rounds):
+        note(f"round {number + 1} of {options.rounds}")
+        for count, column in own.items():
+            columns[count] = least(columns[count], column.time())
+        for name, churns in others.items():
+            figures = {n: c.pair(10, 500 if options.quick else 1000) for n, c in churns.items()}
+            rivals[name] = least(rivals[name], figures)
     curves: dict[str, dict[int, float]] = {"fast, first fit": {}, "fast, best fit": {}}
     for count, column in columns.items():
         curves["fast, first fit"][count] = column["first"]
         curves["fast, best fit"][count] = column["best"]
-    rivals: dict[str, dict[int, float]] = {}
-    made["pure engine, first fit"] = lambda: ours("pure")
-    for name, one in made.items():
-        limit = getattr(one, "limit", 100_000)
-        rivals[name] = {}
-        for count in (100, 1_000, 10_000, *live[1:]):
-            if count <= limit:
-                note(f"{name}, {count:,} live ranges")
-                try:
-                    rivals[name][count] = rival_pair(one, count, options.quick)
-                except ImportError as error:
-                    note(f"left out: {error}")
-                    break
     curves |= rivals
     facts = versions()
     print(
         f"{datetime.date.today().isoformat()}  " + "  ".join(f"{k} {v}" for k, v in facts.items())
     )
-    print("CPU time, first quartile, net of the loop; one empty call is the unit")
+    print(
+        f"CPU time, first quartile, least of {options.rounds} rounds, net of the loop; "
+        "one empty call is the unit"
+    )
     head = "".join(f"{f'{count:.0e} live':>24}" for count in SIZES)
     print(f"\n{'':42}{head}")
     table = {}
@@ -220,9 +252,9 @@ def main() -> int:
     for count, column in columns.items():
         print(f"  {count:>9,}: " + ", ".join(f"{k} {v:.1f}" for k, v in column.items()))
     print("\nrivals, ns per pair in W1")
-    for name, found in rivals.items():
+    for name, points in rivals.items():
         semantics = getattr(made[name], "semantics", "first fit, exact, alignment, window")
-        shown = ", ".join(f"{count:,}: {value:,.0f}" for count, value in found.items())
+        shown = ", ".join(f"{count:,}: {value:,.0f}" for count, value in points.items())
         print(
             f"  {name:28} {shown}  ({semantics}; up to {getattr(made[name], 'limit', 100_000):,})"
         )

@@ -35,8 +35,8 @@ def figures(live: int) -> dict[str, float]:
         "pair, first fit": churn.pair(40, 2000),
         "pair, first fit, batches": churn.batch(60, 64 if live <= 1_000 else 1024),
         "pair, best fit": best.pair(40, 2000),
-        "aligned worst case (W4b)": workloads.align(ours("fast"), live),
-        "scan (W3)": workloads.scan(ours("fast"), live),
+        "aligned worst case (W4b)": workloads.align(ours("fast"), live).pair(),
+        "scan (W3)": workloads.scan(ours("fast"), live).pair(),
         "lookup in batches": churn.lookups(40, 4096),
     }
 

@@ -12,7 +12,7 @@ import itertools
 import random
 import time
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vmm_iova.ranges import AddrRange, RangeSet
@@ -185,56 +185,64 @@ def clock_tail(count: int) -> float:
     return min(rounds) - quartile(clock)
 
 
-def repeat(allocator: Any, size: int, options: dict[str, object]) -> float:
-    """Return ns of one allocation and its release, the same again and again, net of the loop."""
-    stretches, length = 60, 500
-    now = time.thread_time_ns
-    # The call is written out, so that no more is timed than what a caller would write.
-    words = "".join(f", {name}={name}" for name in options)
-    code = (
-        "def run(allocate, release, size, align=None, within=None):\n"
-        f"    for _ in range({length}):\n"
-        f"        release(allocate(size{words}))\n"
-    )
-    scope: dict[str, Any] = {}
-    exec(code, scope)
-    loops, both = [], []
-    for _ in range(stretches):
-        begin = now()
-        for _ in range(length):
-            pass
-        loops.append((now() - begin) / length)
-        begin = now()
-        scope["run"](allocator.allocate, allocator.release, size, **options)
-        both.append((now() - begin) / length)
-    return quartile(both) - quartile(loops)
+@dataclass
+class Request:
+    """One request that is made and undone again and again, the worst of its workload."""
+
+    subject: Any
+    size: int
+    options: dict[str, object] = field(default_factory=dict)
+
+    def pair(self) -> float:
+        """Return ns of one allocation and its release, net of the loop."""
+        stretches, length = 60, 500
+        now = time.thread_time_ns
+        # The call is written out, so that no more is timed than what a caller would write.
+        words = "".join(f", {name}={name}" for name in self.options)
+        code = (
+            "def run(allocate, release, size, align=None, within=None):\n"
+            f"    for _ in range({length}):\n"
+            f"        release(allocate(size{words}))\n"
+        )
+        scope: dict[str, Any] = {}
+        exec(code, scope)
+        loops, both = [], []
+        for _ in range(stretches):
+            begin = now()
+            for _ in range(length):
+                pass
+            loops.append((now() - begin) / length)
+            begin = now()
+            scope["run"](self.subject.allocate, self.subject.release, self.size, **self.options)
+            both.append((now() - begin) / length)
+        return quartile(both) - quartile(loops)
 
 
-def scan(allocator: Any, gaps: int) -> float:
-    """W3: ns of one pair of the large request."""
+def scan(allocator: Any, gaps: int) -> Request:
+    """W3: the large request."""
     starts = allocator.allocate_many(array("Q", [PAGE]) * (2 * gaps))
     allocator.release_many(starts[::2])
-    return repeat(allocator, 4 * MIB, {})
+    return Request(allocator, 4 * MIB)
 
 
-def align(allocator: Any, gaps: int) -> float:
-    """W4b: ns of one pair of the aligned request."""
+def align(allocator: Any, gaps: int) -> Request:
+    """W4b: the aligned request."""
     base = 1 << 40
     for number in range(gaps):
         allocator.allocate_at(base + number * 4 * MIB, PAGE)
         allocator.allocate_at(base + (number + 1) * 4 * MIB - PAGE, PAGE)
     for span in list(allocator.free_spans(AddrRange(0, base - 1))):
         allocator.allocate_at(span.start, span.size)
-    return repeat(allocator, 2 * MIB, {"align": 2 * MIB})
+    return Request(allocator, 2 * MIB, {"align": 2 * MIB})
 
 
-def window(allocator: Any, gaps: int) -> float:
-    """Window: ns of one pair of the request inside the low window."""
+def window(allocator: Any, gaps: int) -> Request:
+    """Window: the request inside the low window."""
     starts = allocator.allocate_many(array("Q", [PAGE]) * (2 * gaps + 2))
     allocator.release_many(starts[: 2 * gaps : 2])
     allocator.release_many(starts[-2:])
     low = AddrRange(0, starts[-1] + PAGE - 1)
-    return repeat(allocator, 2 * PAGE, {"within": low})
+    return Request(allocator, 2 * PAGE, {"within": low})
 
 
 def boot(allocator: Any) -> None:
