@@ -593,7 +593,7 @@ static void tree_cut_first(iova_tree *t, iova_path *p)
 		path_refresh(t, &q);
 	} else {
 		for (int k = 0; k < t->classes; k++)
-			path_set(t, p, k, 0);
+			path_lower(t, p, k, 0);
 		if (t->sums)
 			path_add(t, p, 0 - mine);
 		leaf_set_above(a, l->above);
@@ -744,7 +744,7 @@ IOVA_INLINE int choose_best_any(const iova_tree *t, iova_path *p, uint32_t *entr
 			}
 		}
 	}
-	while (sizes_next(t, k, need, &size, &start)) {
+	while (sizes_next(t, k, need, &size, &start, wide)) {
 		if (found && (size > best_size || (size == best_size && start >= best_start)))
 			break;
 		if (whole || (start >= low && start <= high && size - 1 <= high - start)) {

@@ -136,7 +136,7 @@ static const char *iova_check(const iova_tree *t)
 			if (!size)
 				continue;
 			gaps++;
-			MUST(sizes_next(t, 0, 1, &same_size, &same_start) && same_size == size &&
+			MUST(sizes_next(t, 0, 1, &same_size, &same_start, 0) && same_size == size &&
 				     same_start == start,
 			     "every gap is in the order by size");
 		}

@@ -282,30 +282,6 @@ IOVA_INLINE void plane_set(iova_plane *p, uint32_t i, uint64_t value)
 	p->top[i / 8] = most;
 }
 
-/* Set what plane k tells of the leaf, and what follows from it above. */
-IOVA_INLINE void path_set(const iova_tree *t, const iova_path *p, int k, uint64_t value)
-{
-	for (int level = 1;; level++) {
-		iova_plane *plane = plane_of(p->node[level], k);
-		uint64_t before = plane->at[p->at[level]], above;
-
-		if (before == value)
-			return;
-		plane_set(plane, p->at[level], value);
-		if (level == t->height)
-			return;
-		above = plane_of(p->node[level + 1], k)->at[p->at[level + 1]];
-		if (value > before) {
-			if (value <= above)
-				return;
-		} else {
-			if (before != above)
-				return;
-			value = max8(plane->top);
-		}
-	}
-}
-
 IOVA_INLINE void path_add(const iova_tree *t, const iova_path *p, uint64_t units)
 {
 	for (int level = 1; level <= t->height; level++)
@@ -341,42 +317,51 @@ static void path_refresh(const iova_tree *t, const iova_path *p)
 	}
 }
 
-/* A gap has shrunk or gone from the leaf: what it had at most, now `most` at the plainest
- * alignment, may be less.
+/* The leaf has `most` at most in plane k now, and had more: note it there and above.
  * PERF: the first level is set in any case, for whether it changes is a coin toss.
  */
+IOVA_INLINE void path_lower(const iova_tree *t, const iova_path *p, int k, uint64_t most)
+{
+	plane_set(plane_of(p->node[1], k), p->at[1], most);
+	for (int level = 2; level <= t->height; level++) {
+		iova_plane *plane = plane_of(p->node[level], k);
+
+		most = max8(plane_of(p->node[level - 1], k)->top);
+		if (plane->at[p->at[level]] == most)
+			break;
+		plane_set(plane, p->at[level], most);
+	}
+}
+
+/* A gap has shrunk or gone from the leaf, which has `most` left at the plainest alignment. */
 IOVA_INLINE void path_lose(const iova_tree *t, const iova_path *p, uint64_t stop, uint64_t gap,
 			   uint64_t most, int wide)
 {
-	plane_set(&p->node[1]->max, p->at[1], most);
-	for (int level = 2; level <= t->height; level++) {
-		most = max8(p->node[level - 1]->max.top);
-		if (p->node[level]->max.at[p->at[level]] == most)
-			break;
-		plane_set(&p->node[level]->max, p->at[level], most);
-	}
+	path_lower(t, p, 0, most);
 	for (int k = 1; k < t->classes; k++) {
 		uint64_t mask = t->mask[k];
 
 		if (usable(stop, gap, mask) == plane_of(p->node[1], k)->at[p->at[1]])
-			path_set(t, p, k, leaf_max_any(p->leaf, mask, wide));
+			path_lower(t, p, k, leaf_max_any(p->leaf, mask, wide));
+	}
+}
+
+/* The leaf can have `size` in plane k now, if it could not before. */
+IOVA_INLINE void path_raise(const iova_tree *t, const iova_path *p, int k, uint64_t size)
+{
+	for (int level = 1; level <= t->height; level++) {
+		iova_plane *plane = plane_of(p->node[level], k);
+		uint64_t *at = plane->at + p->at[level], *top = plane->top + p->at[level] / 8;
+
+		*at = size > *at ? size : *at;
+		*top = size > *top ? size : *top;
 	}
 }
 
 /* A gap has grown or appeared in the leaf. */
 IOVA_INLINE void path_gain(const iova_tree *t, const iova_path *p, uint64_t stop, uint64_t gap)
 {
-	for (int level = 1; level <= t->height; level++) {
-		iova_plane *plane = &p->node[level]->max;
-		uint64_t *at = plane->at + p->at[level], *top = plane->top + p->at[level] / 8;
-
-		*at = gap > *at ? gap : *at;
-		*top = gap > *top ? gap : *top;
-	}
-	for (int k = 1; k < t->classes; k++) {
-		uint64_t size = usable(stop, gap, t->mask[k]);
-
-		if (size > plane_of(p->node[1], k)->at[p->at[1]])
-			path_set(t, p, k, size);
-	}
+	path_raise(t, p, 0, gap);
+	for (int k = 1; k < t->classes; k++)
+		path_raise(t, p, k, usable(stop, gap, t->mask[k]));
 }

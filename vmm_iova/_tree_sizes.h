@@ -13,24 +13,34 @@ typedef struct {
 	void *child[SIZES_LANES]; /* a leaf ends before these */
 } iova_gaps;
 
-typedef struct iova_sizes {
-	iova_gaps *root;
-	int height; /* levels of inner nodes, 0 or more */
-	iova_pool inners;
-} iova_sizes;
-
 typedef struct {
 	iova_gaps *leaf;
 	iova_gaps *node[IOVA_DEEP];
 	uint32_t at[IOVA_DEEP];
 } iova_gaps_path;
 
+typedef struct iova_sizes {
+	iova_gaps *root;
+	int height; /* levels of inner nodes, 0 or more */
+	iova_pool inners;
+	/* PERF: the gap that a search found is mostly the next that is dropped. */
+	iova_gaps_path found;
+	int found_at; /* where in its leaf, or -1 when it may be there no more */
+} iova_sizes;
+
 /* How many keys are at most (size, start). */
-IOVA_INLINE uint32_t gaps_seek(const iova_gaps *g, uint64_t size, uint64_t start)
+IOVA_INLINE uint32_t gaps_seek(const iova_gaps *g, uint64_t size, uint64_t start, int wide)
 {
 	uint32_t low = 0;
 
-	/* PERF: halves without a branch, for which way to go is a coin toss. */
+	if (wide) {
+		uint64_t count = 0;
+
+		for (int i = 0; i < SIZES_LANES; i++)
+			count += (g->size[i] < size) | ((g->size[i] == size) & (g->start[i] <= start));
+		return (uint32_t)(count < g->count ? count : g->count);
+	}
+	/* PERF: without vectors by halves; without a branch, for which way to go is a coin toss. */
 #pragma GCC unroll 5
 	for (uint32_t half = SIZES_LANES / 2; half; half /= 2) {
 		uint32_t i = low + half - 1;
@@ -140,6 +150,7 @@ IOVA_INLINE void sizes_add(iova_tree *t, uint64_t start, uint64_t size, int wide
 	iova_gaps *g = s->root;
 	uint32_t i;
 
+	s->found_at = -1;
 	if (g->count == SIZES_LANES) {
 		g = gaps_take(t, ++s->height);
 		g->count = 1;
@@ -149,11 +160,11 @@ IOVA_INLINE void sizes_add(iova_tree *t, uint64_t start, uint64_t size, int wide
 		s->root = g;
 	}
 	for (int level = s->height; level; level--) {
-		i = gaps_seek(g, size, start);
+		i = gaps_seek(g, size, start, wide);
 		i = i ? i - 1 : 0;
 		if (((iova_gaps *)g->child[i])->count == SIZES_LANES) {
 			gaps_split(t, g, level, i);
-			i = gaps_seek(g, size, start);
+			i = gaps_seek(g, size, start, wide);
 			i = i ? i - 1 : 0;
 		}
 		for (int k = 1; k < t->classes; k++) {
@@ -164,18 +175,19 @@ IOVA_INLINE void sizes_add(iova_tree *t, uint64_t start, uint64_t size, int wide
 		}
 		g = g->child[i];
 	}
-	i = gaps_seek(g, size, start);
+	i = gaps_seek(g, size, start, wide);
 	BY_WIDTH(pairs_open, g->size, i, size);
 	BY_WIDTH(pairs_open, g->start, i, start);
 	g->count++;
 }
 
-IOVA_INLINE void gaps_down(const iova_tree *t, iova_gaps_path *p, uint64_t size, uint64_t start)
+IOVA_INLINE void gaps_down(const iova_tree *t, iova_gaps_path *p, uint64_t size, uint64_t start,
+			   int wide)
 {
 	iova_gaps *g = t->sizes->root;
 
 	for (int level = t->sizes->height; level; level--) {
-		uint32_t i = gaps_seek(g, size, start);
+		uint32_t i = gaps_seek(g, size, start, wide);
 
 		p->node[level] = g;
 		p->at[level] = i ? i - 1 : 0;
@@ -213,13 +225,16 @@ static void gaps_join(iova_tree *t, iova_gaps_path *p, int level)
 IOVA_INLINE void sizes_drop(iova_tree *t, uint64_t start, uint64_t size, int wide)
 {
 	iova_sizes *s = t->sizes;
-	iova_gaps_path p;
-	iova_gaps *g;
-	uint32_t i;
+	iova_gaps_path *p = &s->found;
+	iova_gaps *g = p->leaf;
+	uint32_t i = (uint32_t)s->found_at;
 
-	gaps_down(t, &p, size, start);
-	g = p.leaf;
-	i = gaps_seek(g, size, start) - 1;
+	if (s->found_at < 0 || g->size[i] != size || g->start[i] != start) {
+		gaps_down(t, p, size, start, wide);
+		g = p->leaf;
+		i = gaps_seek(g, size, start, wide) - 1;
+	}
+	s->found_at = -1;
 	g->count--;
 	/* SAFETY: a leaf of gaps lies in a block that is larger than it by more than a lane. */
 	BY_WIDTH(pairs_close, g->size, i);
@@ -229,19 +244,19 @@ IOVA_INLINE void sizes_drop(iova_tree *t, uint64_t start, uint64_t size, int wid
 		uint64_t most = usable(start, size, t->mask[k]);
 
 		for (int level = 1; level <= s->height; level++) {
-			uint64_t *at = p.node[level]->more[k]->at + p.at[level];
+			uint64_t *at = p->node[level]->more[k]->at + p->at[level];
 
 			if (*at != most)
 				break;
-			*at = gaps_number(t, level - 1, p.node[level]->child[p.at[level]], k);
+			*at = gaps_number(t, level - 1, p->node[level]->child[p->at[level]], k);
 		}
 	}
 	for (int level = 1; level <= s->height; level++) {
-		iova_gaps *below = p.node[level]->child[p.at[level]];
+		iova_gaps *below = p->node[level]->child[p->at[level]];
 
 		if (below->count > SIZES_LANES / 4)
 			break;
-		gaps_join(t, &p, level);
+		gaps_join(t, p, level);
 	}
 	while (s->height && s->root->count == 1) {
 		g = s->root;
@@ -251,29 +266,32 @@ IOVA_INLINE void sizes_drop(iova_tree *t, uint64_t start, uint64_t size, int wid
 }
 
 /* The first gap from (size, start) on, in this order, that has `need` units at alignment k. */
-IOVA_INLINE int sizes_next(const iova_tree *t, int k, uint64_t need, uint64_t *size, uint64_t *start)
+IOVA_INLINE int sizes_next(const iova_tree *t, int k, uint64_t need, uint64_t *size, uint64_t *start,
+			   int wide)
 {
-	iova_gaps_path p;
+	iova_gaps_path *p = &t->sizes->found;
 	uint64_t i;
 	int level;
 
-	gaps_down(t, &p, *size, *start);
-	i = gaps_seek(p.leaf, *size, *start);
-	if (i && p.leaf->size[i - 1] == *size && p.leaf->start[i - 1] == *start)
+	t->sizes->found_at = -1;
+	gaps_down(t, p, *size, *start, wide);
+	i = gaps_seek(p->leaf, *size, *start, wide);
+	if (i && p->leaf->size[i - 1] == *size && p->leaf->start[i - 1] == *start)
 		i--;
 	for (level = 0;;) {
-		for (; i < p.leaf->count; i++) {
-			if (usable(p.leaf->start[i], p.leaf->size[i], t->mask[k]) >= need) {
-				*size = p.leaf->size[i];
-				*start = p.leaf->start[i];
+		for (; i < p->leaf->count; i++) {
+			if (usable(p->leaf->start[i], p->leaf->size[i], t->mask[k]) >= need) {
+				*size = p->leaf->size[i];
+				*start = p->leaf->start[i];
+				t->sizes->found_at = (int)i;
 				return 1;
 			}
 		}
 		/* Up to where a later child has it, and down again. */
 		for (level++; level <= t->sizes->height; level++) {
-			iova_gaps *g = p.node[level];
+			iova_gaps *g = p->node[level];
 
-			for (i = p.at[level] + 1; i < g->count; i++)
+			for (i = p->at[level] + 1; i < g->count; i++)
 				if (!k || g->more[k]->at[i] >= need)
 					break;
 			if (i < g->count)
@@ -281,19 +299,19 @@ IOVA_INLINE int sizes_next(const iova_tree *t, int k, uint64_t need, uint64_t *s
 		}
 		if (level > t->sizes->height)
 			return 0;
-		p.at[level] = (uint32_t)i;
+		p->at[level] = (uint32_t)i;
 		while (level) {
-			iova_gaps *g = p.node[level]->child[p.at[level]];
+			iova_gaps *g = p->node[level]->child[p->at[level]];
 
 			level--;
 			if (!level) {
-				p.leaf = g;
+				p->leaf = g;
 				break;
 			}
 			for (i = 0; k && i + 1 < g->count && g->more[k]->at[i] < need; i++)
 				;
-			p.node[level] = g;
-			p.at[level] = (uint32_t)i;
+			p->node[level] = g;
+			p->at[level] = (uint32_t)i;
 		}
 		i = 0;
 	}
@@ -349,6 +367,7 @@ IOVA_RARE int sizes_build(iova_tree *t)
 	if (!t->sizes)
 		return 0;
 	t->sizes->inners.size = (sizeof(iova_gaps) + 63) / 64 * 64;
+	t->sizes->found_at = -1;
 	t->sizes->root = gaps_take(t, 0);
 	gaps_fill(t->sizes->root);
 	path_down(t, &p, 0);
