@@ -121,8 +121,8 @@ typedef struct {
 	iova_plane key; /* where the first entry below a child starts */
 	iova_plane max; /* largest gap below a child */
 	void *child[IOVA_LANES];
-	iova_plane **more; /* planes of the other alignments and of the sums, by number */
 	uint32_t count;
+	iova_plane *more[IOVA_MORE]; /* planes of the other alignments and of the sums, by number */
 } iova_inner;
 
 /* Where an entry is: node[1] holds the leaf, node[height] is the root. */
@@ -383,10 +383,6 @@ static void plane_build(iova_tree *t, iova_inner *n, int level, int k)
 {
 	iova_plane *plane;
 
-	if (!n->more) {
-		n->more = pool_take(&t->blocks);
-		memset(n->more, 0, IOVA_MORE * sizeof *n->more);
-	}
 	plane = n->more[k] = pool_take(&t->blocks);
 	memset(plane, 0, sizeof *plane);
 	for (uint32_t i = 0; i < n->count; i++) {
@@ -442,7 +438,7 @@ IOVA_RARE int tree_class(iova_tree *t, int shift)
 
 IOVA_RARE int tree_sums(iova_tree *t)
 {
-	if (!pool_reserve(t, &t->blocks, 2 * inner_number(t->root, t->height)))
+	if (!pool_reserve(t, &t->blocks, inner_number(t->root, t->height)))
 		return 0;
 	plane_build(t, t->root, t->height, IOVA_SUM);
 	t->sums = 1;

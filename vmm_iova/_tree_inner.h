@@ -137,7 +137,7 @@ static void inner_move(const iova_tree *t, iova_inner *into, uint32_t to, iova_i
 /* Blocks that a new inner node takes beside itself. */
 IOVA_INLINE size_t inner_blocks(const iova_tree *t)
 {
-	return t->classes > 1 || t->sums ? (size_t)t->classes + (size_t)t->sums : 0;
+	return (size_t)(t->classes - 1 + t->sums);
 }
 
 static iova_inner *inner_take(iova_tree *t)
@@ -145,26 +145,19 @@ static iova_inner *inner_take(iova_tree *t)
 	iova_inner *n = pool_take(&t->inners);
 
 	n->count = 0;
-	n->more = NULL;
-	if (t->classes > 1 || t->sums) {
-		n->more = pool_take(&t->blocks);
-		memset(n->more, 0, IOVA_MORE * sizeof *n->more);
-		for (int k = 1; k < t->classes; k++)
-			n->more[k] = pool_take(&t->blocks);
-		if (t->sums)
-			n->more[IOVA_SUM] = pool_take(&t->blocks);
-	}
+	for (int k = 1; k < t->classes; k++)
+		n->more[k] = pool_take(&t->blocks);
+	if (t->sums)
+		n->more[IOVA_SUM] = pool_take(&t->blocks);
 	return n;
 }
 
 static void inner_give(iova_tree *t, iova_inner *n)
 {
-	if (n->more) {
-		for (int k = 1; k <= IOVA_SUM; k++)
-			if (n->more[k])
-				pool_give(&t->blocks, n->more[k]);
-		pool_give(&t->blocks, n->more);
-	}
+	for (int k = 1; k < t->classes; k++)
+		pool_give(&t->blocks, n->more[k]);
+	if (t->sums)
+		pool_give(&t->blocks, n->more[IOVA_SUM]);
 	pool_give(&t->inners, n);
 }
 

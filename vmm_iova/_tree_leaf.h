@@ -245,10 +245,10 @@ IOVA_INLINE uint64_t leaf_max_any(const iova_leaf *l, uint64_t mask, int wide)
 }
 IOVA_EACH_WIDTH(uint64_t, leaf_max, (const iova_leaf *l, uint64_t mask), l, mask)
 
-/* Units free in the leaf. */
+/* Units free in the leaf. All 2^64 are 0 here, for what is added and taken away must meet it again. */
 static uint64_t leaf_sum(const iova_leaf *l)
 {
-	uint64_t sum = leaf_gap(l, l->count - 1);
+	uint64_t sum = l->above - l->tail;
 
 	for (uint32_t i = 0; i + 1 < l->count; i++)
 		sum += (uint64_t)(l->next[i] - l->stop[i]);

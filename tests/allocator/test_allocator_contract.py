@@ -887,6 +887,22 @@ class TestTwoEngines:
         assert public == {name for name in dir(make) if not name.startswith("_")}
 
 
+@pytest.mark.parametrize("start", [0, 7, (1 << 64) - 5])
+def test_free_space_is_counted_right_after_all_of_it_was_one_span(make, start):
+    # The count exists from the first refusal on; all 2^64 bytes do not fit 64 bits.
+    allocator = make(RangeSet([AddrRange(0, (1 << 64) - 1)]), granule=1, allow_zero=True)
+    with pytest.raises(NoSpaceError):
+        allocator.allocate(2, within=AddrRange(9, 9))
+    for _ in range(2):
+        allocator.allocate_at(start, 5)
+        allocator._check()
+        with pytest.raises(NoSpaceError) as caught:
+            allocator.allocate(1 << 64)
+        assert caught.value.total_free == (1 << 64) - 5
+        allocator.release(start)
+        allocator._check()
+
+
 def test_best_in_a_window_passes_over_better_spans_outside(make):
     # Many of each size that fits better lie below the window, in it and above it; one is inside.
     allocator = make(RangeSet([AddrRange(0, (1 << 40) - 1)]), granule=PAGE)
