@@ -286,10 +286,24 @@ def test_fixed_window_above_4_gib_is_not_for_32_bit_bars(tmp_path: Path) -> None
         _load(tmp_path, text)
 
 
-@pytest.mark.parametrize("text", [f"x = {'9' * 5000}", f"x = {'[' * 100_000}"])
-def test_toml_beyond_all_measure_is_one_sentence(tmp_path: Path, text: str) -> None:
-    with pytest.raises(vi.HostDataError, match="is no TOML that can be read"):
+@pytest.mark.parametrize(
+    ("text", "line", "what"),
+    [
+        pytest.param(f"x = {'9' * 5000}", 1, "more digits", id="number-alone"),
+        pytest.param(
+            f"{GOOD}\nx = {'9' * 5000}\ny = {'9' * 5000}\n", 17, "more digits", id="number"
+        ),
+        pytest.param(f"x = {'[' * 100_000}", 1, "nested deeper", id="nesting-alone"),
+        pytest.param(f"{GOOD}y = [\n1, {'[' * 100_000}\n]\n", 17, "nested deeper", id="nesting"),
+    ],
+)
+def test_toml_beyond_all_measure_is_one_sentence_with_its_line(
+    tmp_path: Path, text: str, line: int, what: str
+) -> None:
+    beyond = rf"^mine\.toml:{line}: [a-z ]+ {what} than can be read: .{{10,60}}$"
+    with pytest.raises(vi.HostDataError, match=beyond) as caught:
         _load(tmp_path, text)
+    assert caught.value.line == line
 
 
 @pytest.mark.parametrize("name", vi.machine_names())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from bisect import bisect_left
 from dataclasses import dataclass
 from string import Formatter
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,13 @@ def parse_machine(text: str, name: str) -> Machine:
         line = int(at[1]) if at else text.count("\n") + 1
         raise HostDataError(f"{name}:{line}: {error}", source=name, line=line) from error
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond all measure
-        raise HostDataError(f"{name}: is no TOML that can be read: {error}", source=name) from error
+        line = _line_too_much(text)
+        what = (
+            'a number has more digits than can be read: an address is text, like "0xc0000000"'
+            if isinstance(error, ValueError)
+            else "lists or tables are nested deeper than can be read: a machine has flat ones"
+        )
+        raise HostDataError(f"{name}:{line}: {what}", source=name, line=line) from error
     table = _Table(data, name, "", text)
     table.only(_ROOT)
     windows = tuple(_window(item) for item in table.tables("ram"))
@@ -111,6 +118,22 @@ def parse_machine(text: str, name: str) -> Machine:
         path, _, key = error.field.rpartition(".")
         line = _line_of(text, path, key) or 1
         raise HostDataError(f"{name}:{line}: {error.message}", source=name, line=line) from error
+
+
+def _line_too_much(text: str) -> int:
+    """Find the line that the parser gives up on: it has no position for that error."""
+    lines = text.splitlines(keepends=True)
+
+    def gives_up(count: int) -> bool:
+        try:
+            tomllib.loads("".join(lines[:count]))
+        except tomllib.TOMLDecodeError:
+            return False  # cut off in the midst of something
+        except (ValueError, RecursionError):
+            return True
+        return False
+
+    return bisect_left(range(len(lines)), True, key=gives_up)
 
 
 def _window(table: _Table) -> RamWindow:
