@@ -329,6 +329,7 @@ def test_every_number_of_a_bundled_machine_has_its_source_beside_it(name: str) -
         ("firecracker", "0xc0000000-0xffffffff", 1),
         ("crosvm", "0xd0000000-0xffffffff", 1),
         ("cloud-hypervisor-arm", "0xfc000000-0xffffffff", 1),
+        ("crosvm-arm", "None", 1),
         ("virt", "None", 2),
         ("riscv-virt", "None", 2),
         ("s390x", "None", 0),
@@ -338,6 +339,26 @@ def test_machine_says_its_32_bit_gap_and_doorbells(name: str, gap: str, doorbell
     machine = vi.load_machine(name)
     assert str(machine.gap32) == gap
     assert len(machine.doorbells) == doorbells
+
+
+@pytest.mark.parametrize(
+    ("name", "ram", "bits", "window"),
+    [
+        # QEMU 7.2, "info mtree".
+        ("microvm", "8G", 39, "0x6000000000-0x7fffffffff"),
+        ("riscv-virt", "4G", 48, "0x400000000-0x7ffffffff"),
+        ("virt", "8G", 48, "0x8000000000-0xffffffffff"),
+        # /proc/iomem of a guest with 39 bits and less than 3 GiB, cloud-hypervisor#3890.
+        ("cloud-hypervisor", "2G", 39, "0x100000000-0x7effffffff"),
+        # RAM up to 0x3ffffffff, then get_pcie_vcfg_mmio_range(), then get_high_mmio_range().
+        ("crosvm", "0x3d0000000", 46, "0x408000000-0x3fffffffffff"),
+    ],
+)
+def test_window_is_where_its_vmm_has_it(name: str, ram: str, bits: int, window: str) -> None:
+    usable = vi.Host("open").usable(aperture=48, granule=4096)
+    layout = vi.plan(vi.Guest(name, ram, phys_bits=bits), usable)
+    item = next(item for item in layout.items if item.name == "64-bit PCI window")
+    assert str(item.place) == window
 
 
 @pytest.mark.parametrize(
