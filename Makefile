@@ -4,10 +4,11 @@
 #   make lint   style and types
 #   make lab    boot real kernels with real IOMMU drivers and run the tests inside (lab/README.md)
 #   make bench  timings
+#   make long   the allocator under sanitizers, without AVX2, and a million steps (minutes)
 #   make docs   write the output in docs/ anew
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: plan test lint lab bench docs clean
+.PHONY: plan test lint lab bench long docs clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -31,6 +32,9 @@ lab: $(VENV)/.tested
 
 bench: $(VENV)/.tested
 	$(BIN)/python -m pytest bench --benchmark-only
+
+long: $(VENV)/.tested
+	PYTHON=$(abspath $(BIN)/python) .ci/allocator-long
 
 docs: $(VENV)/.tested
 	VMM_IOVA_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/repo/test_docs.py
