@@ -490,3 +490,52 @@ def test_name_of_a_command_as_a_value_is_no_command(capsys: Output) -> None:
 def test_dry_run_as_json_is_refused(capsys: Output) -> None:
     assert run("plan", "--host", "amd-epyc-1tb", "--ram", "4G", "--dry-run", "--json") == 2
     assert "does not go with --json" in error_of(capsys)
+
+
+class TestHolesWithoutAWidth:
+    """A pasted list of regions names holes, and nothing how wide the IOVA space is."""
+
+    @pytest.fixture
+    def host(self, tmp_path: Path) -> str:
+        path = tmp_path / "amd.txt"
+        path.write_text(
+            "0x00000000fee00000 0x00000000feefffff msi\n"
+            "0x000000fd00000000 0x000000ffffffffff reserved\n"
+        )
+        return str(path)
+
+    def test_range_in_a_hole_is_refused_without_a_place_that_is_only_assumed(
+        self, host: str, capsys: Output
+    ) -> None:
+        assert run("check", "--host", host, "--range", "0xfc00000000+8G") == 3
+        text = capsys.readouterr().out
+        assert "no: 0xfc00000000-0xfdffffffff (8 GiB) meets a hole of the host" in text
+        assert "because: reserved region 0xfd00000000-0xffffffffff" in text
+        assert "fix: another base, outside of 0xfd00000000-0xffffffffff" in text
+        assert "all of it fits" not in text
+        assert "fits:" not in text
+
+    def test_range_in_no_hole_is_not_settled(self, host: str, capsys: Output) -> None:
+        ranges = ("--range", "0xfd00000000+4G", "--range", "0x100000000+4G")
+        assert run("check", "--host", host, *ranges) == 9
+        assert "a width is not guessed" in error_of(capsys)
+
+    def test_call_in_a_hole_is_explained_for_certain(self, host: str, capsys: Output) -> None:
+        call = ("--iova", "0xfd00000000", "--size", "1G", "--errno", "EINVAL")
+        assert run("explain", *call, "--host", host) == 0
+        text = capsys.readouterr().out
+        assert "because: a reserved region; reserved region 0xfd00000000-0xffffffffff" in text
+        assert "fits: nothing at this base" in text
+        assert "likely" not in text
+
+    def test_call_in_no_hole_leaves_the_width(self, host: str, capsys: Output) -> None:
+        call = ("--iova", "0x382000000000", "--size", "1G", "--errno", "EINVAL")
+        assert run("explain", *call, "--host", host) == 9
+        text = capsys.readouterr().out
+        assert "likely: beyond the width of the IOMMU" in text
+        assert "none of the holes that host" in text
+        assert "reserved_regions" not in text
+
+    def test_damaged_selection_is_still_one_error(self, host: str, capsys: Output) -> None:
+        assert run("check", "--host", host, "-g", "7", "--range", "0xfd00000000+4G") == 4
+        assert "group" in error_of(capsys)

@@ -806,3 +806,19 @@ class TestTables:
     )
     def test_numbers_are_those_of_linux(self, number: int, name: str) -> None:
         assert errno_name(number) == name
+
+
+def test_call_below_the_least_width_is_not_told_of_fewer_address_bits() -> None:
+    call = Failure(op="map", errno="EINVAL", iova=1 << 32, size=1 << 30)
+    found = diagnose(call, Clues())
+    assert Why.WIDTH in [item.why for item in found.findings]
+    assert not any("physical address bits" in text or "aw-bits" in text for text in found.fixes)
+
+
+def test_misaligned_call_is_not_told_that_nothing_fits() -> None:
+    from vmm_iova.report.why import show_diagnosis
+
+    call = Failure(op="map", errno="EINVAL", iova=0x9000, size=1000)
+    found = diagnose(call, Clues(), vi.load_host("amd-epyc-1tb").usable())
+    assert "fits:" not in show_diagnosis(found)
+    assert "0x9000-0x9fff holds all of it" in " ".join(found.fixes)

@@ -10,12 +10,13 @@ from vmm_iova.cli.options import (
     REFUSED,
     add_host_options,
     command,
+    holes_of,
     host_of,
     status_of,
     usable_of,
 )
-from vmm_iova.errors import RequestError
-from vmm_iova.guest.explain import Verdict, check
+from vmm_iova.errors import EvidenceError, RequestError
+from vmm_iova.guest.explain import Verdict, check, check_holes
 from vmm_iova.guest.failed import parse_failed_maps
 from vmm_iova.host.load import read_text
 from vmm_iova.report import data, text
@@ -23,6 +24,33 @@ from vmm_iova.units import parse_range
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
+
+    from vmm_iova.host.usable import Usable
+    from vmm_iova.ranges import AddrRange
+
+
+def _judged(
+    options: argparse.Namespace, wanted: Sequence[tuple[str | None, AddrRange]]
+) -> tuple[Usable, list[tuple[str | None, Verdict]]]:
+    """Judge the ranges; where nothing says how wide the IOVA space is, a hole may still settle it.
+
+    Raises:
+        EvidenceError: for one of them no hole does.
+    """
+    host = host_of(options)
+    try:
+        usable = usable_of(host, options)
+    except EvidenceError:
+        holes = holes_of(host, options)
+        if holes is None:
+            raise
+        found = [(name, check_holes(holes, span)) for name, span in wanted]
+        settled = [(name, verdict) for name, verdict in found if verdict is not None]
+        if len(settled) < len(found):
+            raise
+        return holes, settled
+    return usable, [(name, check(usable, span)) for name, span in wanted]
 
 
 def add(commands: Any) -> None:
@@ -49,10 +77,7 @@ def run(options: argparse.Namespace) -> int:
             value=None,
             hint="vmm-iova check --host HOST --range 0xfd00000000+4G",
         )
-    usable = usable_of(host_of(options), options)
-    verdicts: list[tuple[str | None, Verdict]] = [
-        (name, check(usable, wanted)) for name, wanted in [*asked, *named]
-    ]
+    usable, verdicts = _judged(options, [*asked, *named])
     if options.json:
         entries = [{"name": name, **data.verdict_data(item)} for name, item in verdicts]
         unassignable = [item.text for item in usable.unassignable]

@@ -11,6 +11,7 @@ from vmm_iova.cli.options import (
     UNSETTLED,
     add_host_options,
     command,
+    holes_of,
     host_of,
     usable_of,
 )
@@ -50,8 +51,12 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Do it."""
     reports = _reports(options)
-    usable, notes = _judged(options, reports)
-    found = [diagnose(item, report.clues, usable) for report in reports for item in report.failures]
+    usable, holes, notes = _judged(options, reports)
+    found = [
+        diagnose(item, report.clues, usable, holes=holes)
+        for report in reports
+        for item in report.failures
+    ]
     settled = all(item.settled for item in found)
     if options.json:
         entries = [why.diagnosis_data(item) for item in found]
@@ -65,9 +70,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _judged(
     options: argparse.Namespace, reports: tuple[Report, ...]
-) -> tuple[Usable | None, list[str]]:
+) -> tuple[Usable | None, Usable | None, list[str]]:
+    """What may be mapped; or the holes alone, where nothing says how wide the IOVA space is."""
     if options.host is None:
-        return None, []
+        return None, None, []
     host, notes = host_of(options), []
     named = {device.name for device in host.devices}
     devices = [name for report in reports for name in report.clues.devices if name in named]
@@ -75,10 +81,10 @@ def _judged(
         options.devices = devices
         notes.append(f"judged for the devices that the report names: {', '.join(devices)}")
     try:
-        return usable_of(host, options), notes
+        return usable_of(host, options), None, notes
     except EvidenceError as error:
         notes.append(f"{error.message}: explained without it (--aperture states a width)")
-        return None, notes
+        return None, holes_of(host, options), notes
 
 
 def _reports(options: argparse.Namespace) -> tuple[Report, ...]:

@@ -154,6 +154,12 @@ def usable_of(host: Host, options: argparse.Namespace) -> Usable:
     )
 
 
+def holes_of(host: Host, options: argparse.Namespace) -> Usable | None:
+    """Judge the selection where nothing says how wide it is: its holes count, its top does not."""
+    stated = argparse.Namespace(**{**vars(options), "aperture": 64})
+    return usable_or_none(host, stated)
+
+
 def usable_or_none(host: Host, options: argparse.Namespace) -> Usable | None:
     """Judge the selection; None where the facts do not settle it."""
     try:

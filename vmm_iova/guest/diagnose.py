@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.guest.errnos import FACTS, Why, rules_for
 from vmm_iova.guest.errorline import parse_reports
-from vmm_iova.guest.explain import Verdict, check
+from vmm_iova.guest.explain import Verdict, check, check_holes
 from vmm_iova.guest.remedies import remedies, settling
 from vmm_iova.host.evidence import HYPERTRANSPORT, MSI_ARM_SOFTWARE, MSI_X86
 from vmm_iova.host.model import Host, IommuUnit, Source, StatedWidth
@@ -89,7 +89,9 @@ class Diagnosis:
         return any(item.settles(self.failure) for item in self.findings)
 
 
-def diagnose(failure: Failure, clues: Clues, usable: Usable | None = None) -> Diagnosis:
+def diagnose(
+    failure: Failure, clues: Clues, usable: Usable | None = None, *, holes: Usable | None = None
+) -> Diagnosis:
     """Say why a call failed.
 
     Args:
@@ -97,6 +99,8 @@ def diagnose(failure: Failure, clues: Clues, usable: Usable | None = None) -> Di
         clues: what the report states of the host.
         usable: where the host allows mappings, from `Host.usable`; None if its facts are not at
             hand, or do not settle the aperture.
+        holes: where they do not: `Host.usable` with an aperture of 64 bits. Its holes count, its
+            top does not.
 
     Returns:
         The cause, where a fact settles it, else the causes by likelihood with what settles them.
@@ -104,7 +108,7 @@ def diagnose(failure: Failure, clues: Clues, usable: Usable | None = None) -> Di
     Complexity: O(holes + rules).
     Synchronization: none required.
     """
-    return _Diagnosing(failure, clues, usable).done()
+    return _Diagnosing(failure, clues, usable, holes).done()
 
 
 def explain(text: str, usable: Usable | None = None) -> tuple[Diagnosis, ...]:
@@ -146,8 +150,11 @@ def _clue_usable(clues: Clues) -> Usable | None:
 class _Diagnosing:
     """One diagnosis: collects findings, then sorts them and adds what can be done."""
 
-    def __init__(self, failure: Failure, clues: Clues, usable: Usable | None) -> None:
+    def __init__(
+        self, failure: Failure, clues: Clues, usable: Usable | None, holes: Usable | None
+    ) -> None:
         self.failure, self.clues, self.usable = failure, clues, usable
+        self.holes = None if usable else holes
         self.rules = rules_for(failure.op, failure.api, failure.errno)
         self.found: dict[Why, Finding] = {}
         self.ruled_out: set[Why] = set()
@@ -170,6 +177,7 @@ class _Diagnosing:
             findings = [item for item in findings if item.certainty == CERTAIN]
         whys = [item.why for item in findings]
         worth = [item.why for item in findings if item.certainty != POSSIBLE]
+        judged = self.usable or self.holes
         if self.failure.op != "setup":  # where all that could be done is too much
             worth = worth or whys
         return Diagnosis(
@@ -177,11 +185,15 @@ class _Diagnosing:
             meaning=self._meaning(),
             findings=tuple(findings),
             verdict=self.verdict,
-            host=self.usable.host if self.usable else None,
-            settles=() if settled else settling(whys, self.failure, self.usable),
+            host=judged.host if judged else None,
+            settles=() if settled else settling(whys, self.failure, self.usable, self._named()),
             fixes=remedies(worth, self.failure, self.clues, self.verdict, self.bits),
             notes=tuple(self.notes),
         )
+
+    def _named(self) -> Usable | None:
+        """The holes, if the host names any."""
+        return self.holes if self.holes is not None and self.holes.regions else None
 
     def _add(self, why: Why, certainty: str, text: str) -> None:
         old = self.found.get(why)
@@ -238,7 +250,9 @@ class _Diagnosing:
         if wanted is None:
             return
         judged = self.usable or _clue_usable(self.clues)
-        if judged is not None:
+        if self.holes is not None and not self.clues.width:
+            self._hole_only(self.holes, wanted)
+        elif judged is not None:
             self.verdict = self._judge(judged, wanted)
             can = self._can(Why.HOLE) or self._can(Why.WIDTH)
             if not self.verdict.ok and can:
@@ -260,10 +274,20 @@ class _Diagnosing:
                     "with --host the address is compared with the holes and the width of the host"
                 )
             return
-        if self._can(Why.HOLE) and self.usable is None:
+        if self._can(Why.HOLE) and self.usable is None and self._named() is None:
             self._likely_holes()
         if self._can(Why.WIDTH) and self.usable is None and not self.clues.width:
             self._likely_width()
+
+    def _hole_only(self, holes: Usable, wanted: AddrRange) -> None:
+        """Compare with the holes that the host names, where nothing says how wide it is."""
+        call = self.failure
+        self.verdict = check_holes(holes, wanted, program=call.program, part=call.part)
+        if self.verdict is not None:
+            self._from_verdict(holes, self.verdict)
+        elif self._named() is not None:
+            self.ruled_out.add(Why.HOLE)
+            self.notes.append(f"none of the holes that host {holes.host} names is in the way")
 
     def _judge(self, judged: Usable, wanted: AddrRange) -> Verdict:
         """Judge the range; of a call whose size is not known, its first page."""

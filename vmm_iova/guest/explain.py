@@ -120,6 +120,47 @@ def check(
     return replace(made, fixes=tuple(_fixes(made, usable, page, program, part)))
 
 
+def check_holes(
+    holes: Usable, wanted: AddrRange, *, program: str | None = None, part: str | None = None
+) -> Verdict | None:
+    """Say which hole forbids a range although nothing says how wide the IOVA space is.
+
+    Args:
+        holes: `Host.usable` with an aperture of 64 bits: its holes count, its top does not.
+        wanted: the range.
+        program: as for `check`.
+        part: as for `check`.
+
+    Returns:
+        The refusal, which names no place that is not known to be one; None if no hole is in the
+        way, so that the width decides.
+
+    Complexity: O(holes).
+    Synchronization: none required.
+    """
+    made = check(holes, wanted, program=program, part=part)
+    assumed = (CauseKind.APERTURE, CauseKind.TOP_PAGE)
+    causes = tuple(cause for cause in made.causes if cause.kind not in assumed)
+    if not causes:
+        return None
+    if made.kind == "granule":
+        return replace(made, causes=causes, next_fit=None)
+    hole = causes[0].range
+    fixes = [f"another base, outside of {hole}; with the width (--aperture) one is named"]
+    fixes += _below_the_hole(made, program, part, holes.arch)
+    fixes += region_fixes(causes, holes)
+    return replace(
+        made,
+        kind="conflict",
+        causes=causes,
+        room=0,
+        limit=None,
+        pieces=(),
+        next_fit=None,
+        fixes=tuple(fixes),
+    )
+
+
 def _misaligned(usable: Usable, wanted: AddrRange, page: int) -> Iterator[Cause]:
     """The kernel looks at the alignment before it looks at the place (vfio_dma_do_map)."""
     ragged = [

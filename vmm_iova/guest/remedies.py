@@ -80,6 +80,7 @@ _USER_SPACE_DRIVERS = ("DPDK", "SPDK", "libvfn", "libevpl", "unvme")
 def _width(failure: Failure, verdict: Verdict | None, bits: int | None) -> Iterator[str]:
     limit = bits or _CLIENT_BITS
     program = failure.program
+    below = failure.place is not None and failure.place.last < 1 << limit
     if failure.op == "fault":
         yield "take IOVAs below that width; a guest is told by fewer physical address bits"
         yield from fewer_bits(limit)
@@ -95,7 +96,7 @@ def _width(failure: Failure, verdict: Verdict | None, bits: int | None) -> Itera
         yield from (text for text in verdict.fixes if idle not in text and text != WIDER_DEVICE)
     elif failure.part == "ram":
         yield f"less RAM, so that it ends below 2^{limit}"
-    elif program not in _USER_SPACE_DRIVERS and failure.op != "fault":
+    elif program not in _USER_SPACE_DRIVERS and failure.op != "fault" and not below:
         yield from fewer_bits(limit, program=program)
     if failure.part != "ram" and failure.op != "fault" and program in (None, *MODELS):
         ways = {"QEMU": "QEMU only warns", "Cloud Hypervisor": "Cloud Hypervisor: vfio_p2p_dma=off"}
@@ -103,7 +104,7 @@ def _width(failure: Failure, verdict: Verdict | None, bits: int | None) -> Itera
             "if it is a BAR and nothing needs peer-to-peer DMA, the guest runs without this map: "
             + ways.get(program or "", "; ".join(ways.values()))
         )
-    if limit == _CLIENT_BITS and program not in _USER_SPACE_DRIVERS:
+    if limit == _CLIENT_BITS and not below and program not in _USER_SPACE_DRIVERS:
         yield (
             "if the host is itself a guest of QEMU: -device intel-iommu,aw-bits=48 one level below"
         )
@@ -304,18 +305,20 @@ _FIXES: dict[Why, tuple[str, ...]] = {
 }
 
 
-def settling(whys: Sequence[Why], failure: Failure, usable: Usable | None) -> tuple[str, ...]:
+def settling(
+    whys: Sequence[Why], failure: Failure, usable: Usable | None, holes: Usable | None = None
+) -> tuple[str, ...]:
     """Return the facts that would settle it, each with how to get it."""
     found: dict[str, None] = {}
     place = {Why.WIDTH, Why.HOLE, Why.SEAM}
-    if place & set(whys) and usable is None:
+    if place & set(whys) and usable is None and holes is None:
         found["the host's facts: vmm-iova capture -o host.json there, then explain --host"] = None
     if Why.WIDTH in whys and usable is None:
         found[
             "the width of the IOMMU: cat /sys/class/iommu/*/intel-iommu/cap (bits 21:16), or "
             "dmesg | grep -i 'iommu width\\|dmar\\|amd-vi'"
         ] = None
-    if Why.HOLE in whys and usable is None:
+    if Why.HOLE in whys and usable is None and holes is None:
         found["the holes: grep . /sys/kernel/iommu_groups/*/reserved_regions"] = None
     if Why.CPU_BITS in whys and failure.op == "memslot":
         found["the physical address bits of the CPU: grep 'address sizes' /proc/cpuinfo"] = None

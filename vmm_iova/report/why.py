@@ -76,7 +76,7 @@ def _fits(diagnosis: Diagnosis) -> Iterator[str]:
     if verdict.room:
         last = verdict.range.start + verdict.room - 1
         yield f"  fits: {show_size(verdict.room)} at this base, up to {last:#x}"
-    else:
+    elif verdict.kind != "granule" and verdict.causes[0].range.start <= verdict.range.start:
         yield "  fits: nothing at this base"
 
 
