@@ -403,3 +403,12 @@ def _plans(host: str, engine: str, monkeypatch: pytest.MonkeyPatch) -> list[str]
         except vi.PlanError as error:
             found.append(str(error))
     return found
+
+
+def test_high_devices_of_virt_stay_at_256_gib_without_a_64_bit_window() -> None:
+    # hw/arm/virt.c, virt_set_memmap(): the high regions begin at 256 GiB or above RAM, whatever
+    # highmem-mmio says.
+    usable = vi.load_host("arm-nxp-lx2160a-fslmc-group0").usable(aperture=48)
+    layout = vi.plan(vi.Guest("virt", "64G", pci64=0), usable)
+    assert _item(layout, "GIC redistributors 2").place.start == 256 * GIB
+    assert _item(layout, "high PCIe configuration space").place.start == 256 * GIB + (256 << 20)

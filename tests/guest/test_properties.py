@@ -434,6 +434,9 @@ def test_every_fix_with_an_option_works(
             vi.plan(replace(guest, ram=found[1]), usable, "split")
         elif found := re.match(r"--ram (\S+) ", fix):
             vi.plan(replace(guest, ram=found[1]), usable, policy)  # type: ignore[arg-type]
+        elif found := re.match(r"a BAR of (.*) has room", fix):
+            smaller = vi.Bar("gpu", found[1].replace(" ", ""), required=True)
+            vi.plan(replace(guest, bars=[smaller]), usable, policy)  # type: ignore[arg-type]
         elif found := re.match(r"--phys-bits (\d+)", fix):
             # It cures the width; the host may have something else to say.
             with contextlib.suppress(vi.PlanError):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 import vmm_iova as vi
-from vmm_iova.host.model import Host, IommuUnit, Source
+from vmm_iova.host.model import Group, Host, IommuUnit, RegionKind, ReservedRegion, Source
 from vmm_iova.host.text import parse_text
 from vmm_iova.ranges import AddrRange
 
@@ -139,7 +139,8 @@ class TestBars:
         with pytest.raises(vi.PlanError, match="guest physical address bits: 40") as caught:
             vi.plan(vi.Guest("q35", "16G", bars=bars, phys_bits=40), laptop)
         # With 42 bits the IOMMU of 39 is in the way, and with 40 no window holds it, peers or not.
-        assert caught.value.fixes == ("less RAM, or a smaller BAR (resizable BAR) on the device",)
+        # Nor has it room with less RAM: 512 GiB are all there is.
+        assert caught.value.fixes == ("a BAR of 256 GiB has room (resizable BAR on the device)",)
 
     def test_optional_bar_wider_than_the_iommu_is_placed_and_noted(self, laptop: vi.Usable) -> None:
         layout = vi.plan(vi.Guest("q35", "16G", bars=[vi.Bar("gpu", "512G")]), laptop)
@@ -211,6 +212,24 @@ class TestBars:
         with pytest.raises(vi.PlanError, match=r"window: 0x2c0000000-0x6bfffffff \(16 GiB\)"):
             vi.plan(guest, laptop)
 
+    def test_bar_of_a_fixed_window_is_not_told_that_less_ram_would_help(
+        self, amd: vi.Usable
+    ) -> None:
+        with pytest.raises(vi.PlanError, match="BAR g") as caught:
+            vi.plan(vi.Guest("firecracker", "64G", bars=[vi.Bar("g", "300G")]), amd)
+        assert caught.value.fixes == ("a BAR of 256 GiB has room (resizable BAR on the device)",)
+        low = [vi.Bar("a", "512M", bits=32), vi.Bar("b", "512M", bits=32)]
+        with pytest.raises(vi.PlanError, match="32-bit PCI window") as caught:
+            vi.plan(vi.Guest("q35", "64G", bars=low), amd)
+        assert caught.value.fixes == ("a BAR of 256 MiB has room (resizable BAR on the device)",)
+
+    def test_bar_that_less_ram_leaves_room_for_is_told_how_much(self, laptop: vi.Usable) -> None:
+        gpu = [vi.Bar("gpu", "256G", required=True)]
+        with pytest.raises(vi.PlanError, match="BAR gpu") as caught:
+            vi.plan(vi.Guest("q35", "300G", bars=gpu), laptop)
+        assert "--ram 253GiB leaves room" in caught.value.fixes
+        assert vi.plan(vi.Guest("q35", "253G", bars=gpu), laptop).ram
+
     def test_fixed_window_cannot_be_made_larger(self, amd: vi.Usable) -> None:
         with pytest.raises(vi.RequestError, match="has its fixed place"):
             vi.plan(vi.Guest("firecracker", "4G", pci64="512G"), amd)
@@ -240,6 +259,22 @@ class TestRoomAndReserve:
         with pytest.raises(vi.PlanError, match="room hotplug of 1 TiB does not fit above"):
             vi.plan(vi.Guest("q35", "64G", rooms=[vi.Room("hotplug", "1TiB")]), laptop)
 
+    def test_room_that_does_not_fit_is_told_what_would(self, laptop: vi.Usable) -> None:
+        with pytest.raises(vi.PlanError, match="does not fit above") as caught:
+            vi.plan(vi.Guest("q35", "400G", rooms=[vi.Room("hotplug", "164G")]), laptop)
+        room, ram = caught.value.fixes
+        assert room.startswith("--room hotplug=")
+        assert ram == "--ram 313GiB leaves room"
+        size = room.removeprefix("--room hotplug=").removesuffix(" fits")
+        assert vi.plan(vi.Guest("q35", "400G", rooms=[vi.Room("hotplug", size)]), laptop).items
+        assert vi.plan(vi.Guest("q35", "313G", rooms=[vi.Room("hotplug", "164G")]), laptop).items
+
+    def test_area_kept_where_ram_must_be_is_to_go_elsewhere(self, amd: vi.Usable) -> None:
+        kept = [vi.FixedItem("fb", "reserved", AddrRange(0, 0xFF_FFFF))]
+        with pytest.raises(vi.PlanError, match="kept for fb") as caught:
+            vi.plan(vi.Guest("q35", "8G", reserved=kept), amd)
+        assert caught.value.fixes == ("another place for what is to be kept free (--reserve)",)
+
     def test_reserved_area_cuts_ram_and_is_told(self, amd: vi.Usable) -> None:
         area = vi.FixedItem("framebuffer", "reserved", AddrRange(0x4000_0000, 0x40FF_FFFF))
         layout = vi.plan(vi.Guest("q35", "4G", reserved=[area]), amd)
@@ -259,6 +294,27 @@ class TestWidth:
             vi.plan(vi.Guest("q35", "64G", phys_bits=36), amd)
         assert caught.value.fixes[0].startswith("--phys-bits 37 (QEMU: -cpu host,host-phys-bits")
         assert "guest, physical 36 (limits)" in (caught.value.detail or "")
+
+    def test_guest_bits_are_not_blamed_on_the_device(self, amd: vi.Usable) -> None:
+        with pytest.raises(vi.PlanError, match="guest physical address bits: 36") as caught:
+            vi.plan(vi.Guest("q35", "100G", phys_bits=36), amd)
+        assert not any("IOMMU" in fix for fix in caught.value.fixes)
+
+    def test_more_guest_bits_are_found_for_a_window_up_to_their_top(
+        self, laptop: vi.Usable
+    ) -> None:
+        gpu = [vi.Bar("gpu", "128G", required=True)]
+        guest = vi.Guest("cloud-hypervisor", "200G", bars=gpu, phys_bits=36)
+        with pytest.raises(vi.PlanError) as caught:
+            vi.plan(guest, laptop)
+        assert caught.value.fixes[0].startswith("--phys-bits 39 ")
+
+    def test_second_obstacle_is_named_where_less_ram_is_not_enough(self, amd: vi.Usable) -> None:
+        guest = vi.Guest("kvmtool", "200G", bars=[vi.Bar("gpu", "16G")], phys_bits=36)
+        with pytest.raises(vi.PlanError) as caught:
+            vi.plan(guest, amd)
+        (fix,) = caught.value.fixes
+        assert fix.startswith("less RAM is not enough: with --ram 64768MiB, BAR gpu (16 GiB")
 
     def test_guest_bits_of_the_machine_cannot_be_raised(self) -> None:
         usable = vi.load_host("amd-epyc-1tb").usable()
@@ -322,12 +378,42 @@ class TestPreferAndAlign:
             vi.plan(vi.Guest("q35", "1TiB", align="auto"), laptop)
 
 
+def _two_groups() -> Host:
+    """Group 23 has a hole of 4 GiB at 128 GiB, group 1 none."""
+    where = AddrRange(0x20_0000_0000, 0x20_FFFF_FFFF)
+    hole = ReservedRegion(where, RegionKind.RESERVED, "reserved", Source("made", 1), "23")
+    return Host("made", groups=(Group("1", regions=()), Group("23", regions=(hole,))))
+
+
 class TestAlsoFit:
     TEXT = (
         "group 4:\n0x00000000fee00000 0x00000000feefffff msi\n"
         "group 23:\n0x0000000200000000 0x00000002ffffffff reserved\n"
         "0x00000000fee00000 0x00000000feefffff msi\n"
     )
+
+    def test_later_group_is_left_out_of_the_option_that_named_it(self) -> None:
+        host = _two_groups()
+        own = host.usable(groups=[1], aperture=39, granule=4096)
+        later = host.usable(groups=[23], aperture=39, granule=4096)
+        assert own.joined(later).later == ("23",)
+        with pytest.raises(vi.PlanError) as caught:
+            vi.plan(vi.Guest("q35", "200G"), own, "refuse", also_fit=[later])
+        assert "leave out group 23 of --also-fit" in caught.value.fixes
+        both = host.usable(groups=[1, 23], aperture=39, granule=4096)
+        with pytest.raises(vi.PlanError) as caught:
+            vi.plan(vi.Guest("q35", "200G"), both, "refuse")
+        assert "leave out group 23 with --groups" in caught.value.fixes
+
+    def test_hole_that_is_less_than_what_is_missing_is_not_to_be_left_out(self) -> None:
+        host = _two_groups()
+        usable = host.usable(aperture=39, granule=4096)
+        with pytest.raises(vi.PlanError) as caught:
+            vi.plan(vi.Guest("q35", "600G"), usable)
+        assert not any("group 23" in fix or "fewer holes" in fix for fix in caught.value.fixes)
+        with pytest.raises(vi.PlanError) as caught:
+            vi.plan(vi.Guest("q35", "508G"), usable)
+        assert "leave out group 23 with --groups" in caught.value.fixes
 
     def test_layout_leaves_out_what_a_later_group_reserves(self, tmp_path) -> None:  # type: ignore[no-untyped-def]
         for group in ("4", "23"):

@@ -119,3 +119,41 @@ def test_hole_inside_a_fixed_window_is_told_too() -> None:
     host = parse_text(region, "made")[0]
     layout = vi.plan(vi.Guest("firecracker", "4G"), host.usable(aperture=48, granule=4096))
     assert any(item.range.start == 0x50_0000_0000 for item in layout.guest_reserved)
+
+
+def _arm(text: str) -> vi.Usable:
+    (host,) = parse_text(text, "made")
+    return host.usable(aperture=48)
+
+
+def _nodes(layout: vi.Layout) -> list[tuple[str, int, int]]:
+    """The reserved-memory nodes: name, start, size."""
+    found = re.findall(
+        r"\t([\w-]+)@(\w+) \{\n\t\treg = <(\w+) (\w+) (\w+) (\w+)>", vi.device_tree(layout)
+    )
+    return [
+        (name, int(at, 16), (int(high, 16) << 32) + int(low, 16))
+        for name, at, _, _, high, low in found
+    ]
+
+
+def test_area_that_the_guest_keeps_free_is_one_node_and_no_hole_of_the_host() -> None:
+    kept = vi.FixedItem("fb", "reserved", AddrRange.from_size(0x6000_0000, 1 << 24))
+    guest = vi.Guest("virt", "8G", reserved=[kept])
+    layout = vi.plan(guest, _arm("0x8000000 0x80fffff msi\n"))
+    assert _nodes(layout) == [("reserved", 0x6000_0000, 1 << 24)]
+    assert layout.host_holes == ()
+    assert "Reserved" not in told_text(layout, "iomem")
+
+
+def test_regions_that_overlap_are_one_node_with_every_cause() -> None:
+    usable = _arm("0xf0000000 0xf00fffff reserved\n0xf0000000 0xf01fffff msi\n")
+    kept = vi.FixedItem("fb", "reserved", AddrRange.from_size(0xF010_0000, 1 << 24))
+    layout = vi.plan(vi.Guest("virt", "8G", reserved=[kept]), usable)
+    assert _nodes(layout) == [
+        ("host-hole", 0xF000_0000, 0x20_0000),
+        ("reserved", 0xF020_0000, 0xF0_0000),
+    ]
+    text = vi.device_tree(layout)
+    assert "reserved region 0xf0000000" in text
+    assert "msi region 0xf0000000" in text

@@ -232,7 +232,7 @@ class Above(Ram):
         for room in self.wanted.rooms:
             place = fit(free, room.size, room.align, False)
             if place is None:
-                raise self._no_room(room, cursor)
+                raise self._no_room(room, cursor, free)
             free = without(free, AddrRange(0, place.last))
             below = self._pushed(place.start, cursor) if place.start > cursor else None
             yield Item(ItemKind.ROOM, room.name, place, place, below, required=True)

@@ -313,7 +313,14 @@ def region_fixes(causes: Sequence[Cause], usable: Usable) -> list[str]:
     same = {(region.range, region.word) for region in regions}
     groups = {item.group for item in usable.regions if (item.range, item.word) in same} - {None}
     if groups and groups < set(usable.groups):  # of the rest, none has the region
-        fixes.append(f"leave out group {', '.join(sorted(map(str, groups)))} with --groups")
+        named = {
+            "with --groups": sorted(map(str, groups - set(usable.later))),
+            "of --also-fit": sorted(map(str, groups & set(usable.later))),
+        }
+        parts = [f"group {', '.join(names)} {how}" for how, names in named.items() if names]
+        fixes.append(f"leave out {' and '.join(parts)}")
+    if any(cause.kind is CauseKind.GUEST for cause in causes):
+        fixes.append("another place for what is to be kept free (--reserve)")
     return fixes
 
 
@@ -366,15 +373,20 @@ def refusal(
 
 
 def _worth(holes: Sequence[Cause], limit: Cause | None, left: int) -> list[Cause]:
-    """The holes, without the relaxable ones where giving all of them back is not enough."""
+    """The holes that are worth giving back: all, or the relaxable ones, if that is enough."""
+    stop = limit.range.start if limit is not None else ADDRESS_LAST
+
+    def gain(causes: Sequence[Cause]) -> int:
+        return sum(min(c.range.last + 1, stop) - min(c.range.start, stop) for c in causes)
+
     relaxable = [
         cause
         for cause in holes
         if cause.region is not None and cause.region.kind is RegionKind.DIRECT_RELAXABLE
     ]
-    stop = limit.range.start if limit is not None else ADDRESS_LAST
-    gain = sum(min(c.range.last, stop) - min(c.range.start, stop) for c in relaxable)
-    return [cause for cause in holes if gain >= left or cause not in relaxable]
+    if gain(holes) < left:
+        return []
+    return [cause for cause in holes if gain(relaxable) >= left or cause not in relaxable]
 
 
 def does_not_fit(
@@ -397,11 +409,18 @@ def does_not_fit(
     named = holes[:3] + ([limit] if limit else [])
     shown = "; ".join(cause.text for cause in named) or "the machine has no more room"
     fixes = [f"{_ram(fits)} fits"] if fits >= _MIB else []
-    fixes += region_fixes(_worth(holes, limit, left), usable)
+    worth = _worth(holes, limit, left)
+    fixes += region_fixes(worth, usable)
     stated = any(item.kind is EvidenceKind.STATED for item in usable.evidence)
     if stated and limit is not None and limit.kind is CauseKind.APERTURE:
         fixes.append("a wider --aperture, if the host really has it")
-    fixes.append("a device behind an IOMMU with more address bits or fewer holes")
+    better = ["more address bits"] if limit and limit.kind is CauseKind.APERTURE else []
+    if any(cause.kind is not CauseKind.GUEST for cause in worth):
+        better.append("fewer holes")
+    if better:
+        fixes.append(f"a device behind an IOMMU with {' or '.join(better)}")
+    elif not named:
+        fixes.append("another machine")
     return PlanError(
         _first(
             usable,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from vmm_iova.guest.bars import room_for
-from vmm_iova.guest.layout import Item, ItemKind
+from vmm_iova.guest.layout import Item, ItemKind, kept_for
 from vmm_iova.host.usable import Cause, CauseKind, Usable
 from vmm_iova.host.width import Width
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
@@ -150,8 +150,8 @@ class Ground(ABC):
         return max([ram_last + 1, floor, *behind])
 
     def _above(self, ram_last: int) -> Iterator[Item]:
-        """What the machine has between RAM and the window, in order."""
-        floor = self.pci64.floor if self.pci64 else 0
+        """What the machine has between RAM and the window, in order; also without a window."""
+        floor = self.machine.pci64.floor if self.machine.pci64 else 0
         at = max(-(-(ram_last + 1) // _GIB) * _GIB, floor)
         for item in self.machine.above:
             at = -(-at // item.size) * item.size
@@ -210,10 +210,7 @@ def beyond(bits: int, text: str) -> Cause:
 
 def _guest_causes(wanted: Wanted) -> list[Cause]:
     """What the guest's own side takes out of the usable ranges."""
-    causes = [
-        Cause(CauseKind.GUEST, item.range, f"kept for {item.name}, as asked for")
-        for item in wanted.reserved
-    ]
+    causes = [Cause(CauseKind.GUEST, item.range, kept_for(item.name)) for item in wanted.reserved]
     causes += (beyond(limit.bits, limit.text) for limit in wanted.limits[:1] if limit.bits < 64)
     return causes
 

@@ -135,6 +135,12 @@ class Layout:
         return tuple(item for item in self.items if item.kind is ItemKind.RAM)
 
     @property
+    def host_holes(self) -> tuple[GuestReserved, ...]:
+        """What the guest must be told because of the host: not what it asked to keep free."""
+        own = {kept_for(item.name) for item in self.items if item.kind is ItemKind.RESERVED}
+        return tuple(entry for entry in self.guest_reserved if entry.cause not in own)
+
+    @property
     def address_bits(self) -> int:
         """Guest physical address bits that the layout needs."""
         return max((item.gpa.last.bit_length() for item in self.items if item.gpa), default=0)
@@ -242,6 +248,11 @@ class Layout:
             "kept": self.kept,
             "changes": list(self.changes),
         }
+
+
+def kept_for(name: str) -> str:
+    """Return the cause of an area that the guest asked to keep free."""
+    return f"kept for {name}, as asked for"
 
 
 def _span(item: AddrRange) -> dict[str, str]:

@@ -10,6 +10,7 @@ from vmm_iova.errors import PlanError
 from vmm_iova.guest.bars import fit
 from vmm_iova.guest.explain import Reason, does_not_fit, refusal
 from vmm_iova.guest.ground import Ground, OnHole, beyond
+from vmm_iova.guest.request import AddressLimit
 from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.host.width import width_line
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from vmm_iova.guest.request import WantedBar
 
 NO_TOP = "reaches up to the top of the guest's addresses, which nothing states (--phys-bits N)"
+
+
+_MOST_BITS = 52  # no x86 or arm64 CPU has more physical address bits
+_LEAST_BAR = 1 << 20  # smallest size that a resizable BAR can have (PCIe specification, 7.8.6)
 
 
 class Refusals(Ground):
@@ -58,19 +63,39 @@ class Refusals(Ground):
             if fits and f"--ram {format_size(fits << 20).replace(' ', '')} fits" == made.fixes[0]:
                 fixes[0] = made.fixes[0]
             made = PlanError(made.message, reasons=made.reasons, fixes=fixes, detail=made.detail)
-        return self._with_widths(made, [r for r in made.reasons if isinstance(r, Reason)])
+        made = self._with_widths(made, [r for r in made.reasons if isinstance(r, Reason)])
+        if made.fixes or self.probing:
+            return made
+        return PlanError(
+            made.message, reasons=made.reasons, fixes=self._next(over), detail=made.detail
+        )
+
+    def _next(self, over: int) -> list[str]:
+        """Where less RAM alone is not enough: what is in the way then."""
+        fits = (self.ram - over) >> 20
+        if not fits:
+            return ["another machine, or a device behind another IOMMU"]
+        node = replace(self.wanted.nodes[0], name=None, size=fits << 20)
+        try:
+            self.again(replace(self.wanted, ram=fits << 20, nodes=(node,)), self.on_hole)
+        except PlanError as error:
+            return [f"less RAM is not enough: with --ram {fits}MiB, {error.message}"]
+        return ["less RAM"]
 
     def _most_that_works(self, most: int) -> int:
         """The largest RAM up to `most` MiB that can be planned with all the rest, tried; else 0."""
         if self._works(most << 20, self.on_hole):
             return most
         works, fails = 0, most
-        while fails - works > max(1, fails >> 8):  # to a part in 256
+        while fails - works > max(1, min(fails >> 8, 1 << 10)):  # to a part in 256, or a GiB
             middle = (works + fails) // 2
             if self._works(middle << 20, self.on_hole):
                 works = middle
             else:
                 fails = middle
+        for whole in ((works >> 10) + 1 << 10, works >> 10 << 10):  # GiB read better
+            if 0 < whole < most and self._works(whole << 20, self.on_hole):
+                return whole
         return works
 
     def _works(self, ram: int, policy: OnHole) -> bool:
@@ -142,8 +167,23 @@ class Refusals(Ground):
             fixes.append(f"--bar {bar.name}={format_size(bar.size).replace(' ', '')},32 has room")
         if bar.required and self._works_with(bar, replace(bar, required=False)):
             fixes.append("mark it optional: only peer-to-peer between devices is lost")
-        fixes.append("less RAM, or a smaller BAR (resizable BAR) on the device")
+        fixes += self._less_for(bar)
         return self._with_widths(PlanError(message, reasons=reasons, fixes=fixes), reasons)
+
+    def _less_for(self, bar: WantedBar) -> Iterator[str]:
+        """How much less RAM, or how small a BAR, leaves all a place, tried."""
+        if self.probing:
+            return
+        fits = self._most_that_works(self.ram >> 20)
+        if fits:
+            yield f"--ram {format_size(fits << 20).replace(' ', '')} leaves room"
+        size = bar.size
+        while size > _LEAST_BAR:
+            size = 1 << (size - 1).bit_length() - 1
+            if self._works_with(bar, replace(bar, size=size, align=size)):
+                yield f"a BAR of {show_size(size)} has room (resizable BAR on the device)"
+                return
+        yield "another machine, or fewer BARs"
 
     def _works_with(self, bar: WantedBar, instead: WantedBar) -> bool:
         """Tell whether all has a place with another BAR instead of this one, by doing it."""
@@ -174,15 +214,21 @@ class Refusals(Ground):
             fixes=["a smaller --pci64, or --pci64 0 for none"],
         )
 
-    def _no_room(self, room: WantedBar, cursor: int) -> PlanError:
+    def _no_room(self, room: WantedBar, cursor: int, free: Sequence[AddrRange]) -> PlanError:
         last = self.wanted.address_last
         span = AddrRange(min(cursor, last), last)
         causes = self.usable.causes_of(span)
         edge = causes[0] if causes else self.usable.edge_above(last)
         reason = Reason(f"room {room.name}", span, edge, 0)
-        size = show_size(room.size)
-        message = f"room {room.name} of {size} does not fit above {cursor:#x}: {edge.text}"
-        fixes = ["less RAM, or less room"]
+        what = f"room {room.name} of {show_size(room.size)}"
+        message = f"{what} does not fit above {cursor:#x}: {edge.text}"
+        aligned = (span.align_inward(room.align) for span in free)
+        most = max((span.size for span in aligned if span is not None), default=0)
+        size = format_size(most).replace(" ", "")
+        fixes = [f"--room {room.name}={size} fits"] if most else []
+        fits = 0 if self.probing else self._most_that_works(self.ram >> 20)
+        if fits:
+            fixes.append(f"--ram {format_size(fits << 20).replace(' ', '')} leaves room")
         return self._with_widths(PlanError(message, reasons=[reason], fixes=fixes), [reason])
 
     def _with_widths(self, error: PlanError, reasons: Sequence[Reason]) -> PlanError:
@@ -207,9 +253,8 @@ class Refusals(Ground):
     def _wider(self) -> list[str]:
         """How to give the guest more address bits, if the host lets more of them help; tried."""
         limit = self.wanted.limits[0]
-        try:
-            needed = self.again(replace(self.wanted, limits=()), self.on_hole).address_bits
-        except PlanError:
+        needed = next(filter(self._works_with_bits, range(limit.bits + 1, _MOST_BITS + 1)), None)
+        if needed is None:
             return []
         if self.host.cpu_bits is not None and needed > self.host.cpu_bits:
             return [f"a host whose CPU has {needed} physical address bits"]
@@ -217,6 +262,15 @@ class Refusals(Ground):
             return [f"another machine: {self.machine.title} has {limit.bits} address bits at most"]
         option = self.machine.option("phys_bits", bits=needed)
         return [f"--phys-bits {needed}" + (f" ({option})" if option else "")]
+
+    def _works_with_bits(self, bits: int) -> bool:
+        """Tell whether all has a place with so many guest address bits, by doing it."""
+        limits = (AddressLimit(bits, ""),)
+        try:
+            self.again(replace(self.wanted, limits=limits), self.on_hole)
+        except PlanError:
+            return False
+        return True
 
     def _smaller_align(self) -> int | None:
         """The largest smaller alignment with which all fits, tried."""

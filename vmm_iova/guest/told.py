@@ -124,13 +124,7 @@ def _tree(layout: Layout) -> Iterator[str]:
             node = int(item.node) if item.node.isdecimal() else number[item.node]
             yield f"\tnuma-node-id = <{node}>;"
         yield "};"
-    reserved = [(item.range, item.name, "firmware") for item in layout.machine.ram_reserved]
-    reserved += ((item.range, item.cause, "host-hole") for item in layout.guest_reserved)
-    reserved += (
-        (item.place, item.name, "reserved")
-        for item in layout.items
-        if item.kind is ItemKind.RESERVED and item.gpa is not None
-    )
+    reserved = list(_reserved_nodes(layout))
     if not reserved:
         return
     yield ""
@@ -138,9 +132,10 @@ def _tree(layout: Layout) -> Iterator[str]:
     yield "\t#address-cells = <2>;"
     yield "\t#size-cells = <2>;"
     yield "\tranges;"
-    for span, cause, name in sorted(reserved, key=lambda entry: entry[0]):
+    for span, causes, name in reserved:
         yield ""
-        yield f"\t/* {cause.replace('*/', '* /')} */"
+        for cause in causes:
+            yield f"\t/* {cause.replace('*/', '* /')} */"
         yield f"\t{name}@{span.start:x} {{"
         yield f"\t\t{_reg(span)}"
         if name == "host-hole":
@@ -149,13 +144,37 @@ def _tree(layout: Layout) -> Iterator[str]:
     yield "};"
 
 
+def _reserved_nodes(layout: Layout) -> Iterator[tuple[AddrRange, list[str], str]]:
+    """Yield span, causes and name of each node, ascending; none overlaps another.
+
+    Linux warns of nodes that overlap, and no two may have one name (drivers/of/of_reserved_mem.c,
+    __rmem_check_for_overlap).
+    """
+    holes = [(item.range, item.cause) for item in layout.host_holes]
+    asked = [(item.range, item.cause) for item in layout.guest_reserved]
+    asked = [entry for entry in asked if entry not in holes]
+    asked += (
+        (item.place, item.name)
+        for item in layout.items
+        if item.kind is ItemKind.RESERVED and item.gpa is not None
+    )
+    firmware = [(item.range, item.name) for item in layout.machine.ram_reserved]
+    taken, nodes = RangeSet(), list[tuple[AddrRange, list[str], str]]()
+    for entries, name in ((holes, "host-hole"), (asked, "reserved"), (firmware, "firmware")):
+        for span in RangeSet(span for span, _ in entries) - taken:
+            causes = [cause for place, cause in entries if place.overlaps(span)]
+            nodes.append((span, list(dict.fromkeys(causes)), name))
+        taken = taken | RangeSet(span for span, _ in entries)
+    yield from sorted(nodes, key=lambda node: node[0])
+
+
 def iomem(layout: Layout) -> str:
     """Return the map as `/proc/iomem` of the guest would print it: no holes, no IOVAs."""
     names = {ItemKind.RAM: "System RAM"}
     lines = [
         (item.gpa, names.get(item.kind, item.name)) for item in layout.items if item.gpa is not None
     ]
-    lines += ((item.range, "Reserved") for item in layout.guest_reserved)
+    lines += dict.fromkeys((item.range, "Reserved") for item in layout.host_holes)
     width = max((len(f"{span.last:x}") for span, _ in lines), default=8)
     text, open_ = [], list[AddrRange]()
     for span, name in sorted(lines, key=lambda line: (line[0].start, -line[0].last)):

@@ -99,6 +99,7 @@ class Usable:
         notes: what a person should know; the sources' notes first.
         widths: every address width that the facts state, side by side.
         cpu_bits: physical address bits of the host's CPU, or None when not known.
+        later: those of `groups` that were joined to the selection, to be attached later.
 
     Synchronization: none required (immutable).
     """
@@ -123,6 +124,7 @@ class Usable:
     notes: tuple[Note, ...]
     widths: tuple[Width, ...] = ()
     cpu_bits: int | None = None
+    later: tuple[str, ...] = ()
 
     def narrowed(self, causes: Sequence[Cause]) -> Usable:
         """Return these ranges without what more causes take out.
@@ -173,6 +175,7 @@ class Usable:
             relaxable=tuple(dict.fromkeys((*self.relaxable, *other.relaxable))),
             regions=tuple(dict.fromkeys((*self.regions, *other.regions))),
             groups=tuple(dict.fromkeys((*self.groups, *other.groups))),
+            later=(*self.later, *(name for name in other.groups if name not in self.groups)),
             notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
             widths=tuple(dict.fromkeys((*self.widths, *other.widths))),
         )

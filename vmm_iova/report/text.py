@@ -295,7 +295,7 @@ def _done(layout: Layout) -> str:
 
 
 def _map(layout: Layout, bytes_: bool) -> Iterator[str]:
-    told = {item.range: item.cause for item in layout.guest_reserved}
+    told = dict.fromkeys(entry.range for entry in layout.host_holes)
     entries: list[tuple[AddrRange, Item | None]] = [(item.place, item) for item in layout.items]
     entries += [(span, None) for span in told if not _shown(layout, span)]
     entries.sort(key=lambda pair: (pair[0].start, -pair[0].last))
