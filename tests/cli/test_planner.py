@@ -131,3 +131,37 @@ class TestPlanner:
             "counts": True,
             "limits": True,
         }
+
+
+def test_guest_iommu_is_told_its_width_and_costs_each_container(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ("--ram", "64G", "--viommu", "--assigned", "4")
+    assert cli.main(["plan", "--host", "intel-dmar-8thread-laptop", *options]) == 0
+    text = capsys.readouterr().out
+    assert (
+        "at most 39 address bits, 0x0-0x7fffffffff (QEMU: -device intel-iommu,aw-bits=39)" in text
+    )
+    assert "must not hand out 0xfee00000-0xfeefffff" in text
+    assert "in each of 4 containers" in text
+    assert "takes an entry of dma_entry_limit: 16777216 in one container" in text
+
+
+def test_seams_below_unmoved_ram_are_said_to_need_several_calls(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    host = tmp_path / "ranges.txt"
+    host.write_text("0x0 - 0xfedfffff\n0xfef00000 - 0x13fffffff\n0x140000000 - 0x7fffffffff\n")
+    assert cli.main(["plan", "--host", str(host), "--ram", "8G", "--on-hole", "refuse"]) == 0
+    assert "must map RAM in one call for each piece" in capsys.readouterr().out
+    assert cli.main(["plan", "--host", str(host), "--ram", "3G", "--on-hole", "refuse"]) == 0
+    assert "one call for each piece" not in capsys.readouterr().out
+
+
+def test_direct_region_is_said_first_although_the_width_is_not_known(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    host = tmp_path / "regions.txt"
+    host.write_text("0x00000000a0000000 0x00000000a00fffff direct\n")
+    assert cli.main(["show", "--host", str(host)]) == 1
+    assert capsys.readouterr().out.startswith("warning: the devices of the pasted text cannot")

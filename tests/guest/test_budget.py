@@ -126,3 +126,21 @@ def test_policies_and_page_sizes_are_compared() -> None:
     assert found[("move", "1GiB")] == 2
     assert found[("refuse", "granule")] is None
     assert len(rows) == 9
+
+
+def test_pages_that_back_ram_bound_the_tables() -> None:
+    usable = vi.load_host("amd-epyc-1tb").usable()
+    cost = vi.budget(vi.plan(vi.Guest("q35", "64G", page_size="2MiB"), usable))
+    # 64 tables of 2 MiB pages, one for each GiB, and the two above them.
+    assert cost.worst.table_bytes == 66 * 4096
+    assert dict(cost.worst.leaves) == {1 << 30: 0, 1 << 21: 32768, 1 << 12: 0}
+    nodes = [vi.Node("30G", "1GiB"), vi.Node("34G")]
+    cost = vi.budget(vi.plan(vi.Guest("q35", "64G", nodes=nodes), usable))
+    assert dict(cost.worst.leaves) == {1 << 30: 30, 1 << 21: 0, 1 << 12: 34 << 18}
+
+
+def test_ram_larger_than_a_memory_slot_takes_several() -> None:
+    usable = vi.load_host("amd-epyc-1tb").usable()
+    layout = vi.plan(vi.Guest("q35", "12TiB"), usable, "move")
+    assert len(layout.ram) == 2
+    assert vi.budget(layout).slots == 3

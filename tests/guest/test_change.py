@@ -87,6 +87,8 @@ def test_hosts_without_evidence_are_compared_as_far_as_it_goes() -> None:
     free, held = _host(False), _host(True)
     assert host_changes(free, held, None, held.usable(aperture=48)) == (
         "group 9 (0000:09:00.0) can no longer be assigned: direct region, rmrr:1",
+        "what else changes is not known: the facts of h do not say what may be mapped "
+        "(--aperture states a width)",
     )
 
 

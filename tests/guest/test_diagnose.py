@@ -242,7 +242,7 @@ REPORTS = [
         "kvm: kvm_set_user_memory_region: KVM_SET_USER_MEMORY_REGION failed, slot=10, "
         "start=0x400000000000, size=0x2000000: Invalid argument\n"
         "kvm_set_phys_mem: error registering slot: Invalid argument",
-        ("QEMU", "memslot", "EINVAL", Why.CPU_BITS, "certain"),
+        ("QEMU", "memslot", "EINVAL", Why.CPU_BITS, "likely"),  # the CPU may have 48, or 52
         "address bits to 46",
         id="kvm-slot-beyond-the-cpu",
     ),
@@ -822,3 +822,28 @@ def test_misaligned_call_is_not_told_that_nothing_fits() -> None:
     found = diagnose(call, Clues(), vi.load_host("amd-epyc-1tb").usable())
     assert "fits:" not in show_diagnosis(found)
     assert "0x9000-0x9fff holds all of it" in " ".join(found.fixes)
+
+
+@pytest.mark.parametrize(
+    ("size", "certainty"),
+    [(0x7FF_FFFF_F000, None), (8 << 40, "certain"), (0x8FF_4000_0000, "certain")],
+)
+def test_memory_slot_of_8_tib_is_too_large(size: int, certainty: str | None) -> None:
+    call = Failure(op="memslot", errno="EINVAL", iova=1 << 32, size=size)
+    found = diagnose(call, Clues(cpu_bits=52))
+    of_cause = {item.why: item.certainty for item in found.findings}
+    assert of_cause.get(Why.SLOT_SIZE) == certainty
+    assert (certainty is None) or any("several slots" in fix for fix in found.fixes)
+
+
+def test_memory_slot_beyond_an_unknown_cpu_names_what_would_settle_it_and_the_bits_to_have() -> (
+    None
+):
+    call = Failure(op="memslot", errno="EINVAL", iova=0x3820_0000_0000, size=1 << 28)
+    found = diagnose(call, Clues())
+    assert not found.settled
+    assert any("/proc/cpuinfo" in text for text in found.settles)
+    assert found.fixes[-1] == "a host whose CPU has 46 physical address bits or more"
+    known = diagnose(call, Clues(cpu_bits=39))
+    assert known.settled
+    assert known.fixes[-1] == "a host whose CPU has 46 physical address bits instead of 39"

@@ -9,6 +9,7 @@ from vmm_iova.cli.options import (
     GENERATOR,
     add_host_options,
     command,
+    holes_of,
     host_of,
     status_of,
     usable_of,
@@ -37,11 +38,12 @@ def run(options: argparse.Namespace) -> int:
         print(listing if options.json else "\n".join(names))
         return 0
     host = host_of(options)
-    usable, why_not = None, None
+    usable, why_not, holes = None, None, None
     try:
         usable = usable_of(host, options)
     except EvidenceError as error:
         why_not = str(error).replace("\n", "\n  ")
+        holes = holes_of(host, options)
     except (HostDataError, HostUnavailableError) as error:
         why_not = error.message
     if options.json:
@@ -49,5 +51,8 @@ def run(options: argparse.Namespace) -> int:
         payload = {"host": snapshot_data(host), "usable": judged, "why_not": why_not}
         print(data.dump("vmm-iova-show", GENERATOR, payload), end="")
     else:
+        if holes is not None:  # firmware forbids a device, however wide its IOMMU is
+            print("".join(f"warning: {entry.text}\n" for entry in holes.unassignable), end="")
         print(text.show_host(host, usable, why_not, bytes_=options.bytes), end="")
-    return 0 if usable is None else status_of(usable)
+    judged_ = usable or holes
+    return 0 if judged_ is None else status_of(judged_)

@@ -12,7 +12,7 @@ from vmm_iova.ranges import AddrRange, RangeSet, check_granule
 from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from vmm_iova.guest.plan import Prefer
     from vmm_iova.guest.request import Guest
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 DEFAULT_ENTRIES = 65535
 """Default of vfio_iommu_type1.dma_entry_limit (drivers/vfio/vfio_iommu_type1.c, Linux 5.1)."""
+
+SLOT_MAX = ((1 << 31) - 1) << 12
+"""Most bytes of one KVM memory slot: KVM_MEM_MAX_NR_PAGES (virt/kvm/kvm_main.c) of 4 KiB."""
 
 _TABLE = 4096  # a table of 512 entries of 8 bytes, on VT-d, AMD-Vi and SMMUv3 with 4 KiB pages
 _LEVEL_BITS = 9
@@ -79,16 +82,16 @@ class Budget:
         locked_bytes: memory that is counted against RLIMIT_MEMLOCK without CAP_IPC_LOCK: all RAM,
             once for each container.
         memlock: the host's soft limit in bytes, -1 for unlimited, None when not known.
-        best: tables with the largest pages that the host takes; 4 KiB, 2 MiB and 1 GiB where the
-            host does not say. Needs host memory that is contiguous and congruent.
-        worst: tables with 4 KiB pages alone.
+        best: tables of one container with the largest pages that the host takes; 4 KiB, 2 MiB and
+            1 GiB where the host does not say. Needs host memory that is contiguous and congruent.
+        worst: the same with pages no larger than those that back RAM, 4 KiB where none are stated.
         page_sizes_known: True if the host states its page sizes.
         containers: 1, or the number of devices when the guest has an IOMMU of its own.
         chunk: bytes that one map call takes at most, or None for whole pieces.
         by_chunk: (chunk, entries) for other chunks: 1 GiB, 2 MiB, and 4 KiB, as VMMs map
             confidential guests.
         large_pages: host pages that back RAM, by size.
-        slots: KVM memory slots for RAM.
+        slots: KVM memory slots for RAM: one for each piece, or more where it is too large for one.
         slot_limit: KVM_USER_MEM_SLOTS of x86 (include/linux/kvm_host.h, Linux 5.12).
         settings: what to set so that it is enough; empty when it is enough as it is.
     """
@@ -159,15 +162,24 @@ def budget(
         locked_bytes=sum(span.size for span in spans) * containers,
         memlock=usable.limits.memlock,
         best=page_tables(spans, usable.page_sizes or ALL_LEAVES),
-        worst=page_tables(spans, 1 << 12),
+        worst=_backed(layout, usable.page_sizes or ALL_LEAVES),
         page_sizes_known=usable.page_sizes is not None,
         containers=containers,
         chunk=size,
         by_chunk=tuple((leaf, _chunks(every, leaf)) for leaf in _LEAVES),
         large_pages=tuple(_large_pages(layout)),
-        slots=len(spans),
+        slots=sum(-(-span.size // SLOT_MAX) for span in spans),
     )
     return replace(made, settings=tuple(_settings(made)))
+
+
+def _backed(layout: Layout, page_sizes: int) -> PageTables:
+    """Tables with pages no larger than those that back each node's RAM."""
+    pages = {name: size or _LEAVES[-1] for name, _, size in layout.page_sizes}
+    ram = [(item.iova, pages.get(item.node, _LEAVES[-1])) for item in layout.ram]
+    return page_tables(
+        [span for span, _ in ram if span is not None], page_sizes, [size for _, size in ram]
+    )
 
 
 def _chunks(spans: Iterable[AddrRange], size: int) -> int:
@@ -222,13 +234,17 @@ def compare_costs(
     return tuple(found)
 
 
-def page_tables(spans: Iterable[AddrRange], page_sizes: int) -> PageTables:
+def page_tables(
+    spans: Sequence[AddrRange], page_sizes: int, backing: Sequence[int] | None = None
+) -> PageTables:
     """Count leaves and tables of a 512-way tree over 4 KiB pages.
 
     Args:
         spans: IOVAs to map, whole 4 KiB pages.
         page_sizes: bitmap of page sizes in bytes; bits other than 4 KiB, 2 MiB and 1 GiB are
             ignored, 4 KiB is always taken.
+        backing: bytes of the host pages behind each span, and so of its largest leaf; None where
+            these are as large as can be.
 
     Complexity: O(spans).
     """
@@ -238,7 +254,11 @@ def page_tables(spans: Iterable[AddrRange], page_sizes: int) -> PageTables:
     by_size: dict[int, RangeSet] = {}
     for size in _LEAVES:
         if size == 1 << 12 or page_sizes & size:
-            mapped = rest.align_inward(size)
+            backed = rest
+            if backing is not None:
+                pairs = zip(spans, backing, strict=True)
+                backed = rest & RangeSet(span for span, pages in pairs if pages >= size)
+            mapped = backed.align_inward(size)
             by_size[size] = mapped
             rest = rest - mapped
             leaves.append((size, mapped.size // size))

@@ -143,7 +143,15 @@ def host_changes(
     Complexity: O(log RAM) plans.
     """
     found = list(_assignment(left, right, left_usable, right_usable))
+    unknown = [
+        host.name for host, usable in ((left, left_usable), (right, right_usable)) if usable is None
+    ]
     if left_usable is None or right_usable is None:
+        names = " and of ".join(dict.fromkeys(unknown))
+        found.append(
+            f"what else changes is not known: the facts of {names} do not say what may be mapped "
+            "(--aperture states a width)"
+        )
         return tuple(found)
     if left_usable.granule != right_usable.granule:
         found.append(

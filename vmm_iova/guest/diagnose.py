@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from vmm_iova.guest.budget import SLOT_MAX
 from vmm_iova.guest.errnos import FACTS, Why, rules_for
 from vmm_iova.guest.errorline import parse_reports
 from vmm_iova.guest.explain import Verdict, check, check_holes
@@ -168,6 +169,7 @@ class _Diagnosing:
         if self.failure.op in ("map", "fault", "setup"):
             self._place()
         self._cpu()
+        self._slot()
         self._limits()
         self._attach()
         self._rest()
@@ -333,13 +335,27 @@ class _Diagnosing:
         if bits is None:
             if call.op == "memslot" and self._can(Why.CPU_BITS) and needs > _CLIENT_BITS:
                 self.bits = _CLIENT_BITS if needs <= _CORE_BITS else _CORE_BITS
-                self._add(Why.CPU_BITS, LIKELY, f"{text} fewer: 39 to 46 are common, 52 the most")
+                self._add(
+                    Why.CPU_BITS,
+                    LIKELY,
+                    f"{wanted} needs {needs} address bits; desktops have 39 to 46, others up to 52",
+                )
         elif needs > bits and (call.op == "memslot" or self.clues.cpu_bits):
             self.bits = bits if self.bits is None else min(self.bits, bits)
             self._add(Why.CPU_BITS, CERTAIN, f"{text} {bits}")
         elif call.op == "memslot":
             self.ruled_out.add(Why.CPU_BITS)
             self.notes.append(f"the CPU's {bits} address bits are enough for {wanted}")
+
+    def _slot(self) -> None:
+        """A slot has a largest size."""
+        size = self.failure.size
+        if self.failure.op != "memslot" or size is None or not self._can(Why.SLOT_SIZE):
+            return
+        if size > SLOT_MAX:
+            self._add(Why.SLOT_SIZE, CERTAIN, f"{show_size(size)}, the most is {SLOT_MAX:#x} bytes")
+        else:
+            self.ruled_out.add(Why.SLOT_SIZE)
 
     def _from_verdict(self, judged: Usable, verdict: Verdict) -> None:
         if verdict.kind == "straddle":
@@ -514,7 +530,7 @@ _KNOWN_HOLES = (
         POSSIBLE,
     ),
 )
-_NEEDS_FACTS = (Why.HOLE, Why.WIDTH, Why.MEMLOCK, Why.DIRECT)
+_NEEDS_FACTS = (Why.HOLE, Why.WIDTH, Why.MEMLOCK, Why.DIRECT, Why.CPU_BITS)
 _COMMON = {
     ("map", "EINVAL"): Why.WIDTH,
     ("map", "EFAULT"): Why.BAR,

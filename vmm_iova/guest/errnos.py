@@ -40,6 +40,7 @@ class Why(enum.Enum):
     HOLE = "a reserved region"
     SEAM = "a seam between two ranges"
     CPU_BITS = "beyond the physical address bits of the CPU"
+    SLOT_SIZE = "more than one memory slot takes"
     ALIGNMENT = "not whole pages"
     WRAP = "beyond 2^64"
     ORDER = "called before the IOMMU type was set"
@@ -228,6 +229,7 @@ _MEMSLOT: _Table = {
         Rule(Why.CPU_BITS, "the slot ends beyond the physical address bits of the host's CPU"),
         Rule(Why.ALIGNMENT, "guest address, size or address is not whole pages of the host"),
         Rule(Why.WRAP, "guest address plus size passes 2^64"),
+        Rule(Why.SLOT_SIZE, "the slot has more than 2^31-1 pages of 4 KiB, so 8 TiB or more"),
     ),
     "EFAULT": (Rule(Why.CPU_BITS, "arm64: the slot ends beyond the IPA size of the guest"),),
     "EEXIST": (Rule(Why.OVERLAP, "another slot has part of these guest addresses"),),
@@ -296,8 +298,9 @@ FACTS: dict[Why, Fact] = {
     Why.CPU_BITS: Fact(
         "KVM refuses the memory slot: x86 since Linux 5.18 (older ones take it, and the guest "
         "fails there), arm64 on every kernel",
-        "kvm_arch_prepare_memory_region, KVM_SET_USER_MEMORY_REGION",
+        "kvm_arch_prepare_memory_region, kvm_mmu_max_gfn; commit 86931ff7207b (5.18-rc5)",
     ),
+    Why.SLOT_SIZE: Fact("every kernel", "KVM_MEM_MAX_NR_PAGES in virt/kvm/kvm_main.c"),
     Why.ALIGNMENT: Fact("every kernel", "vfio_dma_do_map; drivers/iommu/iommufd/ioas.c"),
     Why.WRAP: Fact(
         "every kernel; type1 says EINVAL before Linux 6.18 and EOVERFLOW since", "vfio_dma_do_map"

@@ -76,6 +76,7 @@ class Planner(Above):
                 *first,
                 *self._mismatch(),
                 *self._relaxable(pieces),
+                *self._translated_maps(),
                 *self.notes,
                 *self.host.notes,
             ),
@@ -148,6 +149,15 @@ class Planner(Above):
             yield Note(
                 f"machine {self.machine.name} is {self.machine.arch}, but the host is {known}: KVM "
                 "cannot run it there"
+            )
+
+    def _translated_maps(self) -> Iterator[Note]:
+        if self.wanted.viommu:
+            most = self.ram // 4096
+            yield Note(
+                "while the guest's own IOMMU translates, each map that the guest makes takes an "
+                f"entry of dma_entry_limit: {most} in one container if it maps all RAM by 4 KiB; "
+                "iommufd has no such limit"
             )
 
     def _relaxable(self, pieces: Sequence[Item]) -> Iterator[Note]:

@@ -176,7 +176,15 @@ class Ram(Refusals):
                 reasons += self._reasons("the 64-bit PCI window behind RAM", place)
         if reasons:
             raise self._refusal(reasons, f"on-hole {self.on_hole}")
-        return self._items([part for piece in pieces for part in self._cut(piece)])
+        parts = [part for piece in pieces for part in self._cut(piece)]
+        if len(parts) > len(pieces):
+            self.notes.append(
+                Note(
+                    "the VMM must map RAM in one call for each piece, cut at the seams of the "
+                    "kernel's list: one call for all of it, as QEMU makes, fails with EINVAL"
+                )
+            )
+        return self._items(parts)
 
     def _cut(self, piece: Piece) -> Iterator[Piece]:
         """Cut RAM at the seams of the kernel's list, each piece being one mapping."""

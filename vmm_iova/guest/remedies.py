@@ -50,7 +50,7 @@ def _of(
     if why is Why.WIDTH:
         yield from _width(failure, verdict, bits)
     elif why is Why.CPU_BITS:
-        yield from _cpu(failure, verdict, bits, clues.cpu_bits or bits)
+        yield from _cpu(failure, verdict, bits, clues.cpu_bits)
     elif why is Why.HOLE:
         yield from _hole(failure, clues, verdict)
     elif why is Why.MEMLOCK:
@@ -131,7 +131,11 @@ def _cpu(
         yield f"put it below 2^{bits}: less RAM, or a smaller BAR"
     else:
         yield from (text for text in verdict.fixes if "physical address bits" not in text)
-    yield f"a host whose CPU has more than {cpu} physical address bits"
+    if failure.place is not None:
+        needs = failure.place.last.bit_length()
+        yield f"a host whose CPU has {needs} physical address bits" + (
+            f" instead of {cpu}" if cpu else " or more"
+        )
 
 
 def _hole(failure: Failure, clues: Clues, verdict: Verdict | None) -> Iterator[str]:
@@ -194,6 +198,10 @@ _FIXES: dict[Why, tuple[str, ...]] = {
         "remote management's shared memory (HPE), integrated graphics",
         "assign a device that no direct region binds: vmm-iova show names the groups that it does",
         "update the firmware: several boards list whole bus ranges by mistake (AMD B650, X870E)",
+    ),
+    Why.SLOT_SIZE: (
+        "several slots, or several NUMA nodes with a memory backend of less than 8 TiB each "
+        "(QEMU cuts a larger one on s390 only)",
     ),
     Why.SEAM: ("map it in two pieces, cut at the seam",),
     Why.ALIGNMENT: (

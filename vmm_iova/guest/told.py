@@ -237,6 +237,24 @@ def told_data(layout: Layout) -> dict[str, Any]:
     }
 
 
+def viommu_lines(layout: Layout) -> Iterator[str]:
+    """Say what the guest's own IOMMU must announce; nothing where the guest has none."""
+    found = _viommu(layout) if layout.viommu else None
+    if found is None or found["input_range"] is None:
+        return
+    bits, span = found["address_bits"], found["input_range"]
+    widths = [width for width in _VTD_WIDTHS if width <= bits]
+    option = f" (QEMU: -device intel-iommu,aw-bits={widths[-1]})" if widths else ""
+    if layout.machine.arch != "x86_64":
+        option = ""
+    yield f"at most {bits} address bits, {span['start']}-{span['last']}{option}"
+    for hole in found["reserved"]:
+        yield f"must not hand out {hole['start']}-{hole['last']}"
+
+
+_VTD_WIDTHS = (39, 48)  # those of QEMU's intel-iommu (VTD_HOST_AW_39BIT and _48BIT)
+
+
 def _viommu(layout: Layout) -> dict[str, Any]:
     """What the guest's own IOMMU must announce: how wide it may be, and what it must not hand out.
 

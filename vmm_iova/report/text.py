@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_iova.guest.layout import Item, ItemKind, Layout
+from vmm_iova.guest.told import viommu_lines
 from vmm_iova.host.model import PASTED
 from vmm_iova.host.usable import Cause, CauseKind, Usable
 from vmm_iova.host.width import least_bits
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vmm_iova.report.compare import Difference
 
 _NAME = 26
+_PAGE = 4096
 
 
 def line(
@@ -260,6 +262,7 @@ def show_layout(
             for item in layout.guest_reserved
         ),
     )
+    lines += section("the guest's own IOMMU", viommu_lines(layout))
     lines += section("changed against the saved layout", layout.changes)
     lines += section("cost", _cost(cost))
     lines += section("set", cost.settings)
@@ -353,9 +356,10 @@ def _cost(cost: Budget) -> Iterator[str]:
     times = f" ({cost.containers} containers)" if cost.containers > 1 else ""
     yield f"locked memory  {show_size(cost.locked_bytes)}{times}, {_memlock(cost)}"
     known = "" if cost.page_sizes_known else ", if host and hardware have such pages"
-    yield f"page tables    {_tables(cost.best)}{known}"
+    yield f"page tables    {_tables(cost.best, cost.containers)}{known}"
     if cost.worst.table_bytes != cost.best.table_bytes:
-        yield f"               {_tables(cost.worst)}"
+        large = any(count for size, count in cost.worst.leaves if size > _PAGE)
+        yield f"               {_tables(cost.worst, cost.containers)}{known if large else ''}"
 
 
 def _memlock(cost: Budget) -> str:
@@ -371,9 +375,10 @@ def _memlock(cost: Budget) -> str:
     )
 
 
-def _tables(tables: PageTables) -> str:
+def _tables(tables: PageTables, containers: int) -> str:
     leaves = ", ".join(f"{count} x {show_size(size)}" for size, count in tables.leaves if count)
-    return f"{show_size(tables.table_bytes)} for {leaves}"
+    each = f" in each of {containers} containers" if containers > 1 else ""
+    return f"{show_size(tables.table_bytes * containers)} for {leaves}{each}"
 
 
 def show_verdict(verdict: Verdict, name: str | None = None) -> str:
