@@ -219,7 +219,7 @@ REPORTS = [
         "Failed to map VFIO MMIO region: Failed to DMA map: failed to map an IOVA range to the "
         "IOAS: Bad address (os error 14)",
         ("Cloud Hypervisor", "map", "EFAULT", Why.BAR, "certain"),
-        "vfio_p2p_dma=off",
+        "--platform vfio_p2p_dma=off",
         id="cloud-hypervisor-8895",
     ),
     pytest.param(

@@ -99,7 +99,10 @@ def _width(failure: Failure, verdict: Verdict | None, bits: int | None) -> Itera
     elif program not in _USER_SPACE_DRIVERS and failure.op != "fault" and not below:
         yield from fewer_bits(limit, program=program)
     if failure.part != "ram" and failure.op != "fault" and program in (None, *MODELS):
-        ways = {"QEMU": "QEMU only warns", "Cloud Hypervisor": "Cloud Hypervisor: vfio_p2p_dma=off"}
+        ways = {
+            "QEMU": "QEMU only warns",
+            "Cloud Hypervisor": "Cloud Hypervisor: --platform vfio_p2p_dma=off",
+        }
         yield (
             "if it is a BAR and nothing needs peer-to-peer DMA, the guest runs without this map: "
             + ways.get(program or "", "; ".join(ways.values()))
@@ -233,8 +236,8 @@ _FIXES: dict[Why, tuple[str, ...]] = {
         "userfaultfd, FUSE or DAX cannot be pinned",
     ),
     Why.BAR: (
-        "turn peer-to-peer off (Cloud Hypervisor: vfio_p2p_dma=off); in QEMU the message is a "
-        "warning, and the guest runs without peer-to-peer",
+        "turn peer-to-peer off (Cloud Hypervisor: --platform vfio_p2p_dma=off); in QEMU the "
+        "message is a warning, and the guest runs without peer-to-peer",
         "use a VFIO container (type1) instead of iommufd: it maps BARs",
         "on Linux 6.19 and later map the BAR as a dma-buf (VFIO_DEVICE_FEATURE_DMA_BUF, "
         "IOMMU_IOAS_MAP_FILE)",
