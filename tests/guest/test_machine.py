@@ -222,6 +222,12 @@ def test_order_of_fixed_parts_in_a_file_does_not_matter(tmp_path: Path) -> None:
         ),
         ('"256MiB"', '"3MiB"', 27, "0x300000 is not a power of two: 0x200000 or 0x400000"),
         ('"256MiB"', '"1"', 27, "0x1 is not a power of two from 0x1000"),
+        ('"256MiB"', '"64TiB"', 27, r"above\[0\].size 0x400000000000 is beyond 0x3f"),
+        ('"256MiB"', '"8M"\nalign="3M"', 28, "align 0x300000 is not a .*: 0x200000 or 0x400000"),
+        ('"256MiB"', '"8M"\nalign="512"', 28, "align 0x200 is not a power of two from 0x1000"),
+        ('"256MiB"', '"8M"\nalign="0"', 28, r"above\[0\].align is wrong: align 0 is out of"),
+        ('"256MiB"', '"8M"\nalign=4096.0', 28, r"above\[0\].align is wrong: .*not float"),
+        ('"256MiB"', '"8M"\nalign="64T"', 28, r"above\[0\].align 0x400000000000 is beyond"),
         ('"32GiB"', '"4KiB"', 29, "0x1000 is not a multiple of 0x100000, .*: 0x100000 would"),
         ('"32GiB"', '"1PiB"', 29, "0x4000000000000 is all of the guest's addresses"),
         ('size = "32GiB"', "", 28, "pci64.size is missing"),
@@ -352,6 +358,8 @@ def test_machine_says_its_32_bit_gap_and_doorbells(name: str, gap: str, doorbell
         ("cloud-hypervisor", "2G", 39, "0x100000000-0x7effffffff"),
         # RAM up to 0x3ffffffff, then get_pcie_vcfg_mmio_range(), then get_high_mmio_range().
         ("crosvm", "0x3d0000000", 46, "0x408000000-0x3fffffffffff"),
+        # RAM up to 0x27fffffff, then AARCH64_PLATFORM_MMIO_SIZE, then high_mmio.
+        ("crosvm-arm", "8G", 40, "0x280800000-0xffffffffff"),
     ],
 )
 def test_window_is_where_its_vmm_has_it(name: str, ram: str, bits: int, window: str) -> None:
@@ -372,6 +380,47 @@ def test_window_of_virt_leaves_room_for_the_rest_of_the_high_memory_map(
     layout = vi.plan(vi.Guest("virt", ram), usable)
     window = next(item for item in layout.items if item.name == "64-bit PCI window")
     assert window.place.start == start << 30
+
+
+@pytest.mark.parametrize(
+    ("name", "ram", "places"),
+    [
+        # virt_set_memmap(), virt_set_high_memmap(): a GiB, then each size, not below 256 GiB.
+        ("virt", "8G", ["0x4000000000-0x4003ffffff", "0x4010000000-0x401fffffff"]),
+        ("virt", "299.5GiB", ["0x4b40000000-0x4b43ffffff", "0x4b50000000-0x4b5fffffff"]),
+        # ram_end_round_2mb of get_pcie_vcfg_mmio_range(), not below 4 GiB.
+        ("crosvm", "2G", ["0x100000000-0x107ffffff"]),
+        ("crosvm", "8G", ["0x230000000-0x237ffffff"]),
+        ("crosvm", "8193MiB", ["0x230200000-0x2381fffff"]),
+        ("crosvm", "8194MiB", ["0x230200000-0x2381fffff"]),
+        # plat_mmio_base of get_system_allocator_config(): end_addr() of RAM as it is.
+        ("crosvm-arm", "1G", ["0xc0000000-0xc07fffff"]),
+        ("crosvm-arm", "8193MiB", ["0x280100000-0x2808fffff"]),
+    ],
+)
+def test_what_lies_above_ram_is_where_its_vmm_has_it(
+    name: str, ram: str, places: list[str]
+) -> None:
+    usable = vi.Host("open").usable(aperture=48, granule=4096)
+    layout = vi.plan(vi.Guest(name, ram), usable)
+    above = [item.name for item in vi.load_machine(name).above]
+    found = {item.name: str(item.place) for item in layout.items}
+    assert [found[item] for item in above] == places
+
+
+@pytest.mark.parametrize(
+    ("align", "start"),
+    [("", 0x150000000), ('align = "4KiB"', 0x140001000), ('align = "1GiB"', 0x180000000)],
+)
+def test_area_above_ram_begins_at_its_align_or_else_its_size(
+    tmp_path: Path, align: str, start: int
+) -> None:
+    text = FULL.replace('size = "256MiB"', f'size = "256MiB"\n{align}')
+    (tmp_path / "mine.toml").write_text(text, "utf-8")
+    usable = vi.Host("open").usable(aperture=46, granule=4096)
+    guest = vi.Guest(vi.load_machine(tmp_path / "mine.toml"), (1 << 32) + 0x1000)
+    item = next(item for item in vi.plan(guest, usable).items if item.name == "ecam")
+    assert item.place.start == start
 
 
 def test_machine_made_in_a_program_is_checked_too() -> None:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 OnHole = Literal["split", "move", "refuse"]
 """Policies for RAM whose own place is not free."""
 
-_GIB = 1 << 30
-
 Prefer = Literal["lowest", "fewest"]
 """What `split` prefers: RAM from the bottom up, or as few pieces as can be."""
 
@@ -152,9 +150,9 @@ class Ground(ABC):
     def _above(self, ram_last: int) -> Iterator[Item]:
         """What the machine has between RAM and the window, in order; also without a window."""
         floor = self.machine.pci64.floor if self.machine.pci64 else 0
-        at = max(-(-(ram_last + 1) // _GIB) * _GIB, floor)
+        at = max(ram_last + 1, floor)
         for item in self.machine.above:
-            at = -(-at // item.size) * item.size
+            at = -(-at // item.align) * item.align
             if at + item.size - 1 > self.wanted.address_last:
                 return  # as QEMU does: what does not fit is left out
             yield Item(ItemKind(item.kind), item.name, AddrRange.from_size(at, item.size))

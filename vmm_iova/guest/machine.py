@@ -68,17 +68,19 @@ class FixedItem:
 
 @dataclass(frozen=True, slots=True)
 class AboveItem:
-    """Something that the machine puts right above RAM, in order, each aligned to its size.
+    """Something that the machine puts above RAM, each at the next multiple of `align` in turn.
 
     Attributes:
         name: what it is.
         kind: one of FIXED_KINDS.
         size: bytes, a power of two.
+        align: bytes, a power of two.
     """
 
     name: str
     kind: str
     size: int
+    align: int
 
 
 @dataclass(frozen=True, slots=True)

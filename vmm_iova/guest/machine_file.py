@@ -163,8 +163,10 @@ def _fixed(table: _Table, kinds: tuple[str, ...]) -> FixedItem:
 
 
 def _above(table: _Table) -> AboveItem:
-    table.only(("name", "kind", "size"))
-    return AboveItem(table.text("name"), _kind(table, FIXED_KINDS), table.power_of_two("size"))
+    table.only(("name", "kind", "size", "align"))
+    size = table.power_of_two("size")
+    align = table.power_of_two("align") if "align" in table.data else size
+    return AboveItem(table.text("name"), _kind(table, FIXED_KINDS), size, align)
 
 
 def _pci64(table: _Table) -> Pci64Window:

@@ -80,10 +80,11 @@ def _faults(machine: Machine) -> Iterator[_Fault]:
             )
     yield from _told(machine)
     for index, above_item in enumerate(machine.above):
-        size = above_item.size
-        if size < _PAGE or size & (size - 1):
-            path = f"above[{index}].size"
-            yield path, f"{path} {size:#x} is not a power of two from {_PAGE:#x}"
+        for key in ("size", "align"):
+            path, value = f"above[{index}].{key}", getattr(above_item, key)
+            if value < _PAGE or value & (value - 1):
+                yield path, f"{path} {value:#x} is not a power of two from {_PAGE:#x}"
+            yield from _beyond(machine, path, value)
     yield from _ram_max(machine)
     if machine.pci64 is not None:
         yield from _pci64(machine, machine.pci64)
