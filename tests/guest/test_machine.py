@@ -235,6 +235,9 @@ def test_order_of_fixed_parts_in_a_file_does_not_matter(tmp_path: Path) -> None:
         ('floor = "4GiB"', 'floor = "1PiB"', 31, "pci64.floor 0x4000000000000 is beyond"),
         ('floor = "4GiB"', 'start = "8GiB"', 31, "'high' .* and '64-bit PCI window' .* overlap"),
         ('floor = "4GiB"', 'top_free = "64KiB"', 31, "top_free 0x10000 counts only where"),
+        ('floor = "4GiB"', 'step = "4GiB"', 31, "step 0x100000000 counts only where"),
+        ('"32GiB"', '"rest"\nstep = "100"', 30, "step 0x64 is not a multiple of 0x1000"),
+        ('"32GiB"', '"rest"\nstep = "64TiB"', 30, "step 0x400000000000 is beyond 0x3f"),
         ('{bits}"', '{mib}"', 33, r"may hold \{bits\} and nothing else"),
         ('{bits}"', '{bits.real}"', 33, r"may hold \{bits\} and nothing else"),
         ('{bits}"', '{bits:>99}"', 33, r"may hold \{bits\} and nothing else"),
@@ -356,6 +359,12 @@ def test_machine_says_its_32_bit_gap_and_doorbells(name: str, gap: str, doorbell
         ("virt", "8G", 48, "0x8000000000-0xffffffffff"),
         # /proc/iomem of a guest with 39 bits and less than 3 GiB, cloud-hypervisor#3890.
         ("cloud-hypervisor", "2G", 39, "0x100000000-0x7effffffff"),
+        # start_addr(), then whole 4 GiB up to 0x110000 below the top; where RAM ends a page later
+        # than such steps allow, there is one less.
+        ("cloud-hypervisor", "8G", 36, "0x240000000-0xf3fffffff"),
+        ("cloud-hypervisor", "0x1bfef0000", 40, "0x1ffef0000-0xffffeeffff"),
+        ("cloud-hypervisor", "0x1bfef1000", 40, "0x1ffef1000-0xfeffef0fff"),
+        ("cloud-hypervisor-arm", "8G", 36, "0x244000000-0xf43ffffff"),
         # RAM up to 0x3ffffffff, then get_pcie_vcfg_mmio_range(), then get_high_mmio_range().
         ("crosvm", "0x3d0000000", 46, "0x408000000-0x3fffffffffff"),
         # RAM up to 0x27fffffff, then AARCH64_PLATFORM_MMIO_SIZE, then high_mmio.
@@ -367,6 +376,14 @@ def test_window_is_where_its_vmm_has_it(name: str, ram: str, bits: int, window: 
     layout = vi.plan(vi.Guest(name, ram, phys_bits=bits), usable)
     item = next(item for item in layout.items if item.name == "64-bit PCI window")
     assert str(item.place) == window
+
+
+def test_window_of_less_than_one_step_is_left_out() -> None:
+    usable = vi.Host("open").usable(aperture=48, granule=4096)
+    for ram, there in (("10G", True), ("12G", False)):  # of 16 GiB, less the gap and the top
+        layout = vi.plan(vi.Guest("cloud-hypervisor", ram, phys_bits=34), usable)
+        assert any(item.name == "64-bit PCI window" for item in layout.items) == there
+        assert any("window is left out" in note.text for note in layout.notes) != there
 
 
 @pytest.mark.parametrize(

@@ -175,9 +175,9 @@ class Ground(ABC):
                 return None  # "all up to the top" has no meaning without a top
             if window.share is not None:
                 start = max(start, top + 1 - (top + 1) // window.share)
-            return (
-                AddrRange(start, top - window.top_free) if start < top - window.top_free else None
-            )
+            room = top + 1 - window.top_free - start
+            size = room - room % window.step if window.step else room
+            return AddrRange.from_size(start, size) if size > 0 else None
         if start + window.size - 1 > top:
             return None
         return AddrRange.from_size(start, window.size)

@@ -97,6 +97,8 @@ class Pci64Window:
         start: its fixed place, which RAM windows leave free; None when it lies above RAM.
         share: with `size` None, the topmost 1/share of the guest's addresses instead.
         top_free: bytes at the top of the guest's addresses that it leaves free.
+        step: with `size` None, it has as many whole `step` bytes as fit, counted from its start;
+            0 when it has all.
         downward: True if the VMM gives out BARs from its top.
         self_aligned: True if it is aligned to its size, which then is a power of two.
         least: fewest bytes that the VMM takes for its size.
@@ -111,6 +113,7 @@ class Pci64Window:
     downward: bool = False
     self_aligned: bool = False
     least: int = 0
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)

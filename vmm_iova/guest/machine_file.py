@@ -47,7 +47,7 @@ _ROOT = (
     "split_note",
 )
 _RAM = ("name", "start", "last", "whole_below", "required", "move_to", "movable", "movable_note")
-_PCI64 = ("size", "align", "floor", "start", "top_free", "downward", "least")
+_PCI64 = ("size", "align", "floor", "start", "top_free", "downward", "least", "step")
 ARCHES = ("aarch64", "i686", "loongarch64", "ppc64", "ppc64le", "riscv64", "s390x", "x86_64")
 """Architectures on which Linux has VFIO, as `uname -m` prints them (drivers/vfio/Kconfig)."""
 OPTIONS = {
@@ -204,6 +204,7 @@ def _pci64(table: _Table) -> Pci64Window:
         table.flag("downward", default=False),
         own,
         table.size("least") if "least" in table.data else 0,
+        table.size("step") if "step" in table.data else 0,
     )
 
 

@@ -246,15 +246,18 @@ def _pci64(machine: Machine, window: Pci64Window) -> Iterator[_Fault]:
                 f"pci64.size {window.size:#x} is all of the guest's addresses, up to {top:#x}, so "
                 "no RAM is left",
             )
-        if window.top_free:
-            yield (
-                "pci64.top_free",
-                f"pci64.top_free {window.top_free:#x} counts only where the size is the rest or a "
-                "part of the addresses: leave it out",
-            )
+        for key in ("top_free", "step"):
+            value = getattr(window, key)
+            if value:
+                yield (
+                    f"pci64.{key}",
+                    f"pci64.{key} {value:#x} counts only where the size is the rest or a part of "
+                    "the addresses: leave it out",
+                )
     yield from _pages("pci64.align", window.align)
     yield from _pages("pci64.top_free", window.top_free)
-    for key in ("align", "floor", "top_free"):
+    yield from _pages("pci64.step", window.step)
+    for key in ("align", "floor", "top_free", "step"):
         yield from _beyond(machine, f"pci64.{key}", getattr(window, key))
     if window.start is None or window.size is None:
         return
