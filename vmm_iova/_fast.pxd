@@ -82,4 +82,4 @@ cdef class Core:
     cdef bint closed(self) noexcept nogil
     cdef bint park(self, uint64_t first, uint64_t *length) noexcept
     cdef bint unpark(self, uint64_t length, uint64_t *first) noexcept
-    cdef int flush(self) except -1
+    cdef void flush(self) noexcept

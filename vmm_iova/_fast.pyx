@@ -475,8 +475,6 @@ cdef class Core:
             if result == IOVA_OK:
                 self.disowned(first, length)
                 return
-            if result == IOVA_NOMEM:
-                raise MemoryError
         self._refuse_release(start, size, self._at(start))
 
     cdef object owned(self, uint64_t first, uint64_t length, tag):
@@ -544,16 +542,13 @@ cdef class Core:
         iova_mark(self.tree, first[0], &length, 0)
         return True
 
-    cdef int flush(self) except -1:
+    cdef void flush(self) noexcept:
         """Make all that is parked free."""
         cdef uint64_t first = 0, length, size
         for size in range(1, <uint64_t>PARKED_SIZES + 1):
             length = size
             while self.parked_count and self.unpark(size, &first):
-                if iova_release(self.tree, first, &length) != IOVA_OK:
-                    self.park(first, &length)
-                    raise MemoryError
-        return 0
+                iova_release(self.tree, first, &length)
 
     # Batches. What is wrong is gathered before the work is undone, and said after.
 
@@ -756,8 +751,6 @@ cdef class Core:
                 self.units -= units
                 self.count -= count
                 done = 0
-            elif result == IOVA_NOMEM:
-                raise MemoryError
             else:
                 address = start[done]
                 return done, address, None if size == NULL else <object>size[done], self._at(address)

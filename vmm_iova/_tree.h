@@ -522,7 +522,7 @@ IOVA_RARE int tree_set_zero(iova_tree *t, uint64_t len, int fixed)
 	uint64_t stop, gap;
 
 	if (t->sizes && !sizes_ready(t))
-		return IOVA_NOMEM;
+		sizes_free(t);
 	path_down(t, &p, 0);
 	while (path_step(t, &p, -1))
 		;
@@ -602,14 +602,16 @@ static void tree_cut_first(iova_tree *t, iova_path *p)
 			     (iova_gap){ stop, leaf_gap(a, a->count - 1) }, (iova_gap){ 0, 0 });
 }
 
-/* Take out entry i of the path's leaf. */
+/* Take out entry i of the path's leaf. This cannot fail: where there is no memory to note the gap by
+ * size, the order by size goes, and is built again when it is next asked for.
+ */
 IOVA_INLINE int tree_cut(iova_tree *t, iova_path *p, uint32_t i, int wide)
 {
 	iova_leaf *l = p->leaf;
 	uint64_t stop, gap, mine, mine_stop, kept;
 
 	if (__builtin_expect(t->sizes != NULL, 0) && !sizes_ready(t))
-		return IOVA_NOMEM;
+		sizes_free(t);
 	if (__builtin_expect(i == 0, 0)) {
 		tree_cut_first(t, p);
 		return IOVA_OK;

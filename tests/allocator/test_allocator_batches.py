@@ -289,6 +289,28 @@ class TestMemory:
         assert sorted(held) == [a.range.start for a in allocator]
         allocator._check()
 
+    @pytest.mark.parametrize("cache", [False, True])
+    def test_release_without_memory_is_done_and_best_fit_answers_as_before(self, fast, cache):
+        # Each release leaves a gap to be noted by size, for which there is no memory.
+        sizes = [PAGE * (1 + number % 50) for number in range(5000)]
+        room = RangeSet([AddrRange(0x1_0000, 0x1_0000 + sum(sizes) + 9 * PAGE - 1)])
+        plenty, scarce = (fast(room, granule=PAGE, size_cache=cache) for _ in range(2))
+        for allocator in (plenty, scarce):
+            allocator.release(allocator.allocate(PAGE, policy="best"))
+            held = allocator.allocate_many(array("Q", sizes))
+            allocator._fail_after(0 if allocator is scarce else 1 << 40)
+            for start in held[::2]:
+                allocator.release(start)
+            allocator.release_many(held[1::4])
+            allocator.allocate(60 * PAGE)  # with the cache: found only in what that gives back
+            allocator._check()
+        scarce._fail_after(1 << 40)
+
+        for pages in (3, 1, 40, 2, 2):
+            places = [a.allocate(pages * PAGE, policy="best") for a in (plenty, scarce)]
+            assert places[0] == places[1]
+        scarce._check()
+
     def test_batch_that_runs_out_of_memory_changes_nothing(self, fast):
         allocator = fast(WIDE, granule=PAGE)
         allocator._fail_after(2)
