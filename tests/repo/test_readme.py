@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -87,3 +88,16 @@ def test_mapping_of_the_readme_runs_on_the_kernel_in_memory() -> None:
         [sys.executable, "-c", before + program], capture_output=True, text=True, cwd=ROOT
     )
     assert (done.returncode, done.stdout) == (0, f"{4 << 30}\n"), done.stderr
+
+
+def test_speed_of_the_readme_is_that_of_the_stored_run_it_names() -> None:
+    section = README.partition("## Speed of the allocator\n")[2].partition("\n## ")[0]
+    named = re.search(r"bench/results/[\w.-]+\.json", section)
+    assert named
+    stored = json.loads((ROOT / named[0]).read_text("utf-8"))
+    assert all(text in section for text in (stored["versions"]["model name"], "2026-11-24"))
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    assert len(rows) > 8
+    for name, *cells in rows[1:]:
+        for shown, figure in zip(cells, stored["table"][name], strict=True):
+            assert shown == (f"{figure:.2f}" if figure < 10 else f"{figure:.0f}"), name
