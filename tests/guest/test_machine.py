@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -231,7 +232,7 @@ def test_order_of_fixed_parts_in_a_file_does_not_matter(tmp_path: Path) -> None:
         ('"32GiB"', '"4KiB"', 29, "0x1000 is not a multiple of 0x100000, .*: 0x100000 would"),
         ('"32GiB"', '"1PiB"', 29, "0x4000000000000 is all of the guest's addresses"),
         ('size = "32GiB"', "", 28, "pci64.size is missing"),
-        ('align = "1GiB"', 'align = "1"', 30, "pci64.align 0x1 is not a multiple of 0x1000"),
+        ('align = "1GiB"', 'align = "1"', 30, "pci64.align 0x1 is not a power of two from 0x1000"),
         ('floor = "4GiB"', 'floor = "1PiB"', 31, "pci64.floor 0x4000000000000 is beyond"),
         ('floor = "4GiB"', 'start = "8GiB"', 31, "'high' .* and '64-bit PCI window' .* overlap"),
         ('floor = "4GiB"', 'top_free = "64KiB"', 31, "top_free 0x10000 counts only where"),
@@ -450,6 +451,10 @@ def test_machine_made_in_a_program_is_checked_too() -> None:
         vi.Machine("m", "m", "x", ())
     with pytest.raises(vi.RequestError, match="not ascending"):
         vi.Machine("m", "m", "x", (RamWindow("b", AddrRange(1 << 20, 1 << 21)), low))
+    q35 = vi.load_machine("q35")
+    assert q35.pci64 is not None
+    with pytest.raises(vi.RequestError, match=r"pci64\.align 0x0 is not a power of two"):
+        replace(q35, pci64=replace(q35.pci64, align=0))
 
 
 def test_file_without_ram_is_refused(tmp_path: Path) -> None:

@@ -82,8 +82,7 @@ def _faults(machine: Machine) -> Iterator[_Fault]:
     for index, above_item in enumerate(machine.above):
         for key in ("size", "align"):
             path, value = f"above[{index}].{key}", getattr(above_item, key)
-            if value < _PAGE or value & (value - 1):
-                yield path, f"{path} {value:#x} is not a power of two from {_PAGE:#x}"
+            yield from _power_of_two(path, value)
             yield from _beyond(machine, path, value)
     yield from _ram_max(machine)
     if machine.pci64 is not None:
@@ -132,6 +131,11 @@ def _pages(path: str, value: int, what: str = "") -> Iterator[_Fault]:
             f"{path} {value:#x} is not a multiple of {_PAGE:#x}, the smallest page{what}: "
             f"{better} would be",
         )
+
+
+def _power_of_two(path: str, value: int) -> Iterator[_Fault]:
+    if value < _PAGE or value & (value - 1):
+        yield path, f"{path} {value:#x} is not a power of two from {_PAGE:#x}"
 
 
 def _beyond(machine: Machine, path: str, value: int) -> Iterator[_Fault]:
@@ -254,7 +258,7 @@ def _pci64(machine: Machine, window: Pci64Window) -> Iterator[_Fault]:
                     f"pci64.{key} {value:#x} counts only where the size is the rest or a part of "
                     "the addresses: leave it out",
                 )
-    yield from _pages("pci64.align", window.align)
+    yield from _power_of_two("pci64.align", window.align)
     yield from _pages("pci64.top_free", window.top_free)
     yield from _pages("pci64.step", window.step)
     for key in ("align", "floor", "top_free", "step"):
@@ -268,7 +272,7 @@ def _pci64(machine: Machine, window: Pci64Window) -> Iterator[_Fault]:
             f"pci64.size {window.size:#x} from {window.start:#x} reaches beyond {top:#x}: at most "
             f"{top + 1 - window.start:#x}",
         )
-    if window.start % window.align:
+    if window.align and window.start % window.align:
         yield (
             "pci64.start",
             f"pci64.start {window.start:#x} is not a multiple of pci64.align {window.align:#x}: "
