@@ -13,7 +13,8 @@ fleet streams through any executor in bounded memory (`survey_fleet`).
 """
 
 from vmm_iova.fleet.analyse import Blocker, Fleet, LayoutGroup, analyse
-from vmm_iova.fleet.one import FleetRequest, HostRow, Status, survey_text
+from vmm_iova.fleet.one import HostRow, Status, survey_text
+from vmm_iova.fleet.request import FleetRequest
 from vmm_iova.fleet.run import Progress, survey_chunk, survey_fleet
 from vmm_iova.fleet.sources import SourceText, read_sources
 from vmm_iova.fleet.survey import Allowed, DeviceCount, HostClass, Problem, Share, Survey, merge_all

@@ -17,7 +17,7 @@ from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from vmm_iova.fleet.one import FleetRequest
+    from vmm_iova.fleet.request import FleetRequest
     from vmm_iova.fleet.survey import DeviceCount, HostClass, Problem, Survey
     from vmm_iova.guest.layout import Layout
 

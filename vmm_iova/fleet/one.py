@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import hashlib
 import json
-import re
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,8 +15,6 @@ from vmm_iova.errors import (
     HostDataError,
     HostUnavailableError,
     IovaError,
-    MisalignedError,
-    PlacementError,
     PlanError,
     RequestError,
     UnknownNameError,
@@ -35,22 +31,20 @@ from vmm_iova.fleet.survey import (
 )
 from vmm_iova.guest.explain import Reason
 from vmm_iova.guest.machine import Machine
-from vmm_iova.guest.plan import Guest, OnHole, Prefer, plan
 from vmm_iova.guest.request import machine_of
-from vmm_iova.host.evidence import architecture, stated_evidence
+from vmm_iova.host.evidence import architecture
 from vmm_iova.host.load import decode_text, parse_hosts
 from vmm_iova.host.model import Host, RegionKind
-from vmm_iova.ranges import check_granule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vmm_iova.fleet.request import FleetRequest
     from vmm_iova.guest.layout import Layout
     from vmm_iova.host.model import Device, Group
     from vmm_iova.host.usable import Usable
-    from vmm_iova.ranges import AddrRange, RangeSet
+    from vmm_iova.ranges import AddrRange
 
-_CLASS = re.compile(r"(0x)?([0-9a-fA-F]{2}){1,3}")
 _CACHED = 1024  # hosts whose facts were judged, kept by each worker
 
 
@@ -69,85 +63,6 @@ class Status(enum.Enum):
     """The facts do not say what may be mapped."""
     DAMAGED = "damaged"
     """The snapshot could not be read."""
-
-
-@dataclass(frozen=True, slots=True)
-class FleetRequest:
-    """What is asked of every host of a fleet.
-
-    Attributes:
-        guest: what is wanted; its machine may be a name, a file, a `Machine`, or None for the
-            usual one of each host's architecture.
-        on_hole: as in `vmm_iova.plan`.
-        prefer: as in `vmm_iova.plan`.
-        keep: a saved layout, as JSON, that a host must be able to have as it is.
-        groups: IOMMU groups that are needed on each host; None for those that can be assigned.
-        devices: devices by name that are needed on each host.
-        pci_class: hex digits that the class of a needed device begins with (`"0302"` for 3D
-            controllers), or None.
-        also_fit: IOMMU groups of each host that come later: the layout holds for them, too.
-        aperture: as in `Host.usable`; narrows, and counts where a host has no evidence.
-        granule: as in `Host.usable`.
-        strict: as in `Host.usable`.
-    """
-
-    guest: Guest
-    on_hole: OnHole = "split"
-    prefer: Prefer = "lowest"
-    keep: dict[str, Any] | None = None
-    groups: tuple[str, ...] | None = None
-    devices: tuple[str, ...] | None = None
-    pci_class: str | None = None
-    also_fit: tuple[str, ...] | None = None
-    aperture: int | str | AddrRange | RangeSet | None = None
-    granule: int | None = None
-    strict: bool = False
-
-    def resolved(self) -> FleetRequest:
-        """Return the same, tried on a host that allows everything, and with its machine loaded.
-
-        What makes no sense is said before the first host is judged; and a worker elsewhere may not
-        have the file of the machine.
-
-        Raises:
-            RequestError: it makes no sense on any host.
-            UnknownNameError: there is no such machine.
-            HostDataError: the file of the machine, or the saved layout, is malformed.
-        """
-        made = self
-        if self.guest.machine is not None:
-            made = replace(self, guest=replace(self.guest, machine=machine_of(self.guest, None)))
-        for name in ("groups", "devices", "also_fit"):
-            if getattr(self, name) == ():
-                raise RequestError(f"{name} names none", field=name, value=())
-        if self.pci_class is not None and not _CLASS.fullmatch(self.pci_class):
-            raise RequestError(
-                f"class {self.pci_class!r} is not 2, 4 or 6 hex digits",
-                field="pci_class",
-                value=self.pci_class,
-                hint="as lspci -n prints it: 02 for network, 0302 for 3D controllers",
-            )
-        if self.aperture is not None:
-            stated_evidence(self.aperture)
-        if self.granule is not None:
-            check_granule(self.granule)
-        with contextlib.suppress(PlacementError, MisalignedError):
-            made.plan(Host("any host", page_size=4096).usable(aperture=64))
-        return made
-
-    def plan(self, usable: Usable) -> Layout:
-        """Plan the guest.
-
-        Raises:
-            PlanError: it cannot be placed, or the saved layout cannot be kept.
-            IovaError: as `vmm_iova.plan`.
-        """
-        layout = plan(self.guest, usable, self.on_hole, prefer=self.prefer, keep=self.keep)
-        if layout.changes:
-            first, *more = layout.changes
-            others = f" (and {len(more)} more changes)" if more else ""
-            raise PlanError(f"the saved layout cannot be kept: {first}{others}")
-        return layout
 
 
 @dataclass(frozen=True, slots=True)

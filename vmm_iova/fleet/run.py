@@ -15,7 +15,7 @@ from vmm_iova.fleet.survey import Survey, merge_all
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from vmm_iova.fleet.one import FleetRequest
+    from vmm_iova.fleet.request import FleetRequest
     from vmm_iova.fleet.sources import SourceText
 
 CHUNK = 64
