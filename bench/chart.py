@@ -7,7 +7,17 @@ from html import escape
 from math import ceil, floor, log10
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 900, 520, 70, 50, 230, 60
-_COLOURS = ("#0b6e4f", "#5fad56", "#c0392b", "#d68910", "#7d3c98", "#2e86c1", "#616a6b", "#a04000")
+_COLOURS = (
+    "#0b6e4f",
+    "#5fad56",
+    "#c0392b",
+    "#d68910",
+    "#7d3c98",
+    "#2e86c1",
+    "#616a6b",
+    "#a04000",
+    "#17202a",
+)
 
 
 def growth(curves: dict[str, dict[int, float]]) -> str:
