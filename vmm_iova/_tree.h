@@ -306,10 +306,10 @@ static void shape_drop(iova_tree *t, iova_path *p, int level)
 static void run_deal(const iova_tree *t, const iova_run *r, iova_inner *n, uint32_t left,
 		     uint32_t leaves, uint32_t first)
 {
-	uint32_t from = 0, count = first;
+	uint32_t from = 0;
 
 	for (uint32_t i = 0; i < leaves; i++) {
-		count = i ? (r->count - from) / (leaves - i) : first;
+		uint32_t count = i ? (r->count - from) / (leaves - i) : first;
 		if (i + 1 < leaves)
 			count -= (uint32_t)run_pair(r, from + count);
 		run_write(r, n->child[left + i], from, count);
@@ -320,7 +320,7 @@ static void run_deal(const iova_tree *t, const iova_run *r, iova_inner *n, uint3
 }
 
 /* Make room for an entry at `start` in the full leaf of the path.
- * PERF: what is dealt anew has room for ten entries or more in each leaf, so that it is not dealt
+ * PERF: what is dealt anew has room for eight entries or more in each leaf, so that it is not dealt
  * again soon; and two leaves become three rather than one two, which keeps them fuller.
  */
 static int shape_split(iova_tree *t, iova_path *p, uint64_t start)

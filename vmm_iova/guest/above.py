@@ -175,7 +175,7 @@ class Above(Ram):
         roaming = splits and self.machine.pci64_placed
         grows = bool(bars) and splits and self._grows and not self.pci64.self_aligned
         if roaming and natural is not None:
-            places += self._placesbeyond(natural)
+            places += self._places_beyond(natural)
         packed = [(place, self._packed(bars, place)) for place in places]
         for place, packing in packed:
             if packing.all_reached and (bars or not floating or place in self.usable.ranges):
@@ -197,7 +197,7 @@ class Above(Ram):
         free = list(RangeSet([place]) - RangeSet(item.range for item in self.wanted.reserved))
         return Packing(bars, reach, free, self.pci64.downward)
 
-    def _placesbeyond(self, natural: AddrRange) -> Iterator[AddrRange]:
+    def _places_beyond(self, natural: AddrRange) -> Iterator[AddrRange]:
         assert self.pci64 is not None
         align = self.pci64.align
         for home in self.usable.ranges:
