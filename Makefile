@@ -13,7 +13,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py $(wildcard vmm_iova/*.pyx vmm_iova/*.pxd vmm_iova/*.h)
+SOURCES := pyproject.toml setup.py $(wildcard vmm_iova/*.pyx vmm_iova/*.pxd vmm_iova/kernel/*.pyx vmm_iova/allocator/tree/*.h)
 
 plan: $(VENV)/.installed
 	$(BIN)/vmm-iova plan --host amd-epyc-1tb --machine q35 --ram 1.5TiB -o map.svg
@@ -40,7 +40,7 @@ docs: $(VENV)/.tested
 	VMM_IOVA_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/repo/test_docs.py
 
 clean:
-	rm -rf $(VENV) build map.svg vmm_iova/*.so
+	rm -rf $(VENV) build map.svg vmm_iova/*.so vmm_iova/*/*.so
 
 $(VENV)/.installed: $(SOURCES) tools/make-venv
 	PYTHON="$(PYTHON)" tools/make-venv "$(VENV)"

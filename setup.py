@@ -64,15 +64,15 @@ def _extensions() -> list[Extension]:
     fast = Extension(
         "vmm_iova._fast",
         ["vmm_iova/_fast.pyx"],
-        depends=[*glob("vmm_iova/_tree*.h"), "vmm_iova/_fast.pxd"],
+        depends=[*glob("vmm_iova/allocator/tree/*.h"), "vmm_iova/_fast.pxd"],
         define_macros=macros,
         extra_compile_args=flags,
         extra_link_args=links,
         optional=not REQUIRED,
     )
     ioctls = Extension(
-        "vmm_iova._ioctl",
-        ["vmm_iova/_ioctl.pyx"],
+        "vmm_iova.kernel._ioctl",
+        ["vmm_iova/kernel/_ioctl.pyx"],
         extra_compile_args=flags,
         extra_link_args=links,
         optional=True,  # its Python twin does the same, one call at a time

@@ -18,8 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from vmm_iova import _ioctl
-from vmm_iova.kernel import uapi
+from vmm_iova.kernel import _ioctl, uapi
 from vmm_iova.kernel import uapi_iommufd as abi
 from vmm_iova.kernel.device import open_space
 from vmm_iova.kernel.ioas import Ioas

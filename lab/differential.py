@@ -1,7 +1,7 @@
 """The simulated kernel held to a real one: the same calls on both, every answer compared.
 
 A world opens the same files on a kernel and makes calls at the level of the ioctl. Two worlds, one
-on the real kernel and one on `vmm_iova.kernel.simulated`, get the same random sequence; an answer
+on the real kernel and one on `vmm_iova.simulated.kernel`, get the same random sequence; an answer
 is the errno, the value, and every byte that the kernel wrote. Where they differ, the simulation is
 wrong.
 """

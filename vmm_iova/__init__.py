@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vmm_iova.allocator import Allocation, IovaAllocator
-    from vmm_iova.engine import engine_name
+    from vmm_iova.allocator.engine import engine_name
+    from vmm_iova.diagnosis.check import Reason, Verdict, check
+    from vmm_iova.diagnosis.diagnose import Diagnosis, diagnose, explain
     from vmm_iova.errors import (
         ApertureError,
         CapabilityError,
@@ -48,19 +50,17 @@ if TYPE_CHECKING:
         UndoError,
         UnknownNameError,
     )
-    from vmm_iova.guest.budget import Budget, budget, compare_costs
-    from vmm_iova.guest.diagnose import Diagnosis, diagnose, explain
-    from vmm_iova.guest.explain import Reason, Verdict, check
-    from vmm_iova.guest.layout import GuestReserved, Item, ItemKind, Layout
-    from vmm_iova.guest.machine import FixedItem, Machine, load_machine, machine_names
-    from vmm_iova.guest.plan import plan
-    from vmm_iova.guest.request import Bar, Guest, Node, Room
-    from vmm_iova.guest.told import device_tree, e820, exclude
+    from vmm_iova.host.facts import Host, RegionKind, ReservedRegion
     from vmm_iova.host.judge import judge
     from vmm_iova.host.load import bundled_hosts, load_host
-    from vmm_iova.host.model import Host, RegionKind, ReservedRegion
+    from vmm_iova.host.registers import Width
     from vmm_iova.host.usable import Cause, CauseKind, Usable, UsableRange
-    from vmm_iova.host.width import Width
+    from vmm_iova.machines.model import FixedItem, Machine, load_machine, machine_names
+    from vmm_iova.planning.budget import Budget, budget, compare_costs
+    from vmm_iova.planning.layout import GuestReserved, Item, ItemKind, Layout
+    from vmm_iova.planning.memory_maps import device_tree, e820, exclude
+    from vmm_iova.planning.plan import plan
+    from vmm_iova.planning.request import Bar, Guest, Node, Room
     from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
     from vmm_iova.units import format_size, parse_address, parse_range, parse_size
 
@@ -147,7 +147,7 @@ __all__ = [
 
 _HOMES = {
     "allocator": "Allocation IovaAllocator",
-    "engine": "engine_name",
+    "allocator.engine": "engine_name",
     "errors": (
         "ApertureError CapabilityError ClosedError DeviceOpenError DmaError EngineError "
         "EvidenceError HostDataError HostUnavailableError InvariantError IovaError "
@@ -156,19 +156,19 @@ _HOMES = {
         "PrecheckError RangeOverflowError RequestError ReservedError SizeMismatchError "
         "StraddleError UndoError UnknownNameError"
     ),
-    "guest.budget": "Budget budget compare_costs",
-    "guest.diagnose": "Diagnosis diagnose explain",
-    "guest.explain": "Reason Verdict check",
-    "guest.layout": "GuestReserved Item ItemKind Layout",
-    "guest.machine": "FixedItem Machine load_machine machine_names",
-    "guest.plan": "plan",
-    "guest.request": "Bar Guest Node Room",
-    "guest.told": "device_tree e820 exclude",
+    "planning.budget": "Budget budget compare_costs",
+    "diagnosis.diagnose": "Diagnosis diagnose explain",
+    "diagnosis.check": "Reason Verdict check",
+    "planning.layout": "GuestReserved Item ItemKind Layout",
+    "machines.model": "FixedItem Machine load_machine machine_names",
+    "planning.plan": "plan",
+    "planning.request": "Bar Guest Node Room",
+    "planning.memory_maps": "device_tree e820 exclude",
     "host.judge": "judge",
     "host.load": "bundled_hosts load_host",
-    "host.model": "Host RegionKind ReservedRegion",
+    "host.facts": "Host RegionKind ReservedRegion",
     "host.usable": "Cause CauseKind Usable UsableRange",
-    "host.width": "Width",
+    "host.registers": "Width",
     "ranges": "AddrRange MappableRanges RangeSet",
     "units": "format_size parse_address parse_range parse_size",
 }

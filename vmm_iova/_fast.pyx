@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled engine: the same answers as `_pure`. Ints in, ints out."""
+"""The compiled engine: the same answers as `allocator.pure`. Ints in, ints out."""
 
 from array import array
 
@@ -66,7 +66,7 @@ cdef extern from *:
     bint iova_read_int(PyObject *, uint64_t *) nogil
     int iova_log2 "__builtin_ctzll"(unsigned long long) nogil
 
-cdef extern from "_tree.h":
+cdef extern from "allocator/tree/tree.h":
     enum:
         IOVA_OK
         IOVA_NONE

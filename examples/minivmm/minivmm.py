@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import kvm
 
 import vmm_iova as vi
-from vmm_iova.guest.layout import ItemKind
 from vmm_iova.kernel import device_region, open_space, with_kernel_facts
 from vmm_iova.mapping import GuestMemory, TerminalProgress, map_pieces, prefault
+from vmm_iova.planning.layout import ItemKind
 
 CODE, SENT, ARRIVED = 0x1000, 0x20_0000, 0x30_0000
 MESSAGE = b"written by the guest, moved by the device, seen by the VMM"

@@ -22,11 +22,10 @@ from lab.differential import (
     type1_ops,
 )
 from vmm_iova.kernel import uapi
-from vmm_iova.kernel.sim_model import SimGroup
-from vmm_iova.kernel.simulated import SimulatedKernel
 from vmm_iova.kernel.syscalls import LINUX
 from vmm_iova.kernel.type1 import Type1Container
 from vmm_iova.ranges import AddrRange
+from vmm_iova.simulated import SimGroup, SimulatedKernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

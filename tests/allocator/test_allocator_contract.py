@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from vmm_iova import _pure
 from vmm_iova import allocator as module
 from vmm_iova.allocator import Allocation, allocator_class
+from vmm_iova.allocator import pure as _pure
 from vmm_iova.errors import (
     ApertureError,
     MisalignedError,

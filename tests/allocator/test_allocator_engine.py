@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from vmm_iova.engine import engine_name, load
+from vmm_iova.allocator.engine import engine_name, load
 from vmm_iova.errors import EngineError
 
 WITHOUT_FAST = "import sys; sys.modules['vmm_iova._fast'] = None; "
@@ -30,7 +30,9 @@ def test_forced_engine_is_taken(engine):
 
 
 def test_without_fast_the_pure_engine_is_taken_and_said_once():
-    result = run(WITHOUT_FAST + SHOW + "; import vmm_iova.engine as e; e.core(); e.engine_name()")
+    result = run(
+        WITHOUT_FAST + SHOW + "; import vmm_iova.allocator.engine as e; e.core(); e.engine_name()"
+    )
 
     assert result.stdout == "pure\n"
     assert result.stderr.count("RuntimeWarning") == 1

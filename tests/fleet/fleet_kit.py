@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from vmm_iova.fleet import SourceText
-from vmm_iova.host.model import (
+from vmm_iova.host.facts import (
     Device,
     Group,
     Host,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Short ways to write down facts, for the tests of the host wing."""
 
-from vmm_iova.host.model import (
+from vmm_iova.host.facts import (
     Device,
     EmptyRegion,
     Group,

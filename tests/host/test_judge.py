@@ -51,8 +51,7 @@ from vmm_iova.errors import (
     UnknownNameError,
 )
 from vmm_iova.host.evidence import EvidenceKind
-from vmm_iova.host.load import load_host
-from vmm_iova.host.model import (
+from vmm_iova.host.facts import (
     DmaWindow,
     Group,
     IommuUnit,
@@ -61,6 +60,7 @@ from vmm_iova.host.model import (
     ReservedRegion,
     StatedWidth,
 )
+from vmm_iova.host.load import load_host
 from vmm_iova.host.text import parse_text
 from vmm_iova.host.usable import CauseKind
 from vmm_iova.ranges import AddrRange, RangeSet

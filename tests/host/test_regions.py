@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm_iova.errors import HostDataError
-from vmm_iova.host.model import EmptyRegion, RegionKind, Source
+from vmm_iova.host.facts import EmptyRegion, RegionKind, Source
 from vmm_iova.host.regions import parse_region_line, parse_reserved_regions
 from vmm_iova.ranges import RangeSet
 

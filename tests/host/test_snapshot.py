@@ -24,8 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm_iova.errors import HostDataError
-from vmm_iova.host.load import bundled_hosts
-from vmm_iova.host.model import (
+from vmm_iova.host.facts import (
     Device,
     DmaWindow,
     EmptyRegion,
@@ -39,6 +38,7 @@ from vmm_iova.host.model import (
     ReservedRegion,
     StatedWidth,
 )
+from vmm_iova.host.load import bundled_hosts
 from vmm_iova.host.snapshot import SCHEMA_NAME, SCHEMA_VERSION, dump_snapshot, load_snapshot
 from vmm_iova.host.text import parse_text
 from vmm_iova.ranges import AddrRange, MappableRanges

@@ -21,8 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm_iova.errors import EvidenceError, HostDataError
+from vmm_iova.host.facts import EmptyRegion, RegionKind, Source
 from vmm_iova.host.load import bundled_hosts
-from vmm_iova.host.model import EmptyRegion, RegionKind, Source
 from vmm_iova.host.text import parse_text
 
 BUNDLED = files("vmm_iova.host") / "bundled"

@@ -16,7 +16,7 @@ from vmm_iova.kernel import batch, uapi, uapi_iommufd
 from vmm_iova.kernel.space import LiveMappings
 from vmm_iova.mapping import Piece
 
-COMPILED = importlib.util.find_spec("vmm_iova._ioctl") is not None
+COMPILED = importlib.util.find_spec("vmm_iova.kernel._ioctl") is not None
 U64 = st.integers(0, 2**64 - 1)
 PIECES = st.lists(st.builds(Piece, U64, U64, U64, st.none(), st.booleans(), st.booleans()))
 

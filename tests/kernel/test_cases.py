@@ -28,9 +28,8 @@ from vmm_iova.errors import DmaError
 from vmm_iova.kernel import uapi
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.iommufd import Iommufd, VfioCdev
-from vmm_iova.kernel.sim_model import SimGroup
-from vmm_iova.kernel.simulated import SimulatedKernel
 from vmm_iova.kernel.type1 import Type1Container
+from vmm_iova.simulated import SimGroup, SimulatedKernel
 
 CASES = json.loads((Path(__file__).parent.parent / "data/cases.json").read_text())["cases"]
 HVA = 0x7F00_0000_0000

@@ -18,10 +18,9 @@ from vmm_iova.errors import DeviceOpenError, DmaError, RequestError
 from vmm_iova.kernel import syscalls, uapi
 from vmm_iova.kernel.device import DeviceSite, device_facts, find_device, open_space
 from vmm_iova.kernel.ioas import Ioas
-from vmm_iova.kernel.sim_model import SimGroup
-from vmm_iova.kernel.simulated import SimulatedKernel
 from vmm_iova.kernel.syscalls import LinuxKernel
 from vmm_iova.kernel.type1 import Type1Container
+from vmm_iova.simulated import SimGroup, SimulatedKernel
 
 from .conftest import GPU, NIC, NIC_GROUP
 

@@ -6,13 +6,12 @@ from __future__ import annotations
 import pytest
 
 from vmm_iova import AddrRange, Host
-from vmm_iova.host.model import Device, Group, Limits
+from vmm_iova.host.facts import Device, Group, Limits
 from vmm_iova.kernel.device import open_space
 from vmm_iova.kernel.facts import with_kernel_facts
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.iommufd import Iommufd
-from vmm_iova.kernel.sim_model import SimGroup
-from vmm_iova.kernel.simulated import SimulatedKernel
+from vmm_iova.simulated import SimGroup, SimulatedKernel
 
 from .conftest import GPU, NIC, NIC_GROUP
 

@@ -23,9 +23,8 @@ from vmm_iova.kernel import uapi
 from vmm_iova.kernel import uapi_iommufd as abi
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.iommufd import Iommufd
-from vmm_iova.kernel.sim_model import SimGroup
-from vmm_iova.kernel.simulated import SimulatedKernel
 from vmm_iova.kernel.syscalls import UserBuffer
+from vmm_iova.simulated import SimGroup, SimulatedKernel
 
 from .conftest import GPU, NIC, NIC_GROUP, attach
 

@@ -17,9 +17,8 @@ from vmm_iova.kernel import uapi_iommufd as abi
 from vmm_iova.kernel.device import open_space
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.iommufd import Iommufd, VfioCdev
-from vmm_iova.kernel.sim_model import SimGroup
-from vmm_iova.kernel.simulated import SimulatedKernel
 from vmm_iova.kernel.type1 import Type1Container
+from vmm_iova.simulated import SimGroup, SimulatedKernel
 
 from .conftest import NIC, NIC_GROUP, attach
 

@@ -17,9 +17,8 @@ from vmm_iova.errors import (
     PartialUnmapError,
 )
 from vmm_iova.kernel import uapi
-from vmm_iova.kernel.sim_model import SimGroup
-from vmm_iova.kernel.simulated import SimulatedKernel
 from vmm_iova.kernel.type1 import Type1Container
+from vmm_iova.simulated import SimGroup, SimulatedKernel
 
 from .conftest import GPU, GPU_GROUP, NIC, NIC_GROUP
 

@@ -15,8 +15,8 @@ from vmm_iova.errors import (
     DmaError,
 )
 from vmm_iova.kernel import uapi
-from vmm_iova.kernel.simulated import SimulatedKernel
 from vmm_iova.kernel.type1 import Type1Container
+from vmm_iova.simulated import SimulatedKernel
 
 from .conftest import NIC, NIC_GROUP
 

@@ -10,9 +10,8 @@ import pytest
 from vmm_iova import AddrRange
 from vmm_iova.kernel.device import open_space
 from vmm_iova.kernel.ioas import Ioas
-from vmm_iova.kernel.sim_model import SimGroup
-from vmm_iova.kernel.simulated import SimulatedKernel
 from vmm_iova.kernel.type1 import Type1Container
+from vmm_iova.simulated import SimGroup, SimulatedKernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import vmm_iova as vi
-from vmm_iova.host.model import Limits
+from vmm_iova.host.facts import Limits
 from vmm_iova.mapping import dry_run
 
 

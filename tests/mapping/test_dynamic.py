@@ -21,7 +21,7 @@ from vmm_iova.mapping import DynamicMaps, fewest_ranges, rehearse_attach, writte
 from .conftest import HVA, MSI, NIC, Space
 
 if TYPE_CHECKING:
-    from vmm_iova.kernel.simulated import SimulatedKernel
+    from vmm_iova.simulated import SimulatedKernel
 
 MAP = {"type1": uapi.IOMMU_MAP_DMA, "iommufd": uapi_iommufd.IOAS_MAP}
 UNMAP = {"type1": uapi.IOMMU_UNMAP_DMA, "iommufd": uapi_iommufd.IOAS_UNMAP}

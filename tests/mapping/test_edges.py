@@ -8,11 +8,12 @@ import errno
 import pytest
 
 import vmm_iova as vi
-from vmm_iova.host.model import Host
-from vmm_iova.kernel import Ioas, Iommufd, SimGroup, SimulatedKernel, VfioCdev, open_space
+from vmm_iova.host.facts import Host
+from vmm_iova.kernel import Ioas, Iommufd, VfioCdev, open_space
 from vmm_iova.kernel.facts import with_kernel_facts
 from vmm_iova.mapping import DynamicMaps, GuestMemory, Piece, map_pieces, precheck, prefault
 from vmm_iova.ranges import AddrRange
+from vmm_iova.simulated import SimGroup, SimulatedKernel
 
 NIC, GPU = "0000:00:04.0", "0000:00:05.0"
 HVA = 0x7F00_0000_0000

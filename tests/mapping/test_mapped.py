@@ -13,8 +13,8 @@ from vmm_iova import IovaAllocator
 from vmm_iova.errors import DmaError, MappingError, PrecheckError, UndoError
 from vmm_iova.kernel import uapi, uapi_iommufd
 from vmm_iova.kernel.device import open_space
-from vmm_iova.kernel.simulated import SimulatedKernel
 from vmm_iova.mapping import Piece, map_pieces
+from vmm_iova.simulated import SimulatedKernel
 
 from .conftest import GROUPS, HVA, NIC, Space
 

@@ -24,7 +24,7 @@ from vmm_iova.mapping.populate import MADV_POPULATE_WRITE, TerminalProgress, pop
 from .conftest import NIC, Space
 
 if TYPE_CHECKING:
-    from vmm_iova.kernel.simulated import SimulatedKernel
+    from vmm_iova.simulated import SimulatedKernel
 
 MIB = 1 << 20
 SPANS = [

@@ -23,10 +23,9 @@ from vmm_iova import (
 )
 from vmm_iova.errors import DmaError, LimitError, PrecheckError
 from vmm_iova.kernel.device import open_space
-from vmm_iova.kernel.sim_model import SimGroup
-from vmm_iova.kernel.simulated import SimulatedKernel
 from vmm_iova.kernel.syscalls import LINUX
 from vmm_iova.mapping import Piece, map_pieces, precheck
+from vmm_iova.simulated import SimGroup, SimulatedKernel
 
 from .conftest import GROUPS, HVA, MSI, NIC, Space
 

@@ -19,11 +19,14 @@ PACKAGE = ROOT / "vmm_iova"
 # The wings of docs/design.md, from the ground up; a room imports only from its own wing or above.
 WINGS = (
     ("errors", "ranges", "units"),
-    ("allocator", "engine", "_fast", "_pure"),
+    ("allocator", "_fast"),
     ("host",),
-    ("guest",),
+    ("machines",),
+    ("diagnosis",),
+    ("planning",),
     ("fleet",),
-    ("kernel", "_ioctl"),
+    ("kernel",),
+    ("simulated",),
     ("mapping",),
     ("report",),
     ("cli", "__main__", "__init__"),

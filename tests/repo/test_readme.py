@@ -73,7 +73,7 @@ def test_mapping_of_the_readme_runs_on_the_kernel_in_memory() -> None:
     _, program = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     before = (
         "import vmm_iova as vi\n"
-        "from vmm_iova.host.model import Device, Group, Host\n"
+        "from vmm_iova.host.facts import Device, Group, Host\n"
         "import vmm_iova.kernel as k\n"
         "from functools import partial\n"
         "sim = k.SimulatedKernel([k.SimGroup(4, ('0000:01:00.0',))])\n"

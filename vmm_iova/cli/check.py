@@ -15,9 +15,9 @@ from vmm_iova.cli.options import (
     status_of,
     usable_of,
 )
+from vmm_iova.diagnosis.check import Verdict, check, check_holes
+from vmm_iova.diagnosis.failed import parse_failed_maps
 from vmm_iova.errors import EvidenceError, RequestError
-from vmm_iova.guest.explain import Verdict, check, check_holes
-from vmm_iova.guest.failed import parse_failed_maps
 from vmm_iova.host.load import read_text
 from vmm_iova.report import data, text
 from vmm_iova.units import parse_range

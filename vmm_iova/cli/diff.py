@@ -17,9 +17,9 @@ from vmm_iova.cli.options import (
     usable_or_none,
 )
 from vmm_iova.errors import RequestError
-from vmm_iova.guest.change import host_changes, layout_changes
-from vmm_iova.guest.machine import usual_machine
 from vmm_iova.host.evidence import architecture
+from vmm_iova.machines.model import usual_machine
+from vmm_iova.planning.difference import host_changes, layout_changes
 from vmm_iova.report import compare, data, text
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ from vmm_iova.cli.options import (
     host_of,
     usable_of,
 )
+from vmm_iova.diagnosis.causes import APIS, NAMES, OPS, errno_name
+from vmm_iova.diagnosis.diagnose import diagnose
+from vmm_iova.diagnosis.error_lines import Clues, Failure, Report, parse_reports
 from vmm_iova.errors import EvidenceError, RequestError
-from vmm_iova.guest.diagnose import diagnose
-from vmm_iova.guest.errnos import APIS, NAMES, OPS, errno_name
-from vmm_iova.guest.errorline import Clues, Failure, Report, parse_reports
 from vmm_iova.host.load import read_text
-from vmm_iova.report import data, why
+from vmm_iova.report import data, diagnosis
 from vmm_iova.units import parse_address, parse_size
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ def run(options: argparse.Namespace) -> int:
     ]
     settled = all(item.settled for item in found)
     if options.json:
-        entries = [why.diagnosis_data(item) for item in found]
+        entries = [diagnosis.diagnosis_data(item) for item in found]
         payload = {"settled": settled, "notes": notes, "failures": entries}
         print(data.dump("vmm-iova-explain", GENERATOR, payload), end="")
     else:
         print("".join(f"note: {note}\n" for note in notes), end="")
-        print("\n".join(map(why.show_diagnosis, found)), end="")
+        print("\n".join(map(diagnosis.show_diagnosis, found)), end="")
     return 0 if settled else UNSETTLED
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from vmm_iova.cli.layouts import read_layout
 from vmm_iova.errors import HostDataError, RequestError
-from vmm_iova.guest.machine import FixedItem
-from vmm_iova.guest.request import Bar, Guest, Node, Room
 from vmm_iova.host.load import read_text
+from vmm_iova.machines.model import FixedItem
+from vmm_iova.planning.request import Bar, Guest, Node, Room
 from vmm_iova.units import parse_range
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vmm_iova.guest.layout import check_layout
 from vmm_iova.host.load import read_text
+from vmm_iova.planning.layout import check_layout
 
 
 def read_layout(spec: str) -> dict[str, Any] | None:

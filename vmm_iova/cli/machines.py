@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm_iova.cli.options import GENERATOR, add_print_options, command, write
 from vmm_iova.errors import RequestError
-from vmm_iova.guest.machine import load_machine, machine_names
+from vmm_iova.machines.model import load_machine, machine_names
 from vmm_iova.report import data, text
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def run(options: argparse.Namespace) -> int:
     models = [load_machine(name) for name in names]
     if options.output:
         from vmm_iova.cli.plan import picture
-        from vmm_iova.guest.plan import plan
-        from vmm_iova.guest.request import Guest, bare_usable
+        from vmm_iova.planning.plan import plan
+        from vmm_iova.planning.request import Guest, bare_usable
 
         if options.name is None:
             raise RequestError("say which machine to draw", field="name", value=None)

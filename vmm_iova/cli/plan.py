@@ -20,18 +20,18 @@ from vmm_iova.cli.options import (
     write,
 )
 from vmm_iova.errors import RequestError
-from vmm_iova.guest.budget import budget, compare_costs
-from vmm_iova.guest.plan import plan
-from vmm_iova.guest.told import FORMATS, told_text
+from vmm_iova.planning.budget import budget, compare_costs
+from vmm_iova.planning.memory_maps import FORMATS, told_text
+from vmm_iova.planning.plan import plan
 from vmm_iova.report import data, text
 from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:
     import argparse
 
-    from vmm_iova.guest.layout import Layout
-    from vmm_iova.host.model import Host
+    from vmm_iova.host.facts import Host
     from vmm_iova.host.usable import Usable
+    from vmm_iova.planning.layout import Layout
 
 
 def add(commands: Any) -> None:

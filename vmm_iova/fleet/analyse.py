@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from vmm_iova.errors import IovaError
 from vmm_iova.fleet.one import Status, layout_digest
 from vmm_iova.fleet.survey import Allowed
-from vmm_iova.guest.machine import load_machine
-from vmm_iova.host.model import Limits, RegionKind, ReservedRegion, Source
+from vmm_iova.host.facts import Limits, RegionKind, ReservedRegion, Source
 from vmm_iova.host.usable import Cause, CauseKind, Usable, cut_holes
+from vmm_iova.machines.model import load_machine
 from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vmm_iova.fleet.request import FleetRequest
     from vmm_iova.fleet.survey import DeviceCount, HostClass, Problem, Survey
-    from vmm_iova.guest.layout import Layout
+    from vmm_iova.planning.layout import Layout
 
 _MOST_CAUSES = 64  # holes that are named one by one; more make no readable map
 

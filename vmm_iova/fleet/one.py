@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from vmm_iova.diagnosis.check import Reason
 from vmm_iova.errors import (
     EvidenceError,
     HostDataError,
@@ -29,20 +30,19 @@ from vmm_iova.fleet.survey import (
     Survey,
     merge_all,
 )
-from vmm_iova.guest.explain import Reason
-from vmm_iova.guest.machine import Machine
-from vmm_iova.guest.request import machine_of
 from vmm_iova.host.evidence import architecture
+from vmm_iova.host.facts import Host, RegionKind
 from vmm_iova.host.load import decode_text, parse_hosts
-from vmm_iova.host.model import Host, RegionKind
+from vmm_iova.machines.model import Machine
+from vmm_iova.planning.request import machine_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_iova.fleet.request import FleetRequest
-    from vmm_iova.guest.layout import Layout
-    from vmm_iova.host.model import Device, Group
+    from vmm_iova.host.facts import Device, Group
     from vmm_iova.host.usable import Usable
+    from vmm_iova.planning.layout import Layout
     from vmm_iova.ranges import AddrRange
 
 _CACHED = 1024  # hosts whose facts were judged, kept by each worker

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.errors import MisalignedError, PlacementError, PlanError, RequestError
-from vmm_iova.guest.plan import Guest, OnHole, Prefer, plan
-from vmm_iova.guest.request import machine_of
 from vmm_iova.host.evidence import stated_evidence
-from vmm_iova.host.model import Host
+from vmm_iova.host.facts import Host
+from vmm_iova.planning.plan import Guest, OnHole, Prefer, plan
+from vmm_iova.planning.request import machine_of
 from vmm_iova.ranges import check_granule
 
 if TYPE_CHECKING:
-    from vmm_iova.guest.layout import Layout
     from vmm_iova.host.usable import Usable
+    from vmm_iova.planning.layout import Layout
     from vmm_iova.ranges import AddrRange, RangeSet
 
 _CLASS = re.compile(r"(0x)?([0-9a-fA-F]{2}){1,3}")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import RequestError
-from vmm_iova.host.model import Group, Host, IommuUnit, KernelRanges, RegionKind, Source
-from vmm_iova.host.width import amd_width, vtd_first_stage, vtd_width
+from vmm_iova.host.facts import Group, Host, IommuUnit, KernelRanges, RegionKind, Source
+from vmm_iova.host.registers import amd_width, vtd_first_stage, vtd_width
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
 from vmm_iova.units import parse_range
 

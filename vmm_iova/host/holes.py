@@ -16,7 +16,7 @@ from vmm_iova.host.evidence import (
     is_amd,
     is_x86,
 )
-from vmm_iova.host.model import (
+from vmm_iova.host.facts import (
     PASTED,
     EmptyRegion,
     Group,

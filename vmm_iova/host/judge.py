@@ -32,14 +32,14 @@ from vmm_iova.host.evidence import (
     stated_evidence,
     units_of,
 )
-from vmm_iova.host.holes import find_holes, unassignable
-from vmm_iova.host.model import (
+from vmm_iova.host.facts import (
     Group,
     Host,
     Note,
 )
+from vmm_iova.host.holes import find_holes, unassignable
+from vmm_iova.host.registers import vtd_page_sizes
 from vmm_iova.host.usable import Cause, CauseKind, Usable, cut_holes
-from vmm_iova.host.width import vtd_page_sizes
 from vmm_iova.host.widths import host_widths
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet, check_granule
 

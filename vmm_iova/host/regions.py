@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from vmm_iova.errors import HostDataError
-from vmm_iova.host.model import EmptyRegion, Note, RegionKind, ReservedRegion, Source
+from vmm_iova.host.facts import EmptyRegion, Note, RegionKind, ReservedRegion, Source
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 from vmm_iova.units import shorten
 

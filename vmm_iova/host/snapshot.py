@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmm_iova.errors import HostDataError, RequestError
-from vmm_iova.host.model import (
+from vmm_iova.host.facts import (
     Device,
     DmaWindow,
     EmptyRegion,

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import HostDataError, HostUnavailableError
-from vmm_iova.host.model import Device, Group, Host, IommuUnit, Limits, Note, Source
+from vmm_iova.host.facts import Device, Group, Host, IommuUnit, Limits, Note, Source
 from vmm_iova.host.regions import parse_reserved_regions
-from vmm_iova.host.width import cpu_address_bits
+from vmm_iova.host.registers import cpu_address_bits
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:

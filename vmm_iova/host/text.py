@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 
 from vmm_iova.errors import HostDataError
-from vmm_iova.host.model import (
+from vmm_iova.host.facts import (
     PASTED,
     Device,
     EmptyRegion,
@@ -37,7 +37,7 @@ from vmm_iova.host.paste import (
     take_group,
 )
 from vmm_iova.host.regions import check_truncation, parse_region_line, tidy
-from vmm_iova.host.width import cpu_address_bits
+from vmm_iova.host.registers import cpu_address_bits
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 from vmm_iova.units import shorten
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from vmm_iova.host.evidence import Evidence
-    from vmm_iova.host.model import EmptyRegion, Group, Limits, Note, ReservedRegion
-    from vmm_iova.host.width import Width
+    from vmm_iova.host.facts import EmptyRegion, Group, Limits, Note, ReservedRegion
+    from vmm_iova.host.registers import Width
 
 
 class CauseKind(enum.Enum):

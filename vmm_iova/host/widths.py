@@ -6,12 +6,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_iova.host.evidence import Evidence, EvidenceKind, units_of
-from vmm_iova.host.width import Width, amd_width, vtd_first_stage, vtd_width
+from vmm_iova.host.registers import Width, amd_width, vtd_first_stage, vtd_width
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vmm_iova.host.model import Group, Host, IommuUnit
+    from vmm_iova.host.facts import Group, Host, IommuUnit
 
 _MASKS = 8  # device masks that are listed; a list of hundreds hides what limits
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel: VFIO type1 containers, iommufd, and one in memory that answers as they do.
+"""The kernel: VFIO type1 containers and iommufd.
 
     from vmm_iova.kernel import open_space
 
@@ -20,8 +20,6 @@ from vmm_iova.kernel.device import (
 from vmm_iova.kernel.facts import with_kernel_facts
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.iommufd import HardwareInfo, Iommufd, VfioCdev
-from vmm_iova.kernel.sim_model import SimGroup
-from vmm_iova.kernel.simulated import SimulatedKernel
 from vmm_iova.kernel.space import AddressSpace, LiveMapping, SpaceFacts
 from vmm_iova.kernel.syscalls import LINUX, Kernel, LinuxKernel, LockBudget
 from vmm_iova.kernel.type1 import Type1Container
@@ -38,8 +36,6 @@ __all__ = [
     "LinuxKernel",
     "LiveMapping",
     "LockBudget",
-    "SimGroup",
-    "SimulatedKernel",
     "SpaceFacts",
     "Type1Container",
     "Type1Facts",

@@ -60,6 +60,6 @@ def pack_ioas_plain(pieces: Sequence[Mappable], ioas_id: int) -> bytearray:
 
 
 try:
-    from vmm_iova._ioctl import pack_ioas, pack_type1
+    from vmm_iova.kernel._ioctl import pack_ioas, pack_type1
 except ImportError:  # not compiled
     pack_type1, pack_ioas = pack_type1_plain, pack_ioas_plain

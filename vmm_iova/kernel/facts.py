@@ -14,12 +14,12 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import DmaError, RequestError
-from vmm_iova.host.model import DmaWindow, KernelRanges, Limits, Source
+from vmm_iova.host.facts import DmaWindow, KernelRanges, Limits, Source
 from vmm_iova.kernel.device import device_facts
 from vmm_iova.kernel.syscalls import LINUX, Kernel
 
 if TYPE_CHECKING:
-    from vmm_iova.host.model import Host
+    from vmm_iova.host.facts import Host
     from vmm_iova.kernel.ioas import Ioas
     from vmm_iova.kernel.type1 import Type1Container
 

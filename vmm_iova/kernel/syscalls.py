@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 try:
-    from vmm_iova import _ioctl
+    from vmm_iova.kernel import _ioctl
 except ImportError:  # not compiled: the loop in Python does the same
     _ioctl = None  # type: ignore[assignment]
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.errors import PlanError
 from vmm_iova.kernel.device import open_space
-from vmm_iova.kernel.sim_model import SimGroup
-from vmm_iova.kernel.simulated import SimulatedKernel
 from vmm_iova.mapping.mapped import map_pieces
 from vmm_iova.mapping.piece import Piece
+from vmm_iova.simulated import SimGroup, SimulatedKernel
 
 if TYPE_CHECKING:
-    from vmm_iova.guest.layout import Layout
+    from vmm_iova.planning.layout import Layout
     from vmm_iova.ranges import AddrRange
 
 _BDF = "0000:00:01.0"

@@ -24,7 +24,7 @@ from vmm_iova.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vmm_iova.guest.layout import Layout
+    from vmm_iova.planning.layout import Layout
     from vmm_iova.ranges import AddrRange
 
 BACKINGS = {"anonymous": 0, "memfd": 0, "hugetlb-2m": 2 << 20, "hugetlb-1g": 1 << 30}

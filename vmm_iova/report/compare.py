@@ -11,7 +11,7 @@ from vmm_iova.units import show_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from vmm_iova.host.model import Host, ReservedRegion
+    from vmm_iova.host.facts import Host, ReservedRegion
     from vmm_iova.host.usable import Usable
     from vmm_iova.ranges import AddrRange
 

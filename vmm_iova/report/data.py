@@ -6,17 +6,17 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from vmm_iova.guest.told import told_data
-from vmm_iova.host.width import least_bits
+from vmm_iova.host.registers import least_bits
+from vmm_iova.planning.memory_maps import told_data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm_iova.guest.budget import Budget, PageTables
-    from vmm_iova.guest.explain import Verdict
-    from vmm_iova.guest.layout import Layout
-    from vmm_iova.guest.machine import Machine
+    from vmm_iova.diagnosis.check import Verdict
     from vmm_iova.host.usable import Cause, Usable
+    from vmm_iova.machines.model import Machine
+    from vmm_iova.planning.budget import Budget, PageTables
+    from vmm_iova.planning.layout import Layout
     from vmm_iova.ranges import AddrRange
 
 

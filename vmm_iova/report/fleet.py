@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vmm_iova.errors import RequestError
 from vmm_iova.fleet import Fleet, HostRow, Status
-from vmm_iova.guest.layout import ItemKind
+from vmm_iova.planning.layout import ItemKind
 from vmm_iova.report import data, text
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmm_iova.fleet import Blocker, LayoutGroup, Problem
-    from vmm_iova.guest.layout import Layout
+    from vmm_iova.planning.layout import Layout
 
 _PROBLEMS_SHOWN = 20
 _CLASSES = {

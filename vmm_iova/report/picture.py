@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_iova.guest.layout import Item, ItemKind, Layout
 from vmm_iova.host.evidence import familiar
 from vmm_iova.host.usable import Cause, CauseKind, Usable
+from vmm_iova.planning.layout import Item, ItemKind, Layout
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
 from vmm_iova.units import show_size
 

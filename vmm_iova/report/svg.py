@@ -17,7 +17,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
-from vmm_iova.host.model import PASTED
+from vmm_iova.host.facts import PASTED
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 from vmm_iova.report.picture import (
     Box,
@@ -35,8 +35,8 @@ from vmm_iova.units import show_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from vmm_iova.guest.layout import Layout
     from vmm_iova.host.usable import Usable
+    from vmm_iova.planning.layout import Layout
 
 _MARGIN, _PAD = 28, 8  # around the page, and between a box and its text
 _LINE, _ONE, _HIGHEST = 16, 22, 92  # heights: of a line, of a box with one, of any band

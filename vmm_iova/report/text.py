@@ -5,22 +5,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_iova.guest.layout import Item, ItemKind, Layout
-from vmm_iova.guest.told import viommu_lines
-from vmm_iova.host.model import PASTED
+from vmm_iova.host.facts import PASTED
+from vmm_iova.host.registers import least_bits
 from vmm_iova.host.usable import Cause, CauseKind, Usable
-from vmm_iova.host.width import least_bits
+from vmm_iova.planning.layout import Item, ItemKind, Layout
+from vmm_iova.planning.memory_maps import viommu_lines
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from vmm_iova.guest.budget import Budget, PageTables
-    from vmm_iova.guest.explain import Verdict
-    from vmm_iova.guest.machine import Machine, RamWindow
-    from vmm_iova.host.model import Host, Note, ReservedRegion
-    from vmm_iova.host.width import Width
+    from vmm_iova.diagnosis.check import Verdict
+    from vmm_iova.host.facts import Host, Note, ReservedRegion
+    from vmm_iova.host.registers import Width
+    from vmm_iova.machines.model import Machine, RamWindow
+    from vmm_iova.planning.budget import Budget, PageTables
     from vmm_iova.report.compare import Difference
 
 _NAME = 26

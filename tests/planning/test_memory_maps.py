@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the guest is told: e820, device tree, /proc/iomem, and what to leave alone."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+import pytest
+
+import vmm_iova as vi
+from vmm_iova.host.text import parse_text
+from vmm_iova.planning.memory_maps import told_data, told_text
+from vmm_iova.ranges import AddrRange, RangeSet
+
+
+@pytest.fixture
+def amd() -> vi.Layout:
+    return vi.plan(vi.Guest("q35", "1.5TiB"), vi.load_host("amd-epyc-1tb").usable())
+
+
+@pytest.fixture
+def d05() -> vi.Layout:
+    usable = vi.load_host("arm-hisilicon-d05-group3").usable(aperture=48)
+    return vi.plan(vi.Guest("virt", nodes=["2G", "2G"]), usable)
+
+
+def test_e820_has_ram_around_what_is_reserved(amd: vi.Layout) -> None:
+    table = [(str(entry.range), entry.name) for entry in vi.e820(amd)]
+    assert table[:3] == [
+        ("0x0-0x9fbff", "usable"),
+        ("0x9fc00-0xfffff", "reserved"),
+        ("0x100000-0x7fffffff", "usable"),
+    ]
+    assert ("0xfd00000000-0xffffffffff", "reserved") in table
+    assert ("0xfee00000-0xfeefffff", "reserved") in table
+    assert not any("0xc0000000" in span for span, _ in table)  # the guest places BARs there
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in vi.machine_names() if vi.load_machine(n).arch == "x86_64"]
+)
+def test_e820_of_every_x86_machine_is_disjoint_and_has_all_ram(name: str) -> None:
+    layout = vi.plan(vi.Guest(name, "8G"), vi.load_host("amd-epyc-1tb").usable())
+    entries = vi.e820(layout)
+    assert all(below.range.last < above.range.start for below, above in pairwise(entries))
+    assert {entry.type for entry in entries} == {1, 2}
+    usable = RangeSet(entry.range for entry in entries if entry.type == 1)
+    told = RangeSet(item.range for item in layout.machine.ram_reserved)
+    assert usable | told == RangeSet(item.place for item in layout.ram) | told
+
+
+def test_e820_text_reads_as_the_kernel_logs_it(amd: vi.Layout) -> None:
+    first = told_text(amd, "e820").splitlines()[0]
+    assert first == "BIOS-e820: [mem 0x0000000000000000-0x000000000009fbff] usable"
+
+
+def test_device_tree_has_a_node_for_each_piece_and_hole(d05: vi.Layout) -> None:
+    text = vi.device_tree(d05)
+    assert re.findall(r"memory@(\w+)", text) == ["40000000", "c0000000", "c6020000"]
+    assert re.findall(r"numa-node-id = <(\d)>", text) == ["0", "1", "1"]
+    assert "host-hole@c6010000 {\n\t\treg = <0x0 0xc6010000 0x0 0x10000>;\n\t\tno-map;" in text
+    assert text.count("{") == text.count("}")
+
+
+def test_device_tree_without_a_hole_has_no_reserved_memory() -> None:
+    usable = vi.load_host("arm-hisilicon-d05-group3").usable(aperture=48)
+    assert "reserved-memory" not in vi.device_tree(vi.plan(vi.Guest("virt", "1G", pci64=0), usable))
+
+
+def test_iomem_indents_what_lies_inside(amd: vi.Layout) -> None:
+    lines = told_text(amd, "iomem").splitlines()
+    assert lines[0] == "00000000000-0007fffffff : System RAM"
+    assert any(line.endswith(": Reserved") for line in lines)
+
+
+def test_exclude_lists_the_holes_with_their_causes(amd: vi.Layout) -> None:
+    ((span, cause),) = vi.exclude(amd)
+    assert span == AddrRange(0xFD_0000_0000, 0xFF_FFFF_FFFF)
+    assert "HyperTransport" in cause
+    assert told_text(amd, "exclude").startswith("0xfd00000000-0xffffffffff reserved region")
+
+
+@pytest.mark.parametrize(
+    ("machine", "form", "hint"),
+    [("virt", "e820", "ask for dts"), ("q35", "dts", "ask for e820"), ("s390x", "e820", None)],
+)
+def test_form_that_the_guest_does_not_read_is_refused(
+    machine: str, form: str, hint: str | None
+) -> None:
+    usable = vi.Host("made").usable(aperture=40, granule=4096)
+    with pytest.raises(vi.RequestError) as caught:
+        told_text(vi.plan(vi.Guest(machine, "2G"), usable), form)
+    assert caught.value.hint == hint
+
+
+def test_unknown_form_is_refused(amd: vi.Layout) -> None:
+    with pytest.raises(vi.RequestError, match="none of e820, dts, iomem, exclude"):
+        told_text(amd, "srat")
+
+
+def test_data_has_the_forms_that_this_guest_reads(amd: vi.Layout, d05: vi.Layout) -> None:
+    x86, arm = told_data(amd), told_data(d05)
+    assert x86["e820"][0] == {"start": "0x0", "size": "0x9fc00", "type": 1, "name": "usable"}
+    assert x86["device_tree"] is None
+    assert arm["e820"] is None
+    assert arm["device_tree"].startswith("memory@40000000")
+
+
+def test_guests_own_iommu_is_told_width_and_holes() -> None:
+    usable = vi.load_host("arm-hisilicon-d05-group3").usable(aperture=48)
+    told = told_data(vi.plan(vi.Guest("virt", "4G", viommu=True), usable))["viommu"]
+    assert told["address_bits"] == 48
+    assert {"start": "0xc6010000", "last": "0xc601ffff"} in told["reserved"]
+
+
+def test_hole_inside_a_fixed_window_is_told_too() -> None:
+    region = "0x0000005000000000 0x0000005fffffffff reserved\n"
+    host = parse_text(region, "made")[0]
+    layout = vi.plan(vi.Guest("firecracker", "4G"), host.usable(aperture=48, granule=4096))
+    assert any(item.range.start == 0x50_0000_0000 for item in layout.guest_reserved)
+
+
+def _arm(text: str) -> vi.Usable:
+    (host,) = parse_text(text, "made")
+    return host.usable(aperture=48)
+
+
+def _nodes(layout: vi.Layout) -> list[tuple[str, int, int]]:
+    """The reserved-memory nodes: name, start, size."""
+    found = re.findall(
+        r"\t([\w-]+)@(\w+) \{\n\t\treg = <(\w+) (\w+) (\w+) (\w+)>", vi.device_tree(layout)
+    )
+    return [
+        (name, int(at, 16), (int(high, 16) << 32) + int(low, 16))
+        for name, at, _, _, high, low in found
+    ]
+
+
+def test_area_that_the_guest_keeps_free_is_one_node_and_no_hole_of_the_host() -> None:
+    kept = vi.FixedItem("fb", "reserved", AddrRange.from_size(0x6000_0000, 1 << 24))
+    guest = vi.Guest("virt", "8G", reserved=[kept])
+    layout = vi.plan(guest, _arm("0x8000000 0x80fffff msi\n"))
+    assert _nodes(layout) == [("reserved", 0x6000_0000, 1 << 24)]
+    assert layout.host_holes == ()
+    assert "Reserved" not in told_text(layout, "iomem")
+
+
+def test_regions_that_overlap_are_one_node_with_every_cause() -> None:
+    usable = _arm("0xf0000000 0xf00fffff reserved\n0xf0000000 0xf01fffff msi\n")
+    kept = vi.FixedItem("fb", "reserved", AddrRange.from_size(0xF010_0000, 1 << 24))
+    layout = vi.plan(vi.Guest("virt", "8G", reserved=[kept]), usable)
+    assert _nodes(layout) == [
+        ("host-hole", 0xF000_0000, 0x20_0000),
+        ("reserved", 0xF020_0000, 0xF0_0000),
+    ]
+    text = vi.device_tree(layout)
+    assert "reserved region 0xf0000000" in text
+    assert "msi region 0xf0000000" in text

@@ -1,0 +1,360 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The inner nodes of the tree, what they keep of their children, and the paths from the root to a
+ * leaf. Part of tree.h, which has the shapes.
+ */
+IOVA_INLINE iova_plane *plane_of(const iova_inner *n, int number)
+{
+	return number ? n->more[number] : (iova_plane *)&n->max;
+}
+
+IOVA_INLINE uint64_t max8(const uint64_t *v)
+{
+	uint64_t a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
+	uint64_t c = v[4] > v[5] ? v[4] : v[5], d = v[6] > v[7] ? v[6] : v[7];
+
+	a = a > b ? a : b;
+	c = c > d ? c : d;
+	return a > c ? a : c;
+}
+
+/* Bit i: v[i] is at least x. */
+IOVA_INLINE unsigned least8(const uint64_t *v, uint64_t x)
+{
+	unsigned bits = 0;
+
+#pragma GCC unroll 8
+	for (int i = 0; i < 8; i++)
+		bits |= (unsigned)(v[i] >= x) << i;
+	return bits;
+}
+
+/* The first of eight that is at least x, or 8. */
+IOVA_INLINE uint32_t first8(const uint64_t *v, uint64_t x)
+{
+	uint32_t found = 8;
+
+#pragma GCC unroll 8
+	for (int i = 7; i >= 0; i--)
+		found = v[i] >= x ? (uint32_t)i : found;
+	return found;
+}
+
+IOVA_INLINE unsigned atmost8(const uint64_t *v, uint64_t x)
+{
+	unsigned count = 0;
+
+	for (int i = 0; i < 8; i++)
+		count += v[i] <= x;
+	return count;
+}
+
+/* The last child whose first entry starts at x or below. */
+IOVA_INLINE uint32_t inner_seek(const iova_inner *n, uint64_t x)
+{
+	unsigned group = atmost8(n->key.top, x);
+	uint32_t i;
+
+	group = group ? group - 1 : 0;
+	i = 8 * group + atmost8(n->key.at + 8 * group, x);
+	i = i < n->count ? i : n->count;
+	return i ? i - 1 : 0;
+}
+
+/* The first child from `from` on that has `need`, or IOVA_LANES. */
+IOVA_INLINE uint32_t plane_first(const iova_plane *p, uint64_t need, uint32_t from)
+{
+	uint32_t group = from / 8;
+	unsigned bits;
+
+	if (from == 0) {
+		group = first8(p->top, need);
+		return group == 8 ? IOVA_LANES : 8 * group + first8(p->at + 8 * group, need);
+	}
+	if (from >= IOVA_LANES)
+		return IOVA_LANES;
+	bits = from % 8 ? least8(p->at + 8 * group, need) & (0xffu << from % 8) : 0;
+	if (!bits) {
+		bits = least8(p->top, need) & (0xffu << (from + 7) / 8);
+		bits &= 0xff;
+		if (!bits)
+			return IOVA_LANES;
+		group = (uint32_t)__builtin_ctz(bits);
+		bits = least8(p->at + 8 * group, need);
+	}
+	return 8 * group + (uint32_t)__builtin_ctz(bits);
+}
+
+/* The last child below `below` that has `need`, or IOVA_LANES. */
+IOVA_INLINE uint32_t plane_last(const iova_plane *p, uint64_t need, uint32_t below)
+{
+	uint32_t group = below / 8;
+	unsigned bits = below % 8 ? least8(p->at + 8 * group, need) & ((1u << below % 8) - 1) : 0;
+
+	if (!bits) {
+		bits = least8(p->top, need) & ((1u << group) - 1);
+		if (!bits)
+			return IOVA_LANES;
+		group = 31 - (uint32_t)__builtin_clz(bits);
+		bits = least8(p->at + 8 * group, need);
+	}
+	return 8 * group + 31 - (uint32_t)__builtin_clz(bits);
+}
+
+/* Bring the short lists of a node up to date with the long ones, from child `from` on. */
+static void inner_index(const iova_tree *t, iova_inner *n, uint32_t from)
+{
+	for (uint32_t i = n->count; i < IOVA_LANES; i++) {
+		n->key.at[i] = ~(uint64_t)0;
+		n->child[i] = NULL;
+	}
+	for (uint32_t g = from / 8; g < 8; g++)
+		n->key.top[g] = n->key.at[8 * g];
+	for (int k = 0; k < t->classes; k++) {
+		iova_plane *p = plane_of(n, k);
+
+		for (uint32_t i = n->count; i < IOVA_LANES; i++)
+			p->at[i] = 0;
+		for (uint32_t g = from / 8; g < 8; g++)
+			p->top[g] = max8(p->at + 8 * g);
+	}
+}
+
+/* Move children [from, from + count) of one node to `to` of another, or of the same. */
+static void inner_move(const iova_tree *t, iova_inner *into, uint32_t to, iova_inner *n,
+		       uint32_t from, uint32_t count)
+{
+	memmove(into->key.at + to, n->key.at + from, count * sizeof *n->key.at);
+	memmove(into->child + to, n->child + from, count * sizeof *n->child);
+	for (int k = 0; k < t->classes; k++)
+		memmove(plane_of(into, k)->at + to, plane_of(n, k)->at + from,
+			count * sizeof *n->max.at);
+	if (t->sums)
+		memmove(into->more[IOVA_SUM]->at + to, n->more[IOVA_SUM]->at + from,
+			count * sizeof *n->max.at);
+}
+
+/* Blocks that a new inner node takes beside itself. */
+IOVA_INLINE size_t inner_blocks(const iova_tree *t)
+{
+	return (size_t)(t->classes - 1 + t->sums);
+}
+
+static iova_inner *inner_take(iova_tree *t)
+{
+	iova_inner *n = pool_take(&t->inners);
+
+	n->count = 0;
+	for (int k = 1; k < t->classes; k++)
+		n->more[k] = pool_take(&t->blocks);
+	if (t->sums)
+		n->more[IOVA_SUM] = pool_take(&t->blocks);
+	return n;
+}
+
+static void inner_give(iova_tree *t, iova_inner *n)
+{
+	for (int k = 1; k < t->classes; k++)
+		pool_give(&t->blocks, n->more[k]);
+	if (t->sums)
+		pool_give(&t->blocks, n->more[IOVA_SUM]);
+	pool_give(&t->inners, n);
+}
+
+/* What a parent keeps of a child, in plane number k. */
+static uint64_t child_number(const iova_tree *t, int level, const void *child, int k)
+{
+	if (level == 1)
+		return k == IOVA_SUM ? leaf_sum(child) : leaf_max(child, t->mask[k]);
+	if (k == IOVA_SUM) {
+		const iova_inner *n = child;
+		uint64_t sum = 0;
+
+		for (uint32_t i = 0; i < n->count; i++)
+			sum += n->more[IOVA_SUM]->at[i];
+		return sum;
+	}
+	return max8(plane_of(child, k)->top);
+}
+
+/* Note child i of a node at `level` with its key and numbers. The node's index is left stale. */
+static void inner_note(const iova_tree *t, iova_inner *n, int level, uint32_t i, void *child)
+{
+	n->child[i] = child;
+	n->key.at[i] = level == 1 ? ((iova_leaf *)child)->base : ((iova_inner *)child)->key.at[0];
+	for (int k = 0; k < t->classes; k++)
+		plane_of(n, k)->at[i] = child_number(t, level, child, k);
+	if (t->sums)
+		n->more[IOVA_SUM]->at[i] = child_number(t, level, child, IOVA_SUM);
+}
+
+/* --- paths --- */
+
+IOVA_INLINE void path_down(const iova_tree *t, iova_path *p, uint64_t x)
+{
+	void *n = t->root;
+
+	for (int level = t->height; level; level--) {
+		iova_inner *in = n;
+		uint32_t i = inner_seek(in, x);
+
+		p->node[level] = in;
+		p->at[level] = i;
+		n = in->child[i];
+	}
+	p->leaf = n;
+}
+
+/* From the child chosen at `level` down to the first, or last, leaf that has `need`. */
+IOVA_INLINE void path_down_to(iova_path *p, int level, int k, uint64_t need, int last)
+{
+	void *n = p->node[level]->child[p->at[level]];
+
+	while (--level) {
+		iova_inner *in = n;
+		uint32_t i = last ? plane_last(plane_of(in, k), need, IOVA_LANES)
+				  : plane_first(plane_of(in, k), need, 0);
+
+		p->node[level] = in;
+		p->at[level] = i;
+		n = in->child[i];
+	}
+	p->leaf = n;
+}
+
+/* Go to the first leaf after this one that has `need`, or to the last before it. */
+static inline int path_beside(const iova_tree *t, iova_path *p, int k, uint64_t need, int last)
+{
+	for (int level = 1; level <= t->height; level++) {
+		const iova_plane *plane = plane_of(p->node[level], k);
+		uint32_t i = last ? plane_last(plane, need, p->at[level])
+				  : plane_first(plane, need, p->at[level] + 1);
+
+		if (i < IOVA_LANES) {
+			p->at[level] = i;
+			path_down_to(p, level, k, need, last);
+			return 1;
+		}
+	}
+	return 0;
+}
+
+/* Go to the next leaf (step 1) or to the one before (step -1). */
+static int path_step(const iova_tree *t, iova_path *p, int step)
+{
+	int level = 1;
+	void *n;
+
+	while (level <= t->height && (step > 0 ? p->at[level] + 1 == p->node[level]->count
+					       : p->at[level] == 0))
+		level++;
+	if (level > t->height)
+		return 0;
+	p->at[level] += (uint32_t)step;
+	n = p->node[level]->child[p->at[level]];
+	while (--level) {
+		p->node[level] = n;
+		p->at[level] = step > 0 ? 0 : p->node[level]->count - 1;
+		n = p->node[level]->child[p->at[level]];
+	}
+	p->leaf = n;
+	return 1;
+}
+
+/* PERF: the group is written as it is read, for reading after the store of one would stall. */
+IOVA_INLINE void plane_set(iova_plane *p, uint32_t i, uint64_t value)
+{
+	uint64_t *group = p->at + i / 8 * 8, v[8], most = 0;
+
+	for (uint32_t j = 0; j < 8; j++)
+		v[j] = j == i % 8 ? value : group[j];
+	for (uint32_t j = 0; j < 8; j++)
+		most = v[j] > most ? v[j] : most;
+	for (uint32_t j = 0; j < 8; j++)
+		group[j] = v[j];
+	p->top[i / 8] = most;
+}
+
+IOVA_INLINE void path_add(const iova_tree *t, const iova_path *p, uint64_t units)
+{
+	for (int level = 1; level <= t->height; level++)
+		p->node[level]->more[IOVA_SUM]->at[p->at[level]] += units;
+}
+
+/* The first entry of the leaf has changed its start. */
+static void path_set_key(const iova_tree *t, const iova_path *p, int level, uint64_t key)
+{
+	for (; level <= t->height; level++) {
+		uint32_t i = p->at[level];
+
+		p->node[level]->key.at[i] = key;
+		if (i % 8 == 0)
+			p->node[level]->key.top[i / 8] = key;
+		if (i)
+			return;
+	}
+}
+
+/* Work out anew what the nodes above the leaf tell of it. For what happens seldom. */
+static void path_refresh(const iova_tree *t, const iova_path *p)
+{
+	for (int level = 1; level <= t->height; level++) {
+		const void *child = level == 1 ? (void *)p->leaf : (void *)p->node[level - 1];
+		iova_inner *n = p->node[level];
+
+		for (int k = 0; k < t->classes; k++)
+			plane_set(plane_of(n, k), p->at[level], child_number(t, level, child, k));
+		if (t->sums)
+			n->more[IOVA_SUM]->at[p->at[level]] =
+				child_number(t, level, child, IOVA_SUM);
+	}
+}
+
+/* The leaf has `most` at most in plane k now, and had more: note it there and above.
+ * PERF: the first level is set in any case, for whether it changes is a coin toss.
+ */
+IOVA_INLINE void path_lower(const iova_tree *t, const iova_path *p, int k, uint64_t most)
+{
+	plane_set(plane_of(p->node[1], k), p->at[1], most);
+	for (int level = 2; level <= t->height; level++) {
+		iova_plane *plane = plane_of(p->node[level], k);
+
+		most = max8(plane_of(p->node[level - 1], k)->top);
+		if (plane->at[p->at[level]] == most)
+			break;
+		plane_set(plane, p->at[level], most);
+	}
+}
+
+/* A gap has shrunk or gone from the leaf, which has `most` left at the plainest alignment. */
+IOVA_INLINE void path_lose(const iova_tree *t, const iova_path *p, uint64_t stop, uint64_t gap,
+			   uint64_t most, int wide)
+{
+	path_lower(t, p, 0, most);
+	for (int k = 1; k < t->classes; k++) {
+		uint64_t mask = t->mask[k];
+
+		if (usable(stop, gap, mask) == plane_of(p->node[1], k)->at[p->at[1]])
+			path_lower(t, p, k, leaf_max_any(p->leaf, mask, wide));
+	}
+}
+
+/* The leaf can have `size` in plane k now, if it could not before. */
+IOVA_INLINE void path_raise(const iova_tree *t, const iova_path *p, int k, uint64_t size)
+{
+	for (int level = 1; level <= t->height; level++) {
+		iova_plane *plane = plane_of(p->node[level], k);
+		uint64_t *at = plane->at + p->at[level], *top = plane->top + p->at[level] / 8;
+
+		*at = size > *at ? size : *at;
+		*top = size > *top ? size : *top;
+	}
+}
+
+/* A gap has grown or appeared in the leaf. */
+IOVA_INLINE void path_gain(const iova_tree *t, const iova_path *p, uint64_t stop, uint64_t gap)
+{
+	path_raise(t, p, 0, gap);
+	for (int k = 1; k < t->classes; k++)
+		path_raise(t, p, k, usable(stop, gap, t->mask[k]));
+}

@@ -1,0 +1,353 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Blocks of memory, and the leaves of the tree: what one leaf tells of its entries and gaps, and
+ * runs of entries that are dealt to leaves anew. Part of tree.h, which has the shapes.
+ */
+/* --- blocks --- */
+
+IOVA_RARE int pool_grow(iova_tree *t, iova_pool *p, size_t wanted)
+{
+	size_t count = p->bytes / p->size / 32 + 8;
+	char *chunk;
+
+	if (count > 1024)
+		count = 1024;
+	if (count < wanted)
+		count = wanted;
+	if (t->fail_after == 0)
+		return 0;
+	t->fail_after--;
+	/* What is left of the last chunk goes to the free list. */
+	while (p->left) {
+		*(void **)p->fresh = p->free;
+		p->free = p->fresh;
+		p->fresh += p->size;
+		p->left--;
+	}
+	if (posix_memalign((void **)&chunk, 64, 64 + count * p->size))
+		return 0;
+	*(void **)chunk = p->chunks;
+	p->chunks = chunk;
+	p->fresh = chunk + 64;
+	p->left = count;
+	p->spare += count;
+	p->bytes += 64 + count * p->size;
+	return 1;
+}
+
+/* Make sure that the next `count` blocks can be had. */
+IOVA_INLINE int pool_reserve(iova_tree *t, iova_pool *p, size_t count)
+{
+	return p->spare >= count || pool_grow(t, p, count - p->spare);
+}
+
+static void *pool_take(iova_pool *p)
+{
+	void *block = p->free;
+
+	p->spare--;
+	if (block) {
+		p->free = *(void **)block;
+		return block;
+	}
+	block = p->fresh;
+	p->fresh += p->size;
+	p->left--;
+	return block;
+}
+
+static void pool_give(iova_pool *p, void *block)
+{
+	*(void **)block = p->free;
+	p->free = block;
+	p->spare++;
+}
+
+static void pool_clear(iova_pool *p)
+{
+	while (p->chunks) {
+		void *next = *(void **)p->chunks;
+
+		free(p->chunks);
+		p->chunks = next;
+	}
+}
+
+/* --- leaves --- */
+
+IOVA_INLINE int32_t near(uint64_t distance)
+{
+	return distance < IOVA_FAR ? (int32_t)distance : IOVA_FAR;
+}
+
+IOVA_INLINE uint64_t leaf_start(const iova_leaf *l, uint32_t i)
+{
+	return i ? l->base + (uint64_t)l->next[i - 1] : l->base;
+}
+
+IOVA_INLINE uint64_t leaf_stop(const iova_leaf *l, uint32_t i)
+{
+	return i + 1 < l->count ? l->base + (uint64_t)l->stop[i] : l->tail;
+}
+
+IOVA_INLINE uint64_t leaf_next(const iova_leaf *l, uint32_t i)
+{
+	return i + 1 < l->count ? l->base + (uint64_t)l->next[i] : l->above;
+}
+
+/* Units of the gap above entry i. The one of all 2^64 units counts one less. */
+IOVA_INLINE uint64_t leaf_gap(const iova_leaf *l, uint32_t i)
+{
+	uint64_t gap;
+
+	if (i + 1 < l->count)
+		return (uint64_t)(l->next[i] - l->stop[i]);
+	gap = l->above - l->tail;
+	/* PERF: no branch, for whether a gap is 0 is a coin toss. */
+	return gap - ((l->above | l->tail | l->base) == 0 && l->count == 1);
+}
+
+/* Units of a gap that are left from its first aligned one on. */
+IOVA_INLINE uint64_t usable(uint64_t stop, uint64_t gap, uint64_t mask)
+{
+	uint64_t pad = (0 - stop) & mask;
+
+	return gap > pad ? gap - pad : 0;
+}
+
+IOVA_INLINE uint64_t leaf_usable(const iova_leaf *l, uint32_t i, uint64_t mask)
+{
+	return usable(leaf_stop(l, i), leaf_gap(l, i), mask);
+}
+
+IOVA_INLINE void leaf_set_lines(iova_leaf *l)
+{
+	for (int i = 0; i < 3; i++)
+		l->line[i] = l->next[16 * i + 15];
+}
+
+/* INVARIANT: two entries with the same start (a seam and what begins at it) share a leaf, so a
+ * distance of 0 can only be the whole space of 2^64 units.
+ */
+IOVA_INLINE void leaf_set_above(iova_leaf *l, uint64_t above)
+{
+	uint64_t distance = above - l->base;
+
+	l->above = above;
+	l->next[l->count - 1] = distance ? near(distance) : IOVA_FAR;
+	leaf_set_lines(l);
+}
+
+IOVA_INLINE void leaf_set_tail(iova_leaf *l, uint64_t tail)
+{
+	uint64_t distance = tail - l->base;
+
+	l->tail = tail;
+	l->stop[l->count - 1] = distance || l->count == 1 ? near(distance) : IOVA_FAR;
+}
+
+/* How far x lies from the base, for comparing with the lanes. */
+IOVA_INLINE int32_t leaf_distance(const iova_leaf *l, uint64_t x)
+{
+	uint64_t distance = x - l->base;
+
+	return distance < IOVA_FAR ? (int32_t)distance : IOVA_FAR - 1;
+}
+
+/* The last entry that starts at x or below. */
+IOVA_INLINE uint32_t leaf_seek(const iova_leaf *l, uint64_t x)
+{
+	int32_t d = leaf_distance(l, x), count = 0;
+
+	for (int i = 0; i < IOVA_LANES; i++)
+		count += l->next[i] <= d;
+	return (uint32_t)count;
+}
+
+#define EIGHT(n) n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7
+static const int32_t iova_number[IOVA_LANES] __attribute__((aligned(64))) = {
+	EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24), EIGHT(32), EIGHT(40), EIGHT(48), EIGHT(56)
+};
+
+#define PAIRS(n) n, n, n + 1, n + 1, n + 2, n + 2, n + 3, n + 3
+static const int32_t iova_pair_number[IOVA_LANES] __attribute__((aligned(64))) = {
+	PAIRS(0), PAIRS(4), PAIRS(8), PAIRS(12), PAIRS(16), PAIRS(20), PAIRS(24), PAIRS(28)
+};
+
+#define IOVA_WIDTH 4
+#define V(name) name##_4
+#include "lanes.h"
+#undef V
+#undef IOVA_WIDTH
+#ifdef IOVA_TWO_WIDTHS
+#define IOVA_WIDTH 8
+#define V(name) name##_8
+#include "lanes.h"
+#undef V
+#undef IOVA_WIDTH
+#define BY_WIDTH(name, ...) (wide ? name##_8(__VA_ARGS__) : name##_4(__VA_ARGS__))
+#else
+#define BY_WIDTH(name, ...) ((void)wide, name##_4(__VA_ARGS__))
+#endif
+
+/* The first entry from `from` on whose gap has `need` usable units, or IOVA_LANES. */
+IOVA_INLINE uint32_t leaf_first(const iova_leaf *l, uint64_t mask, uint64_t need, uint32_t from,
+				int wide)
+{
+	uint32_t last = l->count - 1, i = IOVA_LANES;
+
+	if (mask > IOVA_FAR) {
+		for (i = from; i < last; i++)
+			if (leaf_usable(l, i, mask) >= need)
+				return i;
+	} else if (need <= IOVA_FAR) {
+		i = mask ? BY_WIDTH(lanes_first, l, (int32_t)mask, (int32_t)need, from)
+			 : BY_WIDTH(lanes_first, l, 0, (int32_t)need, from);
+		if (i < IOVA_LANES)
+			return i;
+	}
+	return last >= from && leaf_usable(l, last, mask) >= need ? last : IOVA_LANES;
+}
+
+/* The last entry below `below` whose gap has `need` usable units, or IOVA_LANES. */
+IOVA_INLINE uint32_t leaf_last(const iova_leaf *l, uint64_t mask, uint64_t need, uint32_t below,
+			       int wide)
+{
+	uint32_t last = l->count - 1, i = 0;
+
+	if (below > last && leaf_usable(l, last, mask) >= need)
+		return last;
+	if (mask > IOVA_FAR) {
+		for (i = below < last ? below : last; i > 0; i--)
+			if (leaf_usable(l, i - 1, mask) >= need)
+				break;
+	} else if (need <= IOVA_FAR) {
+		i = mask ? BY_WIDTH(lanes_last, l, (int32_t)mask, (int32_t)need, below)
+			 : BY_WIDTH(lanes_last, l, 0, (int32_t)need, below);
+	}
+	return i ? i - 1 : IOVA_LANES;
+}
+
+/* The largest usable size of the leaf. */
+IOVA_INLINE uint64_t leaf_max_any(const iova_leaf *l, uint64_t mask, int wide)
+{
+	uint64_t last = leaf_usable(l, l->count - 1, mask), most = 0;
+
+	if (mask > IOVA_FAR) {
+		for (uint32_t i = 0; i + 1 < l->count; i++)
+			if (leaf_usable(l, i, mask) > most)
+				most = leaf_usable(l, i, mask);
+	} else {
+		most = (uint64_t)(mask ? BY_WIDTH(lanes_max, l, (int32_t)mask)
+				       : BY_WIDTH(lanes_max, l, 0));
+	}
+	return last > most ? last : most;
+}
+IOVA_EACH_WIDTH(uint64_t, leaf_max, (const iova_leaf *l, uint64_t mask), l, mask)
+
+/* Units free in the leaf. All 2^64 are 0 here, for what is added and taken away must meet it again. */
+static uint64_t leaf_sum(const iova_leaf *l)
+{
+	uint64_t sum = l->above - l->tail;
+
+	for (uint32_t i = 0; i + 1 < l->count; i++)
+		sum += (uint64_t)(l->next[i] - l->stop[i]);
+	return sum;
+}
+
+/* Write the entries anew, from a list of them. */
+static void leaf_write(iova_leaf *l, const iova_entry *e, uint32_t count, uint64_t above)
+{
+	for (uint32_t i = 0; i < IOVA_LANES; i++)
+		l->next[i] = l->stop[i] = IOVA_FAR;
+	l->count = count;
+	l->base = e[0].start;
+	l->fixed = 0;
+	for (uint32_t i = 0; i < count; i++) {
+		l->fixed |= (uint64_t)(e[i].fixed != 0) << i;
+		l->stop[i] = near(e[i].start + e[i].len - l->base);
+		if (i)
+			l->next[i - 1] = (int32_t)(e[i].start - l->base);
+	}
+	leaf_set_tail(l, e[count - 1].start + e[count - 1].len);
+	leaf_set_above(l, above);
+}
+
+static void leaf_read(const iova_leaf *l, iova_entry *e)
+{
+	for (uint32_t i = 0; i < l->count; i++) {
+		e[i].start = leaf_start(l, i);
+		e[i].len = leaf_stop(l, i) - e[i].start;
+		e[i].fixed = (int)(l->fixed >> i & 1);
+	}
+}
+
+/* The entries of one leaf or of two neighbours, taken out to be dealt anew. Distances are from the
+ * base of the first.
+ */
+typedef struct {
+	uint64_t base, above, tail;
+	uint64_t fixed[2];
+	uint32_t count;
+	/* One leaf more than there are entries for: a leaf is written from any of them in one go. */
+	int32_t next[3 * IOVA_LANES];
+	int32_t stop[3 * IOVA_LANES];
+} iova_run;
+
+/* Take a leaf in; 0 when it lies too far from the one that is in already. */
+static int run_add(iova_run *r, const iova_leaf *l)
+{
+	uint32_t n = r->count, delta = 0;
+
+	if (n) {
+		if (leaf_start(l, l->count - 1) - r->base >= IOVA_FAR ||
+		    r->tail - r->base >= IOVA_FAR)
+			return 0;
+		delta = (uint32_t)(l->base - r->base);
+		r->next[n - 1] = (int32_t)delta;
+		r->stop[n - 1] = (int32_t)(r->tail - r->base);
+		r->fixed[0] |= n < 64 ? l->fixed << n : 0;
+		r->fixed[1] = n < 64 ? l->fixed >> (64 - n) : l->fixed;
+	} else {
+		r->base = l->base;
+		r->fixed[0] = l->fixed;
+		r->fixed[1] = 0;
+	}
+	for (uint32_t i = 0; i < IOVA_LANES; i++) {
+		r->next[n + i] = (int32_t)((uint32_t)l->next[i] + delta);
+		r->stop[n + i] = (int32_t)((uint32_t)l->stop[i] + delta);
+	}
+	r->count = n + l->count;
+	r->tail = l->tail;
+	r->above = l->above;
+	return 1;
+}
+
+/* Make a leaf of entries [from, from + count). */
+static void run_write(const iova_run *r, iova_leaf *l, uint32_t from, uint32_t count)
+{
+	uint32_t first = from ? (uint32_t)r->next[from - 1] : 0, stop = from + count;
+
+	l->base = r->base + first;
+	l->count = count;
+	l->fixed = from >= 64 ? r->fixed[1] >> (from - 64)
+		   : from     ? r->fixed[0] >> from | r->fixed[1] << (64 - from)
+			      : r->fixed[0];
+	if (count < 64)
+		l->fixed &= ((uint64_t)1 << count) - 1;
+	for (uint32_t i = 0; i < IOVA_LANES; i++) {
+		int32_t next = (int32_t)((uint32_t)r->next[from + i] - first);
+		int32_t end = (int32_t)((uint32_t)r->stop[from + i] - first);
+
+		l->next[i] = i < count ? next : IOVA_FAR;
+		l->stop[i] = i < count ? end : IOVA_FAR;
+	}
+	leaf_set_tail(l, stop == r->count ? r->tail : r->base + (uint64_t)r->stop[stop - 1]);
+	leaf_set_above(l, stop == r->count ? r->above : r->base + (uint64_t)r->next[stop - 1]);
+}
+
+/* Tell whether entries i - 1 and i start at one place: a seam and what begins at it. */
+static int run_pair(const iova_run *r, uint32_t i)
+{
+	return r->next[i - 1] == (i > 1 ? r->next[i - 2] : 0);
+}

@@ -1,0 +1,432 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why not: what is in the way of a range or of a plan, and what would help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vmm_iova.errors import PlanError
+from vmm_iova.host.evidence import EvidenceKind
+from vmm_iova.host.facts import RegionKind
+from vmm_iova.host.usable import Cause, CauseKind, Usable
+from vmm_iova.machines.model import load_machine
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
+from vmm_iova.units import format_size, show_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_MIB = 1 << 20
+_LEAST_TOP = 1 << 36  # fewer address bits than 36 make no guest that starts
+_ROOMY = 1 << 38  # a guest whose addresses end below it has little room for large BARs
+_SMALLEST_PAGE = 4096  # no kernel with an IOMMU has a smaller base page
+WIDER_DEVICE = "a device behind an IOMMU with more address bits"
+"""The fix that is always left where the width is the cause."""
+HOLES = (CauseKind.REGION, CauseKind.PLATFORM, CauseKind.KERNEL_GAP, CauseKind.GUEST)
+"""Causes that are holes inside the aperture, rather than an end of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why one part cannot be where it should.
+
+    Attributes:
+        item: the part.
+        range: where it should be.
+        cause: what is in the way: region, group and source, or an edge of the aperture.
+        fits: bytes that fit at the start of `range`.
+    """
+
+    item: str
+    range: AddrRange
+    cause: Cause
+    fits: int
+
+    def __str__(self) -> str:
+        fits = f"; {show_size(self.fits)} fit there" if self.fits else ""
+        return f"{self.item} at {self.range} meets {self.cause.range}: {self.cause.text}{fits}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether one range may be one mapping.
+
+    Attributes:
+        range: what was asked.
+        ok: True if it may.
+        kind: `ok`, `conflict` (a hole is in the way), `outside_aperture`, `straddle` (it needs two
+            mappings) or `granule` (misaligned).
+        causes: everything in the way, ascending.
+        room: bytes that fit at this start.
+        limit: last usable address below what is in the way, or None.
+        bits_needed: address bits that the range needs.
+        pieces: what of the range may be mapped, one mapping each.
+        next_fit: nearest address at which all of it fits, or None.
+        warnings: what to know although it may be mapped.
+        fixes: what can be done, the most promising first.
+    """
+
+    range: AddrRange
+    ok: bool
+    kind: str
+    causes: tuple[Cause, ...]
+    room: int
+    limit: int | None
+    bits_needed: int
+    pieces: tuple[AddrRange, ...]
+    next_fit: int | None
+    warnings: tuple[str, ...]
+    fixes: tuple[str, ...]
+
+
+def check(
+    usable: Usable, wanted: AddrRange, *, program: str | None = None, part: str | None = None
+) -> Verdict:
+    """Say whether `wanted` may be one mapping and, if not, what forbids it and what would help.
+
+    Args:
+        usable: where the host allows mappings.
+        wanted: the range.
+        program: VMM whose options the fixes name; None names those of all.
+        part: `ram`, `bar`, or None when it is not known: RAM is not moved by fewer address bits.
+
+    Complexity: O(holes).
+    Synchronization: none required.
+    """
+    page = usable.granule if usable.granule_known else _SMALLEST_PAGE
+    holes = usable.causes_of(wanted)
+    causes = (*_misaligned(usable, wanted, page), *holes)
+    kind = _kind(usable, wanted, causes)
+    room = 0
+    if not wanted.start % page:  # a start that is refused has no room
+        room = min(usable.room_at(wanted.start), wanted.size) // page * page
+    below = [item.last for item in usable.ranges if holes and item.last < holes[0].range.start]
+    made = Verdict(
+        range=wanted,
+        ok=kind == "ok",
+        kind=kind,
+        causes=causes,
+        room=room,
+        limit=max(below, default=wanted.start + room - 1 if room else None),
+        bits_needed=wanted.last.bit_length(),
+        pieces=tuple(usable.ranges & RangeSet([wanted])),
+        next_fit=wanted.start if kind == "ok" else _next_fit(usable, wanted, page),
+        warnings=tuple(_warnings(usable, wanted)),
+        fixes=(),
+    )
+    if made.ok:
+        return made
+    return replace(made, fixes=tuple(_fixes(made, usable, page, program, part)))
+
+
+def check_holes(
+    holes: Usable, wanted: AddrRange, *, program: str | None = None, part: str | None = None
+) -> Verdict | None:
+    """Say which hole forbids a range although nothing says how wide the IOVA space is.
+
+    Args:
+        holes: `Host.usable` with an aperture of 64 bits: its holes count, its top does not.
+        wanted: the range.
+        program: as for `check`.
+        part: as for `check`.
+
+    Returns:
+        The refusal, which names no place that is not known to be one; None if no hole is in the
+        way, so that the width decides.
+
+    Complexity: O(holes).
+    Synchronization: none required.
+    """
+    made = check(holes, wanted, program=program, part=part)
+    assumed = (CauseKind.APERTURE, CauseKind.TOP_PAGE)
+    causes = tuple(cause for cause in made.causes if cause.kind not in assumed)
+    if not causes:
+        return None
+    if made.kind == "granule":
+        return replace(made, causes=causes, next_fit=None)
+    hole = causes[0].range
+    fixes = [f"another base, outside of {hole}; with the width (--aperture) one is named"]
+    fixes += _below_the_hole(made, program, part, holes.arch)
+    fixes += region_fixes(causes, holes)
+    return replace(
+        made,
+        kind="conflict",
+        causes=causes,
+        room=0,
+        limit=None,
+        pieces=(),
+        next_fit=None,
+        fixes=tuple(fixes),
+    )
+
+
+def _misaligned(usable: Usable, wanted: AddrRange, page: int) -> Iterator[Cause]:
+    """The kernel looks at the alignment before it looks at the place (vfio_dma_do_map)."""
+    ragged = [
+        f"{name} {value:#x}"
+        for name, value in (("start", wanted.start), ("size", wanted.size))
+        if value % page
+    ]
+    if ragged:
+        why = usable.granule_text if page == usable.granule else "no IOMMU has smaller pages"
+        are = "is not a multiple" if len(ragged) == 1 else "are not multiples"
+        text = f"{wanted}: {' and '.join(ragged)} {are} of {page:#x} ({why})"
+        yield Cause(CauseKind.GRANULE, wanted, text)
+
+
+def _kind(usable: Usable, wanted: AddrRange, causes: Sequence[Cause]) -> str:
+    if causes:
+        first = causes[0].kind
+        if first is CauseKind.GRANULE and causes[0].range == wanted:
+            return "granule"
+        return "conflict" if first in HOLES else "outside_aperture"
+    return "ok" if wanted in usable.ranges else "straddle"
+
+
+def _warnings(usable: Usable, wanted: AddrRange) -> list[str]:
+    found = [
+        f"overlaps direct-relaxable {region.range} ({region.source}): allowed once the host's "
+        "driver has let go of the device"
+        for region in usable.relaxable
+        if region.range.overlaps(wanted)
+    ]
+    if (wanted.start | wanted.size) % usable.granule and not usable.granule_known:
+        found.append(
+            f"not a multiple of {usable.granule:#x}: fails on a kernel with pages of that size "
+            f"({usable.granule_text})"
+        )
+    return found
+
+
+def _next_fit(usable: Usable, wanted: AddrRange, page: int) -> int | None:
+    """Nearest place where all of it fits: the lowest above, else the highest below.
+
+    The place is aligned as the one that was asked for, up to its size: a BAR must stay so. A size
+    that is not whole pages is rounded up to them.
+    """
+    size = -(-wanted.size // page) * page
+    natural = wanted.start & -wanted.start or usable.granule
+    align = max(min(natural, 1 << (size - 1).bit_length()), usable.granule)
+    below = None
+    for home in usable.ranges:
+        start = -(-max(home.start, wanted.start) // align) * align
+        if start + size - 1 <= home.last:
+            return start
+        highest = (home.last + 1 - size) // align * align
+        if highest >= max(home.start, 1):  # 0 is not proposed by itself
+            below = highest
+    return below
+
+
+def _fixes(
+    verdict: Verdict, usable: Usable, page: int, program: str | None, part: str | None
+) -> Iterator[str]:
+    """What can be done, the most promising first; `check` and `explain` say the same."""
+    wanted = verdict.range
+    if verdict.kind == "granule":
+        whole = wanted.align_outward(page)
+        held = f": {whole} holds all of it" if whole in usable.ranges else ""
+        yield f"make start and size multiples of {page:#x}{held}"
+        if held:
+            return
+    if verdict.kind == "straddle":
+        yield "map it in pieces: " + ", ".join(map(str, verdict.pieces))
+    top = usable.ranges.hull.last + 1 if usable.ranges.hull else 0
+    beyond = any(cause.kind is CauseKind.APERTURE for cause in verdict.causes)
+    if beyond and part != "ram" and wanted.last >= top >= _LEAST_TOP:
+        yield from fewer_bits(top.bit_length() - 1, verdict.bits_needed, program, usable.arch)
+    if verdict.next_fit is not None:
+        yield f"another base: all of it fits at {verdict.next_fit:#x}"
+    if verdict.kind in ("conflict", "outside_aperture"):
+        if len(verdict.pieces) > 1:
+            yield "map around it: " + ", ".join(map(str, verdict.pieces))
+        elif verdict.room:
+            yield f"a smaller one: {show_size(verdict.room)} fit at {wanted.start:#x}"
+        yield from _below_the_hole(verdict, program, part, usable.arch)
+    yield from region_fixes(verdict.causes, usable)
+    if beyond and wanted.last >= top:
+        yield WIDER_DEVICE
+
+
+def _below_the_hole(
+    verdict: Verdict, program: str | None, part: str | None, arch: str | None
+) -> Iterator[str]:
+    """BARs go to the top of the guest's addresses: with fewer bits that is below the hole."""
+    holes = [cause.range.start for cause in verdict.causes if cause.kind in HOLES]
+    if part != "ram" and verdict.kind == "conflict" and holes and holes[0] >= _ROOMY:
+        bits = holes[0].bit_length() - 1
+        for text in fewer_bits(bits, program=program, arch=arch):
+            yield f"if it is a BAR, {text}: then BARs lie below {holes[0]:#x}"
+
+
+def fewer_bits(
+    bits: int, needed: int | None = None, program: str | None = None, arch: str | None = None
+) -> Iterator[str]:
+    """Say how VMMs are told to give a guest fewer address bits, by their machine models.
+
+    Args:
+        bits: what the host has.
+        needed: what the guest used, or None.
+        program: VMM to name; None names all. One that has no such option yields nothing.
+        arch: of the host; QEMU has the option on x86 only.
+    """
+    models = ("q35", "cloud-hypervisor") if program is None else MODELS.get(program, ())
+    if arch not in (None, "x86_64"):
+        models = tuple(name for name in models if name != "q35" and arch == "aarch64")
+    options = [load_machine(name).option("phys_bits", bits=bits) for name in models]
+    ways = [way for option in options if option for way in option.split("; ")]
+    if program in ("libvirt", "Proxmox"):
+        ways = [way for way in ways if way.startswith(program)]
+    instead = f" instead of {needed}" if needed else ""
+    if ways:
+        yield f"limit the guest's physical address bits to {bits}{instead} ({'; '.join(ways)})"
+
+
+MODELS = {
+    "QEMU": ("q35",),
+    "libvirt": ("q35",),
+    "Proxmox": ("q35",),
+    "Cloud Hypervisor": ("cloud-hypervisor",),
+    "kernel": ("q35", "cloud-hypervisor"),  # its log does not say for which VMM
+}
+"""Programs whose guests can be given fewer address bits, with the models that say how."""
+
+
+def region_fixes(causes: Sequence[Cause], usable: Usable) -> list[str]:
+    """What can be done about the regions in the way."""
+    fixes = []
+    regions = [cause.region for cause in causes if cause.region]
+    relaxable = [item for item in regions if item.kind is RegionKind.DIRECT_RELAXABLE]
+    inside = any(
+        item.kind is not RegionKind.DIRECT_RELAXABLE and item.range.overlaps(region.range)
+        for region in relaxable
+        for item in usable.regions
+    )
+    if regions and len(relaxable) == len(regions) and not inside:
+        fixes.append("without --strict the direct-relaxable region may be used")
+    if any(region.kind in (RegionKind.DIRECT, RegionKind.FIRMWARE) for region in regions):
+        fixes.append(
+            "switch off in the firmware what asks for the region (legacy USB, integrated "
+            "graphics, remote management), or assign a device that it does not bind"
+        )
+    same = {(region.range, region.word) for region in regions}
+    groups = {item.group for item in usable.regions if (item.range, item.word) in same} - {None}
+    if groups and groups < set(usable.groups):  # of the rest, none has the region
+        named = {
+            "with --groups": sorted(map(str, groups - set(usable.later))),
+            "of --also-fit": sorted(map(str, groups & set(usable.later))),
+        }
+        parts = [f"group {', '.join(names)} {how}" for how, names in named.items() if names]
+        fixes.append(f"leave out {' and '.join(parts)}")
+    if any(cause.kind is CauseKind.GUEST for cause in causes):
+        fixes.append("another place for what is to be kept free (--reserve)")
+    return fixes
+
+
+def _first(usable: Usable, text: str) -> str:
+    """A device that is never handed out matters more than where its RAM would go."""
+    return "; besides, ".join([*(entry.text for entry in usable.unassignable[:1]), text])
+
+
+def _ram(size: int) -> str:
+    """An option to paste: the size, cut to whole MiB."""
+    whole = size // _MIB * _MIB
+    exact = format_size(whole).replace(" ", "")
+    return f"--ram {f'{whole // _MIB}MiB' if exact.startswith('0x') else exact}"
+
+
+def refusal(
+    usable: Usable,
+    reasons: Sequence[Reason],
+    why: str,
+    alternatives: Mapping[str, Sequence[AddrRange]],
+    most: int,
+) -> PlanError:
+    """Make the error for RAM that meets something.
+
+    Args:
+        usable: where it was planned.
+        reasons: every obstacle, lowest first.
+        why: which rule was in force.
+        alternatives: policies that were tried and work, with the places that they give.
+        most: largest RAM in bytes that the rule could place; 0 when that is not the way out.
+    """
+    fixes = [
+        f"--on-hole {policy} puts RAM at {', '.join(map(str, places))}"
+        for policy, places in alternatives.items()
+    ]
+    fixes += region_fixes([reason.cause for reason in reasons], usable)
+    if most >= _MIB:
+        fixes.append(f"{_ram(most)} stays below it")
+    if not fixes:
+        fixes.append(
+            "a device whose group does not have this hole, or a VMM whose memory can lie elsewhere"
+        )
+    also = "; ".join(str(reason) for reason in reasons[1:4])
+    return PlanError(
+        _first(usable, f"{reasons[0]} ({why})"),
+        reasons=reasons,
+        fixes=fixes,
+        detail=f"also: {also}" if also else None,
+    )
+
+
+def _worth(holes: Sequence[Cause], limit: Cause | None, left: int) -> list[Cause]:
+    """The holes that are worth giving back: all, or the relaxable ones, if that is enough."""
+    stop = limit.range.start if limit is not None else ADDRESS_LAST
+
+    def gain(causes: Sequence[Cause]) -> int:
+        return sum(min(c.range.last + 1, stop) - min(c.range.start, stop) for c in causes)
+
+    relaxable = [
+        cause
+        for cause in holes
+        if cause.region is not None and cause.region.kind is RegionKind.DIRECT_RELAXABLE
+    ]
+    if gain(holes) < left:
+        return []
+    return [cause for cause in holes if gain(relaxable) >= left or cause not in relaxable]
+
+
+def does_not_fit(
+    usable: Usable, machine: str, ram: int, left: int, causes: Sequence[Cause]
+) -> PlanError:
+    """Make the error for RAM that is more than the machine's places have room for.
+
+    Args:
+        usable: where it was planned.
+        machine: its name.
+        ram: bytes asked for.
+        left: bytes that found no place.
+        causes: what takes room away from the machine's places, ascending.
+    """
+    fits = ram - left
+    top = usable.ranges.hull
+    where = AddrRange(top.last if top else 0, ADDRESS_LAST)
+    holes = [cause for cause in causes if cause.kind in HOLES]
+    limit = next((cause for cause in causes if cause.kind not in HOLES), None)
+    named = holes[:3] + ([limit] if limit else [])
+    shown = "; ".join(cause.text for cause in named) or "the machine has no more room"
+    fixes = [f"{_ram(fits)} fits"] if fits >= _MIB else []
+    worth = _worth(holes, limit, left)
+    fixes += region_fixes(worth, usable)
+    stated = any(item.kind is EvidenceKind.STATED for item in usable.evidence)
+    if stated and limit is not None and limit.kind is CauseKind.APERTURE:
+        fixes.append("a wider --aperture, if the host really has it")
+    better = ["more address bits"] if limit and limit.kind is CauseKind.APERTURE else []
+    if any(cause.kind is not CauseKind.GUEST for cause in worth):
+        better.append("fewer holes")
+    if better:
+        fixes.append(f"a device behind an IOMMU with {' or '.join(better)}")
+    elif not named:
+        fixes.append("another machine")
+    return PlanError(
+        _first(
+            usable,
+            f"{machine} RAM of {show_size(ram)} does not fit: {show_size(left)} are left over; "
+            f"what takes the room: {shown}",
+        ),
+        reasons=[Reason("ram", where, cause, fits) for cause in named],
+        fixes=fixes,
+    )

@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading machine models from TOML: every mistake is named with its line and its key.
+
+The table of the format is in docs/machines.md. `tomllib` gives no positions, so the line of a key
+is looked up in the text when there is something to say about it.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from bisect import bisect_left
+from dataclasses import dataclass
+from string import Formatter
+from typing import TYPE_CHECKING, Any
+
+from vmm_iova.errors import HostDataError, IovaError, RequestError
+from vmm_iova.machines.model import (
+    FIXED_KINDS,
+    AboveItem,
+    FixedItem,
+    Machine,
+    Pci64Window,
+    RamWindow,
+)
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange
+from vmm_iova.units import parse_address, parse_size, shorten
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_ROOT = (
+    "name",
+    "title",
+    "arch",
+    "identity",
+    "source",
+    "aliases",
+    "phys_bits",
+    "ram_max",
+    "ram",
+    "fixed",
+    "ram_reserved",
+    "pci64",
+    "options",
+    "above",
+    "split_note",
+)
+_RAM = ("name", "start", "last", "whole_below", "required", "move_to", "movable", "movable_note")
+_PCI64 = ("size", "align", "floor", "start", "top_free", "downward", "least", "step")
+ARCHES = ("aarch64", "i686", "loongarch64", "ppc64", "ppc64le", "riscv64", "s390x", "x86_64")
+"""Architectures on which Linux has VFIO, as `uname -m` prints them (drivers/vfio/Kconfig)."""
+OPTIONS = {
+    "phys_bits": ("bits",),
+    "pci64": ("size", "mib"),
+    "pci64_start": ("start",),
+    "pci64_none": (),
+}
+"""Switches of a VMM that fixes name, and what they may be filled with."""
+_BRIDGE_UNIT = 1 << 20
+_SYNTAX_LINE = re.compile(r"\(at line (\d+)")
+_HEADER = re.compile(r"\s*(\[\[|\[)\s*([\w.\"' -]+?)\s*\]")
+
+
+def parse_machine(text: str, name: str) -> Machine:
+    """Read a machine model.
+
+    Args:
+        text: the TOML.
+        name: file name for messages.
+
+    Raises:
+        HostDataError: it is no TOML, or breaks a rule of the format; `line` has the line.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        at = _SYNTAX_LINE.search(str(error))
+        line = int(at[1]) if at else text.count("\n") + 1
+        raise HostDataError(f"{name}:{line}: {error}", source=name, line=line) from error
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all measure
+        line = _line_too_much(text)
+        what = (
+            'a number has more digits than can be read: an address is text, like "0xc0000000"'
+            if isinstance(error, ValueError)
+            else "lists or tables are nested deeper than can be read: a machine has flat ones"
+        )
+        raise HostDataError(f"{name}:{line}: {what}", source=name, line=line) from error
+    table = _Table(data, name, "", text)
+    table.only(_ROOT)
+    windows = tuple(_window(item) for item in table.tables("ram"))
+    if not windows:
+        raise table.wrong("ram", "is missing: a machine has at least one [[ram]] window")
+    arch = table.text("arch")
+    if arch not in ARCHES:
+        raise table.wrong("arch", f"{arch!r} is none of {', '.join(ARCHES)}, as uname -m prints it")
+    try:
+        return Machine(
+            name=table.text("name"),
+            title=table.text("title", table.text("name")),
+            arch=arch,
+            identity=table.flag("identity", default=True),
+            source=table.text("source", name),
+            ram=windows,
+            fixed=tuple(_fixed(item, FIXED_KINDS) for item in table.tables("fixed")),
+            pci64=_pci64(table.table("pci64")) if "pci64" in data else None,
+            aliases=tuple(table.strings("aliases")),
+            phys_bits=data.get("phys_bits"),
+            ram_max=table.size("ram_max") if "ram_max" in data else None,
+            ram_reserved=tuple(
+                _fixed(item, ("reserved",)) for item in table.tables("ram_reserved")
+            ),
+            options=_options(table.table("options")) if "options" in data else (),
+            above=tuple(_above(item) for item in table.tables("above")),
+            split_note=table.text("split_note", "") or None,
+        )
+    except RequestError as error:  # a rule of machine_rules: the field is the path of a key
+        path, _, key = error.field.rpartition(".")
+        line = _line_of(text, path, key) or 1
+        raise HostDataError(f"{name}:{line}: {error.message}", source=name, line=line) from error
+
+
+def _line_too_much(text: str) -> int:
+    """Find the line that the parser gives up on: it has no position for that error."""
+    lines = text.splitlines(keepends=True)
+
+    def gives_up(count: int) -> bool:
+        try:
+            tomllib.loads("".join(lines[:count]))
+        except tomllib.TOMLDecodeError:
+            return False  # cut off in the midst of something
+        except (ValueError, RecursionError):
+            return True
+        return False
+
+    return bisect_left(range(len(lines)), True, key=gives_up)
+
+
+def _window(table: _Table) -> RamWindow:
+    table.only(_RAM)
+    move_to = table.address("move_to", None)
+    return RamWindow(
+        table.text("name"),
+        table.span(ADDRESS_LAST),
+        table.size("whole_below") if "whole_below" in table.data else None,
+        table.size("required") if "required" in table.data else 0,
+        move_to,
+        table.flag("movable", default=move_to is not None),
+        table.text("movable_note", "") or None,
+    )
+
+
+def _kind(table: _Table, kinds: tuple[str, ...]) -> str:
+    kind = table.text("kind", kinds[0] if len(kinds) == 1 else None)
+    if kind not in kinds:
+        raise table.wrong("kind", f"{kind!r} is none of {', '.join(kinds)}")
+    return kind
+
+
+def _fixed(table: _Table, kinds: tuple[str, ...]) -> FixedItem:
+    table.only(("name", "kind", "start", "last"))
+    return FixedItem(table.text("name"), _kind(table, kinds), table.span(None))
+
+
+def _above(table: _Table) -> AboveItem:
+    table.only(("name", "kind", "size", "align"))
+    size = table.power_of_two("size")
+    align = table.power_of_two("align") if "align" in table.data else size
+    return AboveItem(table.text("name"), _kind(table, FIXED_KINDS), size, align)
+
+
+def _pci64(table: _Table) -> Pci64Window:
+    table.only(_PCI64)
+    floor = table.address("floor", 0)
+    size, share = None, None
+    text = table.data.get("size", "")
+    part = re.fullmatch(r"1/(\d{1,2})", text) if isinstance(text, str) else None
+    if part:
+        share = int(part[1])
+        if share < 2 or share & (share - 1):
+            raise table.wrong("size", f"{text!r} of the address space: the part is a power of two")
+    elif text != "rest":
+        size = table.size("size")
+        if size % _BRIDGE_UNIT:
+            # PCI-to-PCI Bridge Architecture 1.2, 3.2.5.9: prefetchable base and limit.
+            raise table.wrong(
+                "size",
+                f"{size:#x} is not a multiple of {_BRIDGE_UNIT:#x}, the unit of a bridge's "
+                f"window: {-(-size // _BRIDGE_UNIT) * _BRIDGE_UNIT:#x} would be",
+            )
+    start = table.address("start", None)
+    if start is not None and size is None:
+        raise table.wrong("start", "is only for a window of a stated size")
+    own = table.data.get("align") == "size"
+    if own and (size is None or size & (size - 1)):
+        raise table.wrong("align", "size needs a size that is a power of two")
+    return Pci64Window(
+        size,
+        size if own and size is not None else table.power_of_two("align"),
+        floor or 0,
+        start,
+        share,
+        table.size("top_free") if "top_free" in table.data else 0,
+        table.flag("downward", default=False),
+        own,
+        table.size("least") if "least" in table.data else 0,
+        table.size("step") if "step" in table.data else 0,
+    )
+
+
+def _options(table: _Table) -> tuple[tuple[str, str], ...]:
+    table.only(tuple(OPTIONS))
+    found = []
+    for key in table.data:
+        template = table.text(key)
+        known = ", ".join(f"{{{name}}}" for name in OPTIONS[key])
+        try:
+            parts = list(Formatter().parse(template))
+        except ValueError as error:
+            raise table.wrong(key, f"{template!r}: {error}; it may hold {known}") from error
+        for _, name, form, conversion in parts:
+            if name is not None and (name not in OPTIONS[key] or form or conversion):
+                raise table.wrong(key, f"{template!r} may hold {known} and nothing else in braces")
+        found.append((key, template))
+    return tuple(found)
+
+
+def _line_of(text: str, path: str, key: str) -> int | None:
+    """Find the line of a key; of its table when the key is not there; None when that is not."""
+    match = re.fullmatch(r"(?P<name>.*?)(?:\[(?P<index>\d+)\])?", path)
+    wanted, index = (match["name"], int(match["index"] or 0)) if match else (path, 0)
+    pattern = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[=.]")
+    inside, seen, head = wanted == "", -1, None
+    for number, line in enumerate(text.splitlines(), 1):
+        header = _HEADER.match(line)
+        if header:
+            name = header[2].strip("\"' ")
+            seen += name == wanted
+            inside = bool(wanted) and name == wanted and seen == index
+            head = number if inside else head
+            if not wanted and name == key:
+                return number
+        elif inside and pattern.match(line):
+            return number
+        elif wanted and re.match(rf"\s*{re.escape(wanted)}\s*=", line):
+            head = head or number  # written inline
+    return head
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A TOML table that knows its path, so that every error can name line and key."""
+
+    data: dict[str, Any]
+    file: str
+    path: str
+    source: str
+
+    def wrong(self, key: str, what: str) -> HostDataError:
+        where = f"{self.path}.{key}".lstrip(".")
+        line = _line_of(self.source, self.path, key) or (None if self.path else 1)
+        at = f"{self.file}:{line}" if line else self.file
+        return HostDataError(f"{at}: {where} {what}", source=self.file, line=line, text=where)
+
+    def only(self, known: tuple[str, ...]) -> None:
+        for key in self.data:
+            if key not in known:
+                raise self.wrong(key, f"is not a key here; known are {', '.join(known)}")
+
+    def text(self, key: str, default: str | None = None) -> str:
+        found = self.data.get(key, default)
+        if not isinstance(found, str):
+            raise self.wrong(key, "is missing" if found is None else "should be text")
+        if not found and default is None:
+            raise self.wrong(key, "is empty")
+        if not found.isprintable():
+            raise self.wrong(key, f"{shorten(found)!r} should be one line of text")
+        return found
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        found = self.data.get(key, default)
+        if not isinstance(found, bool):
+            raise self.wrong(key, "should be true or false")
+        return found
+
+    def table(self, key: str) -> _Table:
+        found = self.data.get(key)
+        if not isinstance(found, dict):
+            raise self.wrong(key, "should be a table")
+        return _Table(found, self.file, f"{self.path}.{key}".lstrip("."), self.source)
+
+    def tables(self, key: str) -> Iterator[_Table]:
+        found = self.data.get(key, [])
+        if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+            raise self.wrong(key, f"should be written as [[{key}]] tables")
+        for index, item in enumerate(found):
+            yield _Table(item, self.file, f"{key}[{index}]", self.source)
+
+    def strings(self, key: str) -> list[str]:
+        found = self.data.get(key, [])
+        if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+            raise self.wrong(key, "should be a list of texts")
+        return found
+
+    def address(self, key: str, default: int | None) -> int | None:
+        if key not in self.data:
+            return default
+        try:
+            return parse_address(self.data[key], key)
+        except IovaError as error:
+            raise self.wrong(key, f"is wrong: {error.message}") from error
+
+    def size(self, key: str) -> int:
+        if key not in self.data:
+            raise self.wrong(key, "is missing")
+        try:
+            return parse_size(self.data[key], key)
+        except IovaError as error:
+            raise self.wrong(key, f"is wrong: {error.message}") from error
+
+    def power_of_two(self, key: str) -> int:
+        size = self.size(key)
+        if size & (size - 1):
+            better = 1 << size.bit_length()
+            raise self.wrong(
+                key, f"{size:#x} is not a power of two: {better >> 1:#x} or {better:#x} would be"
+            )
+        return size
+
+    def span(self, last_default: int | None) -> AddrRange:
+        start, last = self.address("start", None), self.address("last", last_default)
+        if start is None or last is None:
+            raise self.wrong("start" if start is None else "last", "is missing")
+        if last < start:
+            raise self.wrong("last", f"{last:#x} is below start {start:#x}")
+        return AddrRange(start, last)

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a layout costs to map: map calls, locked memory, page-table memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, get_args
+
+from vmm_iova.diagnosis.causes import SLOT_MAX
+from vmm_iova.errors import MisalignedError, PlanError, RequestError
+from vmm_iova.planning.layout import ItemKind, Layout
+from vmm_iova.ranges import AddrRange, RangeSet, check_granule
+from vmm_iova.units import parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from vmm_iova.host.usable import Usable
+    from vmm_iova.planning.plan import Prefer
+    from vmm_iova.planning.request import Guest
+
+DEFAULT_ENTRIES = 65535
+"""Default of vfio_iommu_type1.dma_entry_limit (drivers/vfio/vfio_iommu_type1.c, Linux 5.1)."""
+
+_TABLE = 4096  # a table of 512 entries of 8 bytes, on VT-d, AMD-Vi and SMMUv3 with 4 KiB pages
+_LEVEL_BITS = 9
+_ROOT_BITS = 48  # four levels, as kernels have them unless addresses need more
+_LEAVES = (1 << 30, 1 << 21, 1 << 12)
+ALL_LEAVES = sum(_LEAVES)
+"""Bitmap of the leaf sizes that IOMMUs with 4 KiB pages can have."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageTables:
+    """Page-table memory for one choice of page sizes.
+
+    Attributes:
+        page_sizes: bitmap that was allowed.
+        leaves: entries by page size, largest first.
+        table_bytes: memory of the tables.
+    """
+
+    page_sizes: int
+    leaves: tuple[tuple[int, int], ...]
+    table_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LargePages:
+    """Host pages that back RAM.
+
+    Attributes:
+        page_size: bytes.
+        count: pages.
+    """
+
+    page_size: int
+    count: int
+
+    @property
+    def setting(self) -> str:
+        """How to have them (Documentation/admin-guide/mm/hugetlbpage.rst)."""
+        name = f"hugepages-{self.page_size >> 10}kB"
+        short = f"{self.page_size >> 30}G" if self.page_size >> 30 else f"{self.page_size >> 20}M"
+        return (
+            f"hugepagesz={short} hugepages={self.count} (kernel command line), or "
+            f"echo {self.count} > /sys/kernel/mm/hugepages/{name}/nr_hugepages"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What mapping a layout takes.
+
+    Attributes:
+        entries: map calls in one container: one for each piece of RAM and each BAR that peers
+            reach, or one for each chunk of it.
+        entry_limit: `dma_entry_limit`; the kernel's default where the host does not state it.
+        entry_limit_known: True if the host states it. iommufd has no such limit.
+        locked_bytes: memory that is counted against RLIMIT_MEMLOCK without CAP_IPC_LOCK: all RAM,
+            once for each container.
+        memlock: the host's soft limit in bytes, -1 for unlimited, None when not known.
+        best: tables of one container with the largest pages that the host takes; 4 KiB, 2 MiB and
+            1 GiB where the host does not say. Needs host memory that is contiguous and congruent.
+        worst: the same with pages no larger than those that back RAM, 4 KiB where none are stated.
+        page_sizes_known: True if the host states its page sizes.
+        containers: 1, or the number of devices when the guest has an IOMMU of its own.
+        chunk: bytes that one map call takes at most, or None for whole pieces.
+        by_chunk: (chunk, entries) for other chunks: 1 GiB, 2 MiB, and 4 KiB, as VMMs map
+            confidential guests.
+        large_pages: host pages that back RAM, by size.
+        slots: KVM memory slots for RAM: one for each piece, or more where it is too large for one.
+        slot_limit: KVM_USER_MEM_SLOTS of x86 (include/linux/kvm_host.h, Linux 5.12).
+        settings: what to set so that it is enough; empty when it is enough as it is.
+    """
+
+    entries: int
+    entry_limit: int
+    entry_limit_known: bool
+    locked_bytes: int
+    memlock: int | None
+    best: PageTables
+    worst: PageTables
+    page_sizes_known: bool
+    containers: int = 1
+    chunk: int | None = None
+    by_chunk: tuple[tuple[int, int], ...] = ()
+    large_pages: tuple[LargePages, ...] = ()
+    slots: int = 0
+    slot_limit: int = 32764
+    settings: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """True if no limit that is known, or that a kernel has by default, is in the way."""
+        memlock = self.memlock is None or self.memlock < 0 or self.locked_bytes <= self.memlock
+        return self.entries <= self.entry_limit and memlock and self.slots <= self.slot_limit
+
+
+def budget(
+    layout: Layout,
+    *,
+    chunk: str | int | None = None,
+    entry_limit: int | None = None,
+    containers: int | None = None,
+) -> Budget:
+    """Count what mapping a layout takes, before anything is mapped.
+
+    Args:
+        layout: the layout.
+        chunk: how much the VMM maps with one call: text or bytes, a power of two; default whole
+            pieces.
+        entry_limit: `dma_entry_limit` that the host will have; default what the host states.
+        containers: how many containers map all RAM; default the number of devices where the guest
+            has an IOMMU of its own, else one.
+
+    Raises:
+        RequestError: `chunk` is no power of two of at least 4 KiB, or a number is not positive.
+
+    Complexity: O(pieces).
+    Synchronization: none required.
+    """
+    spans = [item.iova for item in layout.ram if item.iova is not None]
+    bars = [i.iova for i in layout.items if i.kind is ItemKind.BAR and i.iova is not None]
+    usable = layout.usable
+    limit = usable.limits.dma_entries if entry_limit is None else entry_limit
+    size = None if chunk is None else check_granule(parse_size(chunk, "chunk"), "chunk")
+    if size is not None and size < _LEAVES[-1]:
+        raise RequestError(f"chunk {size:#x} is less than a page", field="chunk", value=chunk)
+    if containers is None:
+        containers = layout.devices if layout.viommu else 1
+    for name, value in (("containers", containers), ("entry_limit", limit or 1)):
+        if value < 1:
+            raise RequestError(f"{name} {value} is not positive", field=name, value=value)
+    every = [*spans, *bars]
+    made = Budget(
+        entries=len(every) if size is None else _chunks(every, size),
+        entry_limit=DEFAULT_ENTRIES if limit is None else limit,
+        entry_limit_known=limit is not None,
+        locked_bytes=sum(span.size for span in spans) * containers,
+        memlock=usable.limits.memlock,
+        best=page_tables(spans, usable.page_sizes or ALL_LEAVES),
+        worst=_backed(layout, usable.page_sizes or ALL_LEAVES),
+        page_sizes_known=usable.page_sizes is not None,
+        containers=containers,
+        chunk=size,
+        by_chunk=tuple((leaf, _chunks(every, leaf)) for leaf in _LEAVES),
+        large_pages=tuple(_large_pages(layout)),
+        slots=sum(-(-span.size // SLOT_MAX) for span in spans),
+    )
+    return replace(made, settings=tuple(_settings(made)))
+
+
+def _backed(layout: Layout, page_sizes: int) -> PageTables:
+    """Tables with pages no larger than those that back each node's RAM."""
+    pages = {name: size or _LEAVES[-1] for name, _, size in layout.page_sizes}
+    ram = [(item.iova, pages.get(item.node, _LEAVES[-1])) for item in layout.ram]
+    return page_tables(
+        [span for span, _ in ram if span is not None], page_sizes, [size for _, size in ram]
+    )
+
+
+def _chunks(spans: Iterable[AddrRange], size: int) -> int:
+    """Map calls when no call crosses a multiple of the chunk."""
+    return sum((span.last // size) - (span.start // size) + 1 for span in spans)
+
+
+def _large_pages(layout: Layout) -> Iterable[LargePages]:
+    counts: dict[int, int] = {}
+    for _, size, pages in layout.page_sizes:
+        if pages is not None and pages > _LEAVES[-1]:
+            counts[pages] = counts.get(pages, 0) + size // pages
+    return (LargePages(pages, count) for pages, count in sorted(counts.items(), reverse=True))
+
+
+def _settings(cost: Budget) -> Iterable[str]:
+    if cost.entries > cost.entry_limit:
+        yield (
+            f"dma_entry_limit={cost.entries} (options vfio_iommu_type1 in /etc/modprobe.d; "
+            "or larger chunks, or iommufd, which has no such limit)"
+        )
+    if cost.memlock is not None and 0 <= cost.memlock < cost.locked_bytes:
+        yield f"ulimit -l {-(-cost.locked_bytes // 1024)} (KiB), or CAP_IPC_LOCK"
+    if cost.slots > cost.slot_limit:
+        yield f"fewer pieces: KVM takes {cost.slot_limit} memory slots"
+    for pages in cost.large_pages:
+        yield pages.setting
+
+
+def compare_costs(
+    guest: Guest, usable: Usable, *, prefer: Prefer = "lowest"
+) -> tuple[tuple[str, str, Budget | None], ...]:
+    """Count what each policy costs with each page size.
+
+    Returns:
+        (policy, alignment, cost) for `refuse`, `split` and `move` with the granule, 2 MiB and
+        1 GiB; the cost is None where the plan is refused.
+
+    Complexity: nine plans.
+    """
+    from vmm_iova.planning.plan import OnHole, plan  # the planner asks this room for costs
+
+    found: list[tuple[str, str, Budget | None]] = []
+    for policy in get_args(OnHole):
+        for align in (None, "2MiB", "1GiB"):
+            try:
+                layout = plan(replace(guest, align=align), usable, policy, prefer=prefer)
+                cost = budget(layout, chunk=align)
+            except (PlanError, MisalignedError):
+                cost = None
+            found.append((policy, align or "granule", cost))
+    return tuple(found)
+
+
+def page_tables(
+    spans: Sequence[AddrRange], page_sizes: int, backing: Sequence[int] | None = None
+) -> PageTables:
+    """Count leaves and tables of a 512-way tree over 4 KiB pages.
+
+    Args:
+        spans: IOVAs to map, whole 4 KiB pages.
+        page_sizes: bitmap of page sizes in bytes; bits other than 4 KiB, 2 MiB and 1 GiB are
+            ignored, 4 KiB is always taken.
+        backing: bytes of the host pages behind each span, and so of its largest leaf; None where
+            these are as large as can be.
+
+    Complexity: O(spans).
+    """
+    rest = RangeSet(spans)
+    width = max((item.last.bit_length() for item in rest), default=0)
+    leaves, tables = [], 0
+    by_size: dict[int, RangeSet] = {}
+    for size in _LEAVES:
+        if size == 1 << 12 or page_sizes & size:
+            backed = rest
+            if backing is not None:
+                pairs = zip(spans, backing, strict=True)
+                backed = rest & RangeSet(span for span, pages in pairs if pages >= size)
+            mapped = backed.align_inward(size)
+            by_size[size] = mapped
+            rest = rest - mapped
+            leaves.append((size, mapped.size // size))
+    below = RangeSet()  # what is mapped by leaves of this level and the levels below it
+    for shift in range(12, max(width, _ROOT_BITS), _LEVEL_BITS):
+        # One table for each block of 512 entries of this level that holds anything.
+        below = below | by_size.get(1 << shift, RangeSet())
+        tables += sum(_blocks(below, shift + _LEVEL_BITS))
+    return PageTables(page_sizes, tuple(leaves), tables * _TABLE)
+
+
+def _blocks(covered: RangeSet, shift: int) -> Iterable[int]:
+    """Count the blocks of 2^shift bytes that the set touches."""
+    seen = -1
+    for item in covered:
+        first, last = item.start >> shift, item.last >> shift
+        yield last - max(first, seen + 1) + 1
+        seen = last

@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layouts: where each part of a guest went, what cut it, and what the guest must be told."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from vmm_iova.errors import HostDataError, IovaError, UnknownNameError
+from vmm_iova.host.facts import Note
+from vmm_iova.host.registers import Width
+from vmm_iova.ranges import AddrRange
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm_iova.host.usable import Usable
+    from vmm_iova.machines.model import Machine
+
+_ENDS = ("start", "last")
+
+LAYOUT_VERSION = 1
+"""Version of the placement rules: the same input gives the same layout within a version."""
+
+
+class ItemKind(enum.Enum):
+    """What a part of a layout is."""
+
+    RAM = "ram"
+    """Guest memory; every piece is one mapping."""
+    MSI = "msi"
+    """Interrupt window of the host: devices write interrupts there, nothing may be mapped."""
+    DOORBELL = "doorbell"
+    """Where the guest's own interrupt controller takes MSI writes."""
+    WINDOW = "window"
+    """Room for PCI BARs; mapped only for peer-to-peer, so the guest runs without."""
+    DEVICE = "device"
+    """A device of the machine at a fixed place."""
+    FIRMWARE = "firmware"
+    """Firmware of the guest."""
+    RESERVED = "reserved"
+    """Kept free of RAM and BARs, because the machine or the request says so."""
+    BAR = "bar"
+    """A BAR with a place of its own; devices reach it where it has IOVAs."""
+    ROOM = "room"
+    """Kept for what is plugged in later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One part of a layout.
+
+    Attributes:
+        kind: what it is.
+        name: its name.
+        gpa: guest physical addresses; None for what only devices see.
+        iova: IOVAs at which devices see it; None for what no device reaches.
+        start_cause: what put its lower edge there, or None when the machine did.
+        last_cause: what put its upper edge there, or None when the machine or the size did.
+        node: NUMA node of RAM, or None.
+        required: for a BAR: peers must reach it.
+    """
+
+    kind: ItemKind
+    name: str
+    gpa: AddrRange | None
+    iova: AddrRange | None = None
+    start_cause: str | None = None
+    last_cause: str | None = None
+    node: str | None = None
+    required: bool = False
+
+    @property
+    def place(self) -> AddrRange:
+        """Where to draw it: guest addresses, or IOVAs for what the guest does not see."""
+        place = self.gpa or self.iova
+        assert place is not None  # an item is somewhere
+        return place
+
+
+@dataclass(frozen=True, slots=True)
+class GuestReserved:
+    """A span that the guest must be told to keep its hands off, and why.
+
+    The guest's own allocators (PCI BAR placement, memory hotplug) would use it otherwise.
+    """
+
+    range: AddrRange
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where everything of a guest is. Made by `vmm_iova.plan`.
+
+    Attributes:
+        machine: the model.
+        ram_bytes: RAM in all.
+        on_hole: policy that was asked for.
+        policy: what was done: `as is`, `split` or `move`.
+        items: all parts, ascending by guest address.
+        guest_reserved: what the guest must be told, ascending.
+        usable: the ranges that it was planned in.
+        notes: what a person should know; groups that cannot be assigned come first.
+        page_sizes: (name, bytes, page size or None) of each node; one nameless without nodes.
+        viommu: True if the guest has an IOMMU of its own.
+        devices: number of assigned devices.
+        widths: address widths of host and guest, side by side.
+        changes: what differs from the layout that was to be kept, and why; empty if nothing does.
+        kept: True if a saved layout was kept as it was.
+
+    Synchronization: none required (immutable).
+    """
+
+    machine: Machine
+    ram_bytes: int
+    on_hole: str
+    policy: str
+    items: tuple[Item, ...]
+    guest_reserved: tuple[GuestReserved, ...]
+    usable: Usable
+    notes: tuple[Note, ...]
+    page_sizes: tuple[tuple[str | None, int, int | None], ...] = ()
+    viommu: bool = False
+    devices: int = 1
+    widths: tuple[Width, ...] = ()
+    changes: tuple[str, ...] = ()
+    kept: bool = False
+
+    @property
+    def ram(self) -> tuple[Item, ...]:
+        """The pieces of RAM, ascending: each is one mapping."""
+        return tuple(item for item in self.items if item.kind is ItemKind.RAM)
+
+    @property
+    def host_holes(self) -> tuple[GuestReserved, ...]:
+        """What the guest must be told because of the host: not what it asked to keep free."""
+        own = {kept_for(item.name) for item in self.items if item.kind is ItemKind.RESERVED}
+        return tuple(entry for entry in self.guest_reserved if entry.cause not in own)
+
+    @property
+    def address_bits(self) -> int:
+        """Guest physical address bits that the layout needs."""
+        return max((item.gpa.last.bit_length() for item in self.items if item.gpa), default=0)
+
+    @classmethod
+    def from_json(
+        cls, found: dict[str, Any], usable: Usable, machine: Machine | None = None
+    ) -> Layout:
+        """Return the layout that `to_json` wrote, as it was saved.
+
+        Nothing is judged again; `plan(..., keep=...)` does that.
+
+        Args:
+            found: the parsed JSON.
+            usable: what the host allows now.
+            machine: the model; default the one of that name.
+
+        Raises:
+            HostDataError: it is no layout, or of another version.
+            UnknownNameError: there is no machine model of that name.
+        """
+        from vmm_iova.machines.model import load_machine  # a user's own model is handed in
+
+        name = str(found.get("machine", "layout"))
+        check_layout(found, name)
+        try:
+            items = tuple(_item_of(item) for item in found["items"])
+            told = tuple(
+                GuestReserved(_span_of(item), str(item["cause"]))
+                for item in found["guest_reserved"]
+            )
+            nodes = tuple(
+                (
+                    node["name"],
+                    int(node["size"], 16),
+                    None if node["page_size"] is None else int(node["page_size"], 16),
+                )
+                for node in found["nodes"]
+            )
+            model = load_machine(name) if machine is None else machine
+            _check_items(items, int(found["ram"], 16), identity=model.identity)
+            return cls(
+                machine=model,
+                ram_bytes=int(found["ram"], 16),
+                on_hole=str(found["on_hole"]),
+                policy=str(found["policy"]),
+                items=items,
+                guest_reserved=told,
+                usable=usable,
+                notes=tuple(Note(str(text)) for text in found["notes"]),
+                page_sizes=nodes,
+                viommu=found["viommu"] is True,
+                devices=int(found["devices"]),
+                widths=tuple(
+                    Width(w["what"], w["bits"], w["source"], w["counts"]) for w in found["widths"]
+                ),
+                changes=tuple(map(str, found["changes"])),
+                kept=found["kept"] is True,
+            )
+        except (KeyError, TypeError, ValueError, IovaError) as error:
+            if isinstance(error, UnknownNameError):
+                raise
+            raise HostDataError(
+                f"{name} is no layout: {error} is missing or makes no sense", source=name
+            ) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the layout as plain data with addresses and sizes as hex strings."""
+        return {
+            "schema": {"name": "vmm-iova-layout", "version": LAYOUT_VERSION},
+            "machine": self.machine.name,
+            "host": self.usable.host,
+            "groups": list(self.usable.groups),
+            "ram": f"{self.ram_bytes:#x}",
+            "on_hole": self.on_hole,
+            "policy": self.policy,
+            "granule": f"{self.usable.granule:#x}",
+            "address_bits": self.address_bits,
+            "items": [_item(item) for item in self.items],
+            "guest_reserved": [
+                {**_span(item.range), "cause": item.cause} for item in self.guest_reserved
+            ],
+            "evidence": [item.text for item in self.usable.evidence],
+            "unassignable": [item.text for item in self.usable.unassignable],
+            "notes": [note.text for note in self.notes],
+            "nodes": [
+                {
+                    "name": name,
+                    "size": f"{size:#x}",
+                    "page_size": None if pages is None else f"{pages:#x}",
+                }
+                for name, size, pages in self.page_sizes
+            ],
+            "viommu": self.viommu,
+            "devices": self.devices,
+            "widths": [
+                {
+                    "what": width.what,
+                    "bits": width.bits,
+                    "source": width.source,
+                    "counts": width.counts,
+                }
+                for width in self.widths
+            ],
+            "kept": self.kept,
+            "changes": list(self.changes),
+        }
+
+
+def kept_for(name: str) -> str:
+    """Return the cause of an area that the guest asked to keep free."""
+    return f"kept for {name}, as asked for"
+
+
+def _span(item: AddrRange) -> dict[str, str]:
+    return {"start": f"{item.start:#x}", "last": f"{item.last:#x}"}
+
+
+def _item(item: Item) -> dict[str, Any]:
+    return {
+        "kind": item.kind.value,
+        "name": item.name,
+        "size": f"{item.place.size:#x}",
+        "gpa": None if item.gpa is None else _span(item.gpa),
+        "iova": None if item.iova is None else _span(item.iova),
+        "start_cause": item.start_cause,
+        "last_cause": item.last_cause,
+        "node": item.node,
+        "required": item.required,
+    }
+
+
+def _span_of(found: dict[str, str]) -> AddrRange:
+    return AddrRange(int(found["start"], 16), int(found["last"], 16))
+
+
+def _item_of(found: dict[str, Any]) -> Item:
+    gpa, iova = found["gpa"], found["iova"]
+    return Item(
+        ItemKind(found["kind"]),
+        found["name"],
+        None if gpa is None else _span_of(gpa),
+        None if iova is None else _span_of(iova),
+        found["start_cause"],
+        found["last_cause"],
+        found["node"],
+        found["required"] is True,
+    )
+
+
+def _check_items(items: Sequence[Item], ram_bytes: int, *, identity: bool) -> None:
+    """Refuse parts that contradict each other: a saved file may have been edited by hand."""
+    ram = [item for item in items if item.kind is ItemKind.RAM]
+    for item in ram:
+        if item.gpa is None or item.iova is None or item.gpa.size != item.iova.size:
+            raise ValueError(f"RAM {item.name} has no guest address and IOVA of one size, which")
+        if identity and item.gpa != item.iova:
+            raise ValueError(f"RAM {item.name} has an IOVA other than its guest address, which")
+    if sum(item.place.size for item in ram) != ram_bytes:
+        raise ValueError(f"RAM is not {ram_bytes:#x} bytes in all, which")
+    placed = [item for item in items if item.kind in (ItemKind.RAM, ItemKind.WINDOW)]
+    placed.sort(key=lambda item: item.place)
+    for below, above in pairwise(placed):
+        if below.place.overlaps(above.place):
+            raise ValueError(f"{below.name} {below.place} overlaps {above.name}, which")
+
+
+def check_layout(found: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return what `Layout.to_json` wrote and a file gave back, if it is whole.
+
+    Args:
+        found: the parsed JSON.
+        name: file name for messages.
+
+    Raises:
+        HostDataError: it is of another version, or a part is missing.
+    """
+    version = found.get("schema", {}).get("version")
+    if version != LAYOUT_VERSION:
+        raise HostDataError(
+            f"{name}: layout version {version!r} is not {LAYOUT_VERSION}",
+            source=name,
+            hint="update vmm-iova, or plan again",
+        )
+    try:
+        for item in found["items"]:
+            places = [item[key] for key in ("gpa", "iova") if item[key] is not None]
+            whole = [item["kind"], item["name"], *(place[k] for place in places for k in _ENDS)]
+            if not all(isinstance(part, str) for part in whole):
+                raise TypeError("a part is not text")
+        for told in found["guest_reserved"]:
+            _ = told["start"] + told["last"]
+    except (KeyError, TypeError) as error:
+        raise HostDataError(
+            f"{name} is no layout: {error} is missing or of a wrong kind", source=name
+        ) from error
+    return found

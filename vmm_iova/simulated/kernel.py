@@ -1,0 +1,460 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A kernel in memory: VFIO type1 and iommufd down to the ioctl, with faults to order.
+
+It implements `syscalls.Kernel`, so that `type1`, `iommufd`, `device` and `mapping` run on it
+unchanged. `plan --dry-run` and users' own tests run against it, and the lab holds it to real
+kernels: the same random sequences run on both and every answer is compared. Where they differ,
+this is wrong.
+
+Pointers inside structures are addresses of this process, as with the real kernel; only memory that
+is mapped for DMA need not exist, unless `device_read` or `device_write` is used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmm_iova.kernel import uapi
+from vmm_iova.kernel.syscalls import Kernel, LockBudget, ioctl_one_by_one
+from vmm_iova.ranges import AddrRange, RangeSet
+from vmm_iova.simulated.iommufd import SimIommufd
+from vmm_iova.simulated.model import SimGroup, SimMemory, refuse
+from vmm_iova.simulated.objects import SimDevice
+from vmm_iova.simulated.sysfs import SimSysfs
+from vmm_iova.simulated.type1 import SimContainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from vmm_iova.simulated.ioas import SimIoas
+    from vmm_iova.simulated.model import SimArea
+
+
+@dataclass
+class Fault:
+    """Something that goes wrong, once.
+
+    Attributes:
+        skip: how many matching calls go well first.
+        request: only this ioctl, or None for any.
+        errno: what the call answers, without doing anything; 0 lets it be done.
+        change: called with the argument of a call that was done, to falsify its answer.
+    """
+
+    skip: int
+    request: int | None = None
+    errno: int = 0
+    change: Callable[[bytearray], None] | None = None
+
+
+class _GroupFile:
+    def __init__(self, group: SimGroup) -> None:
+        self.group = group
+        self.container: SimContainer | SimIommufd | None = None
+        self.devices = 0
+
+
+class _DeviceFile:
+    """A device, had through its group or through its own node."""
+
+    def __init__(self, bdf: str, group: SimGroup, parent: _GroupFile | None) -> None:
+        self.bdf = bdf
+        self.group = group
+        self.parent = parent
+        self.bound: tuple[SimIommufd, SimDevice] | None = None
+
+
+_File = SimContainer | SimIommufd | _GroupFile | _DeviceFile
+
+
+class SimulatedKernel(SimSysfs):
+    """A host with an IOMMU.
+
+    Args:
+        groups: what there is.
+        release: of the kernel whose answers it gives, from (4, 4) to (7, 3).
+        page: bytes of the process's pages.
+        dma_entry_limit: parameter of vfio_iommu_type1, sampled when a container gets its backend.
+        memlock: RLIMIT_MEMLOCK in bytes, or None for CAP_IPC_LOCK.
+        allow_unsafe_interrupts: parameter of vfio_iommu_type1 and iommufd.
+        iommufd: whether it was configured; also needs release 6.2.
+        cdev: whether devices have nodes of their own; also needs 6.6.
+        compat_container: whether /dev/vfio/vfio is an iommufd.
+        max_auto_alignment: bytes; largest alignment of automatic placement (the huge page, or the
+            page where the kernel has no transparent huge pages).
+
+    Synchronization: external.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[SimGroup],
+        *,
+        release: tuple[int, int] = (7, 3),
+        page: int = 4096,
+        dma_entry_limit: int = 65535,
+        memlock: int | None = None,
+        allow_unsafe_interrupts: bool = False,
+        iommufd: bool = True,
+        cdev: bool = True,
+        compat_container: bool = False,
+        max_auto_alignment: int = 2 << 20,
+    ) -> None:
+        self.release = release
+        self.memory = SimMemory(page, memlock)
+        self.dma_entry_limit = dma_entry_limit
+        self.allow_unsafe_interrupts = allow_unsafe_interrupts
+        self.max_auto_alignment = max_auto_alignment
+        self.compat_container = compat_container
+        self.faults: list[Fault] = []
+        self.calls = 0
+        self._files: dict[int, _File] = {}
+        # Above every descriptor that a process can have, so that none is mistaken for a real one.
+        self._next = itertools.count(1 << 24)
+        super().__init__(
+            groups,
+            has_iommufd=iommufd and release >= (6, 2),
+            has_cdev=cdev and iommufd and release >= (6, 6),
+        )
+
+    # Faults.
+
+    def inject(self, number: int, *, request: int | None = None, after: int = 0) -> None:
+        """Let one ioctl fail.
+
+        Args:
+            number: errno that it answers.
+            request: only calls of this kind count, or None.
+            after: how many of them go well first.
+        """
+        self.faults.append(Fault(after, request, number))
+
+    def falsify(self, change: Callable[[bytearray], None], *, request: int, after: int = 0) -> None:
+        """Let one ioctl be done, and `change` what it answers."""
+        self.faults.append(Fault(after, request, 0, change))
+
+    def _due(self, request: int) -> Fault | None:
+        due = None
+        for fault in list(self.faults):
+            if fault.request not in (None, request):
+                continue
+            if fault.skip:
+                fault.skip -= 1
+            elif due is None:
+                due = fault
+                self.faults.remove(fault)
+        return due
+
+    # System calls.
+
+    def open(self, path: str) -> int:
+        """Open a node."""
+        kind = self.node(path)
+        made: _File
+        if kind == "container":
+            made = SimIommufd(self) if self.compat_container else SimContainer(self)
+        elif kind == "iommufd":
+            made = SimIommufd(self)
+        elif isinstance(kind, SimGroup):
+            made = self._open_group(kind)
+        elif isinstance(kind, tuple):
+            made = _DeviceFile(*kind, None)
+        else:
+            raise refuse(errno.ENXIO)
+        fd = next(self._next)
+        self._files[fd] = made
+        return fd
+
+    def _open_group(self, group: SimGroup) -> _GroupFile:
+        for other in self._files.values():
+            busy = isinstance(other, _GroupFile) and other.group is group
+            bound = isinstance(other, _DeviceFile) and other.bound and other.group is group
+            if busy or bound:
+                raise refuse(errno.EBUSY)
+        return _GroupFile(group)
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor; what hangs on it goes as with the real kernel."""
+        item = self._files.pop(fd, None)
+        if item is None:
+            raise refuse(errno.EBADF)
+        if isinstance(item, _DeviceFile):
+            if item.bound:
+                iommufd, device = item.bound
+                iommufd.detach(device)
+                iommufd.forget(device)
+                self._retire(iommufd)
+            if item.parent:
+                item.parent.devices -= 1
+                self._leave_if_unused(item.parent)
+        elif isinstance(item, _GroupFile):
+            self._leave_if_unused(item)
+        elif isinstance(item, SimIommufd):
+            self._retire(item)
+
+    def _leave_if_unused(self, item: _GroupFile) -> None:
+        # An open device keeps its group in the container although the group's file is closed.
+        if item.devices or item in self._files.values() or item.container is None:
+            return
+        container, item.container = item.container, None
+        if isinstance(container, SimContainer):
+            container.leave(item.group)
+
+    def _retire(self, iommufd: SimIommufd) -> None:
+        """Free an iommufd when neither its file nor a bound device is left."""
+        held = any(
+            isinstance(other, _DeviceFile) and other.bound and other.bound[0] is iommufd
+            for other in self._files.values()
+        )
+        if not held and iommufd not in self._files.values():
+            iommufd.release_all()
+
+    def ioctl(self, fd: int, request: int, arg: int | bytes | bytearray = 0) -> int:
+        """Answer an ioctl, or let it fail as ordered."""
+        item = self._files.get(fd)
+        if item is None:
+            raise refuse(errno.EBADF)
+        self.calls += 1
+        fault = self._due(request)
+        if fault is not None and fault.errno:
+            raise refuse(fault.errno)
+        if isinstance(item, _GroupFile):
+            answer = self._group_ioctl(item, request, arg)
+        elif isinstance(item, _DeviceFile):
+            answer = self._device_ioctl(item, request, arg)
+        else:
+            answer = item.ioctl(request, arg)
+        if fault is not None and fault.change is not None and isinstance(arg, bytearray):
+            fault.change(arg)
+        return answer
+
+    def ioctl_many(self, fd: int, request: int, records: bytearray, stride: int) -> tuple[int, int]:
+        """Answer many ioctls; faults count each."""
+        return ioctl_one_by_one(self, fd, request, records, stride)
+
+    def _group_ioctl(self, item: _GroupFile, request: int, arg: int | bytes | bytearray) -> int:
+        if request == uapi.GROUP_GET_STATUS and isinstance(arg, bytearray):
+            if struct.unpack_from("=I", arg)[0] < uapi.GROUP_STATUS.size:
+                raise refuse(errno.EINVAL)
+            flags = uapi.GROUP_VIABLE if self.viable(item.group) else 0
+            flags |= uapi.GROUP_CONTAINER_SET if item.container else 0
+            struct.pack_into("=I", arg, 4, flags)
+            return 0
+        if request == uapi.GROUP_SET_CONTAINER and isinstance(arg, bytes):
+            return self._set_container(item, struct.unpack("=i", arg)[0])
+        if request == uapi.GROUP_UNSET_CONTAINER:
+            if item.container is None:
+                raise refuse(errno.EINVAL)
+            if item.devices:
+                raise refuse(errno.EBUSY)
+            if isinstance(item.container, SimContainer):
+                item.container.leave(item.group)
+            item.container = None
+            return 0
+        if request == uapi.GROUP_GET_DEVICE_FD and isinstance(arg, bytes):
+            bdf = arg.rstrip(b"\0").decode("ascii")
+            if bdf not in item.group.devices:
+                raise refuse(errno.ENODEV)
+            return self._open_device(item, bdf)
+        raise refuse(errno.ENOTTY)
+
+    def _open_device(self, item: _GroupFile, bdf: str) -> int:
+        """Open a device through its group; behind an iommufd it is attached at that moment."""
+        made = _DeviceFile(bdf, item.group, item)
+        container = item.container
+        if isinstance(container, SimIommufd):
+            made.bound = (container, self._claim(container, bdf, item.group))
+            try:
+                container.attach(made.bound[1], container.compat_id())
+            except OSError:
+                container.forget(made.bound[1])
+                raise
+        elif container is None or not container.type:
+            raise refuse(errno.EINVAL)
+        fd = next(self._next)
+        self._files[fd] = made
+        item.devices += 1
+        return fd
+
+    def _claim(self, iommufd: SimIommufd, bdf: str, group: SimGroup) -> SimDevice:
+        """iommufd_device_bind: interrupts, then direct regions."""
+        if not group.isolated_msi and not self.allow_unsafe_interrupts:
+            raise refuse(errno.EPERM)
+        if group.direct:
+            raise refuse(errno.EINVAL)
+        device = SimDevice(bdf, group)
+        iommufd.add(device)
+        return device
+
+    def _set_container(self, item: _GroupFile, fd: int) -> int:
+        if item.container is not None:
+            raise refuse(errno.EINVAL)
+        container = self._files.get(fd)
+        if container is None:
+            raise refuse(errno.EBADF if fd >= 0 or self.release >= (6, 2) else errno.EINVAL)
+        if isinstance(container, SimIommufd):
+            container.make_compat()
+            item.container = container
+            return 0
+        if not isinstance(container, SimContainer):
+            raise refuse(errno.EBADFD if self.release >= (6, 2) else errno.EINVAL)
+        # KERNEL: since about 6.6 a direct region keeps the whole device from user space.
+        if item.group.direct and self.release >= (6, 6):
+            raise refuse(errno.EINVAL)
+        container.join(item.group)
+        item.container = container
+        return 0
+
+    def _device_ioctl(self, item: _DeviceFile, request: int, arg: int | bytes | bytearray) -> int:
+        if request == uapi.DEVICE_BIND_IOMMUFD and isinstance(arg, bytearray):
+            return self._bind(item, arg)
+        if item.parent is None and item.bound is None:
+            raise refuse(errno.EINVAL)
+        if request == uapi.DEVICE_GET_INFO and isinstance(arg, bytearray):
+            return _device_info(item.group, arg)
+        if request == uapi.DEVICE_RESET:
+            return 0
+        if item.bound is None or not isinstance(arg, bytearray):
+            raise refuse(errno.ENOTTY)
+        iommufd, device = item.bound
+        argsz, flags = struct.unpack_from("=II", arg)
+        if request == uapi.DEVICE_ATTACH_IOMMUFD_PT:
+            if argsz < uapi.ATTACH.minimum or flags:
+                raise refuse(errno.EINVAL)
+            table = iommufd.attach(device, struct.unpack_from("=I", arg, 8)[0])
+            struct.pack_into("=I", arg, 8, table)
+            return 0
+        if request == uapi.DEVICE_DETACH_IOMMUFD_PT:
+            if argsz < uapi.DETACH.minimum or flags:
+                raise refuse(errno.EINVAL)
+            iommufd.detach(device)
+            return 0
+        raise refuse(errno.ENOTTY)
+
+    def _bind(self, item: _DeviceFile, arg: bytearray) -> int:
+        argsz, flags, fd = struct.unpack_from("=IIi", arg)
+        if argsz < uapi.BIND.minimum or flags or fd < 0 or item.parent or item.bound:
+            raise refuse(errno.EINVAL)
+        others = [other for other in self._files.values() if other is not item]
+        if any(isinstance(other, _GroupFile) and other.group is item.group for other in others):
+            raise refuse(errno.EBUSY)
+        iommufd = self._files.get(fd)
+        if not isinstance(iommufd, SimIommufd):
+            raise refuse(errno.EBADF)
+        if any(
+            isinstance(other, _DeviceFile) and other.bound and other.bdf == item.bdf
+            for other in others
+        ):
+            raise refuse(errno.EINVAL)
+        device = self._claim(iommufd, item.bdf, item.group)
+        item.bound = (iommufd, device)
+        struct.pack_into("=I", arg, 12, iommufd.id_of(device))
+        return 0
+
+    # For tests: what is the case, and DMA.
+
+    def lock_budget(self) -> LockBudget:
+        """Return how much memory may be locked."""
+        return LockBudget(self.memory.limit, self.memory.locked)
+
+    def mapped(self) -> RangeSet:
+        """Return every IOVA that is mapped in any container or IOAS that is open."""
+        areas = (area for space in self._spaces() for area in space)
+        return RangeSet(AddrRange(area.start, area.last) for area in areas)
+
+    def _spaces(self) -> list[Iterable[SimArea]]:
+        found: list[Iterable[SimArea]] = []
+        for item in self._files.values():
+            if isinstance(item, SimContainer):
+                found.append(item.areas)
+            elif isinstance(item, SimIommufd):
+                found.extend(space.areas for space in item.address_spaces())
+        return found
+
+    def describe(self) -> str:
+        """Say in one text what every open file holds, for reports."""
+        return "\n".join(f"{fd}: {item!r}" for fd, item in self._files.items())
+
+    def open_files(self) -> int:
+        """Return how many descriptors are open."""
+        return len(self._files)
+
+    def device_write(self, bdf: str, iova: int, data: bytes) -> None:
+        """Let a device write memory by DMA.
+
+        Raises:
+            OSError: `EFAULT`, where a real IOMMU would log a fault and drop the write.
+        """
+        self._dma(bdf, iova, len(data), data)
+
+    def device_read(self, bdf: str, iova: int, size: int) -> bytes:
+        """Let a device read memory by DMA; raises as `device_write`."""
+        return self._dma(bdf, iova, size, None)
+
+    def _dma(self, bdf: str, iova: int, size: int, data: bytes | None) -> bytes:
+        read = bytearray()
+        at = iova
+        while at < iova + size:
+            area = next(
+                (found for space in self._seen_by(bdf) if (found := space.areas.first(at, at))),
+                None,
+            )
+            if area is None or not (area.read if data is None else area.write):
+                raise refuse(errno.EFAULT)
+            step = min(iova + size, area.last + 1) - at
+            where = area.hva + (at - area.start)
+            if data is None:
+                read += ctypes.string_at(where, step)
+            else:
+                ctypes.memmove(where, data[at - iova : at - iova + step], step)
+                self._note_written(bdf, at, step)
+            at += step
+        return bytes(read)
+
+    def _seen_by(self, bdf: str) -> list[SimContainer | SimIoas]:
+        found: list[SimContainer | SimIoas] = []
+        for item in self._files.values():
+            if isinstance(item, _DeviceFile) and item.bdf == bdf:
+                if item.parent and isinstance(item.parent.container, SimContainer):
+                    found.append(item.parent.container)
+                elif item.bound and item.bound[1].table:
+                    found.append(item.bound[1].table.ioas)
+        return found
+
+    def _note_written(self, bdf: str, iova: int, size: int) -> None:
+        for item in self._files.values():
+            if isinstance(item, _DeviceFile) and item.bdf == bdf and item.bound:
+                table = item.bound[1].table
+                if table and table.tracking:
+                    page = self.memory.page
+                    table.written.update(range(iova & -page, iova + size, page))
+
+
+def _device_info(group: SimGroup, arg: bytearray) -> int:
+    argsz = struct.unpack_from("=I", arg)[0]
+    if argsz < uapi.DEVICE_INFO.minimum:
+        raise refuse(errno.EINVAL)
+    flags, chain = uapi.DEVICE_FLAG_RESET | uapi.DEVICE_FLAG_PCI, b""
+    if group.zpci:
+        chain = uapi.ZPCI_BASE.codec.pack(
+            1, 1, 0, group.zpci.start, group.zpci.last, 0, 0, 64, 0, 0
+        )
+        flags |= uapi.DEVICE_FLAG_CAPS
+    total, offset = argsz, 0
+    if chain and argsz < 24 + len(chain):
+        total = 24 + len(chain)
+    elif chain:
+        offset = 24
+        arg[24 : 24 + len(chain)] = chain
+    head = struct.pack("=IIIIII", total, flags, 9, 5, offset, 0)
+    arg[: min(argsz, 24)] = head[: min(argsz, 24)]
+    return 0
+
+
+_KERNEL: type[Kernel] = SimulatedKernel
+"""Checked by mypy: whatever drives a real kernel drives this one."""
