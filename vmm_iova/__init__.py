@@ -50,12 +50,14 @@ if TYPE_CHECKING:
         UndoError,
         UnknownNameError,
     )
-    from vmm_iova.host.facts import Host, RegionKind, ReservedRegion
+    from vmm_iova.host.facts import RegionKind, ReservedRegion
+    from vmm_iova.host.host import Host
     from vmm_iova.host.judge import judge
     from vmm_iova.host.load import bundled_hosts, load_host
     from vmm_iova.host.registers import Width
     from vmm_iova.host.usable import Cause, CauseKind, Usable, UsableRange
-    from vmm_iova.machines.model import FixedItem, Machine, load_machine, machine_names
+    from vmm_iova.machines.catalogue import load_machine, machine_names
+    from vmm_iova.machines.model import FixedItem, Machine
     from vmm_iova.planning.budget import Budget, budget, compare_costs
     from vmm_iova.planning.layout import GuestReserved, Item, ItemKind, Layout
     from vmm_iova.planning.memory_maps import device_tree, e820, exclude
@@ -160,13 +162,15 @@ _HOMES = {
     "diagnosis.diagnose": "Diagnosis diagnose explain",
     "diagnosis.check": "Reason Verdict check",
     "planning.layout": "GuestReserved Item ItemKind Layout",
-    "machines.model": "FixedItem Machine load_machine machine_names",
+    "machines.catalogue": "load_machine machine_names",
+    "machines.model": "FixedItem Machine",
     "planning.plan": "plan",
     "planning.request": "Bar Guest Node Room",
     "planning.memory_maps": "device_tree e820 exclude",
     "host.judge": "judge",
     "host.load": "bundled_hosts load_host",
-    "host.facts": "Host RegionKind ReservedRegion",
+    "host.facts": "RegionKind ReservedRegion",
+    "host.host": "Host",
     "host.usable": "Cause CauseKind Usable UsableRange",
     "host.registers": "Width",
     "ranges": "AddrRange MappableRanges RangeSet",

@@ -9,7 +9,7 @@ import pytest
 
 import vmm_iova as vi
 from vmm_iova.diagnosis.failed import parse_failed_maps
-from vmm_iova.host.facts import Host
+from vmm_iova.host.host import Host
 from vmm_iova.host.text import parse_text
 from vmm_iova.ranges import AddrRange
 from vmm_iova.units import parse_range

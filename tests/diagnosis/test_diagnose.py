@@ -17,7 +17,7 @@ from vmm_iova.diagnosis.causes import FACTS, NAMES, OPS, TABLES, Why, errno_name
 from vmm_iova.diagnosis.diagnose import diagnose
 from vmm_iova.diagnosis.error_lines import Clues, Failure, parse_report, parse_reports
 from vmm_iova.diagnosis.forms import FORMS
-from vmm_iova.host.facts import Host
+from vmm_iova.host.host import Host
 
 FAILED = (Path(__file__).parents[1] / "data/failed-maps-2016-2026.txt").read_text("utf-8")
 NOT_HERE = "vfio-pci 0000:01:00.0: Firmware has requested this device have a 1:1 IOMMU mapping, "

@@ -4,15 +4,8 @@
 from __future__ import annotations
 
 from vmm_iova.fleet import SourceText
-from vmm_iova.host.facts import (
-    Device,
-    Group,
-    Host,
-    KernelRanges,
-    RegionKind,
-    ReservedRegion,
-    Source,
-)
+from vmm_iova.host.facts import Device, Group, KernelRanges, RegionKind, ReservedRegion, Source
+from vmm_iova.host.host import Host
 from vmm_iova.host.snapshot import dump_snapshot
 from vmm_iova.ranges import AddrRange, MappableRanges
 

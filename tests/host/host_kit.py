@@ -5,13 +5,13 @@ from vmm_iova.host.facts import (
     Device,
     EmptyRegion,
     Group,
-    Host,
     IommuUnit,
     KernelRanges,
     RegionKind,
     ReservedRegion,
     Source,
 )
+from vmm_iova.host.host import Host
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
 
 TOP = ADDRESS_LAST  # 2^64-1

@@ -19,7 +19,8 @@ from host_kit import (
 )
 
 from vmm_iova.errors import HostDataError, UnknownNameError
-from vmm_iova.host.facts import Group, Host, IommuUnit, Limits, Note, StatedWidth
+from vmm_iova.host.facts import Group, IommuUnit, Limits, Note, StatedWidth
+from vmm_iova.host.host import Host
 
 
 def test_group_is_found_by_number_and_text():

@@ -29,7 +29,6 @@ from vmm_iova.host.facts import (
     DmaWindow,
     EmptyRegion,
     Group,
-    Host,
     IommuUnit,
     KernelRanges,
     Limits,
@@ -38,6 +37,7 @@ from vmm_iova.host.facts import (
     ReservedRegion,
     StatedWidth,
 )
+from vmm_iova.host.host import Host
 from vmm_iova.host.load import bundled_hosts
 from vmm_iova.host.snapshot import SCHEMA_NAME, SCHEMA_VERSION, dump_snapshot, load_snapshot
 from vmm_iova.host.text import parse_text

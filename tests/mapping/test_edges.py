@@ -8,7 +8,7 @@ import errno
 import pytest
 
 import vmm_iova as vi
-from vmm_iova.host.facts import Host
+from vmm_iova.host.host import Host
 from vmm_iova.kernel import Ioas, Iommufd, VfioCdev, open_space
 from vmm_iova.kernel.facts import with_kernel_facts
 from vmm_iova.mapping import DynamicMaps, GuestMemory, Piece, map_pieces, precheck, prefault

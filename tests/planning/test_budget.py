@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vmm_iova as vi
-from vmm_iova.planning.budget import page_tables
+from vmm_iova.planning.page_tables import page_tables
 from vmm_iova.ranges import AddrRange
 
 ALL = 1 << 12 | 1 << 21 | 1 << 30

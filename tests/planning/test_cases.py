@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import vmm_iova as vi
-from vmm_iova.host.facts import Group, Host, RegionKind, ReservedRegion, Source
+from vmm_iova.host.facts import Group, RegionKind, ReservedRegion, Source
+from vmm_iova.host.host import Host
 from vmm_iova.host.regions import parse_reserved_regions
 from vmm_iova.host.registers import vtd_width
 from vmm_iova.machines.model import FixedItem, Machine, Pci64Window, RamWindow
@@ -336,7 +337,7 @@ def test_ten_buffers_avoid_a_reserved_region(make: type[vi.IovaAllocator]) -> No
 def test_offset_of_a_page_leaves_no_large_leaf() -> None:
     # Congruent backing gives 1 GiB leaves; a piece that begins a page later has 4 KiB leaves up to
     # the next multiple and before the last one.
-    from vmm_iova.planning.budget import ALL_LEAVES, page_tables
+    from vmm_iova.planning.page_tables import ALL_LEAVES, page_tables
 
     flush = page_tables([AddrRange.from_size(4 << 30, 2 << 30)], ALL_LEAVES)
     shifted = page_tables([AddrRange.from_size((4 << 30) + 4096, 2 << 30)], ALL_LEAVES)

@@ -9,7 +9,8 @@ import pytest
 
 import vmm_iova as vi
 from vmm_iova import cli
-from vmm_iova.host.facts import Group, Host, RegionKind, ReservedRegion, Source
+from vmm_iova.host.facts import Group, RegionKind, ReservedRegion, Source
+from vmm_iova.host.host import Host
 from vmm_iova.planning.difference import host_changes, layout_changes
 from vmm_iova.ranges import AddrRange
 

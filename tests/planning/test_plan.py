@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import vmm_iova as vi
 from vmm_iova.allocator import allocator_class
-from vmm_iova.host.facts import Group, Host, RegionKind, ReservedRegion, Source
+from vmm_iova.host.facts import Group, RegionKind, ReservedRegion, Source
+from vmm_iova.host.host import Host
 from vmm_iova.host.text import parse_text
 from vmm_iova.machines.model import Machine, RamWindow
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet

@@ -19,10 +19,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import vmm_iova as vi
-from vmm_iova.host.facts import Group, Host, RegionKind, ReservedRegion, Source
+from vmm_iova.host.facts import Group, RegionKind, ReservedRegion, Source
+from vmm_iova.host.host import Host
 from vmm_iova.machines.model import Machine, Pci64Window, RamWindow
 from vmm_iova.planning.bars import Packing
-from vmm_iova.planning.ram import cost_of
+from vmm_iova.planning.page_tables import cost_of
 from vmm_iova.planning.request import WantedBar
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
 

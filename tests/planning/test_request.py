@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 import vmm_iova as vi
-from vmm_iova.host.facts import Group, Host, IommuUnit, RegionKind, ReservedRegion, Source
+from vmm_iova.host.facts import Group, IommuUnit, RegionKind, ReservedRegion, Source
+from vmm_iova.host.host import Host
 from vmm_iova.host.text import parse_text
 from vmm_iova.ranges import AddrRange
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vmm_iova.cli.guest import add_guest_options, guest_of
-from vmm_iova.cli.layouts import read_layout
+from vmm_iova.cli.guest import add_guest_options, guest_of, read_layout
 from vmm_iova.cli.options import (
     GENERATOR,
     REFUSED,
@@ -18,9 +17,14 @@ from vmm_iova.cli.options import (
 )
 from vmm_iova.errors import RequestError
 from vmm_iova.host.evidence import architecture
-from vmm_iova.machines.model import usual_machine
-from vmm_iova.planning.difference import host_changes, layout_changes
-from vmm_iova.report import compare, data, text
+from vmm_iova.machines.catalogue import usual_machine
+from vmm_iova.planning.difference import (
+    compare_hosts,
+    compare_layouts,
+    host_changes,
+    layout_changes,
+)
+from vmm_iova.report import data, text
 
 if TYPE_CHECKING:
     import argparse
@@ -39,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     """Do it."""
     layouts = [read_layout(spec) for spec in (options.first, options.second)]
     if layouts[0] is not None and layouts[1] is not None:
-        difference = compare.compare_layouts(layouts[0], layouts[1])
+        difference = compare_layouts(layouts[0], layouts[1])
         difference = replace(difference, guest=layout_changes(layouts[0], layouts[1]))
     elif layouts[0] is not None or layouts[1] is not None:
         raise RequestError(
@@ -50,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         left, right = (host_of(options, spec) for spec in (options.first, options.second))
         judged = usable_or_none(left, options), usable_or_none(right, options)
-        difference = compare.compare_hosts(left, right, *judged)
+        difference = compare_hosts(left, right, *judged)
         # One machine for both, the usual one of the first host: else nothing can be compared.
         options.machine = options.machine or usual_machine(architecture(left, left.groups))
         guest = guest_of(options) if options.ram is not None or options.node else None

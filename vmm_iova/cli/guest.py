@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmm_iova.cli.layouts import read_layout
 from vmm_iova.errors import HostDataError, RequestError
 from vmm_iova.host.load import read_text
 from vmm_iova.machines.model import FixedItem
+from vmm_iova.planning.layout import check_layout
 from vmm_iova.planning.request import Bar, Guest, Node, Room
 from vmm_iova.units import parse_range
 
@@ -119,3 +121,18 @@ def saved_layout(options: argparse.Namespace) -> dict[str, Any] | None:
         read_text(name)  # raises where there is none to read
         raise HostDataError(f"{name} is no saved layout (-o layout.json writes one)", source=name)
     return found
+
+
+def read_layout(spec: str) -> dict[str, Any] | None:
+    """Read a layout file; None if it is something else."""
+    if not spec.endswith(".json") or not Path(spec).is_file():
+        return None
+    content, name = read_text(spec)
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return None  # the reader of snapshots says what is wrong with it
+    schema = found.get("schema") if isinstance(found, dict) else None
+    if not isinstance(schema, dict) or schema.get("name") != "vmm-iova-layout":
+        return None
+    return check_layout(found, name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm_iova.cli.options import GENERATOR, add_print_options, command, write
 from vmm_iova.errors import RequestError
-from vmm_iova.machines.model import load_machine, machine_names
+from vmm_iova.machines.catalogue import load_machine, machine_names
 from vmm_iova.report import data, text
 
 if TYPE_CHECKING:

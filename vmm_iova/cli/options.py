@@ -16,7 +16,7 @@ from vmm_iova.units import parse_size
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm_iova.host.facts import Host
+    from vmm_iova.host.host import Host
     from vmm_iova.host.usable import Usable
 
 GENERATOR = f"vmm-iova {vmm_iova.__version__}"

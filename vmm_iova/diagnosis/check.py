@@ -10,7 +10,7 @@ from vmm_iova.errors import PlanError
 from vmm_iova.host.evidence import EvidenceKind
 from vmm_iova.host.facts import RegionKind
 from vmm_iova.host.usable import Cause, CauseKind, Usable
-from vmm_iova.machines.model import load_machine
+from vmm_iova.machines.catalogue import load_machine
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
 from vmm_iova.units import format_size, show_size
 

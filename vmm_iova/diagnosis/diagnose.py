@@ -15,7 +15,8 @@ from vmm_iova.diagnosis.causes import FACTS, SLOT_MAX, Why, rules_for
 from vmm_iova.diagnosis.check import Verdict, check, check_holes
 from vmm_iova.diagnosis.error_lines import parse_reports
 from vmm_iova.host.evidence import HYPERTRANSPORT, MSI_ARM_SOFTWARE, MSI_X86
-from vmm_iova.host.facts import Host, IommuUnit, Source, StatedWidth
+from vmm_iova.host.facts import IommuUnit, Source, StatedWidth
+from vmm_iova.host.host import Host
 from vmm_iova.host.usable import CauseKind
 from vmm_iova.ranges import ADDRESS_LAST
 from vmm_iova.units import show_size

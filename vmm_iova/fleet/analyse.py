@@ -11,7 +11,7 @@ from vmm_iova.fleet.one import Status, layout_digest
 from vmm_iova.fleet.survey import Allowed
 from vmm_iova.host.facts import Limits, RegionKind, ReservedRegion, Source
 from vmm_iova.host.usable import Cause, CauseKind, Usable, cut_holes
-from vmm_iova.machines.model import load_machine
+from vmm_iova.machines.catalogue import load_machine
 from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
 
 if TYPE_CHECKING:

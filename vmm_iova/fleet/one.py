@@ -31,7 +31,7 @@ from vmm_iova.fleet.survey import (
     merge_all,
 )
 from vmm_iova.host.evidence import architecture
-from vmm_iova.host.facts import Host, RegionKind
+from vmm_iova.host.facts import RegionKind
 from vmm_iova.host.load import decode_text, parse_hosts
 from vmm_iova.machines.model import Machine
 from vmm_iova.planning.request import machine_of
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from vmm_iova.fleet.request import FleetRequest
     from vmm_iova.host.facts import Device, Group
+    from vmm_iova.host.host import Host
     from vmm_iova.host.usable import Usable
     from vmm_iova.planning.layout import Layout
     from vmm_iova.ranges import AddrRange

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm_iova.errors import MisalignedError, PlacementError, PlanError, RequestError
 from vmm_iova.host.evidence import stated_evidence
-from vmm_iova.host.facts import Host
+from vmm_iova.host.host import Host
 from vmm_iova.planning.plan import Guest, OnHole, Prefer, plan
 from vmm_iova.planning.request import machine_of
 from vmm_iova.ranges import check_granule

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import RequestError
-from vmm_iova.host.facts import Group, Host, IommuUnit, KernelRanges, RegionKind, Source
-from vmm_iova.host.registers import amd_width, vtd_first_stage, vtd_width
+from vmm_iova.host.facts import Facts, Group, IommuUnit, KernelRanges, RegionKind, Source
+from vmm_iova.host.registers import Width, amd_width, vtd_first_stage, vtd_width
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
 from vmm_iova.units import parse_range
 
@@ -121,7 +121,7 @@ def _stated(ranges: MappableRanges, source: Source) -> Evidence:
     return Evidence(EvidenceKind.STATED, ranges, f"stated: {shown or 'nothing'}", source)
 
 
-def search(host: Host, group: Group | None) -> Findings:
+def search(host: Facts, group: Group | None) -> Findings:
     """Look for evidence of the aperture that a group has.
 
     Args:
@@ -172,7 +172,7 @@ def _from_kernel(
         )
 
 
-def _from_zpci(host: Host, group: Group | None) -> Iterator[Evidence]:
+def _from_zpci(host: Facts, group: Group | None) -> Iterator[Evidence]:
     for window in host.windows:
         if group is None or window.device in group.devices or not group.devices:
             yield Evidence(
@@ -209,7 +209,7 @@ class _Width:
         return Evidence(EvidenceKind.REGISTERS, ranges, self.text, self.source, bound=True)
 
 
-def _widths(host: Host, group: Group | None, looked: list[str]) -> Iterator[_Width]:
+def _widths(host: Facts, group: Group | None, looked: list[str]) -> Iterator[_Width]:
     for unit in units_of(host, group):
         if unit.cap is not None and unit.vendor == "intel":
             yield from _vtd(unit, looked)
@@ -222,7 +222,7 @@ def _widths(host: Host, group: Group | None, looked: list[str]) -> Iterator[_Wid
         yield _Width(width.bits, width.bits, True, text, width.source)
 
 
-def units_of(host: Host, group: Group | None) -> Sequence[IommuUnit]:
+def units_of(host: Facts, group: Group | None) -> Sequence[IommuUnit]:
     """The units in front of a group; all of them when the facts do not say which."""
     members = set(group.devices) if group else set()
     names = {device.iommu for device in host.devices if device.name in members}
@@ -261,7 +261,7 @@ def _amd(unit: IommuUnit, release: str | None, looked: list[str]) -> Iterator[_W
     yield _Width(width.bits, width.bits, width.doubt is None, shown, unit.source)
 
 
-def is_x86(host: Host) -> bool:
+def is_x86(host: Facts) -> bool:
     """Tell whether the facts can only come from an x86 host."""
     if host.arch in ("x86_64", "i386", "i686") or host.log_regions:
         return True
@@ -274,7 +274,7 @@ def is_x86(host: Host) -> bool:
     return any(MSI_X86 in ~ranges and MSI_X86.start - 1 in ranges for ranges in lists)
 
 
-def architecture(host: Host, groups: Sequence[Group]) -> str | None:
+def architecture(host: Facts, groups: Sequence[Group]) -> str | None:
     """Return the architecture as `uname -m` prints it, where a fact says it.
 
     Args:
@@ -294,7 +294,7 @@ def architecture(host: Host, groups: Sequence[Group]) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def is_amd(host: Host) -> bool:
+def is_amd(host: Facts) -> bool:
     """Tell whether the facts can only come from an AMD host."""
     return any(unit.vendor == "amd" for unit in host.units)
 
@@ -306,3 +306,61 @@ def familiar(item: AddrRange) -> str | None:
         HYPERTRANSPORT: "the AMD HyperTransport range",
         MSI_ARM_SOFTWARE: "the window of Arm's software MSI",
     }.get(item)
+
+
+_MASKS = 8  # device masks that are listed; a list of hundreds hides what limits
+
+
+def host_widths(
+    host: Facts, groups: Sequence[Group], evidence: Sequence[Evidence]
+) -> tuple[Width, ...]:
+    """List the widths of the IOMMUs, the kernel, the CPU and the devices of a selection.
+
+    Units with the same registers are one entry, which says how many there are.
+    """
+    found = [*_units(host, groups)]
+    for item in evidence:
+        hull = item.ranges.hull
+        if hull is None or item.kind is EvidenceKind.REGISTERS:
+            continue
+        what = {
+            EvidenceKind.KERNEL_LIST: "aperture of the kernel",
+            EvidenceKind.ZPCI: "zPCI DMA window",
+        }.get(item.kind, "aperture as stated")
+        found.append(Width(what, hull.last.bit_length(), str(item.source)))
+    found += (
+        Width("IOMMU as the kernel printed it", item.bits, str(item.source)) for item in host.widths
+    )
+    if host.cpu_bits is not None:
+        found.append(Width("CPU, physical", host.cpu_bits, host.cpu_source))
+    members = {name for group in groups for name in group.devices}
+    masks = [item for item in host.devices if item.name in members and item.dma_mask_bits]
+    for device in sorted(masks, key=lambda item: item.dma_mask_bits or 0)[:_MASKS]:
+        what = f"DMA mask of the host's driver, {device.name}"
+        found.append(Width(what, device.dma_mask_bits or 0, "dma_mask_bits in sysfs", False))
+    return tuple(dict.fromkeys(found))
+
+
+def _units(host: Facts, groups: Sequence[Group]) -> Iterator[Width]:
+    chosen: dict[str, IommuUnit] = {}
+    for group in groups or (None,):
+        chosen.update((unit.name, unit) for unit in units_of(host, group))
+    alike: dict[tuple[int | None, int | None, str | None, str], list[IommuUnit]] = {}
+    for unit in chosen.values():
+        key = (unit.cap, unit.ecap, unit.features, unit.vendor)
+        alike.setdefault(key, []).append(unit)
+    for (cap, ecap, features, vendor), units in alike.items():
+        of = units[0].name + (f" and {len(units) - 1} alike" if len(units) > 1 else "")
+        source = str(units[0].source)
+        if cap is not None and vendor == "intel":
+            width = vtd_width(cap)
+            yield Width(f"MGAW of {of}", width.mgaw_bits, source)
+            if width.table_bits:
+                yield Width(f"deepest page table of {of}", width.table_bits[-1], source)
+            first = None if ecap is None else vtd_first_stage(cap, ecap)
+            if first is not None and width.usable_bits:
+                yield Width(f"first-stage tables of {of}, lower half", first, source)
+        elif features is not None and vendor == "amd":
+            bits = amd_width(features, host.release).bits
+            if bits:
+                yield Width(f"host page tables of {of}", bits, source)

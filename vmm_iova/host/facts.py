@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING
 from vmm_iova.errors import HostDataError, UnknownNameError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from typing import Self
 
-    from vmm_iova.host.evidence import Aperture
-    from vmm_iova.host.usable import Usable
     from vmm_iova.ranges import AddrRange, MappableRanges
 
 
@@ -257,8 +255,8 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
-    """All facts of one host. Make one with `vmm_iova.load_host`.
+class Facts:
+    """All facts of one host. `vmm_iova.Host` can judge them.
 
     Attributes:
         name: what to call it.
@@ -337,7 +335,7 @@ class Host:
             hint=f"devices here: {_some(known)}",
         )
 
-    def with_facts(self, more: Host) -> Host:
+    def with_facts(self, more: Facts) -> Self:
         """Return this host with the facts of another source of the same host added.
 
         Raises:
@@ -373,30 +371,6 @@ class Host:
             notes=(*self.notes, *more.notes),
             cpu_bits=_first(self.cpu_bits, more.cpu_bits),
             cpu_source=self.cpu_source if self.cpu_bits is not None else more.cpu_source,
-        )
-
-    def usable(
-        self,
-        *,
-        groups: Iterable[str | int] | None = None,
-        devices: Iterable[str] | None = None,
-        aperture: Aperture | None = None,
-        granule: int | None = None,
-        strict: bool = False,
-    ) -> Usable:
-        """Judge which IOVAs may be mapped for these groups or devices together.
-
-        See `vmm_iova.host.judge.judge`, which this calls.
-        """
-        from vmm_iova.host.judge import judge  # the judge reads this model
-
-        return judge(
-            self,
-            groups=groups,
-            devices=devices,
-            aperture=aperture,
-            granule=granule,
-            strict=strict,
         )
 
 

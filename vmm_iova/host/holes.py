@@ -19,8 +19,8 @@ from vmm_iova.host.evidence import (
 from vmm_iova.host.facts import (
     PASTED,
     EmptyRegion,
+    Facts,
     Group,
-    Host,
     Note,
     RegionKind,
     ReservedRegion,
@@ -36,7 +36,7 @@ _ARCHITECTURE = Source("fixed by the architecture")
 
 
 def find_holes(
-    host: Host,
+    host: Facts,
     groups: Sequence[Group],
     evidence: Sequence[Evidence],
     listed: set[str | None],
@@ -73,7 +73,7 @@ class Holes:
         notes: what a person should know.
     """
 
-    host: Host
+    host: Facts
     groups: tuple[Group, ...]
     evidence: tuple[Evidence, ...]
     listed: set[str | None]

@@ -27,20 +27,16 @@ from vmm_iova.host.evidence import (
     EvidenceKind,
     architecture,
     familiar,
+    host_widths,
     is_x86,
     search,
     stated_evidence,
     units_of,
 )
-from vmm_iova.host.facts import (
-    Group,
-    Host,
-    Note,
-)
+from vmm_iova.host.facts import Facts, Group, Note
 from vmm_iova.host.holes import find_holes, unassignable
 from vmm_iova.host.registers import vtd_page_sizes
 from vmm_iova.host.usable import Cause, CauseKind, Usable, cut_holes
-from vmm_iova.host.widths import host_widths
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet, check_granule
 
 if TYPE_CHECKING:
@@ -53,7 +49,7 @@ _STRENGTH = list(EvidenceKind)
 
 
 def judge(
-    host: Host,
+    host: Facts,
     *,
     groups: Iterable[str | int] | None = None,
     devices: Iterable[str] | None = None,
@@ -89,7 +85,7 @@ def judge(
 
 
 def _select(
-    host: Host, groups: Iterable[str | int] | None, devices: Iterable[str] | None
+    host: Facts, groups: Iterable[str | int] | None, devices: Iterable[str] | None
 ) -> tuple[Group, ...]:
     groups = (groups,) if isinstance(groups, (str, int)) else groups
     devices = (devices,) if isinstance(devices, str) else devices
@@ -137,7 +133,7 @@ def _strength(item: Evidence) -> tuple[int, int]:
 class _Judge:
     """One judgement: collects evidence, causes and notes, then cuts the ranges."""
 
-    def __init__(self, host: Host, groups: tuple[Group, ...], strict: bool) -> None:
+    def __init__(self, host: Facts, groups: tuple[Group, ...], strict: bool) -> None:
         self.host = host
         self.groups = groups
         self.strict = strict

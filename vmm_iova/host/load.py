@@ -21,7 +21,7 @@ from vmm_iova.units import shorten
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-    from vmm_iova.host.facts import Host
+    from vmm_iova.host.host import Host
 
 _JSON = re.compile(r'\s*\{\s*["}]')  # and not a range written {a, b}
 LARGEST = 64 << 20

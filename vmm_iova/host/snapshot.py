@@ -19,7 +19,6 @@ from vmm_iova.host.facts import (
     DmaWindow,
     EmptyRegion,
     Group,
-    Host,
     IommuUnit,
     KernelRanges,
     Limits,
@@ -29,6 +28,7 @@ from vmm_iova.host.facts import (
     Source,
     StatedWidth,
 )
+from vmm_iova.host.host import Host
 from vmm_iova.host.regions import region_kind
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 from vmm_iova.units import shorten

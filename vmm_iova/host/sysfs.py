@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import HostDataError, HostUnavailableError
-from vmm_iova.host.facts import Device, Group, Host, IommuUnit, Limits, Note, Source
+from vmm_iova.host.facts import Device, Group, IommuUnit, Limits, Note, Source
+from vmm_iova.host.host import Host
 from vmm_iova.host.regions import parse_reserved_regions
 from vmm_iova.host.registers import cpu_address_bits
 from vmm_iova.units import shorten

@@ -17,7 +17,6 @@ from vmm_iova.host.facts import (
     Device,
     EmptyRegion,
     Group,
-    Host,
     IommuUnit,
     KernelRanges,
     Note,
@@ -26,6 +25,7 @@ from vmm_iova.host.facts import (
     Source,
     StatedWidth,
 )
+from vmm_iova.host.host import Host
 from vmm_iova.host.paste import (
     MAP_LINE,
     clean,

@@ -19,7 +19,7 @@ from vmm_iova.kernel.device import device_facts
 from vmm_iova.kernel.syscalls import LINUX, Kernel
 
 if TYPE_CHECKING:
-    from vmm_iova.host.facts import Host
+    from vmm_iova.host.host import Host
     from vmm_iova.kernel.ioas import Ioas
     from vmm_iova.kernel.type1 import Type1Container
 

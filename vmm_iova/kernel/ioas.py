@@ -16,7 +16,7 @@ from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel import uapi_iommufd as abi
 from vmm_iova.kernel.batch import IOAS_MAP as _MAP
 from vmm_iova.kernel.batch import pack_ioas
-from vmm_iova.kernel.refusals import IOMMUFD_MAP_HINTS, map_refusal
+from vmm_iova.kernel.handle import IOMMUFD_MAP_HINTS, map_refusal
 from vmm_iova.kernel.space import (
     LiveMappings,
     SpaceFacts,

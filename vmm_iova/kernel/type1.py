@@ -16,8 +16,7 @@ from vmm_iova.errors import DmaError, EvidenceError
 from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel.batch import TYPE1_MAP as _MAP
 from vmm_iova.kernel.batch import pack_type1
-from vmm_iova.kernel.handle import Handle
-from vmm_iova.kernel.refusals import ATTACH_HINTS, TYPE1_MAP_HINTS, map_refusal
+from vmm_iova.kernel.handle import ATTACH_HINTS, TYPE1_MAP_HINTS, Handle, map_refusal
 from vmm_iova.kernel.space import (
     LiveMappings,
     SpaceFacts,

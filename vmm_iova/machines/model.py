@@ -7,23 +7,21 @@ file that each number comes from.
 
 from __future__ import annotations
 
-import difflib
-import errno
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib import resources
-from pathlib import Path
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from vmm_iova.errors import HostDataError, HostUnavailableError, UnknownNameError
-from vmm_iova.machines.rules import check_machine
-from vmm_iova.ranges import AddrRange, RangeSet
+from vmm_iova.errors import RequestError
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+
+    _Spans = Sequence[tuple[str, str, AddrRange]]
+    _Fault = tuple[str, str]
 
 FIXED_KINDS = ("device", "doorbell", "firmware", "reserved", "window")
+_PAGE = 0x1000  # the smallest page of any IOMMU driver of Linux, and of every VFIO architecture
 _FOUR_GIB = 1 << 32
 
 
@@ -206,97 +204,267 @@ def _place(item: FixedItem) -> AddrRange:
     return item.range
 
 
-def _names() -> Iterator[str]:
-    for item in (resources.files("vmm_iova.machines")).iterdir():
-        if item.name.endswith(".toml"):
-            yield item.name.removesuffix(".toml")
+# What no model may say. Each rule names the part and the key that break it: the `field` of the
+# RequestError is the path of the key, such as `ram[1].move_to`, counted as written; the reader of
+# files turns it into a line.
 
 
-def machine_names() -> tuple[str, ...]:
-    """Return the names of the machine models that ship with the package, sorted."""
-    return tuple(sorted(_names()))
-
-
-_USUAL = {
-    "aarch64": "virt",
-    "i386": "q35",
-    "i686": "q35",
-    "riscv64": "riscv-virt",
-    "s390x": "s390x",
-    "x86_64": "q35",
-}
-
-
-def usual_machine(arch: str | None) -> str:
-    """Return the machine that is planned for hosts of an architecture when none is named.
-
-    Args:
-        arch: as `uname -m` prints it; None, for a host whose facts do not say, counts as `x86_64`.
+def check_machine(machine: Machine) -> None:
+    """Refuse a model whose parts make no sense, alone or together.
 
     Raises:
-        UnknownNameError: no bundled model is of that architecture.
+        RequestError: `field` is the path of the key, `value` is the machine's name.
+
+    Complexity: O(parts^2), and a model has a dozen.
     """
-    try:
-        return _USUAL[arch or "x86_64"]
-    except KeyError:
-        raise UnknownNameError(
-            f"there is no machine model for {arch} hosts",
-            kind="machine",
-            name=str(arch),
-            known=tuple(_USUAL),
-            hint="name a model of your own: --machine FILE.toml",
-        ) from None
+    for field, message in _faults(machine):
+        raise RequestError(message, field=field, value=machine.name)
 
 
-@lru_cache
-def _bundled(name: str) -> Machine:
-    from vmm_iova.machines.toml_file import parse_machine
-
-    path = resources.files("vmm_iova.machines") / f"{name}.toml"
-    return parse_machine(path.read_text("utf-8"), f"{name}.toml")
-
-
-def load_machine(name: str | os.PathLike[str]) -> Machine:
-    """Return a machine model by name, or read one from a TOML file.
-
-    Args:
-        name: a bundled name (see `machine_names`), or a path that ends in `.toml`.
+def check_disjoint(spans: Sequence[tuple[str, AddrRange]], field: str) -> None:
+    """Refuse two named spans that share an address; name both.
 
     Raises:
-        UnknownNameError: there is no such model.
-        HostUnavailableError: there is no such file, or it may not be read (with errno).
-        HostDataError: the file is malformed; the message names the line and the key.
-
-    Complexity: O(size) once, then cached for bundled models.
-    Synchronization: none required.
+        RequestError: they do.
     """
-    text = str(name)
-    if text in machine_names():
-        return _bundled(text)
-    if text.endswith(".toml"):
-        from vmm_iova.machines.toml_file import parse_machine  # the reader knows these models
+    for _, message in _overlaps([(field, name, span) for name, span in spans]):
+        raise RequestError(message, field=field, value=None)
 
-        path = Path(text)
-        if not path.exists():
-            raise HostUnavailableError(f"{path} does not exist", source=text, errno=errno.ENOENT)
-        try:
-            return parse_machine(path.read_text("utf-8-sig"), path.name)
-        except OSError as error:
-            raise HostUnavailableError(
-                f"{path}: {error.strerror}", source=text, errno=error.errno
-            ) from error
-        except UnicodeDecodeError as error:
-            raise HostDataError(f"{path} is not text", source=text) from error
-    known = machine_names()
-    for model in map(_bundled, known):
-        if text in model.aliases:
-            return model
-    close = difflib.get_close_matches(text, known, n=1, cutoff=0.4)
-    raise UnknownNameError(
-        f"there is no machine model {text!r}",
-        kind="machine",
-        name=text,
-        known=known,
-        hint=(f"did you mean {close[0]}? " if close else "")
-        + f"models: {', '.join(known)}; or a path that ends in .toml",
+
+def _overlaps(spans: _Spans) -> Iterator[_Fault]:
+    ordered = sorted(spans, key=lambda entry: entry[2])
+    for (_, below, lower), (path, above, upper) in pairwise(ordered):
+        if lower.overlaps(upper):
+            yield path, f"{below!r} {lower} and {above!r} {upper} overlap"
+
+
+def _faults(machine: Machine) -> Iterator[_Fault]:
+    if not machine.ram:
+        yield "ram", f"machine {machine.name} has no RAM window"
+        return
+    bits = machine.phys_bits
+    if bits is not None and (type(bits) is not int or not 32 <= bits <= 64):
+        yield "phys_bits", f"phys_bits {bits!r} is not a number of address bits from 32 to 64"
+        return
+    spans = _placed(machine)
+    yield from _name_faults(machine)
+    yield from _overlaps(spans)
+    for (at, below), (_, above) in pairwise(enumerate(window.range for window in machine.ram)):
+        if above.start <= below.last:
+            yield f"ram[{at + 1}].start", f"RAM windows {below} and {above} are not ascending"
+    for index, window in enumerate(machine.ram):
+        yield from _window(machine, f"ram[{index}]", window, spans)
+    for path, item in _each("fixed", machine.fixed):
+        yield from _beyond(machine, f"{path}.last", item.range.last)
+        if item.kind == "window" and item.range.last >= _FOUR_GIB:
+            yield (
+                f"{path}.last",
+                f"{path}.last {item.range.last:#x} is not below {_FOUR_GIB:#x}: a fixed window "
+                "is for 32-bit BARs, the one for 64-bit BARs is [pci64]",
+            )
+    yield from _told(machine)
+    for index, above_item in enumerate(machine.above):
+        for key in ("size", "align"):
+            path, value = f"above[{index}].{key}", getattr(above_item, key)
+            yield from _power_of_two(path, value)
+            yield from _beyond(machine, path, value)
+    yield from _ram_max(machine)
+    if machine.pci64 is not None:
+        yield from _pci64(machine, machine.pci64)
+
+
+def _placed(machine: Machine) -> list[tuple[str, str, AddrRange]]:
+    """What has its place: the path of its key, its name, its span."""
+    spans = [
+        (f"ram[{index}].name", window.name, window.range)
+        for index, window in enumerate(machine.ram)
+    ]
+    spans += (
+        (f"{path}.name", item.name, item.range) for path, item in _each("fixed", machine.fixed)
     )
+    window = machine.pci64
+    if window is not None and window.start is not None and window.size is not None:
+        last = min(window.start + window.size - 1, ADDRESS_LAST)  # too much is said by _pci64
+        spans.append(("pci64.start", "64-bit PCI window", AddrRange(window.start, last)))
+    return spans
+
+
+def _each(key: str, items: Sequence[FixedItem]) -> Iterable[tuple[str, FixedItem]]:
+    return ((f"{key}[{index}]", item) for index, item in enumerate(items))
+
+
+def _name_faults(machine: Machine) -> Iterator[_Fault]:
+    named = [(f"ram[{index}]", window.name) for index, window in enumerate(machine.ram)]
+    named += [(path, item.name) for path, item in _each("fixed", machine.fixed)]
+    named += [(f"above[{index}]", item.name) for index, item in enumerate(machine.above)]
+    seen: dict[str, str] = {}
+    for path, name in named:
+        if name in seen:
+            yield f"{path}.name", f"{path}.name {name!r} is the name of {seen[name]} already"
+        seen[name] = path
+    if len(set(machine.aliases)) < len(machine.aliases) or machine.name in machine.aliases:
+        yield "aliases", f"aliases {', '.join(machine.aliases)} repeat a name"
+
+
+def _pages(path: str, value: int, what: str = "") -> Iterator[_Fault]:
+    if value % _PAGE:
+        below = value // _PAGE * _PAGE
+        better = f"{below:#x} or {below + _PAGE:#x}" if below else f"{_PAGE:#x}"
+        yield (
+            path,
+            f"{path} {value:#x} is not a multiple of {_PAGE:#x}, the smallest page{what}: "
+            f"{better} would be",
+        )
+
+
+def _power_of_two(path: str, value: int) -> Iterator[_Fault]:
+    if value < _PAGE or value & (value - 1):
+        yield path, f"{path} {value:#x} is not a power of two from {_PAGE:#x}"
+
+
+def _beyond(machine: Machine, path: str, value: int) -> Iterator[_Fault]:
+    top = _top(machine)
+    if value > top:
+        yield (
+            path,
+            f"{path} {value:#x} is beyond {top:#x}, the last address of the {machine.phys_bits} "
+            "bits of phys_bits",
+        )
+
+
+def _top(machine: Machine) -> int:
+    return ADDRESS_LAST if machine.phys_bits is None else (1 << machine.phys_bits) - 1
+
+
+def _window(machine: Machine, path: str, window: RamWindow, spans: _Spans) -> Iterator[_Fault]:
+    start, last = window.range.start, window.range.last
+    yield from _pages(f"{path}.start", start)
+    if (last + 1) % _PAGE:
+        below = (last + 1) // _PAGE * _PAGE - 1
+        better = f"{below:#x}" if below >= start else f"{below + _PAGE:#x}"
+        yield (
+            f"{path}.last",
+            f"{path}.last {last:#x} is not the last byte of a page of {_PAGE:#x}: {better} would "
+            "be (the last address is included)",
+        )
+    yield from _beyond(machine, f"{path}.start", start)
+    if last != ADDRESS_LAST:
+        yield from _beyond(machine, f"{path}.last", last)
+    yield from _pages(f"{path}.required", window.required)
+    most = window.range.size if machine.ram_max is None else min(window.range.size, machine.ram_max)
+    if window.required > most:
+        why = f"the window {window.range} holds" if most == window.range.size else "ram_max allows"
+        yield (
+            f"{path}.required",
+            f"{path}.required {window.required:#x} is more than {why}: at most {most:#x}",
+        )
+    if window.whole_below is not None:
+        yield from _whole_below(path, window, window.whole_below, spans)
+    if window.move_to is not None:
+        key = f"{path}.move_to"
+        yield from _pages(key, window.move_to)
+        yield from _beyond(machine, key, window.move_to)
+        for _, name, span in spans:
+            if window.move_to in span and span != window.range:
+                yield key, f"{key} {window.move_to:#x} lies in {name!r} {span}: RAM cannot go there"
+        if window.move_to == start:
+            yield key, f"{key} {start:#x} is where the window begins anyway: leave it out"
+    if not window.movable:
+        for name in ("move_to", "movable_note"):
+            if getattr(window, name) is not None:
+                key = f"{path}.{name}"
+                yield key, f"{key} is stated, but {path}.movable is false: leave out one of them"
+
+
+def _whole_below(path: str, window: RamWindow, limit: int, spans: _Spans) -> Iterator[_Fault]:
+    key = f"{path}.whole_below"
+    if path != "ram[0]":
+        yield key, f"{key} {limit:#x} counts in the first window only: leave it out"
+        return
+    yield from _pages(key, limit)
+    if limit <= window.range.last + 1:
+        yield (
+            key,
+            f"{key} {limit:#x} is not above {window.range.last + 1:#x}, where the window ends "
+            "anyway: leave it out, or say how far all RAM of a small guest reaches",
+        )
+        return
+    whole = AddrRange(window.range.start, limit - 1)
+    for _, name, span in sorted(spans, key=lambda entry: entry[2]):
+        if span.overlaps(whole) and span != window.range:
+            yield (
+                key,
+                f"{key} {limit:#x} lets RAM run into {name!r} {span}: {span.start:#x} is the most",
+            )
+
+
+def _told(machine: Machine) -> Iterator[_Fault]:
+    windows = [window.range for window in machine.ram]
+    first = machine.ram[0]
+    if first.whole_below is not None:
+        windows.append(AddrRange(first.range.start, first.whole_below - 1))
+    spans = [
+        (f"{path}.start", i.name, i.range)
+        for path, i in _each("ram_reserved", machine.ram_reserved)
+    ]
+    for path, name, span in spans:
+        if not any(span in window for window in windows):
+            yield path, f"{path} of {name!r}: {span} does not lie in a RAM window"
+    yield from _overlaps(spans)
+
+
+def _ram_max(machine: Machine) -> Iterator[_Fault]:
+    most = machine.ram_max
+    if most is None:
+        return
+    yield from _pages("ram_max", most)
+    top = _top(machine)
+    room = sum(min(window.range.last, top) - window.range.start + 1 for window in machine.ram)
+    if most > room:
+        yield "ram_max", f"ram_max {most:#x} is more than the RAM windows hold: at most {room:#x}"
+
+
+def _pci64(machine: Machine, window: Pci64Window) -> Iterator[_Fault]:
+    top = _top(machine)
+    if window.size is not None:
+        yield from _pages("pci64.size", window.size)
+        if window.size > top:
+            yield (
+                "pci64.size",
+                f"pci64.size {window.size:#x} is all of the guest's addresses, up to {top:#x}, so "
+                "no RAM is left",
+            )
+        for key in ("top_free", "step"):
+            value = getattr(window, key)
+            if value:
+                yield (
+                    f"pci64.{key}",
+                    f"pci64.{key} {value:#x} counts only where the size is the rest or a part of "
+                    "the addresses: leave it out",
+                )
+    yield from _power_of_two("pci64.align", window.align)
+    yield from _pages("pci64.top_free", window.top_free)
+    yield from _pages("pci64.step", window.step)
+    for key in ("align", "floor", "top_free", "step"):
+        yield from _beyond(machine, f"pci64.{key}", getattr(window, key))
+    if window.start is None or window.size is None:
+        return
+    yield from _beyond(machine, "pci64.start", window.start)
+    if window.start + window.size - 1 > top:
+        yield (
+            "pci64.size",
+            f"pci64.size {window.size:#x} from {window.start:#x} reaches beyond {top:#x}: at most "
+            f"{top + 1 - window.start:#x}",
+        )
+    if window.align and window.start % window.align:
+        yield (
+            "pci64.start",
+            f"pci64.start {window.start:#x} is not a multiple of pci64.align {window.align:#x}: "
+            f"{window.start // window.align * window.align:#x} would be",
+        )
+    if window.floor:
+        yield (
+            "pci64.floor",
+            f"pci64.floor {window.floor:#x} says nothing beside pci64.start {window.start:#x}: "
+            "leave it out",
+        )

@@ -13,8 +13,7 @@ from vmm_iova.mapping.mapped import Mapped, map_pieces
 from vmm_iova.mapping.memory import GuestMemory
 from vmm_iova.mapping.piece import Piece
 from vmm_iova.mapping.populate import TerminalProgress, prefault
-from vmm_iova.mapping.precheck import precheck
-from vmm_iova.mapping.rehearse import Rehearsal, rehearse_attach
+from vmm_iova.mapping.precheck import Rehearsal, precheck, rehearse_attach
 
 __all__ = [
     "DryRun",

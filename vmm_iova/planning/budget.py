@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, get_args
 from vmm_iova.diagnosis.causes import SLOT_MAX
 from vmm_iova.errors import MisalignedError, PlanError, RequestError
 from vmm_iova.planning.layout import ItemKind, Layout
-from vmm_iova.ranges import AddrRange, RangeSet, check_granule
+from vmm_iova.planning.page_tables import ALL_LEAVES, LEAVES, PageTables, page_tables
+from vmm_iova.ranges import AddrRange, check_granule
 from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from vmm_iova.host.usable import Usable
     from vmm_iova.planning.plan import Prefer
@@ -21,28 +22,6 @@ if TYPE_CHECKING:
 
 DEFAULT_ENTRIES = 65535
 """Default of vfio_iommu_type1.dma_entry_limit (drivers/vfio/vfio_iommu_type1.c, Linux 5.1)."""
-
-_TABLE = 4096  # a table of 512 entries of 8 bytes, on VT-d, AMD-Vi and SMMUv3 with 4 KiB pages
-_LEVEL_BITS = 9
-_ROOT_BITS = 48  # four levels, as kernels have them unless addresses need more
-_LEAVES = (1 << 30, 1 << 21, 1 << 12)
-ALL_LEAVES = sum(_LEAVES)
-"""Bitmap of the leaf sizes that IOMMUs with 4 KiB pages can have."""
-
-
-@dataclass(frozen=True, slots=True)
-class PageTables:
-    """Page-table memory for one choice of page sizes.
-
-    Attributes:
-        page_sizes: bitmap that was allowed.
-        leaves: entries by page size, largest first.
-        table_bytes: memory of the tables.
-    """
-
-    page_sizes: int
-    leaves: tuple[tuple[int, int], ...]
-    table_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +124,7 @@ def budget(
     usable = layout.usable
     limit = usable.limits.dma_entries if entry_limit is None else entry_limit
     size = None if chunk is None else check_granule(parse_size(chunk, "chunk"), "chunk")
-    if size is not None and size < _LEAVES[-1]:
+    if size is not None and size < LEAVES[-1]:
         raise RequestError(f"chunk {size:#x} is less than a page", field="chunk", value=chunk)
     if containers is None:
         containers = layout.devices if layout.viommu else 1
@@ -164,7 +143,7 @@ def budget(
         page_sizes_known=usable.page_sizes is not None,
         containers=containers,
         chunk=size,
-        by_chunk=tuple((leaf, _chunks(every, leaf)) for leaf in _LEAVES),
+        by_chunk=tuple((leaf, _chunks(every, leaf)) for leaf in LEAVES),
         large_pages=tuple(_large_pages(layout)),
         slots=sum(-(-span.size // SLOT_MAX) for span in spans),
     )
@@ -173,8 +152,8 @@ def budget(
 
 def _backed(layout: Layout, page_sizes: int) -> PageTables:
     """Tables with pages no larger than those that back each node's RAM."""
-    pages = {name: size or _LEAVES[-1] for name, _, size in layout.page_sizes}
-    ram = [(item.iova, pages.get(item.node, _LEAVES[-1])) for item in layout.ram]
+    pages = {name: size or LEAVES[-1] for name, _, size in layout.page_sizes}
+    ram = [(item.iova, pages.get(item.node, LEAVES[-1])) for item in layout.ram]
     return page_tables(
         [span for span, _ in ram if span is not None], page_sizes, [size for _, size in ram]
     )
@@ -188,7 +167,7 @@ def _chunks(spans: Iterable[AddrRange], size: int) -> int:
 def _large_pages(layout: Layout) -> Iterable[LargePages]:
     counts: dict[int, int] = {}
     for _, size, pages in layout.page_sizes:
-        if pages is not None and pages > _LEAVES[-1]:
+        if pages is not None and pages > LEAVES[-1]:
             counts[pages] = counts.get(pages, 0) + size // pages
     return (LargePages(pages, count) for pages, count in sorted(counts.items(), reverse=True))
 
@@ -230,48 +209,3 @@ def compare_costs(
                 cost = None
             found.append((policy, align or "granule", cost))
     return tuple(found)
-
-
-def page_tables(
-    spans: Sequence[AddrRange], page_sizes: int, backing: Sequence[int] | None = None
-) -> PageTables:
-    """Count leaves and tables of a 512-way tree over 4 KiB pages.
-
-    Args:
-        spans: IOVAs to map, whole 4 KiB pages.
-        page_sizes: bitmap of page sizes in bytes; bits other than 4 KiB, 2 MiB and 1 GiB are
-            ignored, 4 KiB is always taken.
-        backing: bytes of the host pages behind each span, and so of its largest leaf; None where
-            these are as large as can be.
-
-    Complexity: O(spans).
-    """
-    rest = RangeSet(spans)
-    width = max((item.last.bit_length() for item in rest), default=0)
-    leaves, tables = [], 0
-    by_size: dict[int, RangeSet] = {}
-    for size in _LEAVES:
-        if size == 1 << 12 or page_sizes & size:
-            backed = rest
-            if backing is not None:
-                pairs = zip(spans, backing, strict=True)
-                backed = rest & RangeSet(span for span, pages in pairs if pages >= size)
-            mapped = backed.align_inward(size)
-            by_size[size] = mapped
-            rest = rest - mapped
-            leaves.append((size, mapped.size // size))
-    below = RangeSet()  # what is mapped by leaves of this level and the levels below it
-    for shift in range(12, max(width, _ROOT_BITS), _LEVEL_BITS):
-        # One table for each block of 512 entries of this level that holds anything.
-        below = below | by_size.get(1 << shift, RangeSet())
-        tables += sum(_blocks(below, shift + _LEVEL_BITS))
-    return PageTables(page_sizes, tuple(leaves), tables * _TABLE)
-
-
-def _blocks(covered: RangeSet, shift: int) -> Iterable[int]:
-    """Count the blocks of 2^shift bytes that the set touches."""
-    seen = -1
-    for item in covered:
-        first, last = item.start >> shift, item.last >> shift
-        yield last - max(first, seen + 1) + 1
-        seen = last

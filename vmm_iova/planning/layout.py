@@ -162,7 +162,7 @@ class Layout:
             HostDataError: it is no layout, or of another version.
             UnknownNameError: there is no machine model of that name.
         """
-        from vmm_iova.machines.model import load_machine  # a user's own model is handed in
+        from vmm_iova.machines.catalogue import load_machine  # a user's own model is handed in
 
         name = str(found.get("machine", "layout"))
         check_layout(found, name)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from vmm_iova.errors import PlanError, RequestError
 from vmm_iova.host.usable import Usable
+from vmm_iova.planning.page_tables import cost_of
 from vmm_iova.planning.planner import Planner
-from vmm_iova.planning.ram import cost_of
 from vmm_iova.planning.request import Guest, Wanted, resolve
 from vmm_iova.planning.site import OnHole, Prefer
 

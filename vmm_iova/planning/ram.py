@@ -11,6 +11,7 @@ from vmm_iova.diagnosis.check import HOLES, Reason
 from vmm_iova.errors import NoSpaceError, PlanError
 from vmm_iova.host.facts import Note
 from vmm_iova.planning.layout import Item, ItemKind
+from vmm_iova.planning.page_tables import cost_of
 from vmm_iova.planning.refuse import Refusals
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
 from vmm_iova.units import format_size
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vmm_iova.allocator import IovaAllocator
-    from vmm_iova.host.usable import Usable
     from vmm_iova.machines.model import RamWindow
     from vmm_iova.planning.site import Piece
 
@@ -288,14 +288,6 @@ class Ram(Refusals):
         if left:
             raise self._too_little(left)
         return spans
-
-
-def cost_of(spans: Sequence[AddrRange], usable: Usable) -> tuple[int, int, int]:
-    """Pieces, page-table entries, table bytes: what one layout of RAM costs."""
-    from vmm_iova.planning.budget import ALL_LEAVES, page_tables
-
-    tables = page_tables(spans, usable.page_sizes or ALL_LEAVES)
-    return len(spans), sum(count for _, count in tables.leaves), tables.table_bytes
 
 
 def _shifted(piece: Piece, shift: int) -> Piece:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import MisalignedError, RequestError
-from vmm_iova.machines.model import FixedItem, Machine, Pci64Window, load_machine, usual_machine
-from vmm_iova.machines.rules import check_disjoint
+from vmm_iova.machines.catalogue import load_machine, usual_machine
+from vmm_iova.machines.model import FixedItem, Machine, Pci64Window, check_disjoint
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, check_granule
 from vmm_iova.units import format_size, parse_size
 
@@ -386,7 +386,7 @@ def bare_usable(machine: Machine) -> Usable:
 
     All guest addresses that the machine may have are usable: 48 bits where it states no limit.
     """
-    from vmm_iova.host.facts import Host
+    from vmm_iova.host.host import Host
 
     bits = machine.phys_bits or 48
     return Host("no host", origin="a machine by itself").usable(aperture=bits, granule=_PAGE)

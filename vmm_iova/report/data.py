@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from vmm_iova.diagnosis.check import Verdict
     from vmm_iova.host.usable import Cause, Usable
     from vmm_iova.machines.model import Machine
-    from vmm_iova.planning.budget import Budget, PageTables
+    from vmm_iova.planning.budget import Budget
     from vmm_iova.planning.layout import Layout
+    from vmm_iova.planning.page_tables import PageTables
     from vmm_iova.ranges import AddrRange
 
 

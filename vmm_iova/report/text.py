@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from vmm_iova.diagnosis.check import Verdict
-    from vmm_iova.host.facts import Host, Note, ReservedRegion
+    from vmm_iova.host.facts import Note, ReservedRegion
+    from vmm_iova.host.host import Host
     from vmm_iova.host.registers import Width
     from vmm_iova.machines.model import Machine, RamWindow
-    from vmm_iova.planning.budget import Budget, PageTables
-    from vmm_iova.report.compare import Difference
+    from vmm_iova.planning.budget import Budget
+    from vmm_iova.planning.difference import Difference
+    from vmm_iova.planning.page_tables import PageTables
 
 _NAME = 26
 _PAGE = 4096
