@@ -18,15 +18,33 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import attrgetter
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, NewType, overload
 
 from vmm_iova.errors import RangeOverflowError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+Iova = NewType("Iova", int)
+"""An address as a device gives it to the IOMMU; an int that a type checker tells from the others."""
+
+Gpa = NewType("Gpa", int)
+"""A guest-physical address; likewise."""
+
+Hva = NewType("Hva", int)
+"""An address in the memory of this process (host-virtual); likewise."""
+
 ADDRESS_LAST = (1 << 64) - 1
 """The last address of a 64-bit space."""
+
+KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+"""Bytes of the binary units."""
+
+BASE_PAGE = 4 * KIB
+"""Bytes of the smallest page of any IOMMU driver of Linux, and of every kernel that has VFIO."""
+
+HUGE_PAGES = (GIB, 2 * MIB)
+"""Bytes of the larger pages of VT-d, AMD-Vi and SMMUv3 with 4 KiB pages, the largest first."""
 
 
 def check_granule(granule: int, field: str = "granule") -> int:
@@ -180,6 +198,9 @@ class AddrRange:
 
     def __str__(self) -> str:
         return f"{self.start:#x}-{self.last:#x}"
+
+    def __repr__(self) -> str:
+        return f"AddrRange({self.start:#x}, {self.last:#x})"
 
 
 _start = attrgetter("start")

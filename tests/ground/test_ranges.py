@@ -218,3 +218,13 @@ class TestMappableRanges:
         ranges = MappableRanges([AddrRange(0, 0x17FF), AddrRange(0x1800, 0x2FFF)])
         found = ranges.align_inward(0x1000)
         assert list(found) == [AddrRange(0, 0xFFF), AddrRange(0x2000, 0x2FFF)]
+
+
+def test_reprs_of_ranges_and_of_collections_are_hex() -> None:
+    low, high = AddrRange(0, 0xFFF), AddrRange(0x1000, TOP)
+    assert repr(high) == "AddrRange(0x1000, 0xffffffffffffffff)"
+    assert eval(repr(high)) == high
+    assert repr(RangeSet([low])) == "RangeSet([0x0-0xfff])"
+    assert repr(MappableRanges([low, high])) == (
+        "MappableRanges([0x0-0xfff, 0x1000-0xffffffffffffffff])"
+    )
