@@ -4,42 +4,104 @@
 An error is one sentence for people, attributes for programs, and a `hint` for the next step. What
 the kernel refused stays an `OSError` with its errno. All errors pickle, because planners run in
 worker processes. The table of exit codes is `EXIT_CODES`; the command line documents it.
+
+The classes are declared: an annotation is a fact, given by its name to the constructor and kept as
+an attribute; one with a value may be left out. Every error takes `detail` and `hint` as well.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, ClassVar
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, dataclass_transform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmm_iova.ranges import AddrRange
 
-EXIT_CODES: dict[int, str] = {
-    0: "done; the answer is yes",
-    1: "done, but current kernels will not hand out a device that was asked for",
-    2: "the command line or a value in it makes no sense",
-    3: "the answer is no: it cannot be placed or mapped, and the text says why",
-    4: "no such group, device, machine, bundled host or allocation",
-    5: "a source (file, text, snapshot) is malformed; of a fleet, the others fit",
-    6: "a source is missing or may not be read",
-    7: "the kernel refused",
-    8: "the engine that was asked for is not available",
-    9: "the facts do not settle it: no evidence for the aperture, or causes that are only likely",
-    70: "a defect of this program",
-}
+
+class ExitCode(IntEnum):
+    """An exit status of `vmm-iova`, with what it means."""
+
+    meaning: str
+
+    DONE = 0, "done; the answer is yes"
+    UNASSIGNABLE = 1, "done, but current kernels will not hand out a device that was asked for"
+    USAGE = 2, "the command line or a value in it makes no sense"
+    REFUSED = 3, "the answer is no: it cannot be placed or mapped, and the text says why"
+    UNKNOWN_NAME = 4, "no such group, device, machine, bundled host or allocation"
+    DAMAGED = 5, "a source (file, text, snapshot) is malformed; of a fleet, the others fit"
+    UNAVAILABLE = 6, "a source is missing or may not be read"
+    KERNEL = 7, "the kernel refused"
+    ENGINE = 8, "the engine that was asked for is not available"
+    UNSETTLED = (
+        9,
+        "the facts do not settle it: no evidence for the aperture, or causes that are only likely",
+    )
+    DEFECT = 70, "a defect of this program"
+
+    def __new__(cls, number: int, meaning: str) -> Self:  # noqa: D102
+        code = int.__new__(cls, number)
+        code._value_ = number
+        code.meaning = meaning
+        return code
+
+
+EXIT_CODES: dict[int, str] = {code: code.meaning for code in ExitCode}
 """What each exit status of `vmm-iova` means."""
 
+_REQUIRED = object()
 
-def _restore(cls: type[IovaError], args: tuple[Any, ...], state: dict[str, Any]) -> IovaError:
+
+def _fact(*, kw_only: bool) -> Any:
+    """Mark a fact that is not given by its name; type checkers read this, nothing else does."""
+    del kw_only
+    return _REQUIRED
+
+
+def _restore(cls: type[IovaError], args: tuple[Any, ...], facts: dict[str, Any]) -> IovaError:
     error = cls.__new__(cls, *args)
     error.args = args
-    error.__dict__.update(state)
+    for name, value in facts.items():
+        setattr(error, name, value)
     return error
 
 
-class IovaError(Exception):
+# PERF: a dataclass would compile five methods a class when it is imported, 0.6 ms each. The
+# annotations are read instead, and type checkers make the same constructor of them.
+@dataclass_transform(kw_only_default=True, eq_default=False, field_specifiers=(_fact,))
+class _Declared(Exception):  # noqa: N818 - the root of errors, no error by itself
+    """Makes the constructor of a class from its annotations."""
+
+    _facts: ClassVar[dict[str, Any]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        named = [name for name, kind in cls.__annotations__.items() if "ClassVar" not in str(kind)]
+        cls._facts = {
+            name: cls.__dict__.get(name, cls._facts.get(name, _REQUIRED))
+            for name in dict.fromkeys((*cls._facts, *named))
+        }
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        given = {"message": message, **facts}
+        for name, default in self._facts.items():
+            value = given.pop(name, default)
+            if value is _REQUIRED:
+                raise TypeError(f"{type(self).__name__} is not raised without {name}=")
+            # What an error carries does not change under its reader.
+            setattr(self, name, tuple(value) if isinstance(value, list) else value)
+        if given:
+            raise TypeError(f"{type(self).__name__} has no {', '.join(given)}")
+        self._complete()
+
+    def _complete(self) -> None:
+        """Word what follows from the facts."""
+
+
+class IovaError(_Declared):
     """Root of every error of this package; never raised itself.
 
     Attributes:
@@ -49,25 +111,20 @@ class IovaError(Exception):
         exit_code: exit status that the command line gives for it (see `EXIT_CODES`).
     """
 
-    exit_code: ClassVar[int] = 70
-
-    def __init__(self, message: str, *, detail: str | None = None, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.detail = detail
-        self.hint = hint
+    exit_code: ClassVar[int] = ExitCode.DEFECT
+    message: str = _fact(kw_only=False)
+    detail: str | None = None
+    hint: str | None = None
 
     def __str__(self) -> str:
-        parts = [self.message]
-        if self.detail:
-            parts.append(f"detail: {self.detail}")
-        if self.hint:
-            parts.append(f"hint: {self.hint}")
-        return "\n".join(parts)
+        more = (("detail", self.detail), ("hint", self.hint))
+        return "\n".join([self.message, *(f"{label}: {text}" for label, text in more if text)])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Default pickling calls cls(*args), which keyword-only facts do not survive.
-        return _restore, (type(self), self.args, self.__dict__.copy())
+        # Default pickling calls cls(*args), which facts by name do not survive; and of an OSError
+        # errno and strerror lie in slots that __dict__ does not show.
+        slots = {name: getattr(self, name) for name in ("errno", "strerror") if hasattr(self, name)}
+        return _restore, (type(self), self.args, {**self.__dict__, **slots})
 
 
 class RequestError(IovaError, ValueError):
@@ -78,20 +135,9 @@ class RequestError(IovaError, ValueError):
         value: what was given.
     """
 
-    exit_code = 2
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        field: str,
-        value: object,
-        detail: str | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, detail=detail, hint=hint)
-        self.field = field
-        self.value = value
+    exit_code = ExitCode.USAGE
+    field: str
+    value: object
 
 
 class RangeOverflowError(RequestError):
@@ -105,11 +151,7 @@ class MisalignedError(RequestError):
         align: bytes that the value should be a multiple of.
     """
 
-    def __init__(
-        self, message: str, *, field: str, value: int, align: int, hint: str | None = None
-    ) -> None:
-        super().__init__(message, field=field, value=value, hint=hint)
-        self.align = align
+    align: int
 
 
 class SizeMismatchError(RequestError):
@@ -119,15 +161,14 @@ class SizeMismatchError(RequestError):
         range: the allocation as it stands.
     """
 
-    def __init__(self, message: str, *, value: int, range: AddrRange) -> None:  # noqa: A002
-        super().__init__(message, field="size", value=value)
-        self.range = range
+    field: str = "size"
+    range: AddrRange
 
 
 class PlacementError(IovaError):
     """Root of "it cannot be put there"."""
 
-    exit_code = 3
+    exit_code = ExitCode.REFUSED
 
 
 class ApertureError(PlacementError):
@@ -138,18 +179,8 @@ class ApertureError(PlacementError):
         limit: last usable address below the offending part, or None when there is none.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        range: AddrRange,  # noqa: A002
-        limit: int | None,
-        detail: str | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, detail=detail, hint=hint)
-        self.range = range
-        self.limit = limit
+    range: AddrRange
+    limit: int | None
 
 
 class ReservedError(PlacementError):
@@ -161,20 +192,9 @@ class ReservedError(PlacementError):
         cause: where the region was read, as text.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        range: AddrRange,  # noqa: A002
-        region: AddrRange,
-        cause: str,
-        detail: str | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, detail=detail, hint=hint)
-        self.range = range
-        self.region = region
-        self.cause = cause
+    range: AddrRange
+    region: AddrRange
+    cause: str
 
 
 class StraddleError(PlacementError):
@@ -185,10 +205,11 @@ class StraddleError(PlacementError):
         seam: first address of the upper range.
     """
 
-    def __init__(self, message: str, *, range: AddrRange, seam: int) -> None:  # noqa: A002
-        super().__init__(message, hint=f"map it in two pieces, cut at {seam:#x}")
-        self.range = range
-        self.seam = seam
+    range: AddrRange
+    seam: int
+
+    def _complete(self) -> None:
+        self.hint = self.hint or f"map it in two pieces, cut at {self.seam:#x}"
 
 
 class OccupiedError(PlacementError):
@@ -200,19 +221,9 @@ class OccupiedError(PlacementError):
         owner_range: that allocation.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        range: AddrRange,  # noqa: A002
-        owner: object,
-        owner_range: AddrRange,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.range = range
-        self.owner = owner
-        self.owner_range = owner_range
+    range: AddrRange
+    owner: object
+    owner_range: AddrRange
 
 
 class NoSpaceError(PlacementError):
@@ -226,24 +237,11 @@ class NoSpaceError(PlacementError):
         total_free: bytes free in all (within the window asked for).
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        size: int,
-        align: int,
-        largest_free: AddrRange | None,
-        largest_aligned: int,
-        total_free: int,
-        detail: str | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, detail=detail, hint=hint)
-        self.size = size
-        self.align = align
-        self.largest_free = largest_free
-        self.largest_aligned = largest_aligned
-        self.total_free = total_free
+    size: int
+    align: int
+    largest_free: AddrRange | None
+    largest_aligned: int
+    total_free: int
 
 
 class NarrowError(PlacementError):
@@ -253,15 +251,7 @@ class NarrowError(PlacementError):
         conflicts: the allocations in the way, ascending, each `(range, tag)`.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        conflicts: Sequence[tuple[AddrRange, object]],
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.conflicts = tuple(conflicts)
+    conflicts: Sequence[tuple[AddrRange, object]]
 
 
 class PlanError(PlacementError):
@@ -272,17 +262,11 @@ class PlanError(PlacementError):
         fixes: things that can be done, the most promising first.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        reasons: Sequence[object] = (),
-        fixes: Sequence[str] = (),
-        detail: str | None = None,
-    ) -> None:
-        super().__init__(message, detail=detail, hint="; or ".join(fixes) or None)
-        self.reasons = tuple(reasons)
-        self.fixes = tuple(fixes)
+    reasons: Sequence[object] = ()
+    fixes: Sequence[str] = ()
+
+    def _complete(self) -> None:
+        self.hint = self.hint or "; or ".join(self.fixes) or None
 
 
 class NotAllocatedError(IovaError, LookupError):
@@ -292,31 +276,23 @@ class NotAllocatedError(IovaError, LookupError):
         address: what was given.
     """
 
-    exit_code = 4
-
-    def __init__(self, message: str, *, address: int, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.address = address
+    exit_code = ExitCode.UNKNOWN_NAME
+    address: int
 
 
 class UnknownNameError(IovaError, LookupError):
     """No group, device, machine or bundled host has that name.
 
     Attributes:
-        kind: what was looked for ("group", "device", "machine", "host").
+        kind: what was looked for.
         name: the name given.
         known: names that exist, sorted.
     """
 
-    exit_code = 4
-
-    def __init__(
-        self, message: str, *, kind: str, name: str, known: Sequence[str], hint: str | None = None
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.kind = kind
-        self.name = name
-        self.known = tuple(known)
+    exit_code = ExitCode.UNKNOWN_NAME
+    kind: Literal["group", "device", "machine", "host", "fleet"]
+    name: str
+    known: Sequence[str]
 
 
 class EvidenceError(IovaError):
@@ -327,16 +303,15 @@ class EvidenceError(IovaError):
         settles: what would settle it.
     """
 
-    exit_code = 9
+    exit_code = ExitCode.UNSETTLED
+    looked_at: Sequence[str]
+    settles: Sequence[str]
 
-    def __init__(self, message: str, *, looked_at: Sequence[str], settles: Sequence[str]) -> None:
-        super().__init__(
-            message,
-            detail="looked at: " + "; ".join(looked_at) if looked_at else None,
-            hint="any of these settles it: " + "; ".join(settles) if settles else None,
-        )
-        self.looked_at = tuple(looked_at)
-        self.settles = tuple(settles)
+    def _complete(self) -> None:
+        if self.looked_at:
+            self.detail = "looked at: " + "; ".join(self.looked_at)
+        if self.settles:
+            self.hint = "any of these settles it: " + "; ".join(self.settles)
 
 
 class HostDataError(IovaError, ValueError):
@@ -348,21 +323,10 @@ class HostDataError(IovaError, ValueError):
         text: the offending text, shortened.
     """
 
-    exit_code = 5
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        source: str,
-        line: int | None = None,
-        text: str | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.source = source
-        self.line = line
-        self.text = text
+    exit_code = ExitCode.DAMAGED
+    source: str
+    line: int | None = None
+    text: str | None = None
 
 
 class HostUnavailableError(IovaError):
@@ -373,14 +337,9 @@ class HostUnavailableError(IovaError):
         errno: errno of the failed call, or None.
     """
 
-    exit_code = 6
-
-    def __init__(
-        self, message: str, *, source: str, errno: int | None = None, hint: str | None = None
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.source = source
-        self.errno = errno
+    exit_code = ExitCode.UNAVAILABLE
+    source: str
+    errno: int | None = None
 
 
 class EngineError(IovaError, ImportError):
@@ -390,27 +349,12 @@ class EngineError(IovaError, ImportError):
         engine: its name.
     """
 
-    exit_code = 8
-
-    def __init__(self, message: str, *, engine: str, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.engine = engine
+    exit_code = ExitCode.ENGINE
+    engine: str
 
 
 class InvariantError(IovaError, AssertionError):
     """A truth of this package does not hold: a defect of ours, please report it."""
-
-    exit_code = 70
-
-
-def _restore_refusal(
-    cls: type[DmaError], args: tuple[Any, ...], state: dict[str, Any], number: int
-) -> DmaError:
-    error = cls.__new__(cls, *args)
-    error.args = args
-    error.__dict__.update(state)
-    error.errno, error.strerror = number, os.strerror(number)
-    return error
 
 
 class DmaError(IovaError, OSError):
@@ -424,31 +368,15 @@ class DmaError(IovaError, OSError):
         hva: address of the memory in this process, or None.
     """
 
-    exit_code = 7
+    exit_code = ExitCode.KERNEL
+    errno: int
+    ioctl: str
+    iova: int | None = None
+    length: int | None = None
+    hva: int | None = None
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        errno: int,
-        ioctl: str,
-        iova: int | None = None,
-        length: int | None = None,
-        hva: int | None = None,
-        detail: str | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, detail=detail, hint=hint)
-        self.errno = errno
-        self.strerror = os.strerror(errno)
-        self.ioctl = ioctl
-        self.iova = iova
-        self.length = length
-        self.hva = hva
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # errno lives in a slot of OSError, which __dict__ does not show.
-        return _restore_refusal, (type(self), self.args, self.__dict__.copy(), self.errno)
+    def _complete(self) -> None:
+        self.strerror = os.strerror(self.errno)
 
 
 class PartialUnmapError(DmaError):
@@ -458,19 +386,22 @@ class PartialUnmapError(DmaError):
         unmapped: bytes that it says it removed.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        errno: int,
-        ioctl: str,
-        unmapped: int,
-        iova: int | None = None,
-        length: int | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, errno=errno, ioctl=ioctl, iova=iova, length=length, hint=hint)
-        self.unmapped = unmapped
+    unmapped: int
+
+
+OpenProblem = Literal[
+    "absent",
+    "no-iommu",
+    "wrong-driver",
+    "no-node",
+    "unreadable",
+    "busy",
+    "unsafe-interrupts",
+    "direct-region",
+    "not-viable",
+    "refused",
+]
+"""Why a device cannot be had."""
 
 
 class DeviceOpenError(DmaError):
@@ -478,27 +409,13 @@ class DeviceOpenError(DmaError):
 
     Attributes:
         bdf: the device.
-        problem: `absent`, `no-iommu`, `wrong-driver`, `no-node`, `unreadable`, `busy`,
-            `unsafe-interrupts`, `direct-region`, `not-viable` or `refused`.
+        problem: why not.
         group: its IOMMU group, or None.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        bdf: str,
-        problem: str,
-        errno: int,
-        ioctl: str,
-        group: int | None = None,
-        detail: str | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, errno=errno, ioctl=ioctl, detail=detail, hint=hint)
-        self.bdf = bdf
-        self.problem = problem
-        self.group = group
+    bdf: str
+    problem: OpenProblem
+    group: int | None = None
 
 
 class CapabilityError(IovaError, ValueError):
@@ -508,29 +425,22 @@ class CapabilityError(IovaError, ValueError):
         offset: byte in the answer where the contradiction is.
     """
 
-    exit_code = 5
-
-    def __init__(self, message: str, *, offset: int, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.offset = offset
+    exit_code = ExitCode.DAMAGED
+    offset: int
 
 
 class LimitError(PlacementError):
     """A limit of the host would be passed.
 
     Attributes:
-        limit: its name, `dma_entry_limit` or `RLIMIT_MEMLOCK`.
+        limit: its name.
         needed: the value that would do.
         available: what there is left.
     """
 
-    def __init__(
-        self, message: str, *, limit: str, needed: int, available: int, hint: str | None = None
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.limit = limit
-        self.needed = needed
-        self.available = available
+    limit: Literal["dma_entry_limit", "RLIMIT_MEMLOCK"]
+    needed: int
+    available: int
 
 
 class PrecheckError(PlacementError):
@@ -540,11 +450,11 @@ class PrecheckError(PlacementError):
         problems: every problem that was found, in the order of the pieces.
     """
 
-    def __init__(self, message: str, *, problems: Sequence[IovaError]) -> None:
-        super().__init__(message, detail="; ".join(item.message for item in problems))
-        self.problems = tuple(problems)
-        hints = [item.hint for item in problems if item.hint]
-        self.hint = hints[0] if hints else None
+    problems: Sequence[IovaError]
+
+    def _complete(self) -> None:
+        self.detail = "; ".join(item.message for item in self.problems)
+        self.hint = next((item.hint for item in self.problems if item.hint), None)
 
 
 class MappingError(DmaError):
@@ -556,30 +466,14 @@ class MappingError(DmaError):
         left: what could not be taken back, each `(range, tag, error)`; empty when nothing stayed.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        errno: int,
-        ioctl: str,
-        index: int,
-        tag: object,
-        left: Sequence[tuple[AddrRange, object, BaseException]] = (),
-        iova: int | None = None,
-        length: int | None = None,
-        hva: int | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(
-            message, errno=errno, ioctl=ioctl, iova=iova, length=length, hva=hva, hint=hint
-        )
-        self.index = index
-        self.tag = tag
-        self.left = tuple(left)
+    index: int
+    tag: object
+    left: Sequence[tuple[AddrRange, object, BaseException]] = ()
+
+    def _complete(self) -> None:
+        super()._complete()
         if self.left:
-            self.detail = "still mapped: " + "; ".join(
-                f"{where} ({tag}): {error}" for where, tag, error in self.left
-            )
+            self.detail = "still mapped: " + _listed(self.left)
 
 
 class UndoError(IovaError):
@@ -589,20 +483,17 @@ class UndoError(IovaError):
         left: each `(range, tag, error)`.
     """
 
-    exit_code = 7
+    exit_code = ExitCode.KERNEL
+    left: Sequence[tuple[AddrRange, object, BaseException]]
 
-    def __init__(
-        self, message: str, *, left: Sequence[tuple[AddrRange, object, BaseException]]
-    ) -> None:
-        super().__init__(
-            message,
-            detail="; ".join(f"{where} ({tag}): {error}" for where, tag, error in left),
-            hint="unmap_all on the address space, or closing it, removes them",
-        )
-        self.left = tuple(left)
+    def _complete(self) -> None:
+        self.detail = _listed(self.left)
+        self.hint = "unmap_all on the address space, or closing it, removes them"
 
 
 class ClosedError(IovaError, ValueError):
     """A closed container, address space or device was used."""
 
-    exit_code = 70
+
+def _listed(left: Sequence[tuple[AddrRange, object, BaseException]]) -> str:
+    return "; ".join(f"{where} ({tag}): {error}" for where, tag, error in left)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 Iova = NewType("Iova", int)
-"""An address as a device gives it to the IOMMU; an int that a type checker tells from the others."""
+"""An address as a device gives it to the IOMMU: an int that type checkers tell from the others."""
 
 Gpa = NewType("Gpa", int)
 """A guest-physical address; likewise."""

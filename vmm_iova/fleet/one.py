@@ -181,9 +181,9 @@ def _joined(fixes: tuple[str, ...]) -> str | None:
 def _fixes(error: IovaError) -> tuple[str, ...]:
     """What would help, or settle it."""
     if isinstance(error, EvidenceError):
-        return error.settles
+        return tuple(error.settles)
     if isinstance(error, PlanError):
-        return error.fixes
+        return tuple(error.fixes)
     return (error.hint,) if error.hint else ()
 
 

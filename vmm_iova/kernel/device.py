@@ -23,6 +23,7 @@ from vmm_iova.kernel.type1 import Type1Container
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vmm_iova.errors import OpenProblem
     from vmm_iova.kernel.space import AddressSpace
 
 _PCI = "/sys/bus/pci/devices"
@@ -120,7 +121,7 @@ def _node(group: int | None, kernel: Kernel) -> str | None:
 
 
 def _refusal(
-    site: DeviceSite, problem: str, message: str, number: int, ioctl: str, hint: str
+    site: DeviceSite, problem: OpenProblem, message: str, number: int, ioctl: str, hint: str
 ) -> DeviceOpenError:
     return DeviceOpenError(
         message,
@@ -169,6 +170,7 @@ def _explain(site: DeviceSite, exc: DmaError, kernel: Kernel, module: str) -> De
     """Say which of the known reasons an errno stands for here."""
     number, node = exc.errno or 0, site.cdev if module == "iommufd" else site.group_node
     opening = exc.ioctl == "open"
+    problem: OpenProblem
     if opening and number == errno.ENOENT:
         problem, why = "no-node", f"{node} does not exist"
         hint = "is the module vfio loaded, and does /dev come from this kernel?"
@@ -335,7 +337,7 @@ def _explain_file(site: DeviceSite, exc: DmaError, path: str) -> DeviceOpenError
         text = f"{site.bdf}: this user may not open {path}"
         hint = f"as root, or give the user the node: chown USER {path}"
         return _refusal(site, "unreadable", text, number, exc.ioctl, hint)
-    problem = "no-node" if number == errno.ENOENT else "refused"
+    problem: OpenProblem = "no-node" if number == errno.ENOENT else "refused"
     return _refusal(site, problem, exc.message, number, exc.ioctl, exc.hint or path)
 
 
