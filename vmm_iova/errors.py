@@ -51,12 +51,26 @@ class ExitCode(IntEnum):
 EXIT_CODES: dict[int, str] = {code: code.meaning for code in ExitCode}
 """What each exit status of `vmm-iova` means."""
 
+NameKind = Literal["group", "device", "machine", "host", "fleet"]
+LimitName = Literal["dma_entry_limit", "RLIMIT_MEMLOCK"]
+OpenProblem = Literal[
+    "absent",
+    "no-iommu",
+    "wrong-driver",
+    "no-node",
+    "unreadable",
+    "busy",
+    "unsafe-interrupts",
+    "direct-region",
+    "not-viable",
+    "refused",
+]
+
 _REQUIRED = object()
 
 
 def _fact(*, kw_only: bool) -> Any:
     """Mark a fact that is not given by its name; type checkers read this, nothing else does."""
-    del kw_only
     return _REQUIRED
 
 
@@ -290,7 +304,7 @@ class UnknownNameError(IovaError, LookupError):
     """
 
     exit_code = ExitCode.UNKNOWN_NAME
-    kind: Literal["group", "device", "machine", "host", "fleet"]
+    kind: NameKind
     name: str
     known: Sequence[str]
 
@@ -389,21 +403,6 @@ class PartialUnmapError(DmaError):
     unmapped: int
 
 
-OpenProblem = Literal[
-    "absent",
-    "no-iommu",
-    "wrong-driver",
-    "no-node",
-    "unreadable",
-    "busy",
-    "unsafe-interrupts",
-    "direct-region",
-    "not-viable",
-    "refused",
-]
-"""Why a device cannot be had."""
-
-
 class DeviceOpenError(DmaError):
     """A device cannot be had, and `problem` says in one word why not.
 
@@ -438,7 +437,7 @@ class LimitError(PlacementError):
         available: what there is left.
     """
 
-    limit: Literal["dma_entry_limit", "RLIMIT_MEMLOCK"]
+    limit: LimitName
     needed: int
     available: int
 

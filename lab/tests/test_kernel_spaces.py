@@ -16,8 +16,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from lab import raw, virtio
 from lab.child import in_child
-from vmm_iova import AddrRange, ApertureError, IovaAllocator, RangeSet, ReservedError
-from vmm_iova.errors import DeviceOpenError, DmaError, LimitError, MappingError, PrecheckError
+from vmm_iova import AddrRange, IovaAllocator, RangeSet
+from vmm_iova.errors import (
+    ApertureError,
+    DeviceOpenError,
+    DmaError,
+    LimitError,
+    MappingError,
+    PrecheckError,
+    ReservedError,
+)
 from vmm_iova.kernel.device import device_facts, open_space
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.syscalls import LINUX

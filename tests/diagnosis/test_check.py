@@ -178,5 +178,5 @@ def test_every_line_of_the_failed_maps_is_read() -> None:
     ],
 )
 def test_damaged_line_of_failed_maps_is_an_error(text: str, said: str) -> None:
-    with pytest.raises(vi.HostDataError, match=said):
+    with pytest.raises(vi.errors.HostDataError, match=said):
         parse_failed_maps(text, "f")

@@ -744,7 +744,7 @@ class TestParser:
         assert len(parse_report(text).failures) == 2
 
     def test_text_without_a_failure_says_what_to_paste(self) -> None:
-        with pytest.raises(vi.HostDataError, match="none of its 2 lines") as caught:
+        with pytest.raises(vi.errors.HostDataError, match="none of its 2 lines") as caught:
             parse_report("hello\nworld: Cannot allocate memory")
         assert "explain --iova" in str(caught.value)
         assert "QEMU, KVM, libvirt, Cloud Hypervisor" in str(caught.value)
@@ -770,7 +770,7 @@ class TestParser:
 
     def test_hostile_text_is_read_or_refused_in_time(self) -> None:
         for text in ("0x" * 50_000, "DMAR: [" * 20_000, "vfio_dma_map(0x" + "f" * 100_000):
-            with pytest.raises(vi.HostDataError):
+            with pytest.raises(vi.errors.HostDataError):
                 parse_report(text)
 
     def test_number_beyond_64_bits_is_not_taken(self) -> None:

@@ -517,7 +517,7 @@ class TestRun:
                 future.set_exception(BrokenExecutor("gone"))
                 return future
 
-        with pytest.raises(vi.HostUnavailableError, match="a worker died"):
+        with pytest.raises(vi.errors.HostUnavailableError, match="a worker died"):
             fleet.survey_fleet(MIXED, REQUEST, executor=Dying())
 
     def test_strange_file_that_trips_us_is_counted_not_raised(
@@ -556,7 +556,7 @@ class TestRun:
     @pytest.mark.parametrize(
         ("request_", "error"),
         [
-            (fleet.FleetRequest(Guest("q53", "1G")), vi.UnknownNameError),
+            (fleet.FleetRequest(Guest("q53", "1G")), vi.errors.UnknownNameError),
             (fleet.FleetRequest(Guest("q35", "1GB")), vi.RequestError),
             (fleet.FleetRequest(Guest("q35", "1G"), aperture="wide"), vi.RequestError),
             (fleet.FleetRequest(Guest("q35", "1G"), granule=3000), vi.RequestError),
@@ -564,7 +564,7 @@ class TestRun:
             (fleet.FleetRequest(Guest(None, "1GB")), vi.RequestError),
             (fleet.FleetRequest(Guest("q35", "1G"), groups=()), vi.RequestError),
             (fleet.FleetRequest(Guest("q35", "1G"), pci_class="gpu"), vi.RequestError),
-            (fleet.FleetRequest(Guest("q35", "1G"), keep={}), vi.HostDataError),
+            (fleet.FleetRequest(Guest("q35", "1G"), keep={}), vi.errors.HostDataError),
         ],
     )
     def test_request_that_makes_no_sense_is_said_before_the_first_host(

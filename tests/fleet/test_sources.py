@@ -159,7 +159,7 @@ class TestRead:
         assert last == fleet.SourceText(
             "rack", b"", "this folder could not be read: Permission denied"
         )
-        with pytest.raises(vi.HostUnavailableError, match="Permission denied"):
+        with pytest.raises(vi.errors.HostUnavailableError, match="Permission denied"):
             names(str(folder / "rack"))
 
     def test_name_that_no_terminal_should_print_is_shown_escaped(self, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ class TestRead:
         assert names(str(folder / "rack"), "amd-epyc-1tb") == ["rack/c.json", "amd-epyc-1tb"]
 
     def test_what_does_not_exist_is_said(self) -> None:
-        with pytest.raises(vi.UnknownNameError, match="no folder, no file"):
+        with pytest.raises(vi.errors.UnknownNameError, match="no folder, no file"):
             names("/no/such/folder")
 
 

@@ -40,6 +40,6 @@ def test_captured_host_has_the_ranges_of_its_kernel(name: str) -> None:
 
 
 def test_group_that_the_kernel_was_not_asked_about_is_no_guess() -> None:
-    with pytest.raises(vi.EvidenceError, match="group 0") as caught:
+    with pytest.raises(vi.errors.EvidenceError, match="group 0") as caught:
         vi.load_host("lab-arm64-smmuv3").usable()
     assert "--groups 5,6" in caught.value.settles[0]

@@ -42,7 +42,7 @@ def test_list_that_the_schema_requires_is_required_by_the_reader(key: str) -> No
     snapshot = _snapshot("amd-epyc-1tb")
     del snapshot[key]
     assert not VALIDATOR.is_valid(snapshot)
-    with pytest.raises(vi.HostDataError, match=f"{key} is missing"):
+    with pytest.raises(vi.errors.HostDataError, match=f"{key} is missing"):
         load_snapshot(json.dumps(snapshot), "cut.json")
 
 
@@ -50,5 +50,5 @@ def test_number_instead_of_a_hex_string_is_refused_by_both() -> None:
     snapshot = _snapshot("amd-epyc-1tb")
     snapshot["groups"][0]["reserved_regions"][0]["start"] = 0xFEE0_0000
     assert not VALIDATOR.is_valid(snapshot)
-    with pytest.raises(vi.HostDataError, match="start should be text"):
+    with pytest.raises(vi.errors.HostDataError, match="start should be text"):
         load_snapshot(json.dumps(snapshot), "number.json")

@@ -60,26 +60,26 @@ def test_alias_finds_the_machine() -> None:
 
 
 def test_misspelt_machine_says_what_was_meant() -> None:
-    with pytest.raises(vi.UnknownNameError, match="no machine model 'q53'") as caught:
+    with pytest.raises(vi.errors.UnknownNameError, match="no machine model 'q53'") as caught:
         vi.load_machine("q53")
     assert "did you mean q35?" in (caught.value.hint or "")
 
 
 def test_missing_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(vi.HostUnavailableError, match="does not exist"):
+    with pytest.raises(vi.errors.HostUnavailableError, match="does not exist"):
         vi.load_machine(tmp_path / "none.toml")
 
 
 def test_directory_as_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "dir.toml").mkdir()
-    with pytest.raises(vi.HostUnavailableError, match="Is a directory"):
+    with pytest.raises(vi.errors.HostUnavailableError, match="Is a directory"):
         vi.load_machine(tmp_path / "dir.toml")
 
 
 def test_binary_file_is_said(tmp_path: Path) -> None:
     path = tmp_path / "junk.toml"
     path.write_bytes(b"\xff\xfe\x00junk")
-    with pytest.raises(vi.HostDataError, match="is not text"):
+    with pytest.raises(vi.errors.HostDataError, match="is not text"):
         vi.load_machine(path)
 
 
@@ -102,7 +102,7 @@ def test_binary_file_is_said(tmp_path: Path) -> None:
     ],
 )
 def test_mistake_in_a_file_names_the_key(tmp_path: Path, change: tuple, said: str) -> None:  # type: ignore[type-arg]
-    with pytest.raises(vi.HostDataError, match=said) as caught:
+    with pytest.raises(vi.errors.HostDataError, match=said) as caught:
         _load(tmp_path, GOOD.replace(*change))
     assert caught.value.message.startswith(f"mine.toml:{caught.value.line}: ")
 
@@ -123,7 +123,7 @@ def test_mistake_in_a_file_names_the_key(tmp_path: Path, change: tuple, said: st
     ],
 )
 def test_mistake_in_a_file_names_the_line(tmp_path: Path, change: tuple, line: int) -> None:  # type: ignore[type-arg]
-    with pytest.raises(vi.HostDataError) as caught:
+    with pytest.raises(vi.errors.HostDataError) as caught:
         _load(tmp_path, GOOD.replace(*change))
     assert caught.value.line == line
     assert caught.value.message.startswith(f"mine.toml:{line}: ")
@@ -250,7 +250,7 @@ def test_nonsense_in_a_file_is_one_sentence_with_the_line_and_what_would_be_righ
     tmp_path: Path, old: str, new: str, line: int, said: str
 ) -> None:
     assert old in FULL
-    with pytest.raises(vi.HostDataError, match=said) as caught:
+    with pytest.raises(vi.errors.HostDataError, match=said) as caught:
         _load(tmp_path, FULL.replace(old, new, 1))
     assert caught.value.line == line
     assert caught.value.message.startswith(f"mine.toml:{line}: ")
@@ -276,7 +276,7 @@ def test_fixed_window_for_64_bit_bars_is_checked(
     if said is None:
         assert _load(tmp_path, text).pci64 is not None
         return
-    with pytest.raises(vi.HostDataError, match=said) as caught:
+    with pytest.raises(vi.errors.HostDataError, match=said) as caught:
         _load(tmp_path, text)
     assert caught.value.line == (line or 0) + 1  # the line that was put in
 
@@ -284,7 +284,8 @@ def test_fixed_window_for_64_bit_bars_is_checked(
 def test_fixed_window_beyond_the_top_says_how_large_it_may_be(tmp_path: Path) -> None:
     text = SPLIT.replace('start = "4G"', 'start = "4G"\nlast = "0x1ffffffff"')
     text = text.replace('"1G"\nalign', '"2G"\nalign').replace('"8G"', '"0xffffffffc0000000"')
-    with pytest.raises(vi.HostDataError, match=r"reaches beyond 0xf{16}: at most 0x40000000"):
+    beyond = r"reaches beyond 0xf{16}: at most 0x40000000"
+    with pytest.raises(vi.errors.HostDataError, match=beyond):
         _load(tmp_path, text)
 
 
@@ -292,7 +293,7 @@ def test_fixed_window_above_4_gib_is_not_for_32_bit_bars(tmp_path: Path) -> None
     text = GOOD.replace('kind = "doorbell"', 'kind = "window"')
     text = text.replace('"0xfee00000"', '"0xf0000000"').replace('"0xfeefffff"', '"0x10fffffff"')
     text = text.replace('start = "4G"', 'start = "8G"')
-    with pytest.raises(vi.HostDataError, match=r"0x10fffffff is not below 0x100000000"):
+    with pytest.raises(vi.errors.HostDataError, match=r"0x10fffffff is not below 0x100000000"):
         _load(tmp_path, text)
 
 
@@ -311,7 +312,7 @@ def test_toml_beyond_all_measure_is_one_sentence_with_its_line(
     tmp_path: Path, text: str, line: int, what: str
 ) -> None:
     beyond = rf"^mine\.toml:{line}: [a-z ]+ {what} than can be read: .{{10,60}}$"
-    with pytest.raises(vi.HostDataError, match=beyond) as caught:
+    with pytest.raises(vi.errors.HostDataError, match=beyond) as caught:
         _load(tmp_path, text)
     assert caught.value.line == line
 
@@ -458,5 +459,5 @@ def test_machine_made_in_a_program_is_checked_too() -> None:
 
 
 def test_file_without_ram_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(vi.HostDataError, match="at least one"):
+    with pytest.raises(vi.errors.HostDataError, match="at least one"):
         _load(tmp_path, 'name = "m"\narch = "x"\n')

@@ -40,13 +40,13 @@ def test_layout_of_other_hosts_is_taken(host: str, machine: str) -> None:
 def test_entry_limit_of_the_host_is_rehearsed_before_any_call() -> None:
     host = replace(vi.load_host("amd-epyc-1tb"), limits=Limits(dma_entries=2))
     layout = vi.plan(vi.Guest("q35", "1.5TiB"), host.usable())
-    with pytest.raises(vi.PrecheckError, match="nothing was mapped"):
+    with pytest.raises(vi.errors.PrecheckError, match="nothing was mapped"):
         dry_run(layout)
 
 
 def test_locked_memory_of_the_host_is_rehearsed_with_the_limit_that_would_do() -> None:
     host = replace(vi.load_host("amd-epyc-1tb"), limits=Limits(memlock=8 << 20))
     layout = vi.plan(vi.Guest("q35", "4G"), host.usable())
-    with pytest.raises(vi.PrecheckError) as caught:
+    with pytest.raises(vi.errors.PrecheckError) as caught:
         dry_run(layout)
     assert "ulimit -l 4194304 (KiB) would do" in str(caught.value)

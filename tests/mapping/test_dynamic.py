@@ -13,8 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmm_iova import AddrRange, IovaAllocator, MappableRanges, RangeSet, ReservedError
-from vmm_iova.errors import DmaError, MisalignedError, NotAllocatedError, RequestError
+from vmm_iova import AddrRange, IovaAllocator, MappableRanges, RangeSet
+from vmm_iova.errors import (
+    DmaError,
+    MisalignedError,
+    NotAllocatedError,
+    RequestError,
+    ReservedError,
+)
 from vmm_iova.kernel import uapi, uapi_iommufd
 from vmm_iova.mapping import DynamicMaps, fewest_ranges, rehearse_attach, written_ranges
 

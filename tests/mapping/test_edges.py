@@ -40,7 +40,7 @@ def test_largest_page_is_that_of_the_iommu_whichever_way(sim: SimulatedKernel, v
 def test_undo_leaves_a_mapping_that_was_there_before(sim: SimulatedKernel, via: str) -> None:
     with open_space([NIC], kernel=sim, via=via) as space:
         space.map(0x10_0000, HVA, 0x1000)
-        with pytest.raises(vi.MappingError) as caught:
+        with pytest.raises(vi.errors.MappingError) as caught:
             map_pieces(space, [Piece(0x10_0000, 0x1000, HVA)], check=False)
         assert caught.value.errno == errno.EEXIST
         assert [item.range.start for item in space.live] == [0x10_0000]
@@ -61,10 +61,10 @@ def test_list_before_an_attach_is_no_evidence(sim: SimulatedKernel) -> None:
     usable = vi.load_host("amd-epyc-1tb").usable()
     pieces = [Piece(0xFEE0_0000, 0x1000, HVA, "msi")]
     with Ioas(Iommufd(sim), owns=True) as space:
-        with pytest.raises(vi.EvidenceError, match="nothing says"):
+        with pytest.raises(vi.errors.EvidenceError, match="nothing says"):
             precheck(space, pieces)
         (problem,) = precheck(space, pieces, usable=usable)
-        assert isinstance(problem, vi.ReservedError)
+        assert isinstance(problem, vi.errors.ReservedError)
         assert "piece msi" in problem.__notes__[0]
 
 
@@ -126,7 +126,7 @@ def test_prefault_by_odd_chunks_is_refused(chunk: int) -> None:
 
 
 def test_prefault_of_memory_inside_a_page_is_refused() -> None:
-    with pytest.raises(vi.MisalignedError, match="multiple of the page"):
+    with pytest.raises(vi.errors.MisalignedError, match="multiple of the page"):
         prefault([Piece(0, 0x2000, HVA + 1)])
 
 

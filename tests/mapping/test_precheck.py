@@ -7,21 +7,21 @@ import resource
 
 import pytest
 
-from vmm_iova import (
-    AddrRange,
+from vmm_iova import AddrRange, MappableRanges, RangeSet
+from vmm_iova.errors import (
     ApertureError,
+    DmaError,
     EvidenceError,
     IovaError,
-    MappableRanges,
+    LimitError,
     MisalignedError,
     OccupiedError,
+    PrecheckError,
     RangeOverflowError,
-    RangeSet,
     RequestError,
     ReservedError,
     StraddleError,
 )
-from vmm_iova.errors import DmaError, LimitError, PrecheckError
 from vmm_iova.kernel.device import open_space
 from vmm_iova.kernel.syscalls import LINUX
 from vmm_iova.mapping import Piece, map_pieces, precheck

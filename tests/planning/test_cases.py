@@ -178,7 +178,7 @@ def test_peers_fallback_aperture_is_refused_unless_the_user_states_it(case: dict
     # These peers take a missing range list for an aperture. That guess is what we never make; who
     # knows better can state it.
     host = Host("case", groups=(Group("7", regions=()),))
-    with pytest.raises(vi.EvidenceError):
+    with pytest.raises(vi.errors.EvidenceError):
         host.usable()
     stated = RangeSet(map(_span, case["expect"]))
     top = RangeSet([AddrRange(ADDRESS_LAST - 4095, ADDRESS_LAST)])

@@ -103,7 +103,7 @@ def test_damaged_layout_is_refused(key: str) -> None:
     usable = _usable(OPEN)
     saved = _saved(vi.plan(GUEST, usable))
     del saved[key]
-    with pytest.raises((vi.HostDataError, vi.UnknownNameError)):
+    with pytest.raises((vi.errors.HostDataError, vi.errors.UnknownNameError)):
         vi.plan(GUEST, usable, keep=saved)
 
 
@@ -120,5 +120,5 @@ def test_saved_layout_that_contradicts_itself_is_refused(
     usable = vi.load_host("amd-epyc-1tb").usable()
     text = json.dumps(vi.plan(vi.Guest("q35", "4GiB"), usable).to_json())
     assert change[0] in text
-    with pytest.raises(vi.HostDataError, match=said):
+    with pytest.raises(vi.errors.HostDataError, match=said):
         vi.Layout.from_json(json.loads(text.replace(*change)), usable)

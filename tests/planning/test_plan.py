@@ -240,7 +240,7 @@ class TestRequests:
             vi.plan(vi.Guest("q35", "4G"), amd, on_hole="jump")  # type: ignore[arg-type]
 
     def test_ram_of_half_a_page_is_refused_with_the_neighbours(self, amd: vi.Usable) -> None:
-        with pytest.raises(vi.MisalignedError, match="granule 0x1000") as caught:
+        with pytest.raises(vi.errors.MisalignedError, match="granule 0x1000") as caught:
             vi.plan(vi.Guest("q35", "0x100800"), amd)
         assert caught.value.hint == "0x100000 or 0x101000 are"
 

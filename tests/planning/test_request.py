@@ -88,7 +88,7 @@ class TestNodes:
 
     def test_ram_that_is_no_whole_number_of_its_pages_is_refused(self, amd: vi.Usable) -> None:
         with pytest.raises(
-            vi.MisalignedError, match="page size 0x40000000 that backs it"
+            vi.errors.MisalignedError, match="page size 0x40000000 that backs it"
         ) as caught:
             vi.plan(vi.Guest("q35", "2.5G", page_size="1GiB"), amd)
         assert caught.value.hint == "0x80000000 or 0xc0000000 are"

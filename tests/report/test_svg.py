@@ -33,7 +33,7 @@ def usable_of(spec: str) -> vi.Usable:
     host = vi.load_host(spec)
     try:
         return host.usable()
-    except vi.EvidenceError:
+    except vi.errors.EvidenceError:
         return host.usable(aperture=42 if "s390" in spec else 48)
 
 
@@ -42,7 +42,7 @@ def bundled() -> list[str]:
     for name in vi.bundled_hosts():
         try:
             vi.load_host(name)
-        except vi.HostDataError:  # a text with several hosts
+        except vi.errors.HostDataError:  # a text with several hosts
             name += "#1"
         names.append(name)
     return names

@@ -15,9 +15,18 @@ fleet streams through any executor in bounded memory (`survey_fleet`).
 from vmm_iova.fleet.analyse import Blocker, Fleet, LayoutGroup, analyse
 from vmm_iova.fleet.one import HostRow, Status, survey_text
 from vmm_iova.fleet.request import FleetRequest
-from vmm_iova.fleet.run import Progress, survey_chunk, survey_fleet
+from vmm_iova.fleet.run import Progress, SupportsSubmit, survey_chunk, survey_fleet
 from vmm_iova.fleet.sources import SourceText, read_sources
-from vmm_iova.fleet.survey import Allowed, DeviceCount, HostClass, Problem, Share, Survey, merge_all
+from vmm_iova.fleet.survey import (
+    Allowed,
+    DeviceCount,
+    Hole,
+    HostClass,
+    Problem,
+    Share,
+    Survey,
+    merge_all,
+)
 
 __all__ = [
     "Allowed",
@@ -25,6 +34,7 @@ __all__ = [
     "DeviceCount",
     "Fleet",
     "FleetRequest",
+    "Hole",
     "HostClass",
     "HostRow",
     "LayoutGroup",
@@ -33,6 +43,7 @@ __all__ = [
     "Share",
     "SourceText",
     "Status",
+    "SupportsSubmit",
     "Survey",
     "analyse",
     "merge_all",

@@ -20,7 +20,7 @@ from vmm_iova.kernel.device import (
 from vmm_iova.kernel.facts import with_kernel_facts
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.iommufd import HardwareInfo, Iommufd, VfioCdev
-from vmm_iova.kernel.space import AddressSpace, LiveMapping, SpaceFacts
+from vmm_iova.kernel.space import AddressSpace, LiveMapping, LiveMappings, Mappable, SpaceFacts
 from vmm_iova.kernel.syscalls import LINUX, Kernel, LinuxKernel, LockBudget
 from vmm_iova.kernel.type1 import Type1Container
 
@@ -35,7 +35,9 @@ __all__ = [
     "Kernel",
     "LinuxKernel",
     "LiveMapping",
+    "LiveMappings",
     "LockBudget",
+    "Mappable",
     "SpaceFacts",
     "Type1Container",
     "Type1Facts",

@@ -8,18 +8,29 @@ memory that large IOMMU pages can map; `DynamicMaps` joins an allocator and an a
 
 from vmm_iova.mapping.dirty import fewest_ranges, written_ranges
 from vmm_iova.mapping.dryrun import DryRun, dry_run
-from vmm_iova.mapping.dynamic import DynamicMaps
+from vmm_iova.mapping.dynamic import Allocator, DynamicMaps
 from vmm_iova.mapping.mapped import Mapped, map_pieces
 from vmm_iova.mapping.memory import GuestMemory
 from vmm_iova.mapping.piece import Piece
 from vmm_iova.mapping.populate import TerminalProgress, prefault
-from vmm_iova.mapping.precheck import Rehearsal, precheck, rehearse_attach
+from vmm_iova.mapping.precheck import (
+    Allocations,
+    Judge,
+    Owned,
+    Rehearsal,
+    precheck,
+    rehearse_attach,
+)
 
 __all__ = [
+    "Allocations",
+    "Allocator",
     "DryRun",
     "DynamicMaps",
     "GuestMemory",
+    "Judge",
     "Mapped",
+    "Owned",
     "Piece",
     "Rehearsal",
     "TerminalProgress",
