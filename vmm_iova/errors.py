@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, dataclass_transf
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm_iova.ranges import AddrRange
+    from vmm_iova.ranges import AddrRange, Hva, Iova
 
 
 class ExitCode(IntEnum):
@@ -125,7 +125,7 @@ class IovaError(_Declared):
         exit_code: exit status that the command line gives for it (see `EXIT_CODES`).
     """
 
-    exit_code: ClassVar[int] = ExitCode.DEFECT
+    exit_code: ClassVar[ExitCode] = ExitCode.DEFECT
     message: str = _fact(kw_only=False)
     detail: str | None = None
     hint: str | None = None
@@ -385,9 +385,9 @@ class DmaError(IovaError, OSError):
     exit_code = ExitCode.KERNEL
     errno: int
     ioctl: str
-    iova: int | None = None
+    iova: Iova | None = None
     length: int | None = None
-    hva: int | None = None
+    hva: Hva | None = None
 
     def _complete(self) -> None:
         self.strerror = os.strerror(self.errno)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from vmm_iova.host.host import Host
     from vmm_iova.host.usable import Usable
+    from vmm_iova.kernel.space import SpaceKind
     from vmm_iova.planning.layout import Layout
 
 
@@ -109,7 +110,7 @@ def _also_fit(host: Host, options: argparse.Namespace) -> list[Usable]:
     ]
 
 
-def _rehearse(layout: Layout, via: str) -> str:
+def _rehearse(layout: Layout, via: SpaceKind) -> str:
     from vmm_iova.mapping import dry_run  # needs Linux
 
     done = dry_run(layout, via)

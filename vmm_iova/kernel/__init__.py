@@ -12,6 +12,7 @@ Planning needs nothing of this; importing it needs Linux.
 from vmm_iova.kernel.caps import DeviceFacts, Type1Facts, ZpciFacts
 from vmm_iova.kernel.device import (
     DeviceSite,
+    Via,
     device_facts,
     device_region,
     find_device,
@@ -20,7 +21,14 @@ from vmm_iova.kernel.device import (
 from vmm_iova.kernel.facts import with_kernel_facts
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.iommufd import HardwareInfo, Iommufd, VfioCdev
-from vmm_iova.kernel.space import AddressSpace, LiveMapping, LiveMappings, Mappable, SpaceFacts
+from vmm_iova.kernel.space import (
+    AddressSpace,
+    LiveMapping,
+    LiveMappings,
+    Mappable,
+    SpaceFacts,
+    SpaceKind,
+)
 from vmm_iova.kernel.syscalls import LINUX, Kernel, LinuxKernel, LockBudget
 from vmm_iova.kernel.type1 import Type1Container
 
@@ -39,9 +47,11 @@ __all__ = [
     "LockBudget",
     "Mappable",
     "SpaceFacts",
+    "SpaceKind",
     "Type1Container",
     "Type1Facts",
     "VfioCdev",
+    "Via",
     "ZpciFacts",
     "device_facts",
     "device_region",

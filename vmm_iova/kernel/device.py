@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vmm_iova.errors import DeviceOpenError, DmaError, RequestError
 from vmm_iova.kernel import caps, uapi
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmm_iova.errors import OpenProblem
-    from vmm_iova.kernel.space import AddressSpace
+    from vmm_iova.kernel.space import AddressSpace, SpaceKind
+
+Via = Literal["auto", "iommufd", "type1"]
+"""Which way to a device is to be taken."""
+
+_Module = Literal["iommufd", "vfio_iommu_type1"]
 
 _PCI = "/sys/bus/pci/devices"
 _GROUPS = "/sys/kernel/iommu_groups"
@@ -158,7 +163,7 @@ def _check_site(site: DeviceSite) -> None:
         )
 
 
-def _parameter(kernel: Kernel, module: str) -> str:
+def _parameter(kernel: Kernel, module: _Module) -> str:
     try:
         path = f"/sys/module/{module}/parameters/allow_unsafe_interrupts"
         return kernel.read_text(path).strip()
@@ -166,7 +171,7 @@ def _parameter(kernel: Kernel, module: str) -> str:
         return "?"
 
 
-def _explain(site: DeviceSite, exc: DmaError, kernel: Kernel, module: str) -> DeviceOpenError:
+def _explain(site: DeviceSite, exc: DmaError, kernel: Kernel, module: _Module) -> DeviceOpenError:
     """Say which of the known reasons an errno stands for here."""
     number, node = exc.errno or 0, site.cdev if module == "iommufd" else site.group_node
     opening = exc.ioctl == "open"
@@ -214,7 +219,7 @@ def _foreign(site: DeviceSite) -> str:
 
 
 def open_space(
-    bdfs: Sequence[str], *, kernel: Kernel = LINUX, via: str = "auto", dirty: bool = False
+    bdfs: Sequence[str], *, kernel: Kernel = LINUX, via: Via = "auto", dirty: bool = False
 ) -> Type1Container | Ioas:
     """Open devices and put them into one I/O address space, whichever way the host has.
 
@@ -238,7 +243,7 @@ def open_space(
     Complexity: one attach a device.
     Synchronization: external.
     """
-    ways: dict[str, Callable[..., Type1Container | Ioas]]
+    ways: dict[SpaceKind, Callable[..., Type1Container | Ioas]]
     ways = {"iommufd": _via_iommufd, "type1": _via_type1}
     if via != "auto" and via not in ways:
         raise RequestError(f"there is no way {via!r}", field="via", value=via)

@@ -12,6 +12,7 @@ from vmm_iova.kernel.space import caller
 
 if TYPE_CHECKING:
     from vmm_iova.kernel.syscalls import Kernel, LockBudget
+    from vmm_iova.ranges import Hva, Iova
 
 
 class Handle:
@@ -92,9 +93,9 @@ class Handle:
         *,
         message: str | None = None,
         hints: dict[int, str] | None = None,
-        iova: int | None = None,
+        iova: Iova | None = None,
         length: int | None = None,
-        hva: int | None = None,
+        hva: Hva | None = None,
     ) -> int:
         """Make an ioctl on this file.
 
@@ -128,7 +129,7 @@ class Handle:
 
 
 def map_refusal(
-    name: str, hints: dict[int, str], iova: int | None, hva: int, size: int, number: int
+    name: str, hints: dict[int, str], iova: Iova | None, hva: Hva, size: int, number: int
 ) -> DmaError:
     """Make the error of a map call that was refused; no IOVA is "anywhere"."""
     where = "anywhere" if iova is None else f"to {iova:#x}"

@@ -24,13 +24,13 @@ from vmm_iova.kernel.space import (
     verify_unmapped,
 )
 from vmm_iova.kernel.syscalls import LockBudget, UserBuffer
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, Hva, Iova, MappableRanges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from vmm_iova.kernel.iommufd import Iommufd, VfioCdev
-    from vmm_iova.kernel.space import Mappable
+    from vmm_iova.kernel.space import Mappable, SpaceKind
 
 _MAP_NAME = "IOMMU_IOAS_MAP"
 _UNMAP = struct.Struct("=IIQQ")
@@ -49,7 +49,7 @@ class Ioas:
     Synchronization: external.
     """
 
-    kind = "iommufd"
+    kind: SpaceKind = "iommufd"
 
     def __init__(self, iommufd: Iommufd, *, owns: bool = False) -> None:
         self.iommufd = iommufd
@@ -196,7 +196,9 @@ class Ioas:
         )
         self.iommufd.call("IOMMU_IOAS_ALLOW_IOVAS", abi.IOAS_ALLOW_IOVAS, arg)
 
-    def map(self, iova: int, hva: int, size: int, *, read: bool = True, write: bool = True) -> None:
+    def map(
+        self, iova: Iova, hva: Hva, size: int, *, read: bool = True, write: bool = True
+    ) -> None:
         """Map memory of this process at a fixed place. All, or nothing.
 
         Without an attached device nothing is pinned yet, and the want of memory shows at attach.
@@ -236,7 +238,7 @@ class Ioas:
         bad = pieces[done]
         return done, map_refusal(_MAP_NAME, IOMMUFD_MAP_HINTS, bad.iova, bad.hva, bad.size, number)
 
-    def map_anywhere(self, hva: int, size: int, *, read: bool = True, write: bool = True) -> int:
+    def map_anywhere(self, hva: Hva, size: int, *, read: bool = True, write: bool = True) -> Iova:
         """Map memory where the kernel finds room; return the IOVA. Address 0 is never chosen.
 
         Raises:
@@ -244,9 +246,9 @@ class Ioas:
 
         Source: iopt_alloc_iova (Linux 7.3).
         """
-        return self._map(0, hva, size, 0, read=read, write=write)
+        return self._map(0, hva, size, Iova(0), read=read, write=write)
 
-    def _map(self, fixed: int, hva: int, size: int, iova: int, *, read: bool, write: bool) -> int:
+    def _map(self, fixed: int, hva: Hva, size: int, iova: Iova, *, read: bool, write: bool) -> Iova:
         flags = fixed | (abi.MAP_READABLE if read else 0) | (abi.MAP_WRITEABLE if write else 0)
         arg = bytearray(_MAP.pack(40, flags, self.id, 0, hva, size, iova))
         try:
@@ -255,13 +257,13 @@ class Ioas:
             where = iova if fixed else None
             number = exc.errno or 0
             raise map_refusal(_MAP_NAME, IOMMUFD_MAP_HINTS, where, hva, size, number) from exc
-        placed: int = _MAP.unpack_from(arg)[6]
+        placed: Iova = _MAP.unpack_from(arg)[6]
         self._note(placed, size, hva, read=read, write=write)
         return placed
 
     def map_file(
-        self, fd: int, offset: int, size: int, iova: int | None = None, *, write: bool = True
-    ) -> int:
+        self, fd: int, offset: int, size: int, iova: Iova | None = None, *, write: bool = True
+    ) -> Iova:
         """Map a part of a memfd or of a VFIO dma-buf, without an address in this process (6.13).
 
         Args:
@@ -298,11 +300,13 @@ class Ioas:
             iova=iova,
             length=size,
         )
-        placed = record.read(arg)["iova"]
-        self._note(placed, size, offset, read=True, write=write)
+        placed = Iova(record.read(arg)["iova"])
+        self._note(placed, size, Hva(offset), read=True, write=write)
         return placed
 
-    def copy_from(self, source: Ioas, source_iova: int, size: int, iova: int | None = None) -> int:
+    def copy_from(
+        self, source: Ioas, source_iova: Iova, size: int, iova: Iova | None = None
+    ) -> Iova:
         """Map here what another IOAS of the same file has mapped; the pins are shared.
 
         Returns:
@@ -324,14 +328,14 @@ class Ioas:
             src_iova=source_iova,
         )
         self.iommufd.call("IOMMU_IOAS_COPY", abi.IOAS_COPY, arg, iova=iova, length=size)
-        placed = record.read(arg)["dst_iova"]
-        self._note(placed, size, 0, read=True, write=True)
+        placed = Iova(record.read(arg)["dst_iova"])
+        self._note(placed, size, Hva(0), read=True, write=True)
         return placed
 
-    def _note(self, iova: int, size: int, hva: int, *, read: bool, write: bool) -> None:
+    def _note(self, iova: Iova, size: int, hva: Hva, *, read: bool, write: bool) -> None:
         self.live.add(iova, size, hva, caller(3), read=read, write=write)
 
-    def unmap(self, iova: int, size: int) -> int:
+    def unmap(self, iova: Iova, size: int) -> int:
         """Unmap exactly one mapping and verify what the kernel removed.
 
         Returns:
@@ -347,7 +351,7 @@ class Ioas:
         self.live.remove(iova)
         return verify_unmapped("IOMMU_IOAS_UNMAP", iova, size, unmapped)
 
-    def unmap_range(self, iova: int, size: int) -> int:
+    def unmap_range(self, iova: Iova, size: int) -> int:
         """Make the bare ioctl, without the book of live mappings; return the bytes it removed.
 
         Not atomic: when the upper end cuts a mapping, those below may be gone.
@@ -366,7 +370,7 @@ class Ioas:
 
     def unmap_all(self) -> int:
         """Unmap everything, also what this object does not know of; return the bytes."""
-        total = self.unmap_range(0, ADDRESS_LAST)
+        total = self.unmap_range(Iova(0), ADDRESS_LAST)
         self.live.clear()
         return total
 
@@ -393,7 +397,7 @@ class Ioas:
         for table in self._tables:
             self.iommufd.set_dirty(table, enable=False)
 
-    def read_dirty(self, iova: int, size: int) -> bytes:
+    def read_dirty(self, iova: Iova, size: int) -> bytes:
         """Return the bitmap of pages that any device wrote since the last reading.
 
         Args:

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vmm_iova.errors import CapabilityError
 from vmm_iova.kernel import uapi
 from vmm_iova.kernel import uapi_iommufd as abi
 from vmm_iova.kernel.handle import Handle
 from vmm_iova.kernel.syscalls import LINUX, Kernel, UserBuffer
+
+if TYPE_CHECKING:
+    from vmm_iova.ranges import Iova
 
 
 class Iommufd(Handle):
@@ -157,7 +161,7 @@ class Iommufd(Handle):
         self.call("IOMMU_HWPT_SET_DIRTY_TRACKING", abi.HWPT_SET_DIRTY_TRACKING, arg)
 
     def read_dirty(
-        self, hwpt_id: int, iova: int, size: int, page: int, *, clear: bool = True
+        self, hwpt_id: int, iova: Iova, size: int, page: int, *, clear: bool = True
     ) -> bytes:
         """Return the bitmap of written pages: one bit a `page`, lowest first, in 64-bit words.
 

@@ -13,10 +13,10 @@ import sys
 import warnings
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Protocol, Self
 
 from vmm_iova.errors import DmaError, NotAllocatedError, PartialUnmapError
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
+from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange, Hva, Iova, MappableRanges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from vmm_iova.kernel.syscalls import LockBudget
 
 
-_LARGEST_IN_USE = 1 << 30  # VT-d, AMD-Vi and SMMUv3 with 4 KiB pages; congruence costs nothing
+SpaceKind = Literal["type1", "iommufd"]
+"""Which of the kernel's two interfaces is behind an address space."""
+
+_LARGEST_IN_USE = GIB  # VT-d, AMD-Vi and SMMUv3 with 4 KiB pages; congruence costs nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class LiveMapping:
     """
 
     range: AddrRange
-    hva: int
+    hva: Hva
     read: bool
     write: bool
     place: str
@@ -78,11 +81,11 @@ class Mappable(Protocol):
     """What `map_many` needs to know of a mapping, such as `mapping.Piece`."""
 
     @property
-    def iova(self) -> int:
+    def iova(self) -> Iova:
         """First IOVA."""
 
     @property
-    def hva(self) -> int:
+    def hva(self) -> Hva:
         """Address of the memory."""
 
     @property
@@ -104,22 +107,24 @@ class AddressSpace(Protocol):
     Synchronization: external.
     """
 
-    kind: str
+    kind: SpaceKind
     live: LiveMappings
 
     def facts(self) -> SpaceFacts:
         """Ask the kernel; the answer can change with every attach."""
 
-    def map(self, iova: int, hva: int, size: int, *, read: bool = True, write: bool = True) -> None:
+    def map(
+        self, iova: Iova, hva: Hva, size: int, *, read: bool = True, write: bool = True
+    ) -> None:
         """Map `size` bytes of this process at `iova`, or raise DmaError and leave nothing."""
 
     def map_many(self, pieces: Sequence[Mappable]) -> tuple[int, DmaError | None]:
         """Map in the order given until one is refused; return how many are mapped, and why."""
 
-    def unmap(self, iova: int, size: int) -> int:
+    def unmap(self, iova: Iova, size: int) -> int:
         """Unmap exactly one mapping; return its bytes. Raise PartialUnmapError if not so many."""
 
-    def unmap_range(self, iova: int, size: int) -> int:
+    def unmap_range(self, iova: Iova, size: int) -> int:
         """Make the bare call, whatever `live` says; return the bytes that the kernel removed."""
 
     def unmap_all(self) -> int:
@@ -149,7 +154,7 @@ def caller(depth: int = 2) -> tuple[str, int]:
     return frame.f_code.co_filename, frame.f_lineno
 
 
-_Entry = tuple[int, int, bool, bool, tuple[str, int]]
+_Entry = tuple[int, Hva, bool, bool, tuple[str, int]]
 """Size, host address, rights and place of a mapping."""
 
 
@@ -197,7 +202,7 @@ class LiveMappings:
         return self._order
 
     def add(
-        self, iova: int, size: int, hva: int, place: tuple[str, int], *, read: bool, write: bool
+        self, iova: Iova, size: int, hva: Hva, place: tuple[str, int], *, read: bool, write: bool
     ) -> None:
         """Note a mapping that the kernel has taken."""
         self._by_start[iova] = (size, hva, read, write, place)
@@ -218,7 +223,7 @@ class LiveMappings:
         if start in self._book():
             self.remove(start)
 
-    def translate(self, iova: int, size: int) -> tuple[int, int]:
+    def translate(self, iova: Iova, size: int) -> tuple[Hva, int]:
         """Return where in this process an IOVA is, and how many bytes from there are contiguous.
 
         Args:
@@ -244,7 +249,7 @@ class LiveMappings:
             if item.range.start != iova + got or item.hva != hva + got:
                 break
             got += item.range.size
-        return hva, min(got, size)
+        return Hva(hva), min(got, size)
 
     def clear(self) -> int:
         """Forget everything; return how many bytes that was."""
@@ -297,7 +302,7 @@ class LiveMappings:
             )
 
 
-def make_sure_unmapped(space: AddressSpace, iova: int, size: int) -> None:
+def make_sure_unmapped(space: AddressSpace, iova: Iova, size: int) -> None:
     """Unmap what may or may not be mapped: an interrupt came before the book was written.
 
     Raises:
@@ -311,7 +316,7 @@ def make_sure_unmapped(space: AddressSpace, iova: int, size: int) -> None:
     space.live.discard(iova)
 
 
-def verify_unmapped(ioctl: str, iova: int, asked: int, unmapped: int) -> int:
+def verify_unmapped(ioctl: str, iova: Iova, asked: int, unmapped: int) -> int:
     """Return `unmapped` if it is what was asked for.
 
     Raises:

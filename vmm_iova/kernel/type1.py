@@ -24,16 +24,17 @@ from vmm_iova.kernel.space import (
     verify_unmapped,
 )
 from vmm_iova.kernel.syscalls import LINUX, Kernel, UserBuffer
-from vmm_iova.ranges import AddrRange
+from vmm_iova.ranges import AddrRange, Iova
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm_iova.kernel.space import LiveMapping, Mappable
+    from vmm_iova.kernel.space import LiveMapping, Mappable, SpaceKind
+    from vmm_iova.ranges import Hva
 
 _MAP_NAME = "VFIO_IOMMU_MAP_DMA"
 _UNMAP = struct.Struct("=IIQQ")
-_HALF = 1 << 63
+_HALF = Iova(1 << 63)
 
 
 class Type1Container(Handle):
@@ -54,7 +55,7 @@ class Type1Container(Handle):
     Synchronization: external.
     """
 
-    kind = "type1"
+    kind: SpaceKind = "type1"
 
     def __init__(
         self, kernel: Kernel = LINUX, *, path: str = "/dev/vfio/vfio", version: int = 2
@@ -272,7 +273,9 @@ class Type1Container(Handle):
             final=not self.compat or bool(self._devices),
         )
 
-    def map(self, iova: int, hva: int, size: int, *, read: bool = True, write: bool = True) -> None:
+    def map(
+        self, iova: Iova, hva: Hva, size: int, *, read: bool = True, write: bool = True
+    ) -> None:
         """Map memory of this process; it is pinned meanwhile. All, or nothing.
 
         Args:
@@ -315,7 +318,7 @@ class Type1Container(Handle):
         bad = pieces[done]
         return done, map_refusal(_MAP_NAME, TYPE1_MAP_HINTS, bad.iova, bad.hva, bad.size, number)
 
-    def unmap(self, iova: int, size: int) -> int:
+    def unmap(self, iova: Iova, size: int) -> int:
         """Unmap exactly one mapping of this container and verify what the kernel removed.
 
         Returns:
@@ -331,7 +334,7 @@ class Type1Container(Handle):
         self.live.remove(iova)
         return verify_unmapped("VFIO_IOMMU_UNMAP_DMA", iova, size, unmapped)
 
-    def unmap_range(self, iova: int, size: int, *, flags: int = 0) -> int:
+    def unmap_range(self, iova: Iova, size: int, *, flags: int = 0) -> int:
         """Make the bare ioctl, without the book of live mappings; return the bytes it removed."""
         buffer = bytearray(_UNMAP.pack(24, flags, iova, size))
         self.call(
@@ -356,16 +359,16 @@ class Type1Container(Handle):
             DmaError: the kernel refused; `live` still has what it had.
         """
         if self.extension(uapi.EXT_UNMAP_ALL):
-            total = self.unmap_range(0, 0, flags=uapi.UNMAP_ALL)
+            total = self.unmap_range(Iova(0), 0, flags=uapi.UNMAP_ALL)
         else:
             # The size 2^64 cannot be written, and a cut through a mapping is EINVAL.
             across = self.live.overlapping(AddrRange(_HALF - 1, _HALF - 1))
             granule = self.facts().granule
             total = 0
             for item in across:
-                total += self.unmap_range(item.range.start, item.range.size)
+                total += self.unmap_range(Iova(item.range.start), item.range.size)
             try:
-                total += self.unmap_range(0, _HALF)
+                total += self.unmap_range(Iova(0), _HALF)
                 total += self.unmap_range(_HALF, _HALF - granule)
             except DmaError as exc:
                 # KERNEL: the compat layer says ENOENT for an empty range before 6.18.
@@ -380,7 +383,7 @@ class Type1Container(Handle):
         for item in list(self.live):
             if item not in skip:
                 try:
-                    total += self.unmap_range(item.range.start, item.range.size)
+                    total += self.unmap_range(Iova(item.range.start), item.range.size)
                 except DmaError as exc:
                     if exc.errno != errno.ENOENT:
                         raise
@@ -407,7 +410,7 @@ class Type1Container(Handle):
         arg = uapi.DIRTY.pack(argsz=uapi.DIRTY.size, flags=flag)
         self.call("VFIO_IOMMU_DIRTY_PAGES", uapi.IOMMU_DIRTY_PAGES, arg)
 
-    def read_dirty(self, iova: int, size: int) -> bytes:
+    def read_dirty(self, iova: Iova, size: int) -> bytes:
         """Return the bitmap of pages that may have been written since the last reading.
 
         Args:

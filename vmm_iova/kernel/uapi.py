@@ -12,12 +12,15 @@ from __future__ import annotations
 import platform
 import struct
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vmm_iova.errors import CapabilityError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_Order = Literal["=", "<", ">"]
+_ByteOrder = Literal["little", "big"]
 
 # ABI: _IO() of these architectures sets a "no data" bit that others leave clear
 # (arch/*/include/uapi/asm/ioctl.h).
@@ -44,7 +47,7 @@ class Record:
     __slots__ = ("_codes", "codec", "fields", "minimum", "name", "offsets", "size")
 
     def __init__(
-        self, name: str, fields: str, *, minimum: int | None = None, order: str = "="
+        self, name: str, fields: str, *, minimum: int | None = None, order: _Order = "="
     ) -> None:
         self.name = name
         pairs = [word.split(":") for word in fields.split()]
@@ -60,7 +63,7 @@ class Record:
             self.offsets[field] = (at, width)
             at += width
 
-    def reordered(self, order: str) -> Record:
+    def reordered(self, order: _Order) -> Record:
         """Return the same structure in another byte order (`<` or `>`)."""
         words = zip(self.fields, self._codes, strict=True)
         return Record(self.name, " ".join(map(":".join, words)), minimum=self.minimum, order=order)
@@ -267,7 +270,7 @@ def grow_by_argsz(call: Callable[[bytearray], object], record: Record) -> bytear
     )
 
 
-def read_bits(bitmap: bytes, order: str = sys.byteorder) -> int:
+def read_bits(bitmap: bytes, order: _ByteOrder = sys.byteorder) -> int:
     """Return a bitmap of 64-bit words as one number; bit n of it is page n.
 
     The words have the machine's byte order, so on s390x the first byte holds bits 63 to 56.
@@ -277,7 +280,7 @@ def read_bits(bitmap: bytes, order: str = sys.byteorder) -> int:
     return int.from_bytes(bitmap, "little")
 
 
-def write_bits(bits: int, size: int, order: str = sys.byteorder) -> bytes:
+def write_bits(bits: int, size: int, order: _ByteOrder = sys.byteorder) -> bytes:
     """Return a number as a bitmap of `size` bytes, a multiple of 8; the inverse of `read_bits`."""
     plain = bits.to_bytes(size, "little")
     if order == "big":

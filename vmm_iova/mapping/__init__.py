@@ -8,9 +8,9 @@ memory that large IOMMU pages can map; `DynamicMaps` joins an allocator and an a
 
 from vmm_iova.mapping.dirty import fewest_ranges, written_ranges
 from vmm_iova.mapping.dryrun import DryRun, dry_run
-from vmm_iova.mapping.dynamic import Allocator, DynamicMaps
+from vmm_iova.mapping.dynamic import Allocator, DynamicMaps, Policy
 from vmm_iova.mapping.mapped import Mapped, map_pieces
-from vmm_iova.mapping.memory import GuestMemory
+from vmm_iova.mapping.memory import Backing, GuestMemory
 from vmm_iova.mapping.piece import Piece
 from vmm_iova.mapping.populate import TerminalProgress, prefault
 from vmm_iova.mapping.precheck import (
@@ -25,6 +25,7 @@ from vmm_iova.mapping.precheck import (
 __all__ = [
     "Allocations",
     "Allocator",
+    "Backing",
     "DryRun",
     "DynamicMaps",
     "GuestMemory",
@@ -32,6 +33,7 @@ __all__ = [
     "Mapped",
     "Owned",
     "Piece",
+    "Policy",
     "Rehearsal",
     "TerminalProgress",
     "dry_run",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.errors import RequestError
 from vmm_iova.kernel import uapi
-from vmm_iova.ranges import AddrRange, RangeSet
+from vmm_iova.ranges import AddrRange, Iova, RangeSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,7 +52,7 @@ def fewest_ranges(ranges: Iterable[AddrRange], at_most: int, granule: int) -> tu
     )
 
 
-def written_ranges(bitmap: bytes, iova: int, granule: int) -> RangeSet:
+def written_ranges(bitmap: bytes, iova: Iova, granule: int) -> RangeSet:
     """Return the addresses that a bitmap of written pages names.
 
     Args:

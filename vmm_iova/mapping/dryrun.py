@@ -10,9 +10,11 @@ from vmm_iova.errors import PlanError
 from vmm_iova.kernel.device import open_space
 from vmm_iova.mapping.mapped import map_pieces
 from vmm_iova.mapping.piece import Piece
+from vmm_iova.ranges import Hva, Iova
 from vmm_iova.simulated import SimGroup, SimulatedKernel
 
 if TYPE_CHECKING:
+    from vmm_iova.kernel.space import SpaceKind
     from vmm_iova.planning.layout import Layout
     from vmm_iova.ranges import AddrRange
 
@@ -31,12 +33,12 @@ class DryRun:
         entries_left: map calls that could still be made, or None where there is no limit.
     """
 
-    via: str
+    via: SpaceKind
     calls: tuple[tuple[AddrRange, str], ...]
     entries_left: int | None
 
 
-def dry_run(layout: Layout, via: str = "type1") -> DryRun:
+def dry_run(layout: Layout, via: SpaceKind = "type1") -> DryRun:
     """Map the RAM of a layout on a kernel that has the ranges, granule and limits of its host.
 
     Args:
@@ -76,7 +78,7 @@ def dry_run(layout: Layout, via: str = "type1") -> DryRun:
     )
     # The memory is congruent to its IOVA, as GuestMemory makes it.
     pieces = [
-        Piece(item.iova.start, item.iova.size, _MEMORY + item.iova.start, item.name)
+        Piece(Iova(item.iova.start), item.iova.size, Hva(_MEMORY + item.iova.start), item.name)
         for item in layout.ram
         if item.iova is not None
     ]

@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from vmm_iova.errors import DmaError, MisalignedError, NotAllocatedError, RequestError, UndoError
 from vmm_iova.kernel.space import make_sure_unmapped
+from vmm_iova.ranges import Hva, Iova
 
 if TYPE_CHECKING:
     from vmm_iova.kernel.space import AddressSpace
     from vmm_iova.ranges import AddrRange
+
+
+Policy = Literal["first", "last", "best"]
+"""Which of the free ranges that would do is taken: the lowest, the highest, the tightest."""
 
 
 class Allocator(Protocol):
@@ -21,7 +26,7 @@ class Allocator(Protocol):
         self,
         size: int,
         align: int | None = None,
-        policy: str = "first",
+        policy: Policy = "first",
         within: AddrRange | None = None,
         tag: object = None,
     ) -> int:
@@ -46,14 +51,14 @@ class DynamicMaps:
         self._space = space
         self._granule = space.facts().granule
         self._largest = space.facts().largest_page
-        self._keep: dict[int, object] = {}
+        self._keep: dict[Iova, object] = {}
 
     def __len__(self) -> int:
         return len(self._keep)
 
     def map(
         self, buffer: object, *, read: bool = True, write: bool = True, tag: object = None
-    ) -> int:
+    ) -> Iova:
         """Map a buffer of this process at a free place.
 
         The buffer is kept alive, and cannot be resized, until `unmap`. It must begin and end on a
@@ -81,21 +86,21 @@ class DynamicMaps:
         if not view.nbytes:
             raise RequestError("the buffer is empty", field="buffer", value=view)
         pinned = (ctypes.c_char * view.nbytes).from_buffer(view)
-        hva = ctypes.addressof(pinned)
+        hva = Hva(ctypes.addressof(pinned))
         return self.map_address(
             hva, view.nbytes, read=read, write=write, tag=tag, keep=(view, pinned)
         )
 
     def map_address(
         self,
-        hva: int,
+        hva: Hva,
         size: int,
         *,
         read: bool = True,
         write: bool = True,
         tag: object = None,
         keep: object = None,
-    ) -> int:
+    ) -> Iova:
         """Map memory by its address; as `map`, but the caller keeps the memory alive.
 
         Args:
@@ -116,7 +121,7 @@ class DynamicMaps:
                     align=self._granule,
                     hint="mmap gives whole pages",
                 )
-        iova = self._allocator.allocate(size, align=self._align(hva, size), tag=tag)
+        iova = Iova(self._allocator.allocate(size, align=self._align(hva, size), tag=tag))
         try:
             self._space.map(iova, hva, size, read=read, write=write)
         except OSError:
@@ -130,14 +135,14 @@ class DynamicMaps:
         self._keep[iova] = keep
         return iova
 
-    def _align(self, hva: int, size: int) -> int:
+    def _align(self, hva: Hva, size: int) -> int:
         """Align so that memory and IOVA are congruent for the largest page that could be used."""
         align = self._largest
         while align > self._granule and (size < align or hva % align):
             align >>= 1
         return max(align, self._granule)
 
-    def unmap(self, iova: int) -> int:
+    def unmap(self, iova: Iova) -> int:
         """Unmap what `map` gave, and give the address back; return the bytes.
 
         Raises:

@@ -12,13 +12,13 @@ import ctypes
 import mmap
 import os
 import warnings
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from vmm_iova.errors import ClosedError, DmaError, RequestError
 from vmm_iova.kernel.space import caller
 from vmm_iova.kernel.syscalls import PAGE_SIZE
 from vmm_iova.mapping.piece import Piece
-from vmm_iova.ranges import check_granule
+from vmm_iova.ranges import GIB, MIB, Hva, Iova, check_granule
 from vmm_iova.units import format_size
 
 if TYPE_CHECKING:
@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from vmm_iova.planning.layout import Layout
     from vmm_iova.ranges import AddrRange
 
-BACKINGS = {"anonymous": 0, "memfd": 0, "hugetlb-2m": 2 << 20, "hugetlb-1g": 1 << 30}
+Backing = Literal["anonymous", "memfd", "hugetlb-2m", "hugetlb-1g"]
+"""Kind of memory."""
+
+BACKINGS: dict[Backing, int] = {
+    "anonymous": 0,
+    "memfd": 0,
+    "hugetlb-2m": 2 * MIB,
+    "hugetlb-1g": GIB,
+}
 """Kinds of memory, each with its huge page in bytes, or 0."""
 
 # ABI: include/uapi/asm-generic/mman-common.h and linux/memfd.h; the same on all architectures
@@ -89,8 +97,8 @@ class GuestMemory:
         self,
         spans: Iterable[tuple[AddrRange, object]],
         *,
-        backing: str = "memfd",
-        largest_page: int = 1 << 30,
+        backing: Backing = "memfd",
+        largest_page: int = GIB,
     ) -> None:
         self.fd = -1
         self.pieces: tuple[Piece, ...] = ()
@@ -122,14 +130,14 @@ class GuestMemory:
 
     @classmethod
     def for_layout(
-        cls, layout: Layout, *, backing: str = "memfd", largest_page: int = 1 << 30
+        cls, layout: Layout, *, backing: Backing = "memfd", largest_page: int = GIB
     ) -> GuestMemory:
         """Make the RAM of a layout; see the class for arguments and errors."""
         spans = [(item.iova, item.name) for item in layout.ram if item.iova is not None]
         return cls(spans, backing=backing, largest_page=largest_page)
 
     def _fill(
-        self, wanted: list[tuple[AddrRange, object]], backing: str, largest_page: int
+        self, wanted: list[tuple[AddrRange, object]], backing: Backing, largest_page: int
     ) -> None:
         offset, offsets = 0, []
         for where, _ in wanted:
@@ -144,7 +152,7 @@ class GuestMemory:
             self.fd = self._file(offset)
         for (where, tag), at in zip(wanted, offsets, strict=True):
             hva = self._region(where, self._modulus(where, largest_page), flags, at)
-            self.pieces += (Piece(where.start, where.size, hva, tag),)
+            self.pieces += (Piece(Iova(where.start), where.size, hva, tag),)
             self.offsets += (at,)
 
     def _modulus(self, where: AddrRange, largest_page: int) -> int:
@@ -170,7 +178,7 @@ class GuestMemory:
         os.ftruncate(fd, -(-size // self.page) * self.page)
         return fd
 
-    def _region(self, where: AddrRange, modulus: int, flags: int, offset: int) -> int:
+    def _region(self, where: AddrRange, modulus: int, flags: int, offset: int) -> Hva:
         size = where.size
         reserve = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         base = _mmap(0, size + modulus, _PROT_NONE, reserve, -1, 0)
@@ -192,7 +200,7 @@ class GuestMemory:
             _libc.munmap(base, hva - base)
         if base + modulus > hva:
             _libc.munmap(hva + size, base + modulus - hva)
-        return hva
+        return Hva(hva)
 
     def __enter__(self) -> Self:
         return self
@@ -215,17 +223,17 @@ class GuestMemory:
         """Bytes in all."""
         return sum(piece.size for piece in self.pieces)
 
-    def _at(self, iova: int, size: int) -> int:
+    def _at(self, iova: Iova, size: int) -> Hva:
         if not self.pieces:
             raise ClosedError(f"the guest memory made at {self._place} is closed")
         for piece in self.pieces:
             if piece.iova <= iova and iova + size <= piece.iova + piece.size:
-                return piece.hva + (iova - piece.iova)
+                return Hva(piece.hva + (iova - piece.iova))
         raise RequestError(
             f"{size:#x} bytes at {iova:#x} are not inside one region", field="iova", value=iova
         )
 
-    def read(self, iova: int, size: int) -> bytes:
+    def read(self, iova: Iova, size: int) -> bytes:
         """Return a copy of what is there.
 
         Raises:
@@ -234,7 +242,7 @@ class GuestMemory:
         """
         return ctypes.string_at(self._at(iova, size), size)
 
-    def write(self, iova: int, data: bytes) -> None:
+    def write(self, iova: Iova, data: bytes) -> None:
         """Put bytes there; raises as `read`."""
         ctypes.memmove(self._at(iova, len(data)), data, len(data))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vmm_iova.ranges import AddrRange
+from vmm_iova.ranges import AddrRange, Hva, Iova
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,9 @@ class Piece:
         write: the device may write.
     """
 
-    iova: int
+    iova: Iova
     size: int
-    hva: int
+    hva: Hva
     tag: object = None
     read: bool = True
     write: bool = True

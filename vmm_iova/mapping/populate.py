@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from vmm_iova.errors import DmaError, MisalignedError, RequestError
 from vmm_iova.kernel.syscalls import PAGE_SIZE
+from vmm_iova.ranges import Hva
 from vmm_iova.units import format_size
 
 if TYPE_CHECKING:
@@ -34,20 +35,20 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
-def _madvise(hva: int, size: int) -> int:
+def _madvise(hva: Hva, size: int) -> int:
     """Populate; return an errno, or 0."""
     ctypes.set_errno(0)
     return ctypes.get_errno() if _libc.madvise(hva, size, MADV_POPULATE_WRITE) else 0
 
 
-def _touch(hva: int, size: int) -> None:
+def _touch(hva: Hva, size: int) -> None:
     """Write to each page what is there; nobody else may use the memory yet."""
     for address in range(hva, hva + size, PAGE_SIZE):
         byte = ctypes.c_ubyte.from_address(address)
         byte.value = byte.value
 
 
-def populate(hva: int, size: int) -> None:
+def populate(hva: Hva, size: int) -> None:
     """Have all pages of this memory present and writable.
 
     Raises:
@@ -116,12 +117,12 @@ def prefault(
                 value=piece.hva,
                 align=PAGE_SIZE,
             )
-    steps: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+    steps: queue.SimpleQueue[tuple[Hva, int]] = queue.SimpleQueue()
     total = 0
     for piece in pieces:
         total += piece.size
         for at in range(0, piece.size, chunk):
-            steps.put((piece.hva + at, min(chunk, piece.size - at)))
+            steps.put((Hva(piece.hva + at), min(chunk, piece.size - at)))
     reports: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
     stop = threading.Event()
 

@@ -8,6 +8,6 @@ The lab runs the same random calls on it and on booted kernels; where they diffe
 """
 
 from vmm_iova.simulated.kernel import SimulatedKernel
-from vmm_iova.simulated.model import SimGroup
+from vmm_iova.simulated.model import RegionWord, SimGroup
 
-__all__ = ["SimGroup", "SimulatedKernel"]
+__all__ = ["RegionWord", "SimGroup", "SimulatedKernel"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sortedcontainers import SortedDict
 
@@ -15,7 +15,10 @@ from vmm_iova.ranges import AddrRange, RangeSet
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MSI_X86 = (AddrRange(0xFEE0_0000, 0xFEEF_FFFF), "msi")
+RegionWord = Literal["direct", "direct-relaxable", "reserved", "msi"]
+"""Words of sysfs (drivers/iommu/iommu.c, iommu_group_resv_type_string)."""
+
+MSI_X86: tuple[AddrRange, RegionWord] = (AddrRange(0xFEE0_0000, 0xFEEF_FFFF), "msi")
 """The window of every x86 IOMMU (drivers/iommu/intel/iommu.c, amd/iommu.c; since 4.11)."""
 
 _WIDTH_48 = AddrRange(0, (1 << 48) - 1)
@@ -46,7 +49,7 @@ class SimGroup:
     number: int
     devices: tuple[str, ...]
     aperture: AddrRange = _WIDTH_48
-    reserved: tuple[tuple[AddrRange, str], ...] = (MSI_X86,)
+    reserved: tuple[tuple[AddrRange, RegionWord], ...] = (MSI_X86,)
     page_sizes: int = 0x4020_1000
     driver: str | None = "vfio-pci"
     isolated_msi: bool = True
