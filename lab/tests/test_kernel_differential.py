@@ -83,7 +83,7 @@ def pools(lab: dict[str, Any], twins: tuple[SimulatedKernel, list[SimGroup]]) ->
     arena = Arena(lab["page_size"])
     kernel.memory.absent, kernel.memory.read_only = arena.absent, arena.read_only
     edges = sorted({edge for group in groups for edge in _edges(group)})
-    return Pools(lab["page_size"], arena, edges, spare_the_top=kernel.release < (6, 18))
+    return Pools(lab["page_size"], arena, edges, spare_the_top=kernel.settings.release < (6, 18))
 
 
 def _edges(group: SimGroup) -> Iterator[int]:

@@ -47,7 +47,7 @@ class TestOpenSpace:
     def test_auto_falls_back_to_type1_when_the_cdev_is_forbidden(
         self, sim: SimulatedKernel
     ) -> None:
-        sim.forbidden["/dev/vfio/devices/vfio0"] = errno.EACCES
+        sim.sysfs.forbidden["/dev/vfio/devices/vfio0"] = errno.EACCES
 
         with open_space([NIC], kernel=sim) as space:
             assert isinstance(space, Type1Container)
@@ -118,7 +118,7 @@ class TestReasons:
         assert refused(sim, bdf="0000:77:00.0").problem == "absent"
 
     def test_device_behind_no_iommu(self, sim: SimulatedKernel) -> None:
-        del sim.links[f"/sys/bus/pci/devices/{NIC}/iommu_group"]
+        del sim.sysfs.links[f"/sys/bus/pci/devices/{NIC}/iommu_group"]
 
         error = refused(sim)
 
@@ -145,7 +145,7 @@ class TestReasons:
     def test_node_that_cannot_be_opened(
         self, sim: SimulatedKernel, via: str, node: str, number: int, problem: str
     ) -> None:
-        sim.forbidden[node] = number
+        sim.sysfs.forbidden[node] = number
 
         error = refused(sim, via)
 
@@ -156,7 +156,7 @@ class TestReasons:
         ("via", "node"), [("type1", "/dev/vfio/vfio"), ("iommufd", "/dev/iommu")]
     )
     def test_file_that_cannot_be_opened(self, sim: SimulatedKernel, via: str, node: str) -> None:
-        sim.forbidden[node] = errno.EACCES
+        sim.sysfs.forbidden[node] = errno.EACCES
 
         error = refused(sim, via)
 
@@ -170,7 +170,7 @@ class TestReasons:
         self, via: str, module: str
     ) -> None:
         sim = SimulatedKernel([SimGroup(4, (NIC,), isolated_msi=False)])
-        sim.files[f"/sys/module/{module}/parameters/allow_unsafe_interrupts"] = "N\n"
+        sim.sysfs.files[f"/sys/module/{module}/parameters/allow_unsafe_interrupts"] = "N\n"
 
         error = refused(sim, via)
 
@@ -189,7 +189,7 @@ class TestReasons:
 
     def test_group_with_a_host_driver_names_the_other_device(self) -> None:
         sim = SimulatedKernel([SimGroup(4, (NIC, GPU))])
-        sim.bind_foreign(GPU, "i915")
+        sim.sysfs.bind_foreign(GPU, "i915")
 
         error = refused(sim)
 
@@ -212,8 +212,8 @@ class TestReasons:
         assert "6.6" in (error.hint or "")
 
     def test_auto_tells_both_reasons(self, sim: SimulatedKernel) -> None:
-        sim.forbidden["/dev/vfio/devices/vfio0"] = errno.EACCES
-        sim.forbidden["/dev/vfio/4"] = errno.EBUSY
+        sim.sysfs.forbidden["/dev/vfio/devices/vfio0"] = errno.EACCES
+        sim.sysfs.forbidden["/dev/vfio/4"] = errno.EBUSY
 
         error = refused(sim, "auto")
 
@@ -232,7 +232,7 @@ class TestReasons:
         )
 
     def test_reason_survives_pickling(self, sim: SimulatedKernel) -> None:
-        sim.forbidden["/dev/vfio/4"] = errno.EACCES
+        sim.sysfs.forbidden["/dev/vfio/4"] = errno.EACCES
         error = refused(sim)
 
         again = pickle.loads(pickle.dumps(error))

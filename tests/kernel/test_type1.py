@@ -35,7 +35,7 @@ class TestOpening:
             Type1Container(SimulatedKernel([]), path="/dev/vfio/none")
 
     def test_forbidden_node_raises_eacces(self, sim: SimulatedKernel) -> None:
-        sim.forbidden["/dev/vfio/vfio"] = errno.EACCES
+        sim.sysfs.forbidden["/dev/vfio/vfio"] = errno.EACCES
 
         with refusal(errno.EACCES):
             Type1Container(sim)
@@ -133,7 +133,7 @@ class TestGroups:
         assert "allow_unsafe_interrupts" in (caught.value.hint or "")
 
     def test_not_viable_group_raises_einval(self, sim: SimulatedKernel) -> None:
-        sim.bind_foreign(NIC, "e1000e")
+        sim.sysfs.bind_foreign(NIC, "e1000e")
 
         with Type1Container(sim) as made, refusal(errno.EINVAL) as caught:
             made.add_group(4)

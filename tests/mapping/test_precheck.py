@@ -136,7 +136,7 @@ def test_all_problems_are_told_at_once(space: Space) -> None:
 
 def test_seam_between_touching_ranges_is_a_straddle() -> None:
     """A region of length 0 splits a valid range in two that touch (Linux 5.4)."""
-    sim = SimulatedKernel([GROUPS[0]])
+    sim = SimulatedKernel([GROUPS[0]], release=(5, 3))
     with open_space([NIC], kernel=sim, via="type1") as space:
 
         class Seamed:
@@ -145,7 +145,6 @@ def test_seam_between_touching_ranges_is_a_straddle() -> None:
             def refusal(self, range: AddrRange) -> None:  # noqa: A002
                 return None
 
-        sim.release = (5, 3)
         (found,) = precheck(space, [Piece(0xF000, 0x2000, HVA)], usable=Seamed())
 
     assert isinstance(found, StraddleError)

@@ -11,12 +11,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
-from vmm_iova.simulated.model import Areas, SimArea, SimGroup, SimPages, refuse
+from vmm_iova.simulated.model import (
+    Areas,
+    SimArea,
+    SimGroup,
+    SimMemory,
+    SimPages,
+    SimSettings,
+    refuse,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from vmm_iova.simulated.kernel import SimulatedKernel
 
 _SPACE = 1 << 64
 
@@ -60,8 +66,9 @@ class SimPart:
 class SimIoas:
     """One I/O address space."""
 
-    def __init__(self, kernel: SimulatedKernel) -> None:
-        self.kernel = kernel
+    def __init__(self, settings: SimSettings, memory: SimMemory) -> None:
+        self.settings = settings
+        self.memory = memory
         self.areas = Areas()
         self.allowed: list[AddrRange] = []
         self.reserved: list[tuple[AddrRange, object]] = []
@@ -117,7 +124,7 @@ class SimIoas:
 
     def _wanted_alignment(self, domains: list[SimHwpt], *, huge: bool) -> int:
         """iopt_calculate_iova_alignment."""
-        page = self.kernel.memory.page
+        page = self.memory.page
         wanted = 1 if huge else page
         for table in domains:
             sizes = table.group.page_sizes
@@ -126,7 +133,7 @@ class SimIoas:
 
     def _check_alignment(self, wanted: int) -> None:
         """iopt_check_iova_alignment."""
-        page = self.kernel.memory.page
+        page = self.memory.page
         for area in self.areas:
             if (area.start | area.size | area.hva % page) & (wanted - 1):
                 raise refuse(errno.EADDRINUSE)
@@ -135,7 +142,7 @@ class SimIoas:
         """iopt_table_add_domain: alignment, aperture, then the memory is pinned."""
         sizes = table.group.page_sizes
         wanted = max(sizes & -sizes, self.alignment)
-        if wanted > self.kernel.memory.page:
+        if wanted > self.memory.page:
             raise refuse(errno.EINVAL)
         if wanted != self.alignment:
             self._check_alignment(wanted)
@@ -178,12 +185,12 @@ class SimIoas:
 
     def _pin(self, area: SimArea) -> None:
         if not area.pages.held:
-            memory = self.kernel.memory
+            memory = self.memory
             area.pages.pinned = memory.pin(area.hva, area.size, write=area.pages.writable)
             area.pages.held = True
 
     def _unpin(self, area: SimArea) -> None:
-        self.kernel.memory.unpin(area.pages.pinned)
+        self.memory.unpin(area.pages.pinned)
         area.pages.pinned, area.pages.held = 0, False
 
     def set_huge_pages(self, *, on: bool) -> None:
@@ -213,7 +220,7 @@ class SimIoas:
         """iopt_map_user_pages; returns the IOVA."""
         if hva + length >= _SPACE:
             raise refuse(errno.EOVERFLOW)
-        if length > ADDRESS_LAST - self.kernel.memory.page:
+        if length > ADDRESS_LAST - self.memory.page:
             raise refuse(errno.EINVAL)
         part = SimPart(hva, length, SimPages(users=0, writable=write), of_file)
         return self.map_parts([part], length, iova, read=read, write=write)
@@ -225,7 +232,7 @@ class SimIoas:
         if not length or length & (self.alignment - 1):
             raise refuse(errno.EINVAL)
         placed = self._find(parts[0].hva, length) if iova is None else self._check(iova, length)
-        page = self.kernel.memory.page
+        page = self.memory.page
         for part in parts:
             if write and not part.pages.writable:
                 raise refuse(errno.EPERM)
@@ -257,13 +264,13 @@ class SimIoas:
 
     def _find(self, hva: int, length: int) -> int:
         """iopt_alloc_iova: the lowest fit from the second page on, congruent to the memory."""
-        page = self.kernel.memory.page
+        page = self.memory.page
         if length >= ADDRESS_LAST // 2:
             raise refuse(errno.EOVERFLOW)
         align = 1 << (length - 1).bit_length()
         if hva:
             align = min(align, hva & -hva)
-        align = min(align, self.kernel.max_auto_alignment)
+        align = min(align, self.settings.max_auto_alignment)
         if align < self.alignment:
             raise refuse(errno.EINVAL)
         offset = hva % page

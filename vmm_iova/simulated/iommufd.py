@@ -22,18 +22,25 @@ from vmm_iova.simulated.objects import SimDevice, SimObjects
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm_iova.simulated.kernel import SimulatedKernel
+    from vmm_iova.simulated.model import SimMemory, SimSettings
 
 _RIGHTS = abi.MAP_WRITEABLE | abi.MAP_READABLE
 
 
-class SimIommufd(SimCompat, SimObjects):
-    """What is behind a descriptor of /dev/iommu."""
+class SimIommufd:
+    """What is behind a descriptor of /dev/iommu.
 
-    def __init__(self, kernel: SimulatedKernel) -> None:
-        self.kernel = kernel
-        self.objects = {}
-        self.compat: SimIoas | None = None
+    Attributes:
+        objects: IOASes, page tables and bound devices.
+        compat: what answers a container's calls.
+        per_process: whether locked memory is accounted to the process.
+    """
+
+    def __init__(self, settings: SimSettings, memory: SimMemory) -> None:
+        self._settings = settings
+        self._memory = memory
+        self.objects = SimObjects()
+        self.compat = SimCompat(settings, memory, self.objects)
         self.per_process = False
         self._handlers: dict[int, Callable[[bytearray], int]] = {
             abi.DESTROY: self._destroy,
@@ -56,41 +63,25 @@ class SimIommufd(SimCompat, SimObjects):
         since |= {abi.HWPT_SET_DIRTY_TRACKING: (6, 7), abi.HWPT_GET_DIRTY_BITMAP: (6, 7)}
         since |= {abi.IOAS_MAP_FILE: (6, 13), abi.IOAS_CHANGE_PROCESS: (6, 13)}
         for number, release in since.items():
-            if kernel.release < release:
+            if settings.release < release:
                 del self._handlers[number]
 
     def __repr__(self) -> str:
         return f"iommufd {self.objects!r}"
 
-    def address_spaces(self) -> list[SimIoas]:
-        """Return the IOASes."""
-        return [item for item in self.objects.values() if isinstance(item, SimIoas)]
-
-    def make_compat(self) -> None:
-        """iommufd_vfio_compat_ioas_create: the first group brings an IOAS along."""
-        if self.compat is None:
-            self.compat = SimIoas(self.kernel)
-            self.add(self.compat)
-
-    def compat_id(self) -> int:
-        """Return the id of the IOAS for container calls."""
-        if self.compat is None:
-            raise refuse(errno.ENODEV)
-        return self.id_of(self.compat)
-
     def release_all(self) -> None:
         """Free everything, as the last close does."""
-        for space in self.address_spaces():
+        for space in self.objects.address_spaces():
             space.clear()
         self.objects.clear()
-        self.compat = None
+        self.compat.ioas = None
 
     def ioctl(self, request: int, arg: int | bytes | bytearray) -> int:
         """Answer a call: size, then flags and reserved fields, then objects, then the rest."""
         handler = self._handlers.get(request)
         if handler is None:
             if request in range(uapi.GET_API_VERSION, uapi.IOMMU_DIRTY_PAGES):
-                return self.vfio(request, arg)
+                return self.compat.ioctl(request, arg)
             raise refuse(errno.ENOTTY)
         if not isinstance(arg, bytearray):
             raise refuse(errno.EFAULT)
@@ -109,25 +100,6 @@ class SimIommufd(SimCompat, SimObjects):
             # Some commands answer although they refuse (IOVA_RANGES with EMSGSIZE).
             arg[:shown] = whole[:shown]
 
-    def _ioas(self, number: int) -> SimIoas:
-        found = self.objects.get(number)
-        if not isinstance(found, SimIoas):
-            raise refuse(errno.ENOENT)
-        return found
-
-    def _table(self, number: int) -> SimHwpt:
-        found = self.objects.get(number)
-        if not isinstance(found, SimHwpt):
-            raise refuse(errno.ENOENT)
-        return found
-
-    def device(self, number: int) -> SimDevice:
-        """Return a bound device, or refuse with ENOENT."""
-        found = self.objects.get(number)
-        if not isinstance(found, SimDevice):
-            raise refuse(errno.ENOENT)
-        return found
-
     def _destroy(self, arg: bytearray) -> int:
         number = struct.unpack_from("=I", arg, 4)[0]
         found = self.objects.get(number)
@@ -143,22 +115,22 @@ class SimIommufd(SimCompat, SimObjects):
             if found.domains:
                 raise refuse(errno.EBUSY)
             found.clear()
-            if self.compat is found:
-                self.compat = None
-        del self.objects[number]
+            if self.compat.ioas is found:
+                self.compat.ioas = None
+        self.objects.forget(found)
         return 0
 
     def _ioas_alloc(self, arg: bytearray) -> int:
         if struct.unpack_from("=I", arg, 4)[0]:
             raise refuse(errno.EOPNOTSUPP)
-        struct.pack_into("=I", arg, 8, self.add(SimIoas(self.kernel)))
+        struct.pack_into("=I", arg, 8, self.objects.add(SimIoas(self._settings, self._memory)))
         return 0
 
     def _allow(self, arg: bytearray) -> int:
         _, number, count, reserved, pointer = abi.ALLOW_ARG.codec.unpack(arg)
         if reserved:
             raise refuse(errno.EOPNOTSUPP)
-        ioas = self._ioas(number)
+        ioas = self.objects.ioas(number)
         pairs = []
         if count:
             raw = ctypes.string_at(pointer, 16 * count)
@@ -170,7 +142,7 @@ class SimIommufd(SimCompat, SimObjects):
         _, number, room, reserved, pointer, _ = abi.RANGES_ARG.codec.unpack(arg)
         if reserved:
             raise refuse(errno.EOPNOTSUPP)
-        ioas = self._ioas(number)
+        ioas = self.objects.ioas(number)
         holes = ioas.holes()
         shown = holes[:room]
         raw = b"".join(abi.IOVA_RANGE_ITEM.codec.pack(h.start, h.last) for h in shown)
@@ -199,7 +171,7 @@ class SimIommufd(SimCompat, SimObjects):
     def _change_process(self, arg: bytearray) -> int:
         if struct.unpack_from("=I", arg, 4)[0]:
             raise refuse(errno.EOPNOTSUPP)
-        if any(not area.of_file for space in self.address_spaces() for area in space.areas):
+        if any(not area.of_file for space in self.objects.address_spaces() for area in space.areas):
             raise refuse(errno.EINVAL)
         return 0
 
@@ -217,9 +189,9 @@ class SimIommufd(SimCompat, SimObjects):
         if iova >= ADDRESS_LAST or length >= ADDRESS_LAST:
             raise refuse(errno.EOVERFLOW)
         # KERNEL: a mapping without any right was accepted up to 6.8.
-        if not flags & _RIGHTS and self.kernel.release >= (6, 9):
+        if not flags & _RIGHTS and self._settings.release >= (6, 9):
             raise refuse(errno.EINVAL)
-        placed = self._ioas(number).map(
+        placed = self.objects.ioas(number).map(
             hva,
             length,
             iova if flags & abi.MAP_FIXED_IOVA else None,
@@ -236,10 +208,10 @@ class SimIommufd(SimCompat, SimObjects):
             raise refuse(errno.EOPNOTSUPP)
         if max(length, dst_iova, src_iova) >= ADDRESS_LAST:
             raise refuse(errno.EOVERFLOW)
-        if not flags & _RIGHTS and self.kernel.release >= (6, 9):
+        if not flags & _RIGHTS and self._settings.release >= (6, 9):
             raise refuse(errno.EINVAL)
-        parts = self._ioas(src).parts_of(src_iova, length)
-        placed = self._ioas(dst).map_parts(
+        parts = self.objects.ioas(src).parts_of(src_iova, length)
+        placed = self.objects.ioas(dst).map_parts(
             parts,
             length,
             dst_iova if flags & abi.MAP_FIXED_IOVA else None,
@@ -251,7 +223,7 @@ class SimIommufd(SimCompat, SimObjects):
 
     def _unmap(self, arg: bytearray) -> int:
         _, number, iova, length = abi.UNMAP_ARG.codec.unpack(arg)
-        ioas = self._ioas(number)
+        ioas = self.objects.ioas(number)
         if iova == 0 and length == ADDRESS_LAST:
             total = ioas.unmap(0, ADDRESS_LAST)
         else:
@@ -270,7 +242,7 @@ class SimIommufd(SimCompat, SimObjects):
         if option == abi.OPTION_RLIMIT_MODE:
             answer = self._rlimit_mode(op, number, value)
         else:
-            ioas = self._ioas(number)
+            ioas = self.objects.ioas(number)
             if op not in (abi.OPTION_OP_GET, abi.OPTION_OP_SET):
                 raise refuse(errno.EOPNOTSUPP)
             if op == abi.OPTION_OP_SET:
@@ -286,7 +258,7 @@ class SimIommufd(SimCompat, SimObjects):
         if number or op not in (abi.OPTION_OP_GET, abi.OPTION_OP_SET):
             raise refuse(errno.EOPNOTSUPP)
         if op == abi.OPTION_OP_SET:
-            if self.kernel.memory.limit is not None:
+            if self._memory.limit is not None:
                 raise refuse(errno.EPERM)
             if self.objects:
                 raise refuse(errno.EBUSY)
@@ -301,13 +273,11 @@ class SimIommufd(SimCompat, SimObjects):
         if reserved:
             raise refuse(errno.EOPNOTSUPP)
         if op == abi.VFIO_IOAS_GET:
-            if self.compat is None:
-                raise refuse(errno.ENODEV)
-            struct.pack_into("=I", arg, 4, self.id_of(self.compat))
+            struct.pack_into("=I", arg, 4, self.compat.id())
         elif op == abi.VFIO_IOAS_SET:
-            self.compat = self._ioas(number)
+            self.compat.ioas = self.objects.ioas(number)
         elif op == abi.VFIO_IOAS_CLEAR:
-            self.compat = None
+            self.compat.ioas = None
         else:
             raise refuse(errno.EOPNOTSUPP)
         return 0
@@ -319,7 +289,7 @@ class SimIommufd(SimCompat, SimObjects):
         known = abi.HWPT_ALLOC_NEST_PARENT | abi.HWPT_ALLOC_DIRTY_TRACKING
         if fields["_reserved"] or fields["_reserved2"]:
             raise refuse(errno.EOPNOTSUPP)
-        group = self.device(fields["dev_id"]).group
+        group = self.objects.device(fields["dev_id"]).group
         ioas = self.objects.get(fields["pt_id"])
         if isinstance(ioas, SimHwpt):
             # A table on a table is nested, and that wants data of the driver.
@@ -331,14 +301,14 @@ class SimIommufd(SimCompat, SimObjects):
             raise refuse(errno.EOPNOTSUPP)
         table = SimHwpt(ioas, group, auto=False, dirty=dirty)
         ioas.add_domain(table)
-        struct.pack_into("=I", arg, 16, self.add(table))
+        struct.pack_into("=I", arg, 16, self.objects.add(table))
         return 0
 
     def _hw_info(self, arg: bytearray) -> int:
         fields = abi.HW_INFO_ARG.read(arg)
         if fields["flags"] or fields["_res0"] or fields["_res1"]:
             raise refuse(errno.EOPNOTSUPP)
-        device = self.device(fields["dev_id"])
+        device = self.objects.device(fields["dev_id"])
         if fields["data_len"] and fields["data_uptr"]:
             ctypes.memset(fields["data_uptr"], 0, fields["data_len"])
         struct.pack_into("=I", arg, 12, 0)
@@ -351,7 +321,7 @@ class SimIommufd(SimCompat, SimObjects):
         _, flags, number, reserved = abi.SET_DIRTY_ARG.codec.unpack(arg)
         if flags & ~abi.DIRTY_TRACKING_ENABLE or reserved:
             raise refuse(errno.EOPNOTSUPP)
-        table = self._table(number)
+        table = self.objects.table(number)
         if not table.dirty:
             raise refuse(errno.EOPNOTSUPP)
         if flags and not table.tracking:
@@ -363,7 +333,7 @@ class SimIommufd(SimCompat, SimObjects):
         fields = abi.GET_DIRTY_ARG.read(arg)
         if fields["flags"] & ~abi.DIRTY_NO_CLEAR or fields["_reserved"]:
             raise refuse(errno.EOPNOTSUPP)
-        table = self._table(fields["hwpt_id"])
+        table = self.objects.table(fields["hwpt_id"])
         iova, length, page = fields["iova"], fields["length"], fields["page_size"]
         if not table.tracking or not page or page & (page - 1) or not length:
             raise refuse(errno.EINVAL)

@@ -23,9 +23,9 @@ from vmm_iova.kernel import uapi
 from vmm_iova.kernel.syscalls import Kernel, LockBudget, ioctl_one_by_one
 from vmm_iova.ranges import AddrRange, RangeSet
 from vmm_iova.simulated.iommufd import SimIommufd
-from vmm_iova.simulated.model import SimGroup, SimMemory, refuse
+from vmm_iova.simulated.model import SimGroup, SimMemory, SimSettings, refuse
 from vmm_iova.simulated.objects import SimDevice
-from vmm_iova.simulated.sysfs import SimSysfs
+from vmm_iova.simulated.sysfs import NodeKind, SimSysfs
 from vmm_iova.simulated.type1 import SimContainer
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class _DeviceFile:
 _File = SimContainer | SimIommufd | _GroupFile | _DeviceFile
 
 
-class SimulatedKernel(SimSysfs):
+class SimulatedKernel:
     """A host with an IOMMU.
 
     Args:
@@ -87,6 +87,13 @@ class SimulatedKernel(SimSysfs):
         compat_container: whether /dev/vfio/vfio is an iommufd.
         max_auto_alignment: bytes; largest alignment of automatic placement (the huge page, or the
             page where the kernel has no transparent huge pages).
+
+    Attributes:
+        settings: the arguments, as its parts see them.
+        memory: of the process, and what of it is locked.
+        sysfs: files, links and nodes.
+        faults: what will go wrong.
+        calls: ioctls so far.
 
     Synchronization: external.
     """
@@ -105,22 +112,20 @@ class SimulatedKernel(SimSysfs):
         compat_container: bool = False,
         max_auto_alignment: int = 2 << 20,
     ) -> None:
-        self.release = release
+        self.settings = SimSettings(
+            release, dma_entry_limit, allow_unsafe_interrupts, compat_container, max_auto_alignment
+        )
         self.memory = SimMemory(page, memlock)
-        self.dma_entry_limit = dma_entry_limit
-        self.allow_unsafe_interrupts = allow_unsafe_interrupts
-        self.max_auto_alignment = max_auto_alignment
-        self.compat_container = compat_container
+        self.sysfs = SimSysfs(
+            groups,
+            has_iommufd=iommufd and release >= (6, 2),
+            has_cdev=cdev and iommufd and release >= (6, 6),
+        )
         self.faults: list[Fault] = []
         self.calls = 0
         self._files: dict[int, _File] = {}
         # Above every descriptor that a process can have, so that none is mistaken for a real one.
         self._next = itertools.count(1 << 24)
-        super().__init__(
-            groups,
-            has_iommufd=iommufd and release >= (6, 2),
-            has_cdev=cdev and iommufd and release >= (6, 6),
-        )
 
     # Faults.
 
@@ -154,20 +159,18 @@ class SimulatedKernel(SimSysfs):
 
     def open(self, path: str) -> int:
         """Open a node."""
-        kind = self.node(path)
-        made: _File
-        if kind == "container":
-            made = SimIommufd(self) if self.compat_container else SimContainer(self)
-        elif kind == "iommufd":
-            made = SimIommufd(self)
-        elif isinstance(kind, SimGroup):
-            made = self._open_group(kind)
-        elif isinstance(kind, tuple):
-            made = _DeviceFile(*kind, None)
+        node = self.sysfs.node(path)
+        file: _File
+        if isinstance(node, SimGroup):
+            file = self._open_group(node)
+        elif isinstance(node, tuple):
+            file = _DeviceFile(*node, None)
+        elif node is NodeKind.CONTAINER and not self.settings.compat_container:
+            file = SimContainer(self.settings, self.memory)
         else:
-            raise refuse(errno.ENXIO)
+            file = SimIommufd(self.settings, self.memory)
         fd = next(self._next)
-        self._files[fd] = made
+        self._files[fd] = file
         return fd
 
     def _open_group(self, group: SimGroup) -> _GroupFile:
@@ -186,8 +189,8 @@ class SimulatedKernel(SimSysfs):
         if isinstance(item, _DeviceFile):
             if item.bound:
                 iommufd, device = item.bound
-                iommufd.detach(device)
-                iommufd.forget(device)
+                iommufd.objects.detach(device)
+                iommufd.objects.forget(device)
                 self._retire(iommufd)
             if item.parent:
                 item.parent.devices -= 1
@@ -241,7 +244,7 @@ class SimulatedKernel(SimSysfs):
         if request == uapi.GROUP_GET_STATUS and isinstance(arg, bytearray):
             if struct.unpack_from("=I", arg)[0] < uapi.GROUP_STATUS.size:
                 raise refuse(errno.EINVAL)
-            flags = uapi.GROUP_VIABLE if self.viable(item.group) else 0
+            flags = uapi.GROUP_VIABLE if self.sysfs.viable(item.group) else 0
             flags |= uapi.GROUP_CONTAINER_SET if item.container else 0
             struct.pack_into("=I", arg, 4, flags)
             return 0
@@ -270,9 +273,9 @@ class SimulatedKernel(SimSysfs):
         if isinstance(container, SimIommufd):
             made.bound = (container, self._claim(container, bdf, item.group))
             try:
-                container.attach(made.bound[1], container.compat_id())
+                container.objects.attach(made.bound[1], container.compat.id())
             except OSError:
-                container.forget(made.bound[1])
+                container.objects.forget(made.bound[1])
                 raise
         elif container is None or not container.type:
             raise refuse(errno.EINVAL)
@@ -283,12 +286,12 @@ class SimulatedKernel(SimSysfs):
 
     def _claim(self, iommufd: SimIommufd, bdf: str, group: SimGroup) -> SimDevice:
         """iommufd_device_bind: interrupts, then direct regions."""
-        if not group.isolated_msi and not self.allow_unsafe_interrupts:
+        if not group.isolated_msi and not self.settings.allow_unsafe_interrupts:
             raise refuse(errno.EPERM)
         if group.direct:
             raise refuse(errno.EINVAL)
         device = SimDevice(bdf, group)
-        iommufd.add(device)
+        iommufd.objects.add(device)
         return device
 
     def _set_container(self, item: _GroupFile, fd: int) -> int:
@@ -296,15 +299,17 @@ class SimulatedKernel(SimSysfs):
             raise refuse(errno.EINVAL)
         container = self._files.get(fd)
         if container is None:
-            raise refuse(errno.EBADF if fd >= 0 or self.release >= (6, 2) else errno.EINVAL)
+            raise refuse(
+                errno.EBADF if fd >= 0 or self.settings.release >= (6, 2) else errno.EINVAL
+            )
         if isinstance(container, SimIommufd):
-            container.make_compat()
+            container.compat.create()
             item.container = container
             return 0
         if not isinstance(container, SimContainer):
-            raise refuse(errno.EBADFD if self.release >= (6, 2) else errno.EINVAL)
+            raise refuse(errno.EBADFD if self.settings.release >= (6, 2) else errno.EINVAL)
         # KERNEL: since about 6.6 a direct region keeps the whole device from user space.
-        if item.group.direct and self.release >= (6, 6):
+        if item.group.direct and self.settings.release >= (6, 6):
             raise refuse(errno.EINVAL)
         container.join(item.group)
         item.container = container
@@ -326,13 +331,13 @@ class SimulatedKernel(SimSysfs):
         if request == uapi.DEVICE_ATTACH_IOMMUFD_PT:
             if argsz < uapi.ATTACH.minimum or flags:
                 raise refuse(errno.EINVAL)
-            table = iommufd.attach(device, struct.unpack_from("=I", arg, 8)[0])
+            table = iommufd.objects.attach(device, struct.unpack_from("=I", arg, 8)[0])
             struct.pack_into("=I", arg, 8, table)
             return 0
         if request == uapi.DEVICE_DETACH_IOMMUFD_PT:
             if argsz < uapi.DETACH.minimum or flags:
                 raise refuse(errno.EINVAL)
-            iommufd.detach(device)
+            iommufd.objects.detach(device)
             return 0
         raise refuse(errno.ENOTTY)
 
@@ -353,8 +358,26 @@ class SimulatedKernel(SimSysfs):
             raise refuse(errno.EINVAL)
         device = self._claim(iommufd, item.bdf, item.group)
         item.bound = (iommufd, device)
-        struct.pack_into("=I", arg, 12, iommufd.id_of(device))
+        struct.pack_into("=I", arg, 12, iommufd.objects.id_of(device))
         return 0
+
+    # Files.
+
+    def read_text(self, path: str) -> str:
+        """Return the content of a file."""
+        return self.sysfs.read_text(path)
+
+    def list_dir(self, path: str) -> list[str]:
+        """Return the names in a directory, sorted."""
+        return self.sysfs.list_dir(path)
+
+    def read_link(self, path: str) -> str:
+        """Return where a link points."""
+        return self.sysfs.read_link(path)
+
+    def exists(self, path: str) -> bool:
+        """Tell whether there is something at `path`."""
+        return self.sysfs.exists(path)
 
     # For tests: what is the case, and DMA.
 
@@ -373,7 +396,7 @@ class SimulatedKernel(SimSysfs):
             if isinstance(item, SimContainer):
                 found.append(item.areas)
             elif isinstance(item, SimIommufd):
-                found.extend(space.areas for space in item.address_spaces())
+                found.extend(space.areas for space in item.objects.address_spaces())
         return found
 
     def describe(self) -> str:

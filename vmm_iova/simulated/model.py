@@ -29,6 +29,17 @@ def refuse(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
+@dataclass(frozen=True, slots=True)
+class SimSettings:
+    """What a simulated kernel is and how it was configured; see `SimulatedKernel`."""
+
+    release: tuple[int, int]
+    dma_entry_limit: int
+    allow_unsafe_interrupts: bool
+    compat_container: bool
+    max_auto_alignment: int
+
+
 @dataclass(frozen=True)
 class SimGroup:
     """An IOMMU group as firmware and drivers make it. Everything may be invented.

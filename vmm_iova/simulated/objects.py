@@ -21,28 +21,71 @@ class SimDevice:
         self.table: SimHwpt | None = None
 
 
+SimObject = SimIoas | SimHwpt | SimDevice
+
+
 class SimObjects:
     """Objects by id, and the attachments between them."""
 
-    objects: dict[int, SimIoas | SimHwpt | SimDevice]
+    def __init__(self) -> None:
+        self._by_id: dict[int, SimObject] = {}
 
-    def add(self, item: SimIoas | SimHwpt | SimDevice) -> int:
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __repr__(self) -> str:
+        return repr(self._by_id)
+
+    def add(self, item: SimObject) -> int:
         """Give an object the lowest free id, from 1."""
-        number = next(n for n in range(1, len(self.objects) + 2) if n not in self.objects)
-        self.objects[number] = item
+        number = next(n for n in range(1, len(self) + 2) if n not in self._by_id)
+        self._by_id[number] = item
         return number
+
+    def get(self, number: int) -> SimObject | None:
+        """Return the object of an id, or None."""
+        return self._by_id.get(number)
 
     def forget(self, item: object) -> None:
         """Take an object out."""
-        self.objects = {key: value for key, value in self.objects.items() if value is not item}
+        self._by_id = {key: value for key, value in self._by_id.items() if value is not item}
+
+    def clear(self) -> None:
+        """Take all out."""
+        self._by_id.clear()
 
     def id_of(self, item: object) -> int:
         """Return the id of an object."""
-        return next(key for key, value in self.objects.items() if value is item)
+        return next(key for key, value in self._by_id.items() if value is item)
+
+    def address_spaces(self) -> list[SimIoas]:
+        """Return the IOASes."""
+        return [item for item in self._by_id.values() if isinstance(item, SimIoas)]
+
+    def ioas(self, number: int) -> SimIoas:
+        """Return an IOAS, or refuse with ENOENT."""
+        item = self.get(number)
+        if not isinstance(item, SimIoas):
+            raise refuse(errno.ENOENT)
+        return item
+
+    def table(self, number: int) -> SimHwpt:
+        """Return a page table, or refuse with ENOENT."""
+        item = self.get(number)
+        if not isinstance(item, SimHwpt):
+            raise refuse(errno.ENOENT)
+        return item
+
+    def device(self, number: int) -> SimDevice:
+        """Return a bound device, or refuse with ENOENT."""
+        item = self.get(number)
+        if not isinstance(item, SimDevice):
+            raise refuse(errno.ENOENT)
+        return item
 
     def attach(self, device: SimDevice, number: int) -> int:
         """iommufd_device_attach: an IOAS gets a table by itself; a second attach replaces."""
-        target = self.objects.get(number)
+        target = self.get(number)
         if isinstance(target, SimIoas):
             table = self._auto_table(target, device)
         elif isinstance(target, SimHwpt):

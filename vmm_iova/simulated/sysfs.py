@@ -3,18 +3,27 @@
 
 from __future__ import annotations
 
+import enum
 import errno
 from typing import TYPE_CHECKING
 
-from vmm_iova.simulated.model import refuse
+from vmm_iova.simulated.model import SimGroup, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vmm_iova.simulated.model import SimGroup
-
 _PCI = "/sys/bus/pci/devices"
 _GROUPS = "/sys/kernel/iommu_groups"
+
+
+class NodeKind(enum.Enum):
+    """A node that is there once."""
+
+    CONTAINER = "/dev/vfio/vfio"
+    IOMMUFD = "/dev/iommu"
+
+
+Node = NodeKind | SimGroup | tuple[str, SimGroup]
 
 
 class SimSysfs:
@@ -35,11 +44,8 @@ class SimSysfs:
         self.foreign_drivers: dict[str, str] = {}
         """Devices of a group that a host driver holds, so that the group is not viable."""
         self._has_cdev = has_cdev
-        self._nodes: dict[str, str | SimGroup | tuple[str, SimGroup]] = {
-            "/dev/vfio/vfio": "container"
-        }
-        if has_iommufd:
-            self._nodes["/dev/iommu"] = "iommufd"
+        kinds = NodeKind if has_iommufd else (NodeKind.CONTAINER,)
+        self._nodes: dict[str, Node] = {kind.value: kind for kind in kinds}
         self._cdevs = 0
         for group in groups:
             self.plug(group)
@@ -76,8 +82,8 @@ class SimSysfs:
         """Whether no device of a group has a host driver."""
         return not any(bdf in self.foreign_drivers for bdf in group.devices)
 
-    def node(self, path: str) -> str | SimGroup | tuple[str, SimGroup]:
-        """Return what a node is: "container", "iommufd", a group, or a device with its group.
+    def node(self, path: str) -> Node:
+        """Return what a node is: one of a kind, a group, or a device with its group.
 
         Raises:
             OSError: `ENOENT`, or what `forbidden` says.

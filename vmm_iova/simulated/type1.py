@@ -11,14 +11,18 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
-from typing import TYPE_CHECKING
 
 from vmm_iova.kernel import uapi
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
-from vmm_iova.simulated.model import Areas, SimArea, SimGroup, SimPages, refuse
-
-if TYPE_CHECKING:
-    from vmm_iova.simulated.kernel import SimulatedKernel
+from vmm_iova.simulated.model import (
+    Areas,
+    SimArea,
+    SimGroup,
+    SimMemory,
+    SimPages,
+    SimSettings,
+    refuse,
+)
 
 _SPACE = 1 << 64
 
@@ -26,8 +30,9 @@ _SPACE = 1 << 64
 class SimContainer:
     """What is behind a descriptor of /dev/vfio/vfio."""
 
-    def __init__(self, kernel: SimulatedKernel) -> None:
-        self.kernel = kernel
+    def __init__(self, settings: SimSettings, memory: SimMemory) -> None:
+        self.settings = settings
+        self.memory = memory
         self.groups: list[SimGroup] = []
         self.type = 0
         self._reset()
@@ -37,7 +42,7 @@ class SimContainer:
         self.attached: list[SimGroup] = []
         self.areas = Areas()
         self.ranges: list[AddrRange] = []
-        self.avail = self.kernel.dma_entry_limit
+        self.avail = self.settings.dma_entry_limit
         self.tracking = False
         self.invalid = 0
 
@@ -56,7 +61,7 @@ class SimContainer:
         common = ADDRESS_LAST
         for group in self.attached:
             common &= group.page_sizes
-        page = self.kernel.memory.page
+        page = self.memory.page
         return (common & -page) | (page if common & (page - 1) else 0)
 
     @property
@@ -90,12 +95,12 @@ class SimContainer:
         if number in (uapi.TYPE1_IOMMU, uapi.TYPE1_V2_IOMMU):
             return 1
         if number == uapi.EXT_UNMAP_ALL:
-            return int(self.kernel.release >= (5, 12))
+            return int(self.settings.release >= (5, 12))
         if number == uapi.EXT_UPDATE_VADDR:
-            return int(self.kernel.release >= (5, 12) and bool(self.type))
+            return int(self.settings.release >= (5, 12) and bool(self.type))
         if number == uapi.NESTING_IOMMU:
             # KERNEL: public through 6.12, reserved in 6.14.
-            return int(self.kernel.release <= (6, 12))
+            return int(self.settings.release <= (6, 12))
         coherent = bool(self.attached) and all(group.coherent for group in self.attached)
         return int(number == uapi.DMA_CC_IOMMU and coherent)
 
@@ -104,7 +109,7 @@ class SimContainer:
             raise refuse(errno.EINVAL)
         if kind not in (uapi.TYPE1_IOMMU, uapi.TYPE1_V2_IOMMU):
             raise refuse(errno.ENODEV)
-        self.avail = self.kernel.dma_entry_limit
+        self.avail = self.settings.dma_entry_limit
         self.type = kind
         try:
             for group in self.groups:
@@ -157,7 +162,7 @@ class SimContainer:
         if not self._narrowed():
             self.attached = before
             raise refuse(errno.EINVAL)
-        if not group.isolated_msi and not self.kernel.allow_unsafe_interrupts:
+        if not group.isolated_msi and not self.settings.allow_unsafe_interrupts:
             self.attached = before
             raise refuse(errno.EPERM)
         self._recompute()
@@ -180,7 +185,7 @@ class SimContainer:
         argsz = _argsz(arg)
         if argsz < uapi.TYPE1_INFO.minimum:
             raise refuse(errno.EINVAL)
-        chain = self._chain() if self.kernel.release >= (5, 4) else b""
+        chain = self._chain() if self.settings.release >= (5, 4) else b""
         total = 24 + len(chain)
         answer_size, offset = argsz, 0
         if chain and argsz < total:
@@ -190,14 +195,14 @@ class SimContainer:
             offset = 24
         flags = uapi.INFO_PGSIZES | (uapi.INFO_CAPS if chain else 0)
         head = struct.pack("=IIQII", answer_size, flags, self.page_sizes, offset, 0)
-        visible = 24 if self.kernel.release >= (5, 4) else 16
+        visible = 24 if self.settings.release >= (5, 4) else 16
         shown = min(argsz, visible)
         arg[:shown] = head[:shown]
         return 0
 
     def _chain(self) -> bytes:
         """MIGRATION, DMA_AVAIL, IOVA_RANGE, in the order and alignment of the release."""
-        release = self.kernel.release
+        release = self.settings.release
         parts: list[bytes] = []
         if release >= (5, 8):
             parts.append(
@@ -215,9 +220,9 @@ class SimContainer:
         if _argsz(arg) < 32:
             raise refuse(errno.EINVAL)
         _, flags, vaddr, iova, size = uapi.DMA_MAP.codec.unpack_from(arg)
-        late = self.kernel.release >= (6, 18)
+        late = self.settings.release >= (6, 18)
         allowed = uapi.MAP_READ | uapi.MAP_WRITE
-        if self.kernel.release >= (5, 12):
+        if self.settings.release >= (5, 12):
             allowed |= uapi.MAP_VADDR
         set_vaddr, prot = flags & uapi.MAP_VADDR, flags & (uapi.MAP_READ | uapi.MAP_WRITE)
         if flags & ~allowed:
@@ -238,10 +243,10 @@ class SimContainer:
             raise refuse(errno.EEXIST)
         if not self.avail:
             raise refuse(errno.ENOSPC)
-        if self.kernel.release >= (5, 4) and not self._fits(iova, iova + size - 1):
+        if self.settings.release >= (5, 4) and not self._fits(iova, iova + size - 1):
             raise refuse(errno.EINVAL)
         write = bool(flags & uapi.MAP_WRITE)
-        pages = SimPages(self.kernel.memory.pin(vaddr, size, write=write), writable=write)
+        pages = SimPages(self.memory.pin(vaddr, size, write=write), writable=write)
         self.avail -= 1
         self.areas.add(SimArea(iova, size, vaddr, bool(flags & uapi.MAP_READ), write, pages))
         return 0
@@ -249,7 +254,7 @@ class SimContainer:
     def _overlap(self, iova: int, size: int) -> SimArea | None:
         # KERNEL: before 6.18 iova + size wraps to 0 at the top of the space, and vfio_find_dma
         # sees nothing; so a mapping there can be made twice, and unmapping misses it.
-        if iova + size == _SPACE and self.kernel.release < (6, 18):
+        if iova + size == _SPACE and self.settings.release < (6, 18):
             return None
         return self.areas.first(iova, iova + size - 1)
 
@@ -272,7 +277,7 @@ class SimContainer:
         if argsz < 24:
             raise refuse(errno.EINVAL)
         _, flags, iova, size = uapi.DMA_UNMAP.codec.unpack_from(arg)
-        release = self.kernel.release
+        release = self.settings.release
         allowed = uapi.UNMAP_GET_DIRTY if release >= (5, 8) else 0
         if release >= (5, 12):
             allowed |= uapi.UNMAP_ALL | uapi.UNMAP_VADDR
@@ -343,7 +348,7 @@ class SimContainer:
         return sum(area.size for area in areas)
 
     def _drop(self, area: SimArea) -> None:
-        self.kernel.memory.unpin(area.pages.pinned)
+        self.memory.unpin(area.pages.pinned)
         self.areas.remove(area)
         self.avail += 1
         if not area.vaddr_valid:
@@ -352,7 +357,7 @@ class SimContainer:
     def _dirty(self, arg: bytearray) -> int:
         if not self.v2:
             raise refuse(errno.EACCES)
-        if self.kernel.release < (5, 8):
+        if self.settings.release < (5, 8):
             raise refuse(errno.ENOTTY)
         argsz, flags = uapi.DIRTY.codec.unpack_from(arg)
         if argsz < 8 or flags not in (uapi.DIRTY_START, uapi.DIRTY_STOP, uapi.DIRTY_GET):
@@ -363,7 +368,7 @@ class SimContainer:
         if argsz < 48:
             raise refuse(errno.EINVAL)
         iova, size, pgsize, room, target = uapi.DIRTY_RANGE.codec.unpack_from(arg, 8)
-        late = self.kernel.release >= (6, 18)
+        late = self.settings.release >= (6, 18)
         if late and size and iova + size > _SPACE:
             raise refuse(errno.EOVERFLOW)
         if (not late and iova + size >= _SPACE) or not pgsize or not size:
