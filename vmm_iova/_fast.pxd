@@ -41,9 +41,8 @@ cdef class Core:
     cdef object window  # the AddrRange asked for last, and its units
     cdef uint64_t window_low
     cdef uint64_t window_high
-    cdef uint64_t units  # allocated, in granules; 0 when `whole`
+    cdef uint64_t units  # allocated, in granules
     cdef Py_ssize_t count  # allocations
-    cdef bint whole  # one allocation of all 2^64 bytes, which no 64-bit size can say
     cdef list pairs  # the usable ranges as (start, last)
     cdef dict tags
     cdef bint tagged  # there are tags
@@ -61,13 +60,10 @@ cdef class Core:
     cdef tuple empty(self, const uint64_t *start, const uint64_t *size, Py_ssize_t count)
     cdef object owned(self, uint64_t first, uint64_t length, tag)
     cdef int disowned(self, uint64_t first, uint64_t length) except -1
-    cdef bint take_whole(self, low, high, tag) except -1
-    cdef int give_whole(self) except -1
-    cdef int set_whole(self, bint whole) except -1
     cdef object allocate_slow(self, size, align, policy, within, tag)
     cdef object allocate_at_slow(self, start, size, tag, align)
     cdef object release_slow(self, start, size)
-    cdef tuple told(self, const iova_entry *entry)
+    cdef tuple held(self, const iova_entry *entry)
     cdef bint zero_free(self) except -1
     cdef bint zero_waits(self) except -1
     cdef tuple facts(self, align, low, high)

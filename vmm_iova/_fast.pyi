@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of the compiled engine. What its methods promise is written in `allocator.pure.Core`."""
+"""Types of the compiled engine: to type checkers and editors its class is the public one."""
 
-from vmm_iova.allocator.pure import Core as _PureCore
+from vmm_iova.allocator import IovaAllocator as Core
 
-class Core(_PureCore): ...
+__all__ = ["Core"]

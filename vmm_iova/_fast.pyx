@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+# cython: binding=False
 """The compiled engine: the same answers as `allocator.pure`. Ints in, ints out."""
 
 from array import array
 
 from cpython.ref cimport PyObject
-cimport cython
 from libc.stdint cimport uint64_t
 from cpython.buffer cimport (
     PyBUF_CONTIG,
@@ -62,8 +62,22 @@ cdef extern from *:
         return 1;
     #endif
     }
+
+    /* The words of a method stand in the table that it was made from, and may be replaced there:
+     * that is how NumPy describes its methods (numpy/_core/src/multiarray/compiled_base.c).
+     */
+    static int iova_describe(PyObject *method, const char *words)
+    {
+        if (!PyObject_TypeCheck(method, &PyMethodDescr_Type)) {
+            PyErr_SetString(PyExc_TypeError, "only a method of the engine can be described");
+            return -1;
+        }
+        ((PyMethodDescrObject *)method)->d_method->ml_doc = words;
+        return 0;
+    }
     """
     bint iova_read_int(PyObject *, uint64_t *) nogil
+    int iova_describe(object, const char *) except -1
     int iova_log2 "__builtin_ctzll"(unsigned long long) nogil
 
 cdef extern from "allocator/tree/tree.h":
@@ -124,6 +138,23 @@ cdef object POLICY_LAST = "last"
 cdef object POLICY_BEST = "best"
 
 
+cdef list WORDS = []  # what the tables of the methods point to
+
+
+cdef str signature_of(method):
+    """Return the parameters of a Python method, in the form that `inspect` reads from C methods."""
+    code = method.__code__
+    names = code.co_varnames[1 : code.co_argcount]
+    defaults = method.__defaults__ or ()
+    plain = len(names) - len(defaults)
+    parts = ["$self", *names[:plain]]
+    parts += [f"{name}={value!r}" for name, value in zip(names[plain:], defaults)]
+    extra = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    parts += ["*"] if extra else []
+    parts += [f"{name}={method.__kwdefaults__[name]!r}" for name in extra]
+    return f"({', '.join(parts)})"
+
+
 cdef int numbers(object buffer, Py_buffer *view, bint writable, str field) except -1:
     """Open a contiguous buffer of 64-bit integers."""
     try:
@@ -164,13 +195,22 @@ cdef class Core:
         iova_tree_free(self.tree)
         free(self.parked)
 
-    def _setup(self, usable, ranges, granule, options):
+    @classmethod
+    def _describe(cls, method):
+        """Give a method its words: they stand once, in `vmm_iova.allocator`."""
+        if method.__doc__ is None:
+            return
+        text = f"{method.__name__}{signature_of(method)}\n--\n\n{method.__doc__}".encode()
+        WORDS.append(text)
+        iova_describe(cls.__dict__[method.__name__], text)
+
+    def _setup(self, usable, ranges, granule, allow_zero, size_cache):
         cdef iova_tree *tree
         self.granule = granule
         self.shift = granule.bit_length() - 1
         self.mask = granule - 1
         self.highest = LAST >> self.shift
-        self.allow_zero = options["allow_zero"]
+        self.allow_zero = allow_zero
         self._usable = usable
         self._ranges = ranges
         self.tags = {}
@@ -178,13 +218,13 @@ cdef class Core:
         tree = self.build(self.pairs)
         iova_tree_free(self.tree)
         self.tree = tree
-        self.units = self.count = self.whole = self.depth = 0
+        self.units = self.count = self.depth = 0
         self.journal = None
         self.window = None
         free(self.parked)
         self.parked = NULL
         self.parked_count = 0
-        if options["size_cache"]:
+        if size_cache:
             self.parked = <iova_parked *>calloc(PARKED_SIZES, sizeof(iova_parked))
             if self.parked == NULL:
                 raise MemoryError
@@ -212,16 +252,14 @@ cdef class Core:
             position = (last >> self.shift) + 1
         if position < WHOLE >> self.shift or not fixed:
             fixed.append((position, (WHOLE >> self.shift) - position))
-        if self.whole:
-            fixed = [(0, 1 << 63), (1 << 63, 1 << 63)]
-        elif fixed[0] == (0, WHOLE):
+        if fixed[0] == (0, WHOLE):
             fixed = [(0, 1 << 63), (1 << 63, 1 << 63)]  # nothing usable, one byte the granule
         count = len(fixed)
         entries = <iova_entry *>malloc((count + self.count + 1) * sizeof(iova_entry))
         if entries == NULL:
             raise MemoryError
         try:
-            if self.tree != NULL and not self.whole:
+            if self.tree != NULL:
                 iova_walk(self.tree, 0, &cursor)
                 while iova_next(self.tree, &cursor, &entry, &gap_first, &gap_last):
                     if entry.fixed:
@@ -240,7 +278,7 @@ cdef class Core:
                 entries[n].fixed = 1
                 i += 1
                 n += 1
-            tree = iova_tree_new(entries, n, top, keep_zero and not self.whole)
+            tree = iova_tree_new(entries, n, top, keep_zero)
             if tree == NULL:
                 raise MemoryError
             return tree
@@ -250,42 +288,8 @@ cdef class Core:
     def __len__(self):
         return self.count
 
-    @cython.binding(False)
     def allocate(self, size, align=None, policy="first", within=None, tag=None):
-        """Choose a free range, own it, and return its first address.
-
-        Address 0 is not chosen unless the allocator was made with `allow_zero`. The size is not
-        rounded. The range lies inside one usable range and inside the window.
-
-        Args:
-            size: bytes, 1 to 2^64, a multiple of the granule.
-            align: bytes, a power of two; default and minimum is the granule.
-            policy: "first" is the lowest place, "last" the highest, "best" the lowest place in
-                the smallest free span that can hold it (the lowest span among equals, each span
-                cut to the window).
-            within: the range must lie inside this window, which is cut inward to whole granules;
-                default is everything.
-            tag: any object, kept with the allocation and named where it is in the way.
-
-        Returns:
-            IOVA, a multiple of the alignment.
-
-        Raises:
-            NoSpaceError: nothing fits; carries the largest free span and the largest size that
-                would fit at that alignment.
-            MisalignedError: the size is not a multiple of the granule.
-            RequestError: an argument makes no sense.
-
-        Complexity: O(log n) in the fast engine, and O(n) once for each alignment and for "best"
-            when they are first asked for; "best" in a window is O(k log n), where k is the lesser
-            of how many spans of the window fit and how many sizes fit better that no span of the
-            window has. In the pure engine "first" and "last" may look at every span that is at
-            least as large as the request and below the next power of two, and "best" at every
-            large enough span that the alignment or the window rejects.
-        Synchronization: internally locked; one call is atomic.
-        Source: never choosing 0 follows iommufd, drivers/iommu/iommufd/io_pagetable.c,
-            iopt_alloc_iova(), Linux 6.2.
-        """
+        """Choose a free range, own it, and return its first address."""
         cdef uint64_t length, place = 0, low = 0, high = self.highest, boundary
         cdef int result, shift = 0, number
         # What a plain request looks like; everything else goes the long way round.
@@ -335,12 +339,7 @@ cdef class Core:
         cdef int result, shift, number
         cdef bint plain = align is None and within is None
         size, align, number, window_low, window_high = self._request(size, align, policy, within)
-        if size == WHOLE and not self.mask:
-            self.flush()
-            if self.allow_zero and self.take_whole(window_low, window_high, tag):
-                return 0
-            result = IOVA_NONE
-        elif window_low > window_high:
+        if window_low > window_high:
             result = IOVA_NONE
         else:
             low, high = window_low >> self.shift, window_high >> self.shift
@@ -361,29 +360,8 @@ cdef class Core:
             raise MemoryError
         return self._no_space(size, align, within, *self.facts(align, window_low, window_high))
 
-    @cython.binding(False)
     def allocate_at(self, start, size, tag=None, *, align=None):
-        """Own the range at a place that the caller chose, address 0 included.
-
-        Args:
-            start: IOVA, a multiple of the granule.
-            size: bytes, 1 to 2^64, a multiple of the granule.
-            tag: any object, kept with the allocation and named where it is in the way.
-            align: bytes, a power of two that `start` must be a multiple of, for callers that
-                have such a demand; default is the granule.
-
-        Returns:
-            `start`.
-
-        Raises:
-            OccupiedError: an allocation is in the way; carries its tag and range.
-            ApertureError, ReservedError, StraddleError: the place is not usable; says why.
-            MisalignedError: start or size is not a multiple of the granule or alignment.
-            RequestError: an argument makes no sense, or the range reaches beyond 2^64-1.
-
-        Complexity: O(log n).
-        Synchronization: internally locked; one call is atomic.
-        """
+        """Own the range at a place that the caller chose."""
         cdef uint64_t first, length
         if self.parked_count:
             self.flush()
@@ -405,36 +383,17 @@ cdef class Core:
         cdef uint64_t first = 0, length = 0
         cdef int result
         start, last = self._request_at(start, size, align)
-        if start == 0 and last == LAST and not self.mask:
-            if self.take_whole(start, last, tag):
-                return 0
-            result = IOVA_TAKEN
-        else:
-            first = <uint64_t>start >> self.shift
-            length = (<uint64_t>last - <uint64_t>start >> self.shift) + 1
-            result = iova_insert(self.tree, first, length)
+        first = <uint64_t>start >> self.shift
+        length = (<uint64_t>last - <uint64_t>start >> self.shift) + 1
+        result = iova_insert(self.tree, first, length)
         if result == IOVA_OK:
             return self.owned(first, length, tag)
         if result == IOVA_NOMEM:
             raise MemoryError
         return self._refuse_at(start, last, self._overlap(start, last))
 
-    @cython.binding(False)
     def release(self, start, size=None):
-        """Give an allocation back, the whole of it.
-
-        Args:
-            start: its first address.
-            size: bytes; if given it must be the size of the allocation.
-
-        Raises:
-            NotAllocatedError: no allocation begins there; names the one that holds the address.
-            SizeMismatchError: it has another size; nothing was released.
-            RequestError: an argument makes no sense.
-
-        Complexity: O(log n).
-        Synchronization: internally locked; one call is atomic.
-        """
+        """Give an allocation back."""
         cdef uint64_t first, length = 0
         if (
             iova_read_int(<PyObject *>start, &first)
@@ -461,11 +420,7 @@ cdef class Core:
         cdef uint64_t first, length = 0
         cdef int result = IOVA_NONE
         start, size = self._request_release(start, size)
-        if self.whole:
-            if start == 0 and (size is None or size == WHOLE):
-                self.give_whole()
-                return
-        elif not <uint64_t>start & self.mask:
+        if not <uint64_t>start & self.mask:
             first = <uint64_t>start >> self.shift
             if size is not None:
                 if size <= 0 or size & self.mask or size >> self.shift > LAST:
@@ -553,26 +508,8 @@ cdef class Core:
     # Batches. What is wrong is gathered before the work is undone, and said after.
 
     def allocate_many(self, sizes, out=None, *, align=None, policy="first", within=None):
-        """Allocate a range for each size, in order, as `allocate` would: all or nothing.
-
-        Args:
-            sizes: bytes; any contiguous buffer of 64-bit integers.
-            out: writable buffer of as many, for the first addresses; default is a new array.
-            align: bytes, for all of them; as in `allocate`.
-            policy: for all of them; as in `allocate`.
-            within: for all of them; as in `allocate`.
-
-        Returns:
-            `out`.
-
-        Raises:
-            NoSpaceError, MisalignedError, RequestError: as `allocate`; a note says which item it
-                was. Nothing was allocated, and what `out` holds is undefined.
-
-        Complexity: O(k log n).
-        Synchronization: internally locked; the whole batch is atomic.
-        """
-        cdef Py_buffer asked, told
+        """Allocate a range for each size: all or nothing."""
+        cdef Py_buffer wanted, places
         cdef uint64_t low = 0, high = 0
         cdef bint plain = align is None and within is None and policy == "first"
         cdef int number, shift
@@ -588,24 +525,24 @@ cdef class Core:
                 low, high = window_low >> self.shift, window_high >> self.shift
             else:
                 low, high = 1, 0
-        numbers(sizes, &asked, False, "sizes")
+        numbers(sizes, &wanted, False, "sizes")
         try:
             if out is None:
-                out = array("Q", bytes(asked.len))
-            numbers(out, &told, True, "out")
+                out = array("Q", bytes(wanted.len))
+            numbers(out, &places, True, "out")
             try:
-                same_length(&told, &asked, out, "out")
+                same_length(&places, &wanted, out, "out")
                 done, facts = self.fill(
-                    <const uint64_t *>asked.buf, <uint64_t *>told.buf, asked.len // 8,
+                    <const uint64_t *>wanted.buf, <uint64_t *>places.buf, wanted.len // 8,
                     shift, number, low, high, plain, align, window_low, window_high,
                 )
                 if done < 0:
                     return out
-                size = (<const uint64_t *>asked.buf)[<Py_ssize_t>done]
+                size = (<const uint64_t *>wanted.buf)[<Py_ssize_t>done]
             finally:
-                PyBuffer_Release(&told)
+                PyBuffer_Release(&places)
         finally:
-            PyBuffer_Release(&asked)
+            PyBuffer_Release(&wanted)
         with self._naming_item(done):
             self._request(size, align, policy, within)
             if facts is None:
@@ -619,16 +556,16 @@ cdef class Core:
         """Allocate all; return -1, or the item that failed and the facts of that moment."""
         cdef Py_ssize_t done = 0, mark
         cdef uint64_t length, place = 0, units = 0
-        cdef uint64_t *asked
+        cdef uint64_t *wanted
         cdef int result = IOVA_OK
-        # `out` may be the buffer of the sizes: what was asked for is needed after a failure too.
-        asked = <uint64_t *>malloc(8 * <size_t>count + 8)
-        if asked == NULL:
+        # `out` may be the buffer of the sizes: the sizes are needed after a failure too.
+        wanted = <uint64_t *>malloc(8 * <size_t>count + 8)
+        if wanted == NULL:
             raise MemoryError
-        memcpy(asked, size, 8 * <size_t>count)
+        memcpy(wanted, size, 8 * <size_t>count)
         facts = None
         while done < count:
-            length = asked[done]
+            length = wanted[done]
             if not length or length & self.mask:
                 result = IOVA_OTHER
                 break
@@ -671,42 +608,27 @@ cdef class Core:
                 for i in range(done):
                     length = 0
                     iova_release(self.tree, start[i] >> self.shift, &length)
-                memcpy(start, asked, 8 * <size_t>count)
-            free(asked)
+                memcpy(start, wanted, 8 * <size_t>count)
+            free(wanted)
 
     def release_many(self, starts, sizes=None):
-        """Release the allocation that begins at each address, as `release` would: all or nothing.
-
-        Args:
-            starts: first addresses; any contiguous buffer of 64-bit integers.
-            sizes: bytes of each, to be checked; default is not to check.
-
-        Raises:
-            NotAllocatedError, SizeMismatchError, RequestError: as `release`; a note says which
-                item it was. Nothing was released.
-
-        Complexity: O(k log n).
-        Synchronization: internally locked; the whole batch is atomic.
-        """
-        cdef Py_buffer asked, told
-        numbers(starts, &asked, False, "starts")
+        """Release the allocation that begins at each address: all or nothing."""
+        cdef Py_buffer places, lengths
+        numbers(starts, &places, False, "starts")
         try:
-            if self.whole and asked.len == 8 and sizes is None:
-                with self._naming_item(0):
-                    return self.release((<const uint64_t *>asked.buf)[0])
             if sizes is None:
-                done = self.empty(<const uint64_t *>asked.buf, NULL, asked.len // 8)
+                done = self.empty(<const uint64_t *>places.buf, NULL, places.len // 8)
             else:
-                numbers(sizes, &told, False, "sizes")
+                numbers(sizes, &lengths, False, "sizes")
                 try:
-                    same_length(&told, &asked, sizes, "sizes")
+                    same_length(&lengths, &places, sizes, "sizes")
                     done = self.empty(
-                        <const uint64_t *>asked.buf, <const uint64_t *>told.buf, asked.len // 8
+                        <const uint64_t *>places.buf, <const uint64_t *>lengths.buf, places.len // 8
                     )
                 finally:
-                    PyBuffer_Release(&told)
+                    PyBuffer_Release(&lengths)
         finally:
-            PyBuffer_Release(&asked)
+            PyBuffer_Release(&places)
         if done is not None:
             with self._naming_item(done[0]):
                 self._refuse_release(done[1], done[2], done[3])
@@ -769,47 +691,24 @@ cdef class Core:
         return None
 
     def lookup_many(self, addresses, starts=None, lasts=None):
-        """Find the allocation that holds each address.
-
-        Args:
-            addresses: any contiguous buffer of 64-bit integers.
-            starts: writable buffer of as many, for the first address of each allocation; default
-                is a new array.
-            lasts: the same for its last address.
-
-        Returns:
-            `starts` and `lasts`; 1 and 0 where nothing is allocated: no range has its last
-            address below its first.
-
-        Raises:
-            RequestError: they are not such buffers.
-
-        Complexity: O(k log n).
-        Synchronization: internally locked; the whole batch is atomic.
-        """
-        cdef Py_buffer asked, first, last
-        cdef Py_ssize_t i
+        """Find the allocation that holds each address."""
+        cdef Py_buffer wanted, first, last
         if self.parked_count:
             self.flush()
-        numbers(addresses, &asked, False, "addresses")
+        numbers(addresses, &wanted, False, "addresses")
         try:
-            starts = array("Q", bytes(asked.len)) if starts is None else starts
-            lasts = array("Q", bytes(asked.len)) if lasts is None else lasts
+            starts = array("Q", bytes(wanted.len)) if starts is None else starts
+            lasts = array("Q", bytes(wanted.len)) if lasts is None else lasts
             numbers(starts, &first, True, "starts")
             try:
                 numbers(lasts, &last, True, "lasts")
                 try:
-                    same_length(&first, &asked, starts, "starts")
-                    same_length(&last, &asked, lasts, "lasts")
-                    if self.whole:
-                        for i in range(asked.len // 8):
-                            (<uint64_t *>first.buf)[i] = 0
-                            (<uint64_t *>last.buf)[i] = LAST
-                        return starts, lasts
+                    same_length(&first, &wanted, starts, "starts")
+                    same_length(&last, &wanted, lasts, "lasts")
                     iova_find_many(
                         self.tree,
-                        <const uint64_t *>asked.buf,
-                        asked.len // 8,
+                        <const uint64_t *>wanted.buf,
+                        wanted.len // 8,
                         self.shift,
                         <uint64_t *>first.buf,
                         <uint64_t *>last.buf,
@@ -819,7 +718,7 @@ cdef class Core:
             finally:
                 PyBuffer_Release(&first)
         finally:
-            PyBuffer_Release(&asked)
+            PyBuffer_Release(&wanted)
         return starts, lasts
 
     # For other extensions: no GIL, no tags, no errors but a number. The caller sees to it that
@@ -886,64 +785,22 @@ cdef class Core:
 
     cdef bint closed(self) noexcept nogil:
         """Tell whether there is something to note that needs Python: a transaction, tags, a cache."""
-        return self.depth != 0 or self.tagged or self.parked != NULL or self.whole
+        return self.depth != 0 or self.tagged or self.parked != NULL
 
-    # One allocation of all 2^64 bytes: possible only with a granule of one byte. While it lives,
-    # the tree says that everything is unusable.
-
-    cdef bint take_whole(self, low, high, tag) except -1:
-        if self.mask or self.count or low != 0 or high != LAST or self.pairs != [(0, LAST)]:
-            return False
-        self.set_whole(True)
-        self.count = 1
-        if tag is not None:
-            self.tags[0] = tag
-        if self.journal is not None:
-            self.journal.append((0,))
-        return True
-
-    cdef int give_whole(self) except -1:
-        self.set_whole(False)
-        self.count = 0
-        tag = self.tags.pop(0, None)
-        if self.journal is not None:
-            self.journal.append((0, LAST, tag))
-        return 0
-
-    cdef int set_whole(self, bint whole) except -1:
-        cdef iova_tree *tree
-        cdef Py_ssize_t count = self.count
-        cdef bint before = self.whole
-        self.whole = True  # build() leaves the allocations out
-        try:
-            self.whole = whole
-            self.count = 0
-            iova_tree_free(self.tree)
-            self.tree = NULL
-            tree = self.build(self.pairs)
-        except BaseException:
-            self.whole = before
-            self.count = count
-            raise
-        self.tree = tree
-        return 0
-
-    # Steps that the shared contract calls.
+    # Steps that the public class calls.
 
     def _at(self, address):
         cdef iova_entry entry
         cdef uint64_t unit
         if self.parked_count:
             self.flush()
-        if self.whole:
-            return 0, LAST, self.tags.get(0)
         unit = <uint64_t>address >> self.shift
         iova_find(self.tree, unit, &entry)
         if entry.fixed or unit - entry.start >= entry.len:
             return None
-        return self.told(&entry)
+        return self.held(&entry)
 
-    cdef tuple told(self, const iova_entry *entry):
+    cdef tuple held(self, const iova_entry *entry):
         start = entry.start << self.shift
         last = ((entry.start + (entry.len - 1)) << self.shift) | self.mask
         return start, last, self.tags.get(start)
@@ -955,22 +812,19 @@ cdef class Core:
         cdef uint64_t gap_first, gap_last, low, high
         if self.parked_count:
             self.flush()
-        if self.whole:
-            return self._at(0)
         low, high = <uint64_t>start >> self.shift, <uint64_t>last >> self.shift
         iova_walk(self.tree, low, &cursor)
         while iova_next(self.tree, &cursor, &entry, &gap_first, &gap_last):
             if entry.start > high:
                 break
             if not entry.fixed and entry.start + (entry.len - 1) >= low:
-                return self.told(&entry)
+                return self.held(&entry)
         return None
 
     def _allocated(self):
         cdef object units = self.units
-        # 2^64 units wrap to 0: then one allocation, or several together, have everything.
-        full = self.whole or (self.units == 0 and self.count != 0)
-        return WHOLE if full else units << self.shift
+        # 2^64 units of one byte wrap to 0: then several allocations together have everything.
+        return WHOLE if self.units == 0 and self.count else units << self.shift
 
     def _snapshot(self):
         cdef iova_cursor cursor
@@ -979,10 +833,6 @@ cdef class Core:
         starts, lasts = array("Q"), array("Q")
         if self.parked_count:
             self.flush()
-        if self.whole:
-            starts.append(0)
-            lasts.append(LAST)
-            return starts, lasts, dict(self.tags)
         iova_walk(self.tree, 0, &cursor)
         while iova_next(self.tree, &cursor, &entry, &gap_first, &gap_last):
             if not entry.fixed:
@@ -999,8 +849,6 @@ cdef class Core:
         starts, lasts = array("Q"), array("Q")
         if self.parked_count:
             self.flush()
-        if self.whole:
-            return starts, lasts
         iova_walk(self.tree, <uint64_t>start >> self.shift, &cursor)
         while iova_next(self.tree, &cursor, &entry, &gap_first, &gap_last):
             # The unit at 0 that must not be chosen is free all the same.
@@ -1027,32 +875,32 @@ cdef class Core:
 
         Of a window of whole granules.
         """
-        cdef iova_facts told
+        cdef iova_facts seen
         cdef object aligned, total, largest = None
         cdef int step = align.bit_length() - 1 - self.shift
-        if self.whole or low > high:
+        if low > high:
             return None, 0, 0
-        if iova_tell(self.tree, step, low >> self.shift, high >> self.shift, &told) != IOVA_OK:
+        if iova_tell(self.tree, step, low >> self.shift, high >> self.shift, &seen) != IOVA_OK:
             raise MemoryError
-        aligned, total = told.max_aligned << self.shift, (<object>told.sum) << self.shift
+        aligned, total = seen.max_aligned << self.shift, (<object>seen.sum) << self.shift
         spans = []
         zero = low == 0 and self.zero_waits()
         if zero:
             # The granule at 0 is free although it is not chosen.
             total += self.granule
             largest = 0, self.granule - 1
-        if told.low_first <= told.low_last:
-            spans.append((told.low_first, told.low_last))
-        if told.max:
-            spans.append((told.max_start, told.max_start + (told.max - 1)))
-        if told.high_first <= told.high_last:
-            spans.append((told.high_first, told.high_last))
+        if seen.low_first <= seen.low_last:
+            spans.append((seen.low_first, seen.low_last))
+        if seen.max:
+            spans.append((seen.max_start, seen.max_start + (seen.max - 1)))
+        if seen.high_first <= seen.high_last:
+            spans.append((seen.high_first, seen.high_last))
         for first, last in spans:
             start = max(<object>first << self.shift, low)
             stop = min((<object>last + 1 << self.shift) - 1, high)
             if start > stop:
                 continue
-            if not told.max or first != told.max_start:
+            if not seen.max or first != seen.max_start:
                 aligned = max(aligned, stop - ((start + align - 1) & -align) + 1)
                 total += stop - start + 1
             if zero and first == 1:

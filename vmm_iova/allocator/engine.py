@@ -72,5 +72,5 @@ def engine_name() -> str:
 
 def core(name: str | None = None) -> type[Any]:
     """Return the class that searches, of the engine `name` or of the one in force."""
-    found: type[Any] = load(name or engine_name()).Core
-    return found
+    searching: type[Any] = load(name or engine_name()).Core
+    return searching

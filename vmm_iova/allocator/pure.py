@@ -10,15 +10,20 @@ from __future__ import annotations
 
 from array import array
 from threading import RLock
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from sortedcontainers import SortedList
 
-from vmm_iova.errors import InvariantError
-from vmm_iova.ranges import AddrRange, MappableRanges
+from vmm_iova.allocator.contract import Contract, numbers_of, output_of
+from vmm_iova.errors import InvariantError, RequestError
+from vmm_iova.ranges import AddrRange, Iova, MappableRanges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from types import FunctionType
+
+    from vmm_iova.allocator.contract import Held, Numbers, Policy
 
 Span = tuple[int, int]  # first and last address
 
@@ -116,24 +121,24 @@ class _FreeSpans:
 
     def best(self, extent: int, align: int, low: int, high: int) -> int | None:
         """Return the lowest place in the smallest span of the window, the lowest among equals."""
-        found: tuple[int, int, int] | None = None  # extent of the span, its start, the place
+        cut: tuple[int, int, int] | None = None  # extent of the span, its start, the place
         for edge in {self.at(low), self.at(high)} - {None}:
             assert edge is not None
             start, last = max(edge[0], low), min(edge[1], high)
             place = (start + align - 1) & -align
             if (start, last) != edge and place + extent <= last:
                 candidate = (last - start, start, place)
-                found = candidate if found is None else min(found, candidate)
+                cut = candidate if cut is None else min(cut, candidate)
         for span, start in self.by_size.irange((extent, 0)):
-            if found is not None and (span, start) >= found[:2]:
+            if cut is not None and (span, start) >= cut[:2]:
                 break
             place = (start + align - 1) & -align
             if low <= start and start + span <= high and place + extent <= start + span:
                 return place
-        return None if found is None else found[2]
+        return None if cut is None else cut[2]
 
 
-class Core:
+class Core(Contract):
     """Free spans and allocations, and the steps on them that must be atomic."""
 
     __slots__ = (
@@ -153,37 +158,25 @@ class Core:
     )
 
     if TYPE_CHECKING:
-        granule: int
         allow_zero: bool
-        _usable: Any
-        _ranges: MappableRanges
 
-        def _request(
-            self, size: Any, align: Any, policy: Any, within: Any
-        ) -> tuple[int, int, int, int, int]: ...
-        def _request_at(self, start: Any, size: Any, align: Any) -> tuple[int, int]: ...
-        def _request_release(self, start: Any, size: Any) -> tuple[int, int | None]: ...
-        def _no_space(
-            self,
-            size: int,
-            align: int,
-            within: AddrRange | None,
-            largest: Span | None,
-            largest_aligned: int,
-            total_free: int,
-        ) -> NoReturn: ...
-        def _refuse_at(
-            self, start: int, last: int, owner: tuple[int, int, object] | None
-        ) -> NoReturn: ...
-        def _refuse_release(
-            self, start: Any, size: Any, found: tuple[int, int, object] | None
-        ) -> NoReturn: ...
+        transaction: Callable[[], AbstractContextManager[object]]
+
+    @classmethod
+    def _describe(cls, method: FunctionType) -> None:
+        """Give a method its words: they stand once, in `vmm_iova.allocator`."""
+        vars(cls)[method.__name__].__doc__ = method.__doc__
 
     def _setup(
-        self, usable: Any, ranges: MappableRanges, granule: int, options: dict[str, Any]
+        self,
+        usable: Any,
+        ranges: MappableRanges,
+        granule: int,
+        allow_zero: bool,
+        size_cache: bool,
     ) -> None:
         self.granule = granule
-        self.allow_zero = options["allow_zero"]
+        self.allow_zero = allow_zero
         self._lock = RLock()
         self._usable = usable
         self._ranges = ranges
@@ -194,7 +187,7 @@ class Core:
         self._journal: list[Callable[[], None]] = []
         self._depth = 0
         # The size cache: released ranges that wait for a request of their size.
-        self._parked: dict[int, list[int]] | None = {} if options["size_cache"] else None
+        self._parked: dict[int, list[int]] | None = {} if size_cache else None
         self._free = self._spans_of(ranges)
 
     def __len__(self) -> int:
@@ -204,44 +197,11 @@ class Core:
         self,
         size: int,
         align: int | None = None,
-        policy: str = "first",
+        policy: Policy = "first",
         within: AddrRange | None = None,
         tag: object = None,
-    ) -> int:
-        """Choose a free range, own it, and return its first address.
-
-        Address 0 is not chosen unless the allocator was made with `allow_zero`. The size is not
-        rounded. The range lies inside one usable range and inside the window.
-
-        Args:
-            size: bytes, 1 to 2^64, a multiple of the granule.
-            align: bytes, a power of two; default and minimum is the granule.
-            policy: "first" is the lowest place, "last" the highest, "best" the lowest place in
-                the smallest free span that can hold it (the lowest span among equals, each span
-                cut to the window).
-            within: the range must lie inside this window, which is cut inward to whole granules;
-                default is everything.
-            tag: any object, kept with the allocation and named where it is in the way.
-
-        Returns:
-            IOVA, a multiple of the alignment.
-
-        Raises:
-            NoSpaceError: nothing fits; carries the largest free span and the largest size that
-                would fit at that alignment.
-            MisalignedError: the size is not a multiple of the granule.
-            RequestError: an argument makes no sense.
-
-        Complexity: O(log n) in the fast engine, and O(n) once for each alignment and for "best"
-            when they are first asked for; "best" in a window is O(k log n), where k is the lesser
-            of how many spans of the window fit and how many sizes fit better that no span of the
-            window has. In the pure engine "first" and "last" may look at every span that is at
-            least as large as the request and below the next power of two, and "best" at every
-            large enough span that the alignment or the window rejects.
-        Synchronization: internally locked; one call is atomic.
-        Source: never choosing 0 follows iommufd, drivers/iommu/iommufd/io_pagetable.c,
-            iopt_alloc_iova(), Linux 6.2.
-        """
+    ) -> Iova:
+        """Choose a free range, own it, and return its first address."""
         plain = align is None and within is None
         size, align, number, low, high = self._request(size, align, policy, within)
         with self._lock:
@@ -250,66 +210,33 @@ class Core:
                 start = kept.pop()
                 self._free_again(start, start + size - 1)
                 self._own(start, start + size - 1, tag)
-                return start
+                return Iova(start)
             bottom = low if self.allow_zero else max(low, self.granule)
-            found = self._search(number, size - 1, align, bottom, high)
-            if found is None and self._flush():
-                found = self._search(number, size - 1, align, bottom, high)
-            if found is not None:
-                self._own(found, found + size - 1, tag)
-                return found
+            place = self._search(number, size - 1, align, bottom, high)
+            if place is None and self._flush():
+                place = self._search(number, size - 1, align, bottom, high)
+            if place is not None:
+                self._own(place, place + size - 1, tag)
+                return Iova(place)
             facts = self._facts(align, low, bottom, high)
         return self._no_space(size, align, within, *facts)
 
     def allocate_at(
         self, start: int, size: int, tag: object = None, *, align: int | None = None
-    ) -> int:
-        """Own the range at a place that the caller chose, address 0 included.
-
-        Args:
-            start: IOVA, a multiple of the granule.
-            size: bytes, 1 to 2^64, a multiple of the granule.
-            tag: any object, kept with the allocation and named where it is in the way.
-            align: bytes, a power of two that `start` must be a multiple of, for callers that
-                have such a demand; default is the granule.
-
-        Returns:
-            `start`.
-
-        Raises:
-            OccupiedError: an allocation is in the way; carries its tag and range.
-            ApertureError, ReservedError, StraddleError: the place is not usable; says why.
-            MisalignedError: start or size is not a multiple of the granule or alignment.
-            RequestError: an argument makes no sense, or the range reaches beyond 2^64-1.
-
-        Complexity: O(log n).
-        Synchronization: internally locked; one call is atomic.
-        """
+    ) -> Iova:
+        """Own the range at a place that the caller chose."""
         start, last = self._request_at(start, size, align)
         with self._lock:
             self._flush()
             span = self._free.at(start)
             if span is not None and last <= span[1]:
                 self._own(start, last, tag)
-                return start
+                return Iova(start)
             owner = self._overlap(start, last)
         return self._refuse_at(start, last, owner)
 
     def release(self, start: int, size: int | None = None) -> None:
-        """Give an allocation back, the whole of it.
-
-        Args:
-            start: its first address.
-            size: bytes; if given it must be the size of the allocation.
-
-        Raises:
-            NotAllocatedError: no allocation begins there; names the one that holds the address.
-            SizeMismatchError: it has another size; nothing was released.
-            RequestError: an argument makes no sense.
-
-        Complexity: O(log n).
-        Synchronization: internally locked; one call is atomic.
-        """
+        """Give an allocation back."""
         start, size = self._request_release(start, size)
         with self._lock:
             last = self._lasts.get(start)
@@ -317,8 +244,8 @@ class Core:
                 if not self._park(start, last):
                     self._disown(start)
                 return
-            found = self._at(start)
-        self._refuse_release(start, size, found)
+            owner = self._at(start)
+        self._refuse_release(start, size, owner)
 
     def _search(self, number: int, extent: int, align: int, low: int, high: int) -> int | None:
         if low > high:
@@ -346,20 +273,65 @@ class Core:
 
     def _flush(self) -> bool:
         """Make all that is parked free; tell whether there was any."""
-        found = False
+        any_kept = False
         for size, kept in (self._parked or {}).items():
             while kept:
                 start = kept.pop()
                 self._free_again(start, start + size - 1)
-                found = True
-        return found
+                any_kept = True
+        return any_kept
 
-    # Steps that the shared contract calls.
+    # Batches.
 
-    def _held(self) -> RLock:
-        return self._lock
+    def allocate_many(
+        self,
+        sizes: Numbers,
+        out: Numbers | None = None,
+        *,
+        align: int | None = None,
+        policy: Policy = "first",
+        within: AddrRange | None = None,
+    ) -> Numbers:
+        """Allocate a range for each size: all or nothing."""
+        wanted = numbers_of(sizes, "sizes")
+        result, places = output_of(out, len(wanted), "out")
+        with self._lock, self.transaction():
+            for i, size in enumerate(wanted.tolist()):
+                with self._naming_item(i):
+                    places[i] = self.allocate(size, align, policy, within)
+        return result
 
-    def _at(self, address: int) -> tuple[int, int, object] | None:
+    def release_many(self, starts: Numbers, sizes: Numbers | None = None) -> None:
+        """Release the allocation that begins at each address: all or nothing."""
+        places = numbers_of(starts, "starts").tolist()
+        lengths = [None] * len(places) if sizes is None else numbers_of(sizes, "sizes").tolist()
+        if len(lengths) != len(places):
+            raise RequestError(
+                f"sizes has {len(lengths)} items for {len(places)} starts",
+                field="sizes",
+                value=sizes,
+            )
+        with self._lock, self.transaction():
+            for i, (start, size) in enumerate(zip(places, lengths, strict=True)):
+                with self._naming_item(i):
+                    self.release(start, size)
+
+    def lookup_many(
+        self, addresses: Numbers, starts: Numbers | None = None, lasts: Numbers | None = None
+    ) -> tuple[Numbers, Numbers]:
+        """Find the allocation that holds each address."""
+        wanted = numbers_of(addresses, "addresses")
+        first, first_view = output_of(starts, len(wanted), "starts")
+        last, last_view = output_of(lasts, len(wanted), "lasts")
+        with self._lock:
+            for i, address in enumerate(wanted.tolist()):
+                held = self._at(address)
+                first_view[i], last_view[i] = (1, 0) if held is None else held[:2]
+        return first, last
+
+    # Steps that the public class calls.
+
+    def _at(self, address: int) -> Held | None:
         with self._lock:
             self._flush()
             place = self._starts.bisect_right(address) - 1
@@ -369,13 +341,13 @@ class Core:
             last = self._lasts[start]
             return (start, last, self._tags.get(start)) if address <= last else None
 
-    def _overlap(self, start: int, last: int) -> tuple[int, int, object] | None:
+    def _overlap(self, start: int, last: int) -> Held | None:
         """Return the lowest allocation that shares an address with the range."""
-        found = self._at(start)
-        if found is None:
+        owner = self._at(start)
+        if owner is None:
             above = next(self._starts.irange(start, last), None)
-            found = None if above is None else self._at(above)
-        return found
+            owner = None if above is None else self._at(above)
+        return owner
 
     def _allocated(self) -> int:
         return self._total
@@ -405,7 +377,7 @@ class Core:
             total += last - start + 1
         return largest, aligned, total
 
-    def _swap(self, usable: Any, ranges: MappableRanges) -> list[tuple[int, int, object]]:
+    def _swap(self, usable: Any, ranges: MappableRanges) -> list[Held]:
         """Take new usable ranges, or return the allocations that they do not cover."""
         with self._lock:
             self._flush()
