@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from vmm_iova.allocator import Allocation, IovaAllocator
     from vmm_iova.allocator.engine import engine_name
     from vmm_iova.diagnosis.check import Reason, Verdict, check
-    from vmm_iova.diagnosis.diagnose import Diagnosis, diagnose, explain
+    from vmm_iova.diagnosis.diagnose import diagnose, explain
+    from vmm_iova.diagnosis.findings import Diagnosis
     from vmm_iova.errors import (
         ApertureError,
         CapabilityError,
@@ -159,7 +160,8 @@ _HOMES = {
         "StraddleError UndoError UnknownNameError"
     ),
     "planning.budget": "Budget budget compare_costs",
-    "diagnosis.diagnose": "Diagnosis diagnose explain",
+    "diagnosis.diagnose": "diagnose explain",
+    "diagnosis.findings": "Diagnosis",
     "diagnosis.check": "Reason Verdict check",
     "planning.layout": "GuestReserved Item ItemKind Layout",
     "machines.catalogue": "load_machine machine_names",

@@ -18,8 +18,8 @@ PACKAGE = ROOT / "vmm_iova"
 
 # The wings of docs/design.md, from the ground up; a room imports only from its own wing or above.
 WINGS = (
-    ("errors", "ranges", "units"),
-    ("allocator", "_fast"),
+    ("errors", "ranges", "units", "remedies"),
+    ("allocator", "_fast", "readers"),
     ("host",),
     ("machines",),
     ("diagnosis",),
