@@ -11,12 +11,12 @@ from vmm_iova.diagnosis.causes import Why as Why
 from vmm_iova.diagnosis.check import Reason as Reason
 from vmm_iova.diagnosis.check import Verdict as Verdict
 from vmm_iova.diagnosis.check import check as check
-from vmm_iova.diagnosis.diagnose import Diagnosis as Diagnosis
-from vmm_iova.diagnosis.diagnose import Finding as Finding
 from vmm_iova.diagnosis.diagnose import diagnose as diagnose
 from vmm_iova.diagnosis.diagnose import explain as explain
 from vmm_iova.diagnosis.error_lines import Clues as Clues
 from vmm_iova.diagnosis.error_lines import Failure as Failure
+from vmm_iova.diagnosis.findings import Diagnosis as Diagnosis
+from vmm_iova.diagnosis.findings import Finding as Finding
 from vmm_iova.errors import DmaError as DmaError
 from vmm_iova.errors import IovaError as IovaError
 from vmm_iova.errors import NoSpaceError as NoSpaceError

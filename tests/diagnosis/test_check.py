@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import vmm_iova as vi
-from vmm_iova.diagnosis.failed import parse_failed_maps
 from vmm_iova.host.host import Host
 from vmm_iova.host.text import parse_text
 from vmm_iova.ranges import AddrRange
+from vmm_iova.readers.failed_maps import parse_failed_maps
 from vmm_iova.units import parse_range
 
 FAILED = Path(__file__).parents[1] / "data/failed-maps-2016-2026.txt"

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vmm_iova import remedies as say
 from vmm_iova.cli.options import GENERATOR, add_host_options, command, host_of, write
 from vmm_iova.errors import HostUnavailableError
 from vmm_iova.host.snapshot import dump_snapshot
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         raise HostUnavailableError(
             f"host {host.name} has nothing to capture: no IOMMU groups and no remapping units",
             source=host.name,
-            hint="switch the IOMMU on in the firmware and, on Intel, boot with intel_iommu=on",
+            hint=say.IOMMU_ON,
         )
     if options.name:
         host = replace(host, name=options.name)

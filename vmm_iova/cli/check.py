@@ -16,9 +16,9 @@ from vmm_iova.cli.options import (
     usable_of,
 )
 from vmm_iova.diagnosis.check import Verdict, check, check_holes
-from vmm_iova.diagnosis.failed import parse_failed_maps
 from vmm_iova.errors import EvidenceError, RequestError
 from vmm_iova.host.load import read_text
+from vmm_iova.readers.failed_maps import parse_failed_maps
 from vmm_iova.report import data, text
 from vmm_iova.units import parse_range
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from vmm_iova import remedies as say
 from vmm_iova.errors import PlanError
 from vmm_iova.host.evidence import EvidenceKind
 from vmm_iova.host.facts import RegionKind
@@ -21,8 +22,6 @@ _MIB = 1 << 20
 _LEAST_TOP = 1 << 36  # fewer address bits than 36 make no guest that starts
 _ROOMY = 1 << 38  # a guest whose addresses end below it has little room for large BARs
 _SMALLEST_PAGE = 4096  # no kernel with an IOMMU has a smaller base page
-WIDER_DEVICE = "a device behind an IOMMU with more address bits"
-"""The fix that is always left where the width is the cause."""
 HOLES = (CauseKind.REGION, CauseKind.PLATFORM, CauseKind.KERNEL_GAP, CauseKind.GUEST)
 """Causes that are holes inside the aperture, rather than an end of it."""
 
@@ -146,7 +145,7 @@ def check_holes(
     if made.kind == "granule":
         return replace(made, causes=causes, next_fit=None)
     hole = causes[0].range
-    fixes = [f"another base, outside of {hole}; with the width (--aperture) one is named"]
+    fixes = [say.OTHER_BASE_OUTSIDE.format(hole=hole)]
     fixes += _below_the_hole(made, program, part, holes.arch)
     fixes += region_fixes(causes, holes)
     return replace(
@@ -227,26 +226,26 @@ def _fixes(
     if verdict.kind == "granule":
         whole = wanted.align_outward(page)
         held = f": {whole} holds all of it" if whole in usable.ranges else ""
-        yield f"make start and size multiples of {page:#x}{held}"
+        yield say.WHOLE_GRANULES.format(page=page, held=held)
         if held:
             return
     if verdict.kind == "straddle":
-        yield "map it in pieces: " + ", ".join(map(str, verdict.pieces))
+        yield say.MAP_PIECES.format(pieces=", ".join(map(str, verdict.pieces)))
     top = usable.ranges.hull.last + 1 if usable.ranges.hull else 0
     beyond = any(cause.kind is CauseKind.APERTURE for cause in verdict.causes)
     if beyond and part != "ram" and wanted.last >= top >= _LEAST_TOP:
         yield from fewer_bits(top.bit_length() - 1, verdict.bits_needed, program, usable.arch)
     if verdict.next_fit is not None:
-        yield f"another base: all of it fits at {verdict.next_fit:#x}"
+        yield say.OTHER_BASE.format(start=verdict.next_fit)
     if verdict.kind in ("conflict", "outside_aperture"):
         if len(verdict.pieces) > 1:
-            yield "map around it: " + ", ".join(map(str, verdict.pieces))
+            yield say.MAP_AROUND.format(pieces=", ".join(map(str, verdict.pieces)))
         elif verdict.room:
-            yield f"a smaller one: {show_size(verdict.room)} fit at {wanted.start:#x}"
+            yield say.SMALLER.format(size=show_size(verdict.room), start=wanted.start)
         yield from _below_the_hole(verdict, program, part, usable.arch)
     yield from region_fixes(verdict.causes, usable)
     if beyond and wanted.last >= top:
-        yield WIDER_DEVICE
+        yield say.WIDER_DEVICE
 
 
 def _below_the_hole(
@@ -257,7 +256,7 @@ def _below_the_hole(
     if part != "ram" and verdict.kind == "conflict" and holes and holes[0] >= _ROOMY:
         bits = holes[0].bit_length() - 1
         for text in fewer_bits(bits, program=program, arch=arch):
-            yield f"if it is a BAR, {text}: then BARs lie below {holes[0]:#x}"
+            yield say.IF_A_BAR.format(fewer=text, below=holes[0])
 
 
 def fewer_bits(
@@ -280,7 +279,7 @@ def fewer_bits(
         ways = [way for way in ways if way.startswith(program)]
     instead = f" instead of {needed}" if needed else ""
     if ways:
-        yield f"limit the guest's physical address bits to {bits}{instead} ({'; '.join(ways)})"
+        yield say.FEWER_BITS.format(bits=bits, instead=instead, ways="; ".join(ways))
 
 
 MODELS = {
@@ -304,12 +303,9 @@ def region_fixes(causes: Sequence[Cause], usable: Usable) -> list[str]:
         for item in usable.regions
     )
     if regions and len(relaxable) == len(regions) and not inside:
-        fixes.append("without --strict the direct-relaxable region may be used")
+        fixes.append(say.WITHOUT_STRICT)
     if any(region.kind in (RegionKind.DIRECT, RegionKind.FIRMWARE) for region in regions):
-        fixes.append(
-            "switch off in the firmware what asks for the region (legacy USB, integrated "
-            "graphics, remote management), or assign a device that it does not bind"
-        )
+        fixes.append(say.FIRMWARE_REGION)
     same = {(region.range, region.word) for region in regions}
     groups = {item.group for item in usable.regions if (item.range, item.word) in same} - {None}
     if groups and groups < set(usable.groups):  # of the rest, none has the region
@@ -318,9 +314,9 @@ def region_fixes(causes: Sequence[Cause], usable: Usable) -> list[str]:
             "of --also-fit": sorted(map(str, groups & set(usable.later))),
         }
         parts = [f"group {', '.join(names)} {how}" for how, names in named.items() if names]
-        fixes.append(f"leave out {' and '.join(parts)}")
+        fixes.append(say.LEAVE_OUT.format(groups=" and ".join(parts)))
     if any(cause.kind is CauseKind.GUEST for cause in causes):
-        fixes.append("another place for what is to be kept free (--reserve)")
+        fixes.append(say.OTHER_RESERVE)
     return fixes
 
 

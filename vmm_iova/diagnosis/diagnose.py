@@ -7,13 +7,16 @@ is *likely* or *possible* is said with what would settle it; nothing is guessed 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vmm_iova import remedies as say
 from vmm_iova.diagnosis.advice import remedies, settling
 from vmm_iova.diagnosis.causes import FACTS, SLOT_MAX, Why, rules_for
 from vmm_iova.diagnosis.check import Verdict, check, check_holes
 from vmm_iova.diagnosis.error_lines import parse_reports
+from vmm_iova.diagnosis.findings import CERTAIN, LIKELY, POSSIBLE, Diagnosis, Finding
+from vmm_iova.diagnosis.meaning import meaning
 from vmm_iova.host.evidence import HYPERTRANSPORT, MSI_ARM_SOFTWARE, MSI_X86
 from vmm_iova.host.facts import IommuUnit, Source, StatedWidth
 from vmm_iova.host.host import Host
@@ -27,67 +30,10 @@ if TYPE_CHECKING:
     from vmm_iova.host.usable import Usable
     from vmm_iova.ranges import AddrRange
 
-CERTAIN, LIKELY, POSSIBLE = "certain", "likely", "possible"
-"""How sure a cause is."""
-
 _RANK = {CERTAIN: 0, LIKELY: 1, POSSIBLE: 2}
 _PAGE, _LARGE_PAGE = 1 << 12, 1 << 16
 _CLIENT_BITS, _CORE_BITS, _SERVER_BITS = 39, 46, 48
 _4G = 1 << 32
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One cause that a failure has or may have.
-
-    Attributes:
-        why: the cause.
-        certainty: `certain`, `likely` or `possible`.
-        text: one clause with the facts.
-        since: since when kernels refuse for it.
-        source: where in the kernel.
-    """
-
-    why: Why
-    certainty: str
-    text: str
-    since: str
-    source: str
-
-    def settles(self, failure: Failure) -> bool:
-        """Tell whether it is the cause beyond doubt: KVM's limit is not the one of the IOMMU."""
-        own = self.why is not Why.CPU_BITS or failure.op == "memslot"
-        return self.certainty == CERTAIN and own
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """What is to say about one failure.
-
-    Attributes:
-        failure: the call.
-        meaning: what the errno of that call says, and what it does not say.
-        findings: causes, the most certain first.
-        verdict: whether the range may be mapped by the facts at hand; None where none say so.
-        host: host that it was judged on; None without one.
-        settles: what would settle it; empty when it is settled.
-        fixes: what can be done, in the order in which it is likely to help.
-        notes: what else to know.
-    """
-
-    failure: Failure
-    meaning: str
-    findings: tuple[Finding, ...]
-    verdict: Verdict | None
-    host: str | None
-    settles: tuple[str, ...]
-    fixes: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def settled(self) -> bool:
-        """True if a cause is certain."""
-        return any(item.settles(self.failure) for item in self.findings)
 
 
 def diagnose(
@@ -184,7 +130,7 @@ class _Diagnosing:
             worth = worth or whys
         return Diagnosis(
             failure=self.failure,
-            meaning=self._meaning(),
+            meaning=meaning(self.failure, self.rules),
             findings=tuple(findings),
             verdict=self.verdict,
             host=judged.host if judged else None,
@@ -297,8 +243,8 @@ class _Diagnosing:
         verdict = check(judged, wanted, program=call.program, part=call.part)
         if call.range is not None or verdict.next_fit is None or verdict.ok:
             return verdict
-        base = f"another base: all of it fits at {verdict.next_fit:#x}"
-        next_usable = f"another base: the nearest usable address is {verdict.next_fit:#x}"
+        base = say.OTHER_BASE.format(start=verdict.next_fit)
+        next_usable = say.OTHER_BASE_NEAREST.format(start=verdict.next_fit)
         fixes = (next_usable if text == base else text for text in verdict.fixes)
         return replace(verdict, fixes=tuple(fixes))
 
@@ -506,19 +452,6 @@ class _Diagnosing:
         common = _COMMON.get((self.failure.op, self.failure.errno or ""))
         return LIKELY if common is rule.why or len(self.rules) == 1 else POSSIBLE
 
-    def _meaning(self) -> str:
-        call = self.failure
-        if call.op == "start":
-            return "the program stopped before it made a map or an attach call"
-        if call.op == "fault":
-            return "the device used an address that the IOMMU does not translate for it"
-        causes = len({rule.why for rule in self.rules})
-        what = {1: "one cause", 0: "no documented cause"}.get(causes, f"{causes} possible causes")
-        if call.errno is None:
-            return f"the line names no errno; {_CALLS[call.op]}{_api(call)} can fail for {what}"
-        plain = _PLAIN.get(call.errno, "the call was refused")
-        return f"{plain}; {call.errno} of {_CALLS[call.op]}{_api(call)} has {what}"
-
 
 _KNOWN_HOLES = (
     (HYPERTRANSPORT, "which AMD keeps for HyperTransport, if the host has it", ("amd",), LIKELY),
@@ -543,32 +476,6 @@ _COMMON = {
     ("unmap", "EINVAL"): Why.CUT,
     ("unmap", "ENOENT"): Why.NOT_MAPPED,
 }
-_PLAIN = {
-    "EINVAL": "the kernel takes the call or its range for invalid and does not say why",
-    "EEXIST": "something is mapped there already",
-    "ENOSPC": "there is no room for another mapping",
-    "ENOMEM": "the memory could not be pinned",
-    "EFAULT": "the memory, or the page table, could not be reached",
-    "EPERM": "the kernel does not permit it on this platform",
-    "EACCES": "the user may not open it",
-    "EBUSY": "somebody else has it",
-    "ENODEV": "it is not there",
-    "ENOENT": "nothing of that name is there",
-    "EADDRINUSE": "a mapping lies where the device has a hole",
-    "EOVERFLOW": "the range passes the end of the 64-bit space",
-    "EOPNOTSUPP": "the kernel does not know what was asked",
-}
-_CALLS = {
-    "map": "a map call",
-    "unmap": "an unmap call",
-    "set-iommu": "SET_CONTAINER or SET_IOMMU",
-    "attach": "an attach",
-    "bind": "VFIO_DEVICE_BIND_IOMMUFD",
-    "open": "opening the device or group",
-    "memslot": "KVM_SET_USER_MEMORY_REGION",
-    "start": "starting the VMM",
-    "setup": "one of the calls that set a device up",
-}
 _SAID = {
     Why.DIRECT: "the kernel's log says that firmware demands a 1:1 mapping",
     Why.MEMLOCK: "the report names the limit of locked memory",
@@ -579,9 +486,3 @@ _SAID = {
     Why.ORDER: "the program says so",
     Why.REQUESTER: "the fault's reason says so",
 }
-
-
-def _api(call: Failure) -> str:
-    if call.op in ("memslot", "open", "start"):
-        return ""
-    return {"type1": " on a VFIO container", "iommufd": " on an iommufd", None: ""}[call.api]

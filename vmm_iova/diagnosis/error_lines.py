@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.diagnosis.causes import NAMES, Why, errno_name, errno_of_words
-from vmm_iova.diagnosis.forms import FORMS, HEX, LISTED, Form
+from vmm_iova.diagnosis.forms import FORMS, HEX, Form
 from vmm_iova.errors import HostDataError
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
+from vmm_iova.readers.failed_maps import is_failed_map, parse_failed_maps
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def parse_reports(text: str, name: str = "the report") -> tuple[Report, ...]:
         HostDataError: no line of it tells of a failed call.
     """
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if len(lines) > 1 and all(LISTED.search(line) for line in lines):
+    if len(lines) > 1 and all(map(is_failed_map, lines)):
         return tuple(parse_report(line, name) for line in lines)  # each of another host
     return (parse_report(text, name),)
 
@@ -265,6 +266,9 @@ def _joined(lines: list[str]) -> Iterator[str]:
 
 def _failures(line: str, number: int) -> Iterator[Failure]:
     """Read what one line tells; management layers put several errors into one."""
+    if is_failed_map(line):
+        yield _listed(line, number)
+        return
     form, match = next(
         ((item, m) for item in FORMS if (m := item.pattern.search(line))), (None, None)
     )
@@ -274,6 +278,30 @@ def _failures(line: str, number: int) -> Iterator[Failure]:
         return  # too little said for a failure
     for again in form.pattern.finditer(line):
         yield _failure(form, again, line, number)
+
+
+def _listed(line: str, number: int) -> Failure:
+    """Read a row of a list of failed maps."""
+    (row,) = parse_failed_maps(line, "the list")
+    return Failure(
+        op="map",
+        errno=_errno_in(row.said) or ("EFAULT" if _WIDTH.search(row.said) else None),
+        iova=row.range.start,
+        size=row.range.size,
+        program=_program(line),
+        part=_part(line),
+        line=number,
+        text=line,
+        name=row.name,
+    )
+
+
+def _program(line: str) -> str | None:
+    return next((name for pattern, name in _PROGRAMS if pattern.search(line)), None)
+
+
+def _part(line: str) -> str | None:
+    return "bar" if _BAR.search(line) else "ram" if _RAM.search(line) else None
 
 
 def _failure(form: Form, match: re.Match[str], line: str, number: int) -> Failure:
@@ -296,8 +324,8 @@ def _failure(form: Form, match: re.Match[str], line: str, number: int) -> Failur
     iova = _key("iova", rest) if iova is None else iova
     size = _key("size", rest) if size is None else size
     hva = _number(got.get("hva"))
-    program = next((name for pattern, name in _PROGRAMS if pattern.search(line)), None)
-    part = form.part or ("bar" if _BAR.search(line) else "ram" if _RAM.search(line) else None)
+    program = _program(line)
+    part = form.part or _part(line)
     errno = form.errno if form.sign else (_errno_in(rest) or _errno_in(line) or form.errno)
     if errno is None and _WIDTH.search(rest):
         errno = "EFAULT"  # what intel_iommu_map returns beside that line
@@ -315,7 +343,6 @@ def _failure(form: Form, match: re.Match[str], line: str, number: int) -> Failur
         sign=form.sign,
         line=number,
         text=line,
-        name=got.get("name"),
         echo=form.echo,
     )
 

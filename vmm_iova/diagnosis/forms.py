@@ -43,11 +43,6 @@ def _form(pattern: str, op: str, api: str | None = None, **more: object) -> Form
     return Form(re.compile(pattern), op, api, **more)  # type: ignore[arg-type]
 
 
-LISTED = re.compile(
-    rf"^(?P<name>\S+)\s+(?P<iova>{HEX})\s+(?P<size>{HEX})\s+(?:E[A-Z]+|kernel-log)\b"
-)
-"""A line of a list of failed maps: NAME IOVA SIZE ERRNO FACTS."""
-
 FORMS = (
     # The kernel's log (drivers/iommu, drivers/vfio).
     _form(
@@ -290,7 +285,6 @@ FORMS = (
     _form(r"VFIO_DEVICE_BIND_IOMMUFD\b", "bind", "iommufd"),
     _form(r"(?:open|opening) '?(?:\S*/)?dev/(?:vfio/\S+|iommu\b)", "open"),
     _form(r"couldn't open directory \S*vfio-dev", "open", "iommufd", program="QEMU"),
-    Form(LISTED, "map"),
     # What a program says when one of the calls above failed.
     _form(r"memory listener initialization failed", "map", program="QEMU", part="ram", echo=True),
     _form(r"DMA mapping failed, unable to continue", "map", program="QEMU", echo=True),

@@ -20,6 +20,7 @@ from __future__ import annotations
 from functools import reduce
 from typing import TYPE_CHECKING
 
+from vmm_iova import remedies as say
 from vmm_iova.errors import EvidenceError, HostUnavailableError, RequestError
 from vmm_iova.host.evidence import (
     Aperture,
@@ -94,8 +95,7 @@ def _select(
             raise HostUnavailableError(
                 f"host {host.name} has no IOMMU groups: no IOMMU is in use",
                 source=host.name,
-                hint="switch the IOMMU on in the firmware and, on Intel, boot with intel_iommu=on; "
-                "or plan for another host with --host",
+                hint=f"{say.IOMMU_ON}; {say.OR_ANOTHER_HOST}",
             )
         return _translated(host.groups)
     chosen = {group.id: group for group in (host.group(item) for item in groups or ())}

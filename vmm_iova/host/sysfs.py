@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm_iova import remedies as say
 from vmm_iova.errors import HostDataError, HostUnavailableError
 from vmm_iova.host.facts import Device, Group, IommuUnit, Limits, Note, Source
 from vmm_iova.host.host import Host
@@ -62,10 +63,7 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
     groups = reader.groups()
     if not groups:
         reader.notes.append(
-            Note(
-                "no IOMMU groups: no IOMMU is in use on this host; switch it on in the firmware "
-                "and, on Intel, boot with intel_iommu=on"
-            )
+            Note(f"no IOMMU groups: no IOMMU is in use on this host; {say.IOMMU_ON}")
         )
     limits = Limits(
         dma_entries=reader.number("module/vfio_iommu_type1/parameters/dma_entry_limit"),

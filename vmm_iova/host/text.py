@@ -39,6 +39,7 @@ from vmm_iova.host.paste import (
 from vmm_iova.host.regions import check_truncation, parse_region_line, tidy
 from vmm_iova.host.registers import cpu_address_bits
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
+from vmm_iova.readers.failed_maps import is_failed_map
 from vmm_iova.units import shorten
 
 _DMAR = re.compile(r"\b(?:DMAR|dmar)(?:-IR)?:\s*(?P<rest>.*)")
@@ -55,7 +56,6 @@ _RELEASE = re.compile(r"Linux version (?P<release>\d+\.\d+\S*)")
 _KIND = re.compile(r"#\s*kind:\s*(?P<kind>.*)")
 _ARCH = re.compile(r"#\s*arch:\s*(?P<arch>\w+)")
 _SOURCE = re.compile(r"#\s*source:\s*(?P<text>.*)")
-_FAILED_MAP = re.compile(r"\S+\s+0x[0-9a-fA-F]+\s+0x[0-9a-fA-F]+\s+(?:E[A-Z]+|kernel-log)\b")
 _LOG_LINE = re.compile(r"(?:<\d+>)?\[[ \d.]+\]|\[?[A-Z][a-z]{2} .*kernel:|DMAR|ACPI|AMD-Vi|iommu:")
 
 
@@ -172,7 +172,7 @@ def _read_line(reading: _Reading, line: str, source: Source) -> None:
     if _read_ranges(reading, body, source) or _read_log(reading, line, source):
         reading.facts += 1
         return
-    if _FAILED_MAP.match(line):
+    if is_failed_map(line):
         reading.failed_maps += 1
         return
     body = region_body(body)

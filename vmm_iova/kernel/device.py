@@ -13,6 +13,7 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from vmm_iova import remedies as say
 from vmm_iova.errors import DeviceOpenError, DmaError, RequestError
 from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel.ioas import Ioas
@@ -148,7 +149,7 @@ def _check_site(site: DeviceSite) -> None:
             f"{site.bdf} is in no IOMMU group: the host translates nothing for it",
             errno.ENODEV,
             "open",
-            "turn the IOMMU on in firmware, and on x86 with intel_iommu=on or amd_iommu=on",
+            say.IOMMU_ON,
         )
     if not site.held_by_vfio:
         holder = f"driver {site.driver} holds it" if site.driver else "no driver holds it"
@@ -158,8 +159,7 @@ def _check_site(site: DeviceSite) -> None:
             f"{site.bdf} is not bound to vfio-pci: {holder}",
             errno.ENODEV,
             "open",
-            f"driverctl set-override {site.bdf} vfio-pci, or write vfio-pci to its "
-            "driver_override, unbind it, and write its name to drivers_probe",
+            say.BIND_DEVICE.format(bdf=site.bdf),
         )
 
 
@@ -178,32 +178,30 @@ def _explain(site: DeviceSite, exc: DmaError, kernel: Kernel, module: _Module) -
     problem: OpenProblem
     if opening and number == errno.ENOENT:
         problem, why = "no-node", f"{node} does not exist"
-        hint = "is the module vfio loaded, and does /dev come from this kernel?"
+        hint = say.LOAD_VFIO
     elif opening and number in (errno.EACCES, errno.EPERM):
         problem, why = "unreadable", f"this user may not open {node}"
-        hint = f"chown or setfacl {node}, or run as a member of its group"
+        hint = say.GIVE_NODE.format(node=node)
     elif number == errno.EBUSY:
         problem, why = "busy", f"{node} or the device itself is open elsewhere"
-        hint = "another VMM has it; fuser -v tells which"
+        hint = say.CLOSE_OTHER_NODE
     elif number == errno.EPERM:
         problem = "unsafe-interrupts"
         why = (
             "the host does not remap its interrupts, and "
             f"{module}'s parameter allow_unsafe_interrupts is {_parameter(kernel, module)}"
         )
-        hint = (
-            f"turn interrupt remapping on, or accept the risk: {module}.allow_unsafe_interrupts=1"
-        )
+        hint = say.REMAP_OR_UNSAFE.format(module=module)
     elif number == errno.EINVAL and site.direct:
         problem = "direct-region"
         why = f"firmware demands a 1:1 mapping ({site.direct[0]}), so the kernel keeps the device"
-        hint = "a firmware setting may drop the region; no kernel parameter does"
+        hint = say.NO_PARAMETER
     elif number == errno.EINVAL and (foreign := _foreign(site)):
         problem, why = "not-viable", f"of its group {site.group}, {foreign}"
-        hint = "bind every device of the group to vfio-pci or to no driver"
+        hint = say.BIND_GROUP
     else:
         problem, why = "refused", exc.message
-        hint = exc.hint or "the kernel's log may say more"
+        hint = exc.hint or say.READ_LOG
     made = _refusal(site, problem, f"{site.bdf}: {why}", number, exc.ioctl, hint)
     made.detail = exc.message
     return made
@@ -301,7 +299,7 @@ def _attach_cdev(ioas: Ioas, site: DeviceSite, kernel: Kernel, *, dirty: bool) -
             f"{site.bdf} has no device node of its own",
             errno.ENOENT,
             "open",
-            "that needs Linux 6.6 with CONFIG_VFIO_DEVICE_CDEV; via='type1' needs neither",
+            say.CDEV,
         )
     device: VfioCdev | None = None
     try:
@@ -340,7 +338,7 @@ def _explain_file(site: DeviceSite, exc: DmaError, path: str) -> DeviceOpenError
     number = exc.errno or 0
     if number in (errno.EACCES, errno.EPERM):
         text = f"{site.bdf}: this user may not open {path}"
-        hint = f"as root, or give the user the node: chown USER {path}"
+        hint = say.GIVE_NODE.format(node=path)
         return _refusal(site, "unreadable", text, number, exc.ioctl, hint)
     problem: OpenProblem = "no-node" if number == errno.ENOENT else "refused"
     return _refusal(site, problem, exc.message, number, exc.ioctl, exc.hint or path)

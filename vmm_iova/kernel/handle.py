@@ -7,6 +7,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Self
 
+from vmm_iova import remedies as say
 from vmm_iova.errors import ClosedError, DmaError
 from vmm_iova.kernel.space import caller
 
@@ -145,27 +146,24 @@ def map_refusal(
 
 
 ATTACH_HINTS = {
-    errno.EPERM: "the host has no interrupt remapping for it; vfio_iommu_type1's parameter "
-    "allow_unsafe_interrupts=1 accepts the risk",
-    errno.EINVAL: "a live mapping lies where this group cannot translate (rehearse_attach tells "
-    "which), or firmware demands a direct region",
-    errno.EBUSY: "the group, or a device of it, is open elsewhere",
-    errno.ENODEV: "load vfio_iommu_type1",
+    errno.EPERM: say.REMAP_OR_UNSAFE.format(module="vfio_iommu_type1"),
+    errno.EINVAL: f"{say.REHEARSE}, {say.OR_DIRECT}",
+    errno.EBUSY: say.IS_OPEN,
+    errno.ENODEV: say.LOAD_TYPE1,
 }
 
 TYPE1_MAP_HINTS = {
-    errno.EEXIST: "an IOVA is mapped once: unmap first",
-    errno.ENOSPC: "every map call takes one of vfio_iommu_type1's dma_entry_limit entries: map "
-    "larger pieces, or raise it before the container is made",
-    errno.ENOMEM: "raise RLIMIT_MEMLOCK (ulimit -l) or give CAP_IPC_LOCK",
-    errno.EFAULT: "the memory is not there or not writable, or the address is beyond the IOMMU",
-    errno.EINVAL: "not a multiple of the granule, or not inside one range of facts().ranges",
+    errno.EEXIST: say.UNMAP_FIRST,
+    errno.ENOSPC: say.ENTRIES_HINT,
+    errno.ENOMEM: say.LOCK_RAISE,
+    errno.EFAULT: say.BACKING_OR_BEYOND,
+    errno.EINVAL: say.GRANULE_OR_RANGE,
 }
 
 IOMMUFD_MAP_HINTS = {
-    errno.EEXIST: "an IOVA is mapped once: unmap first",
-    errno.ENOMEM: "raise RLIMIT_MEMLOCK (ulimit -l) or give CAP_IPC_LOCK",
-    errno.EFAULT: "the memory is not there or not writable; BARs go through map_file (6.19)",
-    errno.EINVAL: "not a multiple of the alignment, or it touches what facts().ranges leaves out",
-    errno.ENOSPC: "no free place of that size and alignment",
+    errno.EEXIST: say.UNMAP_FIRST,
+    errno.ENOMEM: say.LOCK_RAISE,
+    errno.EFAULT: say.BACKING_OR_BAR,
+    errno.EINVAL: say.ALIGN_OR_RANGE,
+    errno.ENOSPC: say.NO_ROOM,
 }

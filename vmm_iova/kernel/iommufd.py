@@ -11,6 +11,7 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_iova import remedies as say
 from vmm_iova.errors import CapabilityError
 from vmm_iova.kernel import uapi
 from vmm_iova.kernel import uapi_iommufd as abi
@@ -35,9 +36,7 @@ class Iommufd(Handle):
     """
 
     def __init__(self, kernel: Kernel = LINUX, *, path: str = "/dev/iommu") -> None:
-        super().__init__(
-            kernel, path, "iommufd", "iommufd needs Linux 6.2 with CONFIG_IOMMUFD, and access"
-        )
+        super().__init__(kernel, path, "iommufd", say.LOAD_IOMMUFD)
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
@@ -222,7 +221,7 @@ class VfioCdev(Handle):
     """
 
     def __init__(self, kernel: Kernel, path: str) -> None:
-        super().__init__(kernel, path, "device", "bind the device to vfio-pci, and give access")
+        super().__init__(kernel, path, "device", say.BIND_AND_GIVE)
         self.device_id = 0
         self.pt_id = 0
 
@@ -251,7 +250,7 @@ class VfioCdev(Handle):
             "VFIO_DEVICE_ATTACH_IOMMUFD_PT",
             uapi.DEVICE_ATTACH_IOMMUFD_PT,
             arg,
-            hints={errno.EADDRINUSE: "a live mapping is in the way (rehearse_attach tells which)"},
+            hints={errno.EADDRINUSE: say.REHEARSE},
         )
         self.pt_id = uapi.ATTACH.read(arg)["pt_id"]
         return self.pt_id
@@ -264,8 +263,7 @@ class VfioCdev(Handle):
 
 
 _BIND_HINTS = {
-    errno.EPERM: "the host has no interrupt remapping for it; iommufd's parameter "
-    "allow_unsafe_interrupts=1 accepts the risk",
-    errno.EBUSY: "its group, or the device, is open elsewhere",
-    errno.EINVAL: "already bound, not cache-coherent, or firmware demands a direct region",
+    errno.EPERM: say.REMAP_OR_UNSAFE.format(module="iommufd"),
+    errno.EBUSY: say.IS_OPEN,
+    errno.EINVAL: say.BOUND_ALREADY,
 }

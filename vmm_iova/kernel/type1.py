@@ -12,6 +12,7 @@ import errno
 import struct
 from typing import TYPE_CHECKING
 
+from vmm_iova import remedies as say
 from vmm_iova.errors import DmaError, EvidenceError
 from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel.batch import TYPE1_MAP as _MAP
@@ -83,7 +84,7 @@ class Type1Container(Handle):
                     f"{path} has no type1 IOMMU backend",
                     errno=errno.ENODEV,
                     ioctl="VFIO_CHECK_EXTENSION",
-                    hint="load vfio_iommu_type1; on POWER only spapr exists, which is not spoken",
+                    hint=f"{say.LOAD_TYPE1}; {say.NO_POWER}",
                 )
             self.compat = self._is_iommufd()
         except BaseException:
@@ -151,7 +152,7 @@ class Type1Container(Handle):
                     f"group {number} is not viable: another of its devices has a host driver",
                     errno=errno.EINVAL,
                     ioctl=step,
-                    hint="bind every device of the group to vfio-pci or to no driver",
+                    hint=say.BIND_GROUP,
                 )
             step = "VFIO_GROUP_SET_CONTAINER"
             pointer = struct.pack("=i", self.fd)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from vmm_iova import remedies as say
 from vmm_iova.errors import (
     ApertureError,
     EvidenceError,
@@ -188,7 +189,7 @@ def _overlaps(
                 range=where,
                 owner=None,
                 owner_range=live[0].range,
-                hint="unmap it first: the kernel says EEXIST even for the same mapping",
+                hint=say.UNMAP_SAME,
             )
 
 
@@ -200,8 +201,7 @@ def _limits(space: AddressSpace, facts: SpaceFacts, pieces: list[Piece]) -> Iter
             limit="dma_entry_limit",
             needed=in_use + len(pieces),
             available=facts.entries_left,
-            hint=f"vfio_iommu_type1.dma_entry_limit={in_use + len(pieces)} would do; it is read "
-            "when the container is made; larger pieces need fewer",
+            hint=say.ENTRIES_NUMBER.format(entries=in_use + len(pieces)),
         )
     budget = space.lock_budget()
     if budget.limit is None:
@@ -216,8 +216,7 @@ def _limits(space: AddressSpace, facts: SpaceFacts, pieces: list[Piece]) -> Iter
             limit="RLIMIT_MEMLOCK",
             needed=needed,
             available=max(budget.limit - budget.locked, 0),
-            hint=f"ulimit -l {-(-needed // 1024)} (KiB) would do, or LimitMEMLOCK={needed}, "
-            "or CAP_IPC_LOCK",
+            hint=say.LOCK_NUMBER.format(kib=-(-needed // 1024), size=needed),
         )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
+from vmm_iova import remedies as say
 from vmm_iova.diagnosis.causes import SLOT_MAX
 from vmm_iova.errors import MisalignedError, PlanError, RequestError
 from vmm_iova.planning.layout import ItemKind, Layout
@@ -41,10 +42,7 @@ class LargePages:
         """How to have them (Documentation/admin-guide/mm/hugetlbpage.rst)."""
         name = f"hugepages-{self.page_size >> 10}kB"
         short = f"{self.page_size >> 30}G" if self.page_size >> 30 else f"{self.page_size >> 20}M"
-        return (
-            f"hugepagesz={short} hugepages={self.count} (kernel command line), or "
-            f"echo {self.count} > /sys/kernel/mm/hugepages/{name}/nr_hugepages"
-        )
+        return say.HUGEPAGES_SET.format(short=short, count=self.count, name=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +172,10 @@ def _large_pages(layout: Layout) -> Iterable[LargePages]:
 
 def _settings(cost: Budget) -> Iterable[str]:
     if cost.entries > cost.entry_limit:
-        yield (
-            f"dma_entry_limit={cost.entries} (options vfio_iommu_type1 in /etc/modprobe.d; "
-            "or larger chunks, or iommufd, which has no such limit)"
-        )
+        yield say.ENTRIES_NUMBER.format(entries=cost.entries)
     if cost.memlock is not None and 0 <= cost.memlock < cost.locked_bytes:
-        yield f"ulimit -l {-(-cost.locked_bytes // 1024)} (KiB), or CAP_IPC_LOCK"
+        locked = cost.locked_bytes
+        yield say.LOCK_NUMBER.format(kib=-(-locked // 1024), size=locked)
     if cost.slots > cost.slot_limit:
         yield f"fewer pieces: KVM takes {cost.slot_limit} memory slots"
     for pages in cost.large_pages:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vmm_iova import remedies as say
 from vmm_iova.errors import RequestError
 from vmm_iova.planning.layout import ItemKind, Layout
 from vmm_iova.ranges import AddrRange, RangeSet
@@ -244,7 +245,7 @@ def viommu_lines(layout: Layout) -> Iterator[str]:
         return
     bits, span = found["address_bits"], found["input_range"]
     widths = [width for width in _VTD_WIDTHS if width <= bits]
-    option = f" (QEMU: -device intel-iommu,aw-bits={widths[-1]})" if widths else ""
+    option = f" ({say.GUEST_IOMMU_OPTION.format(bits=widths[-1])})" if widths else ""
     if layout.machine.arch != "x86_64":
         option = ""
     yield f"at most {bits} address bits, {span['start']}-{span['last']}{option}"

@@ -11,7 +11,7 @@ from vmm_iova.units import show_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmm_iova.diagnosis.diagnose import Diagnosis
+    from vmm_iova.diagnosis.findings import Diagnosis
 
 _OPS = {
     "map": "map",

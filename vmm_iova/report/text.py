@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm_iova import remedies as say
 from vmm_iova.host.facts import PASTED
 from vmm_iova.host.registers import least_bits
 from vmm_iova.host.usable import Cause, CauseKind, Usable
@@ -371,9 +372,8 @@ def _memlock(cost: Budget) -> str:
         return "and RLIMIT_MEMLOCK is unlimited"
     if cost.memlock >= cost.locked_bytes:
         return f"within RLIMIT_MEMLOCK of {show_size(cost.memlock)}"
-    return (
-        f"MORE than RLIMIT_MEMLOCK of {show_size(cost.memlock)}: raise it to "
-        f"{-(-cost.locked_bytes // 1024)} KiB (ulimit -l) or grant CAP_IPC_LOCK"
+    return f"MORE than RLIMIT_MEMLOCK of {show_size(cost.memlock)}: " + say.LOCK_NUMBER.format(
+        kib=-(-cost.locked_bytes // 1024), size=cost.locked_bytes
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists of maps that a kernel refused, as people report them: one a line."""
+"""Lists of maps that a kernel refused, as people report them: `NAME IOVA SIZE ERRNO FACTS`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from vmm_iova.errors import HostDataError, IovaError
 from vmm_iova.ranges import AddrRange
 from vmm_iova.units import parse_address, parse_size, shorten
 
-_LINE = re.compile(r"(?P<name>\S+)\s+(?P<iova>\S+)\s+(?P<size>\S+)\s*(?P<rest>.*)")
+_ERRNO = re.compile(r"E[A-Z]+|kernel-log")
+_HEX = re.compile(r"0x[0-9a-fA-F]{1,16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,18 @@ class FailedMap:
     said: str
 
 
+def is_failed_map(line: str) -> bool:
+    """Tell whether a line, among others, is a row of such a list: both numbers and an errno."""
+    fields = line.split(None, 4)
+    return (
+        len(fields) > 3
+        and all(_HEX.fullmatch(field) for field in fields[1:3])
+        and _ERRNO.fullmatch(fields[3]) is not None
+    )
+
+
 def parse_failed_maps(text: str, name: str) -> tuple[FailedMap, ...]:
-    """Read lines `NAME IOVA SIZE ERRNO FACTS`; `#` begins a comment.
+    """Read a list; `#` begins a comment.
 
     Raises:
         HostDataError: a line has no IOVA and size, or there is none at all.
@@ -39,12 +50,12 @@ def parse_failed_maps(text: str, name: str) -> tuple[FailedMap, ...]:
         stripped = line.strip()
         if not stripped or stripped.startswith("#"):
             continue
-        match = _LINE.fullmatch(stripped)
+        fields = [*stripped.split(None, 3), ""]
         try:
-            if match is None:
+            if len(fields) < 4:
                 raise HostDataError("no name, IOVA and size", source=name)
-            iova = parse_address(match["iova"], "iova")
-            span = AddrRange.from_size(iova, parse_size(match["size"]))
+            iova = parse_address(fields[1], "iova")
+            span = AddrRange.from_size(iova, parse_size(fields[2]))
         except IovaError as error:
             raise HostDataError(
                 f"{name}:{number}: {shorten(stripped)!r}: {error.message}",
@@ -52,7 +63,7 @@ def parse_failed_maps(text: str, name: str) -> tuple[FailedMap, ...]:
                 line=number,
                 hint="a line reads: NAME 0xIOVA 0xSIZE ERRNO and what is known of the host",
             ) from error
-        found.append(FailedMap(match["name"], span, match["rest"].strip()))
+        found.append(FailedMap(fields[0], span, fields[3].strip()))
     if not found:
         raise HostDataError(f"{name} lists no failed map", source=name)
     return tuple(found)
