@@ -47,15 +47,6 @@ LATE = {
 PROMISED = {"errors": "ranges"}
 """Imports for type checkers that close a circle: an error carries ranges, a range raises errors."""
 
-OPEN_LATE = {
-    "vmm_iova.planning.budget": {"vmm_iova.planning.plan"},
-    "vmm_iova.planning.layout": {"vmm_iova.machines.catalogue"},
-    "vmm_iova.planning.plan": {"vmm_iova.planning.keep"},
-    "vmm_iova.planning.ram": {"vmm_iova.allocator"},
-    "vmm_iova.planning.request": {"vmm_iova.host.host"},
-}
-"""Late imports that are still to go; a module that needs its line no more loses it."""
-
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -126,7 +117,7 @@ def test_import_inside_of_a_function_stands_only_where_it_makes_the_start_faster
     module: str,
 ) -> None:
     if not any(module == name or module.startswith(f"{name}.") for name in LATE):
-        assert _late_imports(MODULES[module]) == OPEN_LATE.get(module, set())
+        assert _late_imports(MODULES[module]) == set()
 
 
 def test_no_circle_among_modules_also_among_imports_for_type_checkers() -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vmm_iova.errors import RequestError
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
+from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, GIB, AddrRange, RangeSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     _Spans = Sequence[tuple[str, str, AddrRange]]
     _Fault = tuple[str, str]
 
-FIXED_KINDS = ("device", "doorbell", "firmware", "reserved", "window")
-_PAGE = 0x1000  # the smallest page of any IOMMU driver of Linux, and of every VFIO architecture
-_FOUR_GIB = 1 << 32
+FixedKind = Literal["device", "doorbell", "firmware", "reserved", "window"]
+"""What has a fixed place, or one above RAM."""
+
+FIXED_KINDS: tuple[FixedKind, ...] = get_args(FixedKind)
+_FOUR_GIB = 4 * GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +57,12 @@ class FixedItem:
 
     Attributes:
         name: what it is.
-        kind: one of FIXED_KINDS.
+        kind: what sort of thing.
         range: guest addresses.
     """
 
     name: str
-    kind: str
+    kind: FixedKind
     range: AddrRange
 
 
@@ -70,13 +72,13 @@ class AboveItem:
 
     Attributes:
         name: what it is.
-        kind: one of FIXED_KINDS.
+        kind: what sort of thing.
         size: bytes, a power of two.
         align: bytes, a power of two.
     """
 
     name: str
-    kind: str
+    kind: FixedKind
     size: int
     align: int
 
@@ -262,7 +264,7 @@ def _faults(machine: Machine) -> Iterator[_Fault]:
                 f"{path}.last {item.range.last:#x} is not below {_FOUR_GIB:#x}: a fixed window "
                 "is for 32-bit BARs, the one for 64-bit BARs is [pci64]",
             )
-    yield from _told(machine)
+    yield from _reserved_faults(machine)
     for index, above_item in enumerate(machine.above):
         for key in ("size", "align"):
             path, value = f"above[{index}].{key}", getattr(above_item, key)
@@ -307,19 +309,19 @@ def _name_faults(machine: Machine) -> Iterator[_Fault]:
 
 
 def _pages(path: str, value: int, what: str = "") -> Iterator[_Fault]:
-    if value % _PAGE:
-        below = value // _PAGE * _PAGE
-        better = f"{below:#x} or {below + _PAGE:#x}" if below else f"{_PAGE:#x}"
+    if value % BASE_PAGE:
+        below = value // BASE_PAGE * BASE_PAGE
+        better = f"{below:#x} or {below + BASE_PAGE:#x}" if below else f"{BASE_PAGE:#x}"
         yield (
             path,
-            f"{path} {value:#x} is not a multiple of {_PAGE:#x}, the smallest page{what}: "
+            f"{path} {value:#x} is not a multiple of {BASE_PAGE:#x}, the smallest page{what}: "
             f"{better} would be",
         )
 
 
 def _power_of_two(path: str, value: int) -> Iterator[_Fault]:
-    if value < _PAGE or value & (value - 1):
-        yield path, f"{path} {value:#x} is not a power of two from {_PAGE:#x}"
+    if value < BASE_PAGE or value & (value - 1):
+        yield path, f"{path} {value:#x} is not a power of two from {BASE_PAGE:#x}"
 
 
 def _beyond(machine: Machine, path: str, value: int) -> Iterator[_Fault]:
@@ -339,13 +341,13 @@ def _top(machine: Machine) -> int:
 def _window(machine: Machine, path: str, window: RamWindow, spans: _Spans) -> Iterator[_Fault]:
     start, last = window.range.start, window.range.last
     yield from _pages(f"{path}.start", start)
-    if (last + 1) % _PAGE:
-        below = (last + 1) // _PAGE * _PAGE - 1
-        better = f"{below:#x}" if below >= start else f"{below + _PAGE:#x}"
+    if (last + 1) % BASE_PAGE:
+        below = (last + 1) // BASE_PAGE * BASE_PAGE - 1
+        better = f"{below:#x}" if below >= start else f"{below + BASE_PAGE:#x}"
         yield (
             f"{path}.last",
-            f"{path}.last {last:#x} is not the last byte of a page of {_PAGE:#x}: {better} would "
-            "be (the last address is included)",
+            f"{path}.last {last:#x} is not the last byte of a page of {BASE_PAGE:#x}: {better} "
+            "would be (the last address is included)",
         )
     yield from _beyond(machine, f"{path}.start", start)
     if last != ADDRESS_LAST:
@@ -398,7 +400,7 @@ def _whole_below(path: str, window: RamWindow, limit: int, spans: _Spans) -> Ite
             )
 
 
-def _told(machine: Machine) -> Iterator[_Fault]:
+def _reserved_faults(machine: Machine) -> Iterator[_Fault]:
     windows = [window.range for window in machine.ram]
     first = machine.ram[0]
     if first.whole_below is not None:
