@@ -28,6 +28,20 @@ def test_compiled_and_plain_packers_agree(pieces: list[Piece], ioas_id: int) -> 
     assert batch.pack_ioas(pieces, ioas_id) == batch.pack_ioas_plain(pieces, ioas_id)
 
 
+class Growing(list[Piece]):
+    """Says that it holds one piece, and hands out more when it is walked through."""
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.skipif(not COMPILED, reason="the extension was not built")
+def test_compiled_packers_write_no_more_records_than_there_is_room_for() -> None:
+    pieces = Growing(Piece(0x1000 * i, 0x1000, 0) for i in range(5000))
+    assert batch.pack_type1(pieces) == batch.pack_type1([pieces[0]])
+    assert batch.pack_ioas(pieces, 1) == batch.pack_ioas([pieces[0]], 1)
+
+
 def test_plain_packers_follow_the_records() -> None:
     piece = Piece(0x1000, 0x2000, 0x7F00_0000_0000, read=True, write=False)
 

@@ -6,6 +6,7 @@ Records in, counts out: no project classes. `kernel.syscalls` has the same in Py
 
 from libc.errno cimport errno
 
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
 
 # ABI: include/uapi/linux/vfio.h, vfio_iommu_type1_dma_map; linux/iommufd.h, iommu_ioas_map.
@@ -29,56 +30,61 @@ cdef extern from "sys/ioctl.h" nogil:
     int c_ioctl "ioctl" (int fd, unsigned long request, void *argument)
 
 
-def ioctl_many(int fd, unsigned long request, unsigned char[::1] records, Py_ssize_t stride):
+def ioctl_many(int fd, unsigned long request, records, Py_ssize_t stride):
     """Make one ioctl for each record of `stride` bytes, until one is refused.
 
     Returns how many were taken, and the errno of the one that was not, or 0.
     """
-    cdef Py_ssize_t count, index
+    cdef Py_buffer view  # a typed memoryview would be 25,000 lines of C for the same
+    cdef Py_ssize_t count, index = 0
     cdef int number = 0
-    if stride < 1 or records.shape[0] % stride:
-        raise ValueError("records are not a whole number of strides")
-    count = records.shape[0] // stride
-    index = 0
-    # SAFETY: the memoryview holds the buffer for the whole call, and index * stride stays below
-    # its length, because the length is count * stride.
-    with nogil:
-        while index < count:
-            if c_ioctl(fd, request, &records[0] + index * stride) < 0:
-                number = errno
-                break
-            index += 1
+    PyObject_GetBuffer(records, &view, PyBUF_WRITABLE)
+    try:
+        if stride < 1 or view.len % stride:
+            raise ValueError("records are not a whole number of strides")
+        count = view.len // stride
+        # SAFETY: the view holds the buffer for the whole call, and index * stride stays below its
+        # length, because the length is count * stride.
+        with nogil:
+            while index < count:
+                if c_ioctl(fd, request, <char *> view.buf + index * stride) < 0:
+                    number = errno
+                    break
+                index += 1
+    finally:
+        PyBuffer_Release(&view)
     return index, number
 
 
 def pack_type1(pieces):
     """Return the records of VFIO_IOMMU_MAP_DMA for these pieces."""
-    cdef Py_ssize_t index = 0
-    out = bytearray(len(pieces) * sizeof(Type1Map))
-    # SAFETY: `out` has a record for each piece, is not resized here, and malloc aligns it.
+    cdef Py_ssize_t index, count = len(pieces)
+    out = bytearray(count * sizeof(Type1Map))
+    # SAFETY: `out` has `count` records, is not resized here, and malloc aligns it; a sequence that
+    # shrinks meanwhile is an IndexError, and what one grows by is not read.
     cdef Type1Map *record = <Type1Map *> PyByteArray_AS_STRING(out)
-    for piece in pieces:
+    for index in range(count):
+        piece = pieces[index]
         record[index].argsz = sizeof(Type1Map)
         record[index].flags = (1 if piece.read else 0) | (2 if piece.write else 0)
         record[index].vaddr = piece.hva
         record[index].iova = piece.iova
         record[index].size = piece.size
-        index += 1
     return out
 
 
 def pack_ioas(pieces, unsigned int ioas_id):
     """Return the records of IOMMU_IOAS_MAP, at fixed places, for these pieces."""
-    cdef Py_ssize_t index = 0
-    out = bytearray(len(pieces) * sizeof(IoasMap))
+    cdef Py_ssize_t index, count = len(pieces)
+    out = bytearray(count * sizeof(IoasMap))
     # SAFETY: as above.
     cdef IoasMap *record = <IoasMap *> PyByteArray_AS_STRING(out)
-    for piece in pieces:
+    for index in range(count):
+        piece = pieces[index]
         record[index].size = sizeof(IoasMap)
         record[index].flags = 1 | (4 if piece.read else 0) | (2 if piece.write else 0)
         record[index].ioas_id = ioas_id
         record[index].user_va = piece.hva
         record[index].length = piece.size
         record[index].iova = piece.iova
-        index += 1
     return out
