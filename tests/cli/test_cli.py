@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+import vmm_iova as vi
 from vmm_iova import cli
 from vmm_iova.cli import options
 from vmm_iova.host.snapshot import SCHEMA_VERSION
@@ -419,7 +420,7 @@ class TestProcess:
 
     def test_version_names_the_engine(self) -> None:
         done = self._run("--version", VMM_IOVA_ENGINE="pure")
-        assert done.stdout == "vmm-iova 0.1.0 (pure engine)\n"
+        assert done.stdout == f"vmm-iova {vi.__version__} (pure engine)\n"
 
     def test_engine_that_does_not_exist_is_one_sentence(self) -> None:
         done = self._run("show", "--list", VMM_IOVA_ENGINE="turbo")
