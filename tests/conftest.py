@@ -6,18 +6,10 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import HealthCheck, settings
 
+import tests.kit.examples  # noqa: F401  (loads the profiles before any test is read)
 from vmm_iova.allocator import IovaAllocator, allocator_class
 from vmm_iova.errors import EngineError
-
-settings.register_profile(
-    "house",
-    deadline=None,
-    print_blob=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-settings.load_profile("house")
 
 
 def _engines() -> list[str]:

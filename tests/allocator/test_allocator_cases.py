@@ -5,11 +5,9 @@ The runner knows the format, not the cases: other cases of the same kinds may be
 What cannot be computed here stands in `NOT_COMPUTABLE`, with the reason.
 """
 
-import json
-from pathlib import Path
-
 import pytest
 
+from tests.kit.data import cases
 from vmm_iova import errors
 from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet, align_up
 
@@ -43,13 +41,7 @@ ERRORS = {
 
 FIELDS = {"invalid_size": "size", "invalid_alignment": "align", "overlap": "ranges"}
 
-CASES = [
-    case
-    for case in json.loads((Path(__file__).parents[1] / "data" / "cases.json").read_text("utf-8"))[
-        "cases"
-    ]
-    if case["kind"] in KINDS
-]
+CASES = cases(*KINDS)
 
 
 def number(text):

@@ -3,11 +3,12 @@
 
 import copy
 
-from allocator_model import Model
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.kit.allocator import Model
+from tests.kit.examples import examples
 from vmm_iova.allocator import allocator_class
 from vmm_iova.errors import EngineError, IovaError, NoSpaceError, OccupiedError
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
@@ -265,5 +266,5 @@ class EnginesAgainstModel(RuleBasedStateMachine):
             )
 
 
-EnginesAgainstModel.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
+EnginesAgainstModel.TestCase.settings = settings(examples(150), stateful_step_count=40)
 TestEnginesAgainstModel = EnginesAgainstModel.TestCase

@@ -14,28 +14,10 @@ from xml.etree import ElementTree
 import pytest
 
 import vmm_iova as vi
-from vmm_iova import cli
+from tests.kit.command import Output, error_of, run
+from tests.kit.data import FAILED_MAPS
 from vmm_iova.cli import options
 from vmm_iova.host.snapshot import SCHEMA_VERSION
-
-FAILED = str(Path(__file__).parents[1] / "data/failed-maps-2016-2026.txt")
-Output = pytest.CaptureFixture[str]
-
-
-def run(*arguments: str) -> int:
-    try:
-        return cli.main(arguments)
-    except SystemExit as stop:  # argparse
-        return int(stop.code or 0)
-
-
-def error_of(output: Output) -> str:
-    """The complaint: one line that begins as ours do, then labelled lines."""
-    text = output.readouterr().err
-    first, *rest = text.splitlines()
-    assert first.startswith("vmm-iova: error: ")
-    assert all(line.startswith(("  hint: ", "  detail: ")) for line in rest)
-    return first.removeprefix("vmm-iova: error: ")
 
 
 class TestPlan:
@@ -124,7 +106,7 @@ class TestCheck:
         assert (text.count("yes: "), text.count("no: ")) == (1, 1)
 
     def test_list_of_failed_maps_is_judged_line_by_line(self, capsys: Output) -> None:
-        assert run("check", "--host", "intel-dmar-ivy-bridge-3770", "--maps", FAILED) == 3
+        assert run("check", "--host", "intel-dmar-ivy-bridge-3770", "--maps", str(FAILED_MAPS)) == 3
         text = capsys.readouterr().out
         assert text.count("no: ") == 6
         assert "yes: harvester/harvester#3135" in text  # refused for locked memory, not for place
@@ -140,7 +122,7 @@ class TestCheck:
         assert "nothing to check" in error_of(capsys)
 
     def test_failed_maps_as_a_host_says_where_they_belong(self, capsys: Output) -> None:
-        assert run("check", "--host", FAILED, "--range", "0x0+4K") == 5
+        assert run("check", "--host", str(FAILED_MAPS), "--range", "0x0+4K") == 5
         assert "7 failed maps and no host facts" in capsys.readouterr().err
 
 
@@ -168,7 +150,7 @@ class TestExplain:
         assert found["verdict"]["next_fit"] == "0x10000000000"
 
     def test_list_of_failed_maps_is_explained(self, capsys: Output) -> None:
-        assert run("explain", "--file", FAILED) == 9
+        assert run("explain", "--file", str(FAILED_MAPS)) == 9
         assert capsys.readouterr().out.count("failed with E") == 7
 
     def test_host_without_evidence_is_said_and_left_out(self, capsys: Output) -> None:

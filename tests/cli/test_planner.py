@@ -10,22 +10,8 @@ from xml.etree import ElementTree
 import pytest
 
 import vmm_iova as vi
+from tests.kit.command import Output, error_of, run
 from vmm_iova import cli
-
-Output = pytest.CaptureFixture[str]
-
-
-def run(*arguments: str) -> int:
-    try:
-        return cli.main(arguments)
-    except SystemExit as stop:  # argparse
-        return int(stop.code or 0)
-
-
-def error_of(output: Output) -> str:
-    first, *_ = output.readouterr().err.splitlines()
-    assert first.startswith("vmm-iova: error: ")
-    return first
 
 
 class TestPlanner:

@@ -3,18 +3,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 import vmm_iova as vi
+from tests.kit.data import FAILED_MAPS
 from vmm_iova.host.host import Host
 from vmm_iova.host.text import parse_text
 from vmm_iova.ranges import AddrRange
 from vmm_iova.readers.failed_maps import parse_failed_maps
 from vmm_iova.units import parse_range
-
-FAILED = Path(__file__).parents[1] / "data/failed-maps-2016-2026.txt"
 
 
 @pytest.fixture
@@ -154,7 +151,7 @@ def test_nothing_fits_anywhere_has_no_next_place() -> None:
 
 
 def test_every_line_of_the_failed_maps_is_read() -> None:
-    found = parse_failed_maps(FAILED.read_text("utf-8"), "failed")
+    found = parse_failed_maps(FAILED_MAPS.read_text("utf-8"), "failed")
     assert [item.range.start for item in found] == [
         0x88_0000_0000,
         0x3820_0000_0000,

@@ -7,11 +7,10 @@ nobody needs is `0x...`, as people shorten it themselves.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 import vmm_iova as vi
+from tests.kit.data import FAILED_MAPS
 from vmm_iova.diagnosis.advice import remedies
 from vmm_iova.diagnosis.causes import FACTS, NAMES, OPS, TABLES, Why, errno_name, rules_for
 from vmm_iova.diagnosis.diagnose import diagnose
@@ -19,7 +18,7 @@ from vmm_iova.diagnosis.error_lines import Clues, Failure, parse_report, parse_r
 from vmm_iova.diagnosis.forms import FORMS
 from vmm_iova.host.host import Host
 
-FAILED = (Path(__file__).parents[1] / "data/failed-maps-2016-2026.txt").read_text("utf-8")
+FAILED = FAILED_MAPS.read_text("utf-8")
 NOT_HERE = "vfio-pci 0000:01:00.0: Firmware has requested this device have a 1:1 IOMMU mapping, "
 NOT_HERE += "rejecting configuring the device without a 1:1 mapping. Contact your platform vendor."
 

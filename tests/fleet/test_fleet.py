@@ -7,15 +7,15 @@ import json
 import pickle
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleet_kit import GIB, MSI, snapshot, source
 from hypothesis import given
 from hypothesis import strategies as st
 
 import vmm_iova as vi
+from tests.kit.data import cases
+from tests.kit.snapshots import GIB, MSI, snapshot, source
 from vmm_iova import Guest, fleet
 from vmm_iova.fleet import one as one_module
 from vmm_iova.fleet import survey as survey_module
@@ -27,7 +27,6 @@ from vmm_iova.report import fleet as show
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CASES = json.loads((Path(__file__).parents[1] / "data/cases.json").read_text("utf-8"))["cases"]
 REQUEST = fleet.FleetRequest(Guest("q35", "16G"))
 HT = (0xFD_0000_0000, 0xFF_FFFF_FFFF, "reserved")
 MIXED = [
@@ -42,7 +41,7 @@ MIXED = [
 ]
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c["kind"] == "fleet"], ids=lambda c: c["id"])
+@pytest.mark.parametrize("case", cases("fleet"), ids=lambda c: c["id"])
 def test_intersection_of_hosts_is_what_the_case_says(case: dict[str, Any]) -> None:
     texts = [
         "".join(f"{start} - {last}\n" for start, last in host).encode() for host in case["hosts"]

@@ -20,15 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fleet_kit import snapshot
 
 import vmm_iova as vi
-from vmm_iova import cli, fleet
+from tests.kit.command import Output, run
+from tests.kit.snapshots import snapshot
+from vmm_iova import fleet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-Output = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
@@ -173,13 +172,6 @@ class TestRead:
     def test_what_does_not_exist_is_said(self) -> None:
         with pytest.raises(vi.errors.UnknownNameError, match="no folder, no file"):
             names("/no/such/folder")
-
-
-def run(*arguments: str) -> int:
-    try:
-        return cli.main(arguments)
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 _ENDLESS = """

@@ -4,7 +4,8 @@
 import pickle
 
 import pytest
-from host_kit import (
+
+from tests.kit.hosts import (
     LAST_48,
     MSI,
     Source,
@@ -17,7 +18,6 @@ from host_kit import (
     spans,
     x86,
 )
-
 from vmm_iova.errors import HostDataError, UnknownNameError
 from vmm_iova.host.facts import Group, IommuUnit, Limits, Note, StatedWidth
 from vmm_iova.host.host import Host

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The judge: facts into usable ranges, every edge with its cause; each rule has its tests."""
 
-import json
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from host_kit import (
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.kit.data import cases
+from tests.kit.examples import examples
+from tests.kit.hosts import (
     CAP_39,
     CAP_48,
     HT,
@@ -37,9 +40,6 @@ from host_kit import (
     where,
     x86,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from vmm_iova.errors import (
     ApertureError,
     EvidenceError,
@@ -65,13 +65,7 @@ from vmm_iova.host.text import parse_text
 from vmm_iova.host.usable import CauseKind
 from vmm_iova.ranges import AddrRange, RangeSet
 
-APERTURE_CASES = {
-    case["id"]: case
-    for case in json.loads((Path(__file__).parents[1] / "data" / "cases.json").read_text("utf-8"))[
-        "cases"
-    ]
-    if case["kind"] == "aperture"
-}
+APERTURE_CASES = {case["id"]: case for case in cases("aperture")}
 
 BELOW_MSI = (0x0, 0xFEDFFFFF)
 ABOVE_MSI_39 = (0xFEF00000, LAST_39)
@@ -1431,7 +1425,7 @@ def test_refusal_agrees_with_the_ranges(found, empty, listing, aperture, granule
     assert (usable.room_at(asked.start) >= asked.size) == (error is None)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(holes, apertures, granules, st.randoms(use_true_random=False))
 def test_order_of_lines_does_not_change_the_ranges(found, aperture, granule, shuffler):
     text = [f"0x{pair[0]:016x} 0x{pair[1]:016x} {word}" for pair, word in found]

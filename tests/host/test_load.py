@@ -8,8 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from host_kit import MSI, MSI_LINE, spans
 
+from tests.kit.hosts import MSI, MSI_LINE, spans
 from vmm_iova.errors import HostDataError, HostUnavailableError, IovaError, UnknownNameError
 from vmm_iova.host import load
 from vmm_iova.host.load import bundled_hosts, load_host

@@ -1,27 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `reserved_regions` file of a group: its format is ABI, its content is not tidy."""
 
-import json
 import time
-from pathlib import Path
 
 import pytest
-from host_kit import MSI, MSI_LINE, TOP, line, note_texts, warnings_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kit.data import cases
+from tests.kit.hosts import MSI, MSI_LINE, TOP, line, note_texts, warnings_of
 from vmm_iova.errors import HostDataError
 from vmm_iova.host.facts import EmptyRegion, RegionKind, Source
 from vmm_iova.host.regions import parse_region_line, parse_reserved_regions
 from vmm_iova.ranges import RangeSet
 
-CASES = {
-    case["id"]: case
-    for case in json.loads((Path(__file__).parents[1] / "data" / "cases.json").read_text("utf-8"))[
-        "cases"
-    ]
-    if case["kind"] == "parse_reserved_regions"
-}
+CASES = {case["id"]: case for case in cases("parse_reserved_regions")}
 PAGE_BYTES = 4096  # sysfs hands out at most a page less one byte
 
 

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Address widths from registers: upper bounds only."""
 
-import json
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kit.data import cases
 from vmm_iova.host.registers import (
     amd_width,
     release_of,
@@ -16,14 +14,7 @@ from vmm_iova.host.registers import (
     vtd_width,
 )
 
-VECTORS = [
-    vector
-    for case in json.loads((Path(__file__).parents[1] / "data" / "cases.json").read_text("utf-8"))[
-        "cases"
-    ]
-    if case["kind"] == "vtd_cap"
-    for vector in case["vectors"]
-]
+VECTORS = [vector for case in cases("vtd_cap") for vector in case["vectors"]]
 
 
 def cap(mgaw_bits, sagaw):

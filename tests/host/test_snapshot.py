@@ -7,7 +7,10 @@ import string
 from importlib.resources import files
 
 import pytest
-from host_kit import (
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.kit.hosts import (
     CAP_48,
     TOP,
     Source,
@@ -20,9 +23,6 @@ from host_kit import (
     where,
     x86,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
 from vmm_iova.errors import HostDataError
 from vmm_iova.host.facts import (
     Device,

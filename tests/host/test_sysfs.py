@@ -6,8 +6,18 @@ import os
 from pathlib import Path
 
 import pytest
-from host_kit import HT, LAST_39, LAST_48, MSI, MSI_LINE, line, note_texts, spans, warnings_of
 
+from tests.kit.hosts import (
+    HT,
+    LAST_39,
+    LAST_48,
+    MSI,
+    MSI_LINE,
+    line,
+    note_texts,
+    spans,
+    warnings_of,
+)
 from vmm_iova.errors import EvidenceError, HostDataError, HostUnavailableError
 from vmm_iova.host.sysfs import read_sysfs
 

@@ -3,10 +3,13 @@
 
 import time
 from importlib.resources import files
-from pathlib import Path
 
 import pytest
-from host_kit import (
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.kit.data import FAILED_MAPS
+from tests.kit.hosts import (
     CAP_39,
     LAST_48,
     MSI,
@@ -17,16 +20,12 @@ from host_kit import (
     spans,
     warnings_of,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
 from vmm_iova.errors import EvidenceError, HostDataError
 from vmm_iova.host.facts import EmptyRegion, RegionKind, Source
 from vmm_iova.host.load import bundled_hosts
 from vmm_iova.host.text import parse_text
 
 BUNDLED = files("vmm_iova.host") / "bundled"
-FAILED_MAPS = Path(__file__).parents[1] / "data" / "failed-maps-2016-2026.txt"
 
 
 def one(text, name="paste"):

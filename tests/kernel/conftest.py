@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Simulated hosts that several tests share."""
+"""Address spaces on a simulated host."""
 
 from __future__ import annotations
 
@@ -7,26 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vmm_iova import AddrRange
+from tests.kit.kernels import GPU_GROUP, NIC_GROUP, attach
 from vmm_iova.kernel.ioas import Ioas
-from vmm_iova.kernel.iommufd import Iommufd, VfioCdev
+from vmm_iova.kernel.iommufd import Iommufd
 from vmm_iova.kernel.type1 import Type1Container
-from vmm_iova.simulated import SimGroup, SimulatedKernel
+from vmm_iova.simulated import SimulatedKernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-NIC, GPU = "0000:00:04.0", "0000:00:05.0"
-NIC_GROUP = SimGroup(4, (NIC,))
-GPU_GROUP = SimGroup(
-    5,
-    (GPU,),
-    aperture=AddrRange(0, (1 << 39) - 1),
-    reserved=(
-        (AddrRange(0x7B80_0000, 0x7FFF_FFFF), "direct-relaxable"),
-        (AddrRange(0xFEE0_0000, 0xFEEF_FFFF), "msi"),
-    ),
-)
 
 
 @pytest.fixture
@@ -36,28 +24,18 @@ def sim() -> SimulatedKernel:
 
 @pytest.fixture
 def container(sim: SimulatedKernel) -> Iterator[Type1Container]:
-    with Type1Container(sim) as made:
-        made.add_group(4)
-        yield made
+    with Type1Container(sim) as container:
+        container.add_group(4)
+        yield container
 
 
 @pytest.fixture
-def ioas(sim: SimulatedKernel) -> Iterator[Ioas]:
-    with Ioas(Iommufd(sim), owns=True) as made:
-        device = VfioCdev(sim, "/dev/vfio/devices/vfio0")
-        device.bind(made.iommufd)
-        made.attach(NIC, device)
-        yield made
+def ioas(fresh: Ioas, sim: SimulatedKernel) -> Ioas:
+    attach(fresh, sim, 0)
+    return fresh
 
 
 @pytest.fixture
 def fresh(sim: SimulatedKernel) -> Iterator[Ioas]:
-    with Ioas(Iommufd(sim), owns=True) as made:
-        yield made
-
-
-def attach(space: Ioas, sim: SimulatedKernel, index: int, *, dirty: bool = False) -> VfioCdev:
-    device = VfioCdev(sim, f"/dev/vfio/devices/vfio{index}")
-    device.bind(space.iommufd)
-    space.attach((NIC, GPU)[index], device, dirty=dirty)
-    return device
+    with Ioas(Iommufd(sim), owns=True) as ioas:
+        yield ioas

@@ -17,12 +17,12 @@ Kinds that are statements or shapes of other programs are covered elsewhere or d
 from __future__ import annotations
 
 import errno
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.kit.data import cases
+from tests.kit.kernels import HVA
 from vmm_iova import AddrRange, MappableRanges
 from vmm_iova.errors import DmaError
 from vmm_iova.kernel import uapi
@@ -31,17 +31,13 @@ from vmm_iova.kernel.iommufd import Iommufd, VfioCdev
 from vmm_iova.kernel.type1 import Type1Container
 from vmm_iova.simulated import SimGroup, SimulatedKernel
 
-CASES = json.loads((Path(__file__).parent.parent / "data/cases.json").read_text())["cases"]
-HVA = 0x7F00_0000_0000
 BDF = {"a": "0000:00:04.0", "b": "0000:00:05.0"}
 WIDE = AddrRange(0, (1 << 64) - 1)
 
 
 def of_kind(kind: str, **where: str) -> list[Any]:
     chosen = [
-        case
-        for case in CASES
-        if case["kind"] == kind and all(case.get(key) == value for key, value in where.items())
+        case for case in cases(kind) if all(case.get(key) == value for key, value in where.items())
     ]
     return [pytest.param(case, id=case["id"]) for case in chosen]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.kit.kernels import GPU, NIC, NIC_GROUP
 from vmm_iova import AddrRange
 from vmm_iova.errors import DeviceOpenError, DmaError, RequestError
 from vmm_iova.kernel import syscalls, uapi
@@ -21,8 +22,6 @@ from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.syscalls import LinuxKernel
 from vmm_iova.kernel.type1 import Type1Container
 from vmm_iova.simulated import SimGroup, SimulatedKernel
-
-from .conftest import GPU, NIC, NIC_GROUP
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.kit.kernels import GPU, NIC, NIC_GROUP
 from vmm_iova import AddrRange, Host
 from vmm_iova.host.facts import Device, Group, Limits
 from vmm_iova.kernel.device import open_space
@@ -12,8 +13,6 @@ from vmm_iova.kernel.facts import with_kernel_facts
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.iommufd import Iommufd
 from vmm_iova.simulated import SimGroup, SimulatedKernel
-
-from .conftest import GPU, NIC, NIC_GROUP
 
 HOST = Host(
     "sim",

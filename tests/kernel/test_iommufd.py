@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.kit.kernels import GPU, NIC, NIC_GROUP, attach, refusal
 from vmm_iova import AddrRange, MappableRanges
 from vmm_iova.errors import (
     CapabilityError,
-    DmaError,
     NotAllocatedError,
     PartialUnmapError,
 )
@@ -26,18 +26,12 @@ from vmm_iova.kernel.iommufd import Iommufd
 from vmm_iova.kernel.syscalls import UserBuffer
 from vmm_iova.simulated import SimGroup, SimulatedKernel
 
-from .conftest import GPU, NIC, NIC_GROUP, attach
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HVA = 0x7F00_0000_0000
 TOP = 2**64 - 1
 COMMANDS = sorted(abi.COMMANDS.keys() - {abi.IOAS_CHANGE_PROCESS})
-
-
-def refusal(number: int) -> pytest.RaisesExc[DmaError]:
-    return pytest.raises(DmaError, check=lambda exc: exc.errno == number)
 
 
 class TestRanges:

@@ -8,9 +8,9 @@ import struct
 
 import pytest
 
+from tests.kit.kernels import NIC, NIC_GROUP, attach, refusal
 from vmm_iova.errors import (
     DeviceOpenError,
-    DmaError,
 )
 from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel import uapi_iommufd as abi
@@ -20,15 +20,9 @@ from vmm_iova.kernel.iommufd import Iommufd, VfioCdev
 from vmm_iova.kernel.type1 import Type1Container
 from vmm_iova.simulated import SimGroup, SimulatedKernel
 
-from .conftest import NIC, NIC_GROUP, attach
-
 HVA = 0x7F00_0000_0000
 TOP = 2**64 - 1
 COMMANDS = sorted(abi.COMMANDS)
-
-
-def refusal(number: int) -> pytest.RaisesExc[DmaError]:
-    return pytest.raises(DmaError, check=lambda exc: exc.errno == number)
 
 
 class TestProtocol:

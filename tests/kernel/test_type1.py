@@ -8,10 +8,10 @@ import pickle
 
 import pytest
 
+from tests.kit.kernels import GPU, GPU_GROUP, NIC, NIC_GROUP, refusal
 from vmm_iova import AddrRange, MappableRanges, RangeSet
 from vmm_iova.errors import (
     ClosedError,
-    DmaError,
     EvidenceError,
     NotAllocatedError,
     PartialUnmapError,
@@ -20,13 +20,7 @@ from vmm_iova.kernel import uapi
 from vmm_iova.kernel.type1 import Type1Container
 from vmm_iova.simulated import SimGroup, SimulatedKernel
 
-from .conftest import GPU, GPU_GROUP, NIC, NIC_GROUP
-
 HVA = 0x7F00_0000_0000
-
-
-def refusal(number: int) -> pytest.RaisesExc[DmaError]:
-    return pytest.raises(DmaError, check=lambda exc: exc.errno == number)
 
 
 class TestOpening:

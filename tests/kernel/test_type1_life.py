@@ -11,23 +11,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vmm_iova.errors import (
-    DmaError,
-)
+from tests.kit.kernels import NIC, NIC_GROUP, refusal
 from vmm_iova.kernel import uapi
 from vmm_iova.kernel.type1 import Type1Container
 from vmm_iova.simulated import SimulatedKernel
-
-from .conftest import NIC, NIC_GROUP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HVA = 0x7F00_0000_0000
-
-
-def refusal(number: int) -> pytest.RaisesExc[DmaError]:
-    return pytest.raises(DmaError, check=lambda exc: exc.errno == number)
 
 
 class TestVersionOne:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.kit.kernels import HVA, MSI, NIC, Space
 from vmm_iova import AddrRange, IovaAllocator, MappableRanges, RangeSet
 from vmm_iova.errors import (
     DmaError,
@@ -23,8 +24,6 @@ from vmm_iova.errors import (
 )
 from vmm_iova.kernel import uapi, uapi_iommufd
 from vmm_iova.mapping import DynamicMaps, fewest_ranges, rehearse_attach, written_ranges
-
-from .conftest import HVA, MSI, NIC, Space
 
 if TYPE_CHECKING:
     from vmm_iova.simulated import SimulatedKernel

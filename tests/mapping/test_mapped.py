@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.kit.kernels import HVA, NARROW_GPU_GROUP, NIC, NIC_GROUP, Space
 from vmm_iova import IovaAllocator
 from vmm_iova.errors import DmaError, MappingError, PrecheckError, UndoError
 from vmm_iova.kernel import uapi, uapi_iommufd
 from vmm_iova.kernel.device import open_space
 from vmm_iova.mapping import Piece, map_pieces
 from vmm_iova.simulated import SimulatedKernel
-
-from .conftest import GROUPS, HVA, NIC, Space
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +41,13 @@ def test_all_pieces_are_mapped_and_taken_back(sim: SimulatedKernel, space: Space
     assert (len(sim.mapped()), sim.memory.locked, len(space.live)) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("step", range(PIECES))
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(step, marks=() if step % 25 == 0 or step == PIECES - 1 else pytest.mark.slow)
+        for step in range(PIECES)
+    ],
+)
 def test_refusal_at_any_step_leaves_nothing_and_names_the_piece(
     sim: SimulatedKernel, space: Space, step: int
 ) -> None:
@@ -282,7 +287,7 @@ def test_error_survives_pickling(sim: SimulatedKernel, space: Space) -> None:
 
 
 def test_entry_limit_halfway_rolls_back() -> None:
-    sim = SimulatedKernel(GROUPS, dma_entry_limit=3)
+    sim = SimulatedKernel([NIC_GROUP, NARROW_GPU_GROUP], dma_entry_limit=3)
     with open_space([NIC], kernel=sim, via="type1") as space:
         with pytest.raises(MappingError) as caught:
             map_pieces(space, pieces(5), check=False)

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.kit.kernels import NIC, Space
 from vmm_iova import AddrRange
 from vmm_iova.errors import ClosedError, DmaError, RequestError
 from vmm_iova.mapping import GuestMemory, Piece, map_pieces, prefault
 from vmm_iova.mapping import populate as populating
 from vmm_iova.mapping.populate import MADV_POPULATE_WRITE, TerminalProgress, populate
-
-from .conftest import NIC, Space
 
 if TYPE_CHECKING:
     from vmm_iova.simulated import SimulatedKernel

@@ -7,6 +7,7 @@ import resource
 
 import pytest
 
+from tests.kit.kernels import HVA, MSI, NARROW_GPU_GROUP, NIC, NIC_GROUP, Space
 from vmm_iova import AddrRange, MappableRanges, RangeSet
 from vmm_iova.errors import (
     ApertureError,
@@ -26,8 +27,6 @@ from vmm_iova.kernel.device import open_space
 from vmm_iova.kernel.syscalls import LINUX
 from vmm_iova.mapping import Piece, map_pieces, precheck
 from vmm_iova.simulated import SimGroup, SimulatedKernel
-
-from .conftest import GROUPS, HVA, MSI, NIC, Space
 
 GOOD = Piece(0x10_0000, 0x1000, HVA, "good")
 
@@ -136,7 +135,7 @@ def test_all_problems_are_told_at_once(space: Space) -> None:
 
 def test_seam_between_touching_ranges_is_a_straddle() -> None:
     """A region of length 0 splits a valid range in two that touch (Linux 5.4)."""
-    sim = SimulatedKernel([GROUPS[0]], release=(5, 3))
+    sim = SimulatedKernel([NIC_GROUP], release=(5, 3))
     with open_space([NIC], kernel=sim, via="type1") as space:
 
         class Seamed:
@@ -166,13 +165,13 @@ def test_judge_names_the_cause(space: Space) -> None:
 
 
 def test_kernel_without_a_list_and_no_judge_raises_evidence_error() -> None:
-    sim = SimulatedKernel([GROUPS[0]], release=(5, 3))
+    sim = SimulatedKernel([[NIC_GROUP, NARROW_GPU_GROUP][0]], release=(5, 3))
     with open_space([NIC], kernel=sim) as space, pytest.raises(EvidenceError, match="nothing says"):
         precheck(space, [GOOD])
 
 
 def test_entry_limit_names_the_value_that_would_do() -> None:
-    sim = SimulatedKernel([GROUPS[0]], dma_entry_limit=4)
+    sim = SimulatedKernel([[NIC_GROUP, NARROW_GPU_GROUP][0]], dma_entry_limit=4)
     with open_space([NIC], kernel=sim, via="type1") as space:
         space.map(0, HVA, 0x1000)
         many = [Piece(0x10_0000 + n * 0x1000, 0x1000, HVA) for n in range(4)]
@@ -186,7 +185,7 @@ def test_entry_limit_names_the_value_that_would_do() -> None:
 
 @pytest.mark.parametrize("via", ["type1", "iommufd"])
 def test_memlock_limit_that_is_named_does_exactly(via: str) -> None:
-    sim = SimulatedKernel([GROUPS[0]], memlock=0x8000)
+    sim = SimulatedKernel([[NIC_GROUP, NARROW_GPU_GROUP][0]], memlock=0x8000)
     wanted = [Piece(0x10_0000, 0x9000, HVA)]
     with open_space([NIC], kernel=sim, via=via) as space:
         space.map(0, HVA, 0x1000)

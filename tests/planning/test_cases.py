@@ -7,21 +7,18 @@ the top of tests/data/cases.json.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import vmm_iova as vi
+from tests.kit.data import all_cases, cases
 from vmm_iova.host.facts import Group, RegionKind, ReservedRegion, Source
 from vmm_iova.host.host import Host
 from vmm_iova.host.regions import parse_reserved_regions
 from vmm_iova.host.registers import vtd_width
 from vmm_iova.machines.model import FixedItem, Machine, Pci64Window, RamWindow
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
-
-CASES = json.loads((Path(__file__).parents[1] / "data/cases.json").read_text("utf-8"))["cases"]
 
 ALLOCATION = {"alloc", "align", "query", "range_math", "complement", "union", "granule"}
 ELSEWHERE = {"fleet"}  # tests/fleet
@@ -51,7 +48,7 @@ NOT_YET = {
 
 
 def _of(kind: str) -> list[Any]:
-    return [pytest.param(case, id=case["id"]) for case in CASES if case["kind"] == kind]
+    return [pytest.param(case, id=case["id"]) for case in cases(kind)]
 
 
 def _int(text: str) -> int:
@@ -79,7 +76,7 @@ def _usable(case: dict[str, Any]) -> vi.Usable:
 
 
 def test_every_case_is_run_or_has_a_reason() -> None:
-    unknown = {case["kind"] for case in CASES} - ALLOCATION - HERE - ELSEWHERE - set(NOT_YET)
+    unknown = {case["kind"] for case in all_cases()} - ALLOCATION - HERE - ELSEWHERE - set(NOT_YET)
     assert unknown == set()
 
 
@@ -309,7 +306,7 @@ PROPERTIES = {
 
 
 def test_every_property_is_a_test() -> None:
-    assert {case["id"] for case in CASES if case["kind"] == "property"} == set(PROPERTIES)
+    assert {case["id"] for case in cases("property")} == set(PROPERTIES)
 
 
 @pytest.mark.parametrize("pages", range(1, 11))
@@ -324,7 +321,7 @@ def test_iova_of_a_length_is_aligned_to_its_lowest_bit(
 
 
 def test_ten_buffers_avoid_a_reserved_region(make: type[vi.IovaAllocator]) -> None:
-    (case,) = [case for case in CASES if case["id"] == "iommufd-auto-iova-avoids-reserved"]
+    (case,) = [case for case in all_cases() if case["id"] == "iommufd-auto-iova-avoids-reserved"]
     hole = _span(case["reserved"][0])
     region = ReservedRegion(hole, RegionKind.RESERVED, "reserved", Source("case"), "7")
     host = Host("case", groups=(Group("7", regions=(region,)),))

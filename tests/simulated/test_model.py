@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm_iova import AddrRange
@@ -82,7 +82,6 @@ def attempt(call) -> int:  # type: ignore[no-untyped-def]
         return -(exc.errno or 0)
 
 
-@settings(deadline=None)
 @given(ops=OPS, limit=st.integers(1, 8))
 def test_type1_agrees_with_the_page_model(ops: list[tuple[str, int, int]], limit: int) -> None:
     sim = SimulatedKernel([GROUP], dma_entry_limit=limit)
@@ -111,7 +110,6 @@ def test_type1_agrees_with_the_page_model(ops: list[tuple[str, int, int]], limit
         assert container.info().entries_left == limit - left
 
 
-@settings(deadline=None)
 @given(ops=OPS)
 def test_iommufd_agrees_with_the_page_model(ops: list[tuple[str, int, int]]) -> None:
     sim = SimulatedKernel([GROUP])
@@ -137,7 +135,6 @@ def test_iommufd_agrees_with_the_page_model(ops: list[tuple[str, int, int]]) -> 
             assert sim.mapped().size == len(model.pages) * PAGE
 
 
-@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 5), max_size=12), offset=st.integers(0, 7), seed=st.integers(0, 9)
 )
