@@ -1,30 +1,44 @@
 # One command each: what is missing is installed into .venv, nothing else is touched.
-#   make plan   set up, and plan a 1.5 TiB guest on a real AMD host (writes map.svg)
-#   make test   set up, and run the tests
-#   make lint   style and types
-#   make lab    boot real kernels with real IOMMU drivers and run the tests inside (lab/README.md)
-#   make bench  timings
-#   make long   the allocator under sanitizers, without AVX2, and a million steps (minutes)
-#   make docs   write the output in docs/ anew
+#   make plan     set up, and plan a 1.5 TiB guest on a real AMD host (writes map.svg)
+#   make check    set up, and run the tests that take seconds
+#   make test     set up, and run all tests
+#   make lint     style and types
+#   make package  build what is handed out, and try it in empty environments
+#   make lab      boot real kernels with real IOMMU drivers and run the tests inside (lab/README.md)
+#   make bench    timings
+#   make long     the allocator under sanitizers, without AVX2, and a million steps (minutes)
+#   make docs     write everything in docs/ and README.md anew that is printed or drawn
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: plan test lint lab bench long docs clean
+.PHONY: plan check test lint package lab bench long docs clean
 
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py $(wildcard vmm_iova/*.pyx vmm_iova/*.pxd vmm_iova/kernel/*.pyx vmm_iova/allocator/tree/*.h)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# As many at once as there are CPUs.
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+SOURCES := pyproject.toml setup.py $(shell find vmm_iova -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
+
+# Without the caches of bytecode each process compiles Python, pytest and us anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 plan: $(VENV)/.installed
 	$(BIN)/vmm-iova plan --host amd-epyc-1tb --machine q35 --ram 1.5TiB -o map.svg
 
+check: $(VENV)/.tested
+	$(PYTEST) -m "not slow" --hypothesis-profile=check
+
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+package: $(VENV)/.packaged
+	$(BIN)/python -m pytest tools/test_package.py
 
 lab: $(VENV)/.tested
 	$(BIN)/python -m pytest lab/checks
@@ -40,13 +54,19 @@ docs: $(VENV)/.tested
 	VMM_IOVA_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/repo/test_docs.py
 
 clean:
-	rm -rf $(VENV) build map.svg vmm_iova/*.so vmm_iova/*/*.so
+	rm -rf $(VENV) build map.svg
+	find vmm_iova -name '*.so' -delete
 
 $(VENV)/.installed: $(SOURCES) tools/make-venv
 	PYTHON="$(PYTHON)" tools/make-venv "$(VENV)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(PIP) -e .
 	touch $@
 
+# The package is there already, so this adds what its extras ask for, and compiles nothing.
 $(VENV)/.tested: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	$(PIP) 'vmm-iova[test,lint]'
+	touch $@
+
+$(VENV)/.packaged: $(VENV)/.installed
+	$(PIP) 'vmm-iova[package]'
 	touch $@
