@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 
 import pytest
 
-import tests.kit.examples  # noqa: F401  (loads the profiles before any test is read)
 from vmm_iova.allocator import IovaAllocator, allocator_class
 from vmm_iova.errors import EngineError
+
+pytest.register_assert_rewrite("tests.kit")
+import_module("tests.kit.examples")  # loads Hypothesis's profile, before any test is read
 
 
 def _engines() -> list[str]:

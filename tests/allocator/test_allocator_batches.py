@@ -387,6 +387,7 @@ def run(Core allocator):
 """
 
 
+@pytest.mark.slow
 def test_functions_to_cimport_work_without_the_gil(fast, tmp_path):
     (tmp_path / "user.pyx").write_text(CIMPORT, "utf-8")
     root = Path(vmm_iova.__file__).parents[1]

@@ -18,4 +18,5 @@ settings.load_profile(FULL)
 def examples(count: int) -> settings:
     """Ask for more examples than Hypothesis would try, or fewer; `make check` caps them."""
     cap = settings.get_profile(CHECK).max_examples
-    return settings(max_examples=min(count, cap) if settings.default.max_examples == cap else count)
+    checking = settings().max_examples == cap  # what is not named comes from the profile in use
+    return settings(max_examples=min(count, cap) if checking else count)

@@ -15,10 +15,11 @@ from functools import lru_cache
 from itertools import combinations, pairwise, product
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import vmm_iova as vi
+from tests.kit.examples import examples
 from vmm_iova.host.facts import Group, RegionKind, ReservedRegion, Source
 from vmm_iova.host.host import Host
 from vmm_iova.machines.model import Machine, Pci64Window, RamWindow
@@ -37,8 +38,19 @@ def _usable(name: str) -> vi.Usable:
     return vi.load_host(f"{name}#1" if name in SEVERAL else name).usable(aperture=42)
 
 
-@pytest.mark.parametrize("host", vi.bundled_hosts())
-@pytest.mark.parametrize("name", vi.machine_names())
+def _everywhere() -> list[object]:
+    """Each machine on each host; one host for each machine is enough for a first look."""
+    hosts = vi.bundled_hosts()
+    return [
+        pytest.param(
+            name, host, marks=() if host == hosts[2 * n % len(hosts)] else pytest.mark.slow
+        )
+        for n, name in enumerate(vi.machine_names())
+        for host in hosts
+    ]
+
+
+@pytest.mark.parametrize(("name", "host"), _everywhere())
 def test_every_plan_of_every_machine_on_every_host_is_sound(name: str, host: str) -> None:
     machine, usable = vi.load_machine(name), _usable(host)
     made, explained = 0, list[bool]()
@@ -210,7 +222,7 @@ def _has_room(free: set[int], bars: list[int], top: int) -> bool:
     return False
 
 
-@settings(max_examples=500)
+@examples(500)
 @example(frozenset({5, 6, 7, 12, 14, 15, 16, 17}), [(1, 1)], [1, 4], "lowest", _SMALL)
 @example(frozenset({8, 11, 16, 17}), [(6, 1)], [1, 2, 4], "fewest", _PLACED)
 @given(
@@ -280,7 +292,7 @@ _MOVABLE = Machine(
 )
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(
     holes=st.frozensets(st.integers(0, _PAGES - 1), max_size=8),
     size=st.integers(1, 14),
@@ -312,7 +324,7 @@ def _pages(span: AddrRange, page: int) -> range:
     return range(span.start // page, (span.last + 1) // page)
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(
     holes=st.frozensets(st.integers(0, _PAGES - 1), max_size=8),
     pages=st.integers(1, 12),
@@ -337,7 +349,7 @@ def _runs(pages: tuple[int, ...]) -> int:
     return sum(1 for n, page in enumerate(pages) if n == 0 or pages[n - 1] != page - 1)
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(holes=st.frozensets(st.integers(0, _PAGES - 1), max_size=7), pages=st.integers(1, 9))
 def test_fewest_has_no_more_pieces_than_the_best_of_all_choices(
     holes: frozenset[int], pages: int
@@ -353,7 +365,7 @@ def test_fewest_has_no_more_pieces_than_the_best_of_all_choices(
     assert len(layout.ram) == min(map(_runs, choices))
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(
     holes=st.frozensets(st.integers(0, 13), max_size=5),
     size=st.integers(1, 7),
@@ -383,7 +395,7 @@ _REGION = st.tuples(
 )
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(
     name=st.sampled_from([n for n in vi.machine_names() if vi.load_machine(n).identity]),
     regions=st.lists(_REGION, max_size=4),

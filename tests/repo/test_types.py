@@ -60,6 +60,7 @@ vi.missing  # refused: attr-defined
 """
 
 
+@pytest.mark.slow
 def test_type_checker_refuses_swapped_addresses_words_outside_the_set_and_wrong_facts(
     tmp_path: Path,
 ) -> None:
