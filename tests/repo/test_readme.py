@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import subprocess
 import sys
@@ -12,37 +10,27 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.kit.data import ROOT
+from tests.kit.docs import CONSOLE, commands_of, shell
+
 README = (ROOT / "README.md").read_text("utf-8")
 COMMANDS = [
-    line.removeprefix("$ ")
-    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("$ ") and "vmm-iova" in line
+    command.replace(".venv/bin/vmm-iova", "vmm-iova")
+    for block in CONSOLE.findall(README)
+    for command in commands_of(block)
+    if "vmm-iova" in command
 ]
 # 3: the example asks for a range that may not be mapped.
 STATUS = {"check": 3}
 
 
-def _run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    program = f'"{sys.executable}" -m vmm_iova'
-    return subprocess.run(
-        command.replace(".venv/bin/vmm-iova", program),
-        shell=True,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "--host" in c and "host.json" not in c])
 def test_command_of_the_readme_does_what_it_says(command: str, tmp_path: Path) -> None:
-    done = _run(command, tmp_path)
+    done = shell(tmp_path)(command)
     verb = command.partition("vmm-iova ")[2].split()[0]
     assert done.returncode == STATUS.get(verb, 0), done.stderr
     assert done.stdout
-    assert "Traceback" not in done.stderr
 
 
 def test_readme_shows_at_least_five_commands() -> None:
@@ -50,9 +38,10 @@ def test_readme_shows_at_least_five_commands() -> None:
 
 
 def test_own_host_is_shown_captured_and_planned_as_the_readme_says(tmp_path: Path) -> None:
-    shown = _run(".venv/bin/vmm-iova show", tmp_path)
+    run = shell(tmp_path)
+    shown = run("vmm-iova show")
     assert shown.returncode in (0, 1), shown.stderr
-    captured = _run(".venv/bin/vmm-iova capture -o host.json", tmp_path)
+    captured = run("vmm-iova capture -o host.json")
     if captured.returncode == 6:  # a machine without an IOMMU, as the README says
         assert "no IOMMU groups" in captured.stderr
         return
@@ -90,16 +79,3 @@ def test_mapping_of_the_readme_runs_on_the_kernel_in_memory() -> None:
         [sys.executable, "-c", before + program], capture_output=True, text=True, cwd=ROOT
     )
     assert (done.returncode, done.stdout) == (0, f"{4 << 30}\n"), done.stderr
-
-
-def test_speed_of_the_readme_is_that_of_the_stored_run_it_names() -> None:
-    section = README.partition("## Speed of the allocator\n")[2].partition("\n## ")[0]
-    named = re.search(r"bench/results/[\w.-]+\.json", section)
-    assert named
-    stored = json.loads((ROOT / named[0]).read_text("utf-8"))
-    assert all(text in section for text in (stored["versions"]["model name"], "2026-11-24"))
-    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
-    assert len(rows) > 8
-    for name, *cells in rows[1:]:
-        for shown, figure in zip(cells, stored["table"][name], strict=True):
-            assert shown == (f"{figure:.2f}" if figure < 10 else f"{figure:.0f}"), name
