@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 from vmm_iova.errors import DmaError, MappingError, PrecheckError, RequestError, UndoError
 from vmm_iova.kernel.space import caller, make_sure_unmapped
 from vmm_iova.mapping.precheck import precheck
-from vmm_iova.ranges import ADDRESS_LAST
+from vmm_iova.ranges import ADDRESS_LAST, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Left = list[tuple[AddrRange, object, BaseException]]
 
 
-CHUNK_BYTES = 256 << 20
+CHUNK_BYTES = 256 * MIB
 """Bytes that are mapped in one entry to C; a larger piece is one chunk."""
 
 CHUNK_PIECES = 512
