@@ -248,7 +248,7 @@ class SimulatedKernel:
             flags |= uapi.GROUP_CONTAINER_SET if item.container else 0
             struct.pack_into("=I", arg, 4, flags)
             return 0
-        if request == uapi.GROUP_SET_CONTAINER and isinstance(arg, bytes):
+        if request == uapi.GROUP_SET_CONTAINER and isinstance(arg, bytes | bytearray):
             return self._set_container(item, struct.unpack("=i", arg)[0])
         if request == uapi.GROUP_UNSET_CONTAINER:
             if item.container is None:
@@ -259,7 +259,7 @@ class SimulatedKernel:
                 item.container.leave(item.group)
             item.container = None
             return 0
-        if request == uapi.GROUP_GET_DEVICE_FD and isinstance(arg, bytes):
+        if request == uapi.GROUP_GET_DEVICE_FD and isinstance(arg, bytes | bytearray):
             bdf = arg.rstrip(b"\0").decode("ascii")
             if bdf not in item.group.devices:
                 raise refuse(errno.ENODEV)
