@@ -141,7 +141,9 @@ class World:
     def call(self, fd: int, request: int, arg: int | bytes | bytearray = 0) -> Answer:
         """Make a call; a refused one wrote nothing that counts, unless it says EMSGSIZE."""
         try:
-            value = self.kernel.ioctl(fd, request, arg)
+            value = self.kernel.ioctl(
+                fd, request, bytearray(arg) if isinstance(arg, bytes) else arg
+            )
         except OSError as error:
             data = bytes(arg) if error.errno == 90 and isinstance(arg, bytearray) else b""
             return Answer(error.errno or 0, 0, data)
@@ -171,7 +173,9 @@ class Type1World(World):
         super().__init__(kernel)
         self.container = self.open("/dev/vfio/vfio")
         self.groups = [self.open(f"/dev/vfio/{number}") for number in groups]
-        kernel.ioctl(self.groups[0], uapi.GROUP_SET_CONTAINER, struct.pack("=i", self.container))
+        kernel.ioctl(
+            self.groups[0], uapi.GROUP_SET_CONTAINER, bytearray(struct.pack("=i", self.container))
+        )
         kernel.ioctl(self.container, uapi.SET_IOMMU, version)
 
     def op_map(self, iova: int, hva: int, size: int, flags: int, argsz: int) -> Answer:

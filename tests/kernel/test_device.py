@@ -304,13 +304,13 @@ class TestSysroot:
         assert kernel.list_dir("/dev") == ["node"]
         assert kernel.read_text("/dev/node") == "x"
 
-    def test_ioctl_with_immutable_bytes_gives_the_kernels_value(self) -> None:
+    def test_ioctl_with_a_buffer_gives_the_kernels_value(self) -> None:
         """GROUP_GET_DEVICE_FD takes a name and returns a descriptor; fcntl would give the name."""
         kernel = LinuxKernel()
         reader, writer = os.pipe()
         os.write(writer, b"abc")
 
-        answer = kernel.ioctl(reader, termios.FIONREAD, bytes(4))
+        answer = kernel.ioctl(reader, termios.FIONREAD, bytearray(4))
 
         assert answer == 0
         os.close(reader)

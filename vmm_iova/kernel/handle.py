@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 from vmm_iova import remedies as say
 from vmm_iova.errors import ClosedError, DmaError
 from vmm_iova.kernel.space import caller
+from vmm_iova.kernel.syscalls import hold
 
 if TYPE_CHECKING:
     from vmm_iova.kernel.syscalls import Kernel, LockBudget
@@ -23,7 +24,7 @@ class Handle:
         kernel: where the calls go.
         path: node to open.
         what: its name in messages.
-        hint: what to do when the node cannot be opened.
+        hint: what to do when the node cannot be opened, or None.
 
     Raises:
         DmaError: the node cannot be opened.
@@ -31,13 +32,13 @@ class Handle:
     Synchronization: external.
     """
 
-    def __init__(self, kernel: Kernel, path: str, what: str, hint: str) -> None:
-        self._fd = -1
+    def __init__(self, kernel: Kernel, path: str, what: str, hint: str | None) -> None:
+        self._fds: list[int] = []  # one, or none: closed
         self._kernel = kernel
         self._what = what
         self._place = "{}:{}".format(*caller())
         try:
-            self._fd = kernel.open(path)
+            hold(self._fds, kernel.open, path)
         except OSError as exc:
             raise DmaError(
                 f"{path} cannot be opened: {exc.strerror}",
@@ -45,6 +46,10 @@ class Handle:
                 ioctl="open",
                 hint=hint,
             ) from exc
+
+    def __del__(self) -> None:
+        if getattr(self, "_fds", None):
+            self.close()
 
     def __enter__(self) -> Self:
         return self
@@ -59,9 +64,14 @@ class Handle:
         Raises:
             ClosedError: it is closed.
         """
-        if self._fd < 0:
-            raise ClosedError(f"the {self._what} opened at {self._place} is closed")
-        return self._fd
+        for fd in self._fds:
+            return fd
+        raise ClosedError(f"the {self._what} opened at {self._place} is closed")
+
+    @property
+    def kernel(self) -> Kernel:
+        """Where the calls go."""
+        return self._kernel
 
     def lock_budget(self) -> LockBudget:
         """Return how much memory this process may lock."""
@@ -70,15 +80,17 @@ class Handle:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._fd < 0
+        return not self._fds
 
     def close(self) -> None:
         """Close the descriptor. Idempotent."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
+        if self._fds:
+            # No signal is looked for from here to the call, nor in it: it is known, or closed.
+            fd = self._fds[0]
+            del self._fds[0]
             self._kernel.close(fd)
 
-    def ioctl(self, request: int, arg: int | bytes | bytearray) -> int:
+    def ioctl(self, request: int, arg: int | bytearray) -> int:
         """Make an ioctl on this file; a refusal is a plain OSError."""
         return self._kernel.ioctl(self.fd, request, arg)
 
@@ -90,7 +102,7 @@ class Handle:
         self,
         name: str,
         request: int,
-        arg: int | bytes | bytearray = 0,
+        arg: int | bytearray = 0,
         *,
         message: str | None = None,
         hints: dict[int, str] | None = None,

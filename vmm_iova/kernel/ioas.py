@@ -11,19 +11,23 @@ import errno
 import struct
 from typing import TYPE_CHECKING, Self
 
-from vmm_iova.errors import CapabilityError, DmaError
+from vmm_iova.errors import CapabilityError, ClosedError, DmaError, UnknownNameError
 from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel import uapi_iommufd as abi
 from vmm_iova.kernel.batch import IOAS_MAP as _MAP
 from vmm_iova.kernel.batch import pack_ioas
+from vmm_iova.kernel.dirty import DirtyTables
 from vmm_iova.kernel.handle import IOMMUFD_MAP_HINTS, map_refusal
 from vmm_iova.kernel.space import (
+    Doubtful,
     LiveMappings,
     SpaceFacts,
     caller,
-    verify_unmapped,
+    empty,
+    undo_doubtful,
+    unmap_exactly,
 )
-from vmm_iova.kernel.syscalls import LockBudget, UserBuffer
+from vmm_iova.kernel.syscalls import Kernel, LockBudget, UserBuffer
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, Hva, Iova, MappableRanges
 
 if TYPE_CHECKING:
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
 _MAP_NAME = "IOMMU_IOAS_MAP"
 _UNMAP = struct.Struct("=IIQQ")
+_ADDRESS = struct.Struct("=Q")
 
 
 class Ioas:
@@ -55,10 +60,11 @@ class Ioas:
         self.iommufd = iommufd
         self.live = LiveMappings()
         self.devices: dict[str, VfioCdev] = {}
-        self._dirty: dict[str, int] = {}  # page table that tracks writes, by device
+        self._dirty = DirtyTables(iommufd)
         self._owns = owns
         self._place = "{}:{}".format(*caller())
-        self.id = iommufd.alloc_ioas()
+        self._id = 0
+        self._id = iommufd.alloc_ioas()
 
     def __enter__(self) -> Self:
         return self
@@ -67,13 +73,34 @@ class Ioas:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "id", 0) and not self.iommufd.closed:
+        if getattr(self, "_id", 0) and not self.iommufd.closed:
             self.live.warn_if_any(f"the IOAS made at {self._place}", self)
             with contextlib.suppress(DmaError):
                 self.close()
 
     def __repr__(self) -> str:
-        return f"<Ioas {self.id}, {len(self.devices)} devices, {len(self.live)} mappings>"
+        return f"<Ioas {self._id}, {len(self.devices)} devices, {len(self.live)} mappings>"
+
+    @property
+    def id(self) -> int:
+        """Number of the object in its file.
+
+        Raises:
+            ClosedError: it is closed.
+        """
+        if not self._id:
+            raise ClosedError(f"the IOAS made at {self._place} is closed")
+        return self._id
+
+    @property
+    def kernel(self) -> Kernel:
+        """Where the calls go."""
+        return self.iommufd.kernel
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return not self._id
 
     def attach(self, name: str, device: VfioCdev, *, dirty: bool = False) -> SpaceFacts:
         """Attach a bound device; this object closes it. The ranges are read anew.
@@ -86,45 +113,52 @@ class Ioas:
         Raises:
             DmaError: as `VfioCdev.attach`; `EOPNOTSUPP` the IOMMU cannot track. Nothing changed.
         """
-        if not dirty:
-            device.attach(self.id)
-        else:
-            table = self.iommufd.alloc_hwpt(device.device_id, self.id, dirty=True)
-            try:
-                device.attach(table)
-            except BaseException:
-                self.iommufd.destroy(table)
-                raise
-            self._dirty[name] = table
-        self.devices[name] = device
-        return self.facts()
+        fresh = name not in self.devices
+        table = self.iommufd.alloc_hwpt(device.device_id, self.id, dirty=True) if dirty else None
+        try:
+            device.attach(self.id if table is None else table)
+            if table is not None:
+                self._dirty.by_device[name] = table
+            self.devices[name] = device
+            return self.facts()
+        except BaseException:
+            if fresh:
+                self.devices.pop(name, None)
+                self._dirty.by_device.pop(name, None)
+                with contextlib.suppress(DmaError):
+                    device.detach()
+            with contextlib.suppress(DmaError):
+                if table is not None:
+                    self.iommufd.destroy(table)
+            raise
 
     def detach(self, name: str) -> SpaceFacts:
-        """Detach and close a device; ranges may become wider."""
-        device = self.devices[name]
+        """Detach and close a device; ranges may become wider.
+
+        Raises:
+            UnknownNameError: it is not attached.
+            DmaError: the kernel refused.
+        """
+        device = self._device(name)
         device.detach()
+        # From here on an interrupt leaves a device without a name, and that closes itself.
         del self.devices[name]
         device.close()
-        table = self._dirty.pop(name, None)
+        table = self._dirty.by_device.pop(name, None)
         if table is not None:
             self.iommufd.destroy(table)
         return self.facts()
 
-    @property
-    def _tables(self) -> tuple[int, ...]:
-        return tuple(self._dirty.values())
-
-    def _check_tracking(self) -> None:
-        """Refuse where a device writes unseen: what it wrote would be lost in a migration."""
-        unseen = [name for name in self.devices if name not in self._dirty]
-        if unseen or not self._dirty:
-            what = f"{', '.join(unseen)} was attached without" if unseen else "no device has"
-            raise DmaError(
-                f"written pages cannot be tracked: {what} dirty tracking",
-                errno=errno.EINVAL if self._dirty else errno.EOPNOTSUPP,
-                ioctl="IOMMU_HWPT_SET_DIRTY_TRACKING",
-                hint="attach every device with dirty=True, where its IOMMU can track",
+    def _device(self, name: str) -> VfioCdev:
+        if name not in self.devices:
+            _ = self.id  # a closed address space says so
+            raise UnknownNameError(
+                f"device {name} is not attached",
+                kind="device",
+                name=name,
+                known=sorted(self.devices),
             )
+        return self.devices[name]
 
     @property
     def open_devices(self) -> tuple[str, ...]:
@@ -132,8 +166,13 @@ class Ioas:
         return tuple(self.devices)
 
     def device_fd(self, bdf: str) -> int:
-        """Return the descriptor of an attached device; KeyError if it is not."""
-        return self.devices[bdf].fd
+        """Return the descriptor of an attached device.
+
+        Raises:
+            UnknownNameError: it is not attached.
+            ClosedError: this address space is closed.
+        """
+        return self._device(bdf).fd
 
     def ranges(self) -> tuple[MappableRanges, int]:
         """Return where mappings may lie now, and the alignment in bytes.
@@ -231,8 +270,13 @@ class Ioas:
         Complexity: one ioctl a piece; the interpreter's lock is released for all of them together.
         """
         records = pack_ioas(pieces, self.id)
-        done, number = self.iommufd.call_many(abi.IOAS_MAP, records, _MAP.size)
-        self.live.add_many(pieces[:done], caller())
+        place = caller()
+        try:
+            done, number = self.iommufd.call_many(abi.IOAS_MAP, records, _MAP.size)
+            self.live.add_many(pieces[:done], place)
+        except BaseException:
+            undo_doubtful(self, pieces, place)
+            raise
         if not number:
             return done, None
         bad = pieces[done]
@@ -251,15 +295,25 @@ class Ioas:
     def _map(self, fixed: int, hva: Hva, size: int, iova: Iova, *, read: bool, write: bool) -> Iova:
         flags = fixed | (abi.MAP_READABLE if read else 0) | (abi.MAP_WRITEABLE if write else 0)
         arg = bytearray(_MAP.pack(40, flags, self.id, 0, hva, size, iova))
+        place = caller(3)
         try:
             self.iommufd.ioctl(abi.IOAS_MAP, arg)
+            placed: Iova = _MAP.unpack_from(arg)[6]
+            self.live.add(placed, size, hva, place, read=read, write=write)
         except OSError as exc:
             where = iova if fixed else None
             number = exc.errno or 0
             raise map_refusal(_MAP_NAME, IOMMUFD_MAP_HINTS, where, hva, size, number) from exc
-        placed: Iova = _MAP.unpack_from(arg)[6]
-        self._note(placed, size, hva, read=read, write=write)
+        except BaseException:
+            self._undo(fixed, _MAP.unpack_from(arg)[6], size, hva, place)
+            raise
         return placed
+
+    def _undo(self, fixed: int, placed: Iova, size: int, hva: Hva, place: tuple[str, int]) -> None:
+        """Take back what an interrupted call may have mapped."""
+        # Where the kernel was to choose and has not, there still is the 0 that it never chooses.
+        if fixed or placed:
+            undo_doubtful(self, [Doubtful(placed, hva, size, True, True)], place)
 
     def map_file(
         self, fd: int, offset: int, size: int, iova: Iova | None = None, *, write: bool = True
@@ -292,17 +346,9 @@ class Ioas:
             length=size,
             iova=iova or 0,
         )
-        self.iommufd.call(
-            "IOMMU_IOAS_MAP_FILE",
-            abi.IOAS_MAP_FILE,
-            arg,
-            hints=IOMMUFD_MAP_HINTS,
-            iova=iova,
-            length=size,
+        return self._noted(
+            "IOMMU_IOAS_MAP_FILE", abi.IOAS_MAP_FILE, arg, iova, size, Hva(offset), write
         )
-        placed = Iova(record.read(arg)["iova"])
-        self._note(placed, size, Hva(offset), read=True, write=write)
-        return placed
 
     def copy_from(
         self, source: Ioas, source_iova: Iova, size: int, iova: Iova | None = None
@@ -327,13 +373,31 @@ class Ioas:
             dst_iova=iova or 0,
             src_iova=source_iova,
         )
-        self.iommufd.call("IOMMU_IOAS_COPY", abi.IOAS_COPY, arg, iova=iova, length=size)
-        placed = Iova(record.read(arg)["dst_iova"])
-        self._note(placed, size, Hva(0), read=True, write=True)
-        return placed
+        return self._noted("IOMMU_IOAS_COPY", abi.IOAS_COPY, arg, iova, size, Hva(0), True)
 
-    def _note(self, iova: Iova, size: int, hva: Hva, *, read: bool, write: bool) -> None:
-        self.live.add(iova, size, hva, caller(3), read=read, write=write)
+    def _noted(
+        self,
+        name: str,
+        request: int,
+        arg: bytearray,
+        iova: Iova | None,
+        size: int,
+        hva: Hva,
+        write: bool,
+    ) -> Iova:
+        """Make a call that maps and answers where, and note it."""
+        at = abi.COMMANDS[request].offsets["dst_iova" if request == abi.IOAS_COPY else "iova"][0]
+        place = caller(3)
+        try:
+            self.iommufd.call(name, request, arg, hints=IOMMUFD_MAP_HINTS, iova=iova, length=size)
+            placed: Iova = _ADDRESS.unpack_from(arg, at)[0]
+            self.live.add(placed, size, hva, place, read=True, write=write)
+        except DmaError:
+            raise
+        except BaseException:
+            self._undo(iova is not None, _ADDRESS.unpack_from(arg, at)[0], size, hva, place)
+            raise
+        return placed
 
     def unmap(self, iova: Iova, size: int) -> int:
         """Unmap exactly one mapping and verify what the kernel removed.
@@ -346,10 +410,7 @@ class Ioas:
             DmaError: `ENOENT`, `EBUSY`.
             PartialUnmapError: it removed another number of bytes.
         """
-        self.live.get(iova, size)
-        unmapped = self.unmap_range(iova, size)
-        self.live.remove(iova)
-        return verify_unmapped("IOMMU_IOAS_UNMAP", iova, size, unmapped)
+        return unmap_exactly(self, "IOMMU_IOAS_UNMAP", iova, size)
 
     def unmap_range(self, iova: Iova, size: int) -> int:
         """Make the bare ioctl, without the book of live mappings; return the bytes it removed.
@@ -370,9 +431,7 @@ class Ioas:
 
     def unmap_all(self) -> int:
         """Unmap everything, also what this object does not know of; return the bytes."""
-        total = self.unmap_range(Iova(0), ADDRESS_LAST)
-        self.live.clear()
-        return total
+        return empty(self, lambda: self.unmap_range(Iova(0), ADDRESS_LAST))
 
     def start_dirty(self) -> None:
         """Begin to track written pages, on the tables of devices attached with `dirty=True`.
@@ -381,21 +440,12 @@ class Ioas:
             DmaError: `EINVAL` a device is attached without, `EOPNOTSUPP` none is attached with it,
                 or the kernel refused; nothing tracks.
         """
-        self._check_tracking()
-        begun: list[int] = []
-        try:
-            for table in self._tables:
-                self.iommufd.set_dirty(table, enable=True)
-                begun.append(table)
-        except DmaError:
-            for table in reversed(begun):
-                self.iommufd.set_dirty(table, enable=False)
-            raise
+        self._dirty.check(self.devices)
+        self._dirty.start()
 
     def stop_dirty(self) -> None:
         """End tracking."""
-        for table in self._tables:
-            self.iommufd.set_dirty(table, enable=False)
+        self._dirty.stop()
 
     def read_dirty(self, iova: Iova, size: int) -> bytes:
         """Return the bitmap of pages that any device wrote since the last reading.
@@ -410,15 +460,8 @@ class Ioas:
         Raises:
             DmaError: `EINVAL` tracking is off, or a device writes unseen.
         """
-        self._check_tracking()
-        granule = self.facts().granule
-        merged = 0
-        length = 0
-        for table in self._tables:
-            bitmap = self.iommufd.read_dirty(table, iova, size, granule)
-            merged |= uapi.read_bits(bitmap)
-            length = len(bitmap)
-        return uapi.write_bits(merged, length)
+        self._dirty.check(self.devices)
+        return self._dirty.read(iova, size, self.facts().granule)
 
     def lock_budget(self) -> LockBudget:
         """Return how much memory this process may lock; iommufd counts by user, unlike type1."""
@@ -426,22 +469,23 @@ class Ioas:
 
     def close(self) -> None:
         """Close devices, then mappings, the IOAS and, if it is owned, the file. Idempotent."""
-        if not self.id:
+        if self.closed:
             return
+        # Devices first: closing one stops its DMA, so that no unmapped memory is written to.
+        for name in list(self.devices):
+            self.devices.pop(name).close()
         try:
-            # Devices first: closing one stops its DMA, so that no unmapped memory is written to.
-            for name in list(self.devices):
-                self.devices.pop(name).close()
-            # With the file go all its objects, so that a refusal before is no news then.
-            with contextlib.suppress(*((DmaError,) if self._owns else ())):
-                if not self.iommufd.closed:
-                    for table in self._tables:
-                        self.iommufd.destroy(table)
-                    self.unmap_all()
-                    self.iommufd.destroy(self.id)
-        finally:
-            self.id = 0
-            self._dirty.clear()
-            self.live.clear()
-            if self._owns:
-                self.iommufd.close()
+            # With the file go all its objects.
+            if not self._owns and not self.iommufd.closed:
+                for table in self._dirty.by_device.values():
+                    self.iommufd.destroy(table)
+                self.unmap_all()
+                self.iommufd.destroy(self.id)
+        except DmaError:
+            self._id = 0
+            raise
+        if self._owns:
+            self.iommufd.close()
+        self._dirty.by_device.clear()
+        self.live.clear()
+        self._id = 0

@@ -38,10 +38,6 @@ class Iommufd(Handle):
     def __init__(self, kernel: Kernel = LINUX, *, path: str = "/dev/iommu") -> None:
         super().__init__(kernel, path, "iommufd", say.LOAD_IOMMUFD)
 
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            self.close()
-
     def alloc_ioas(self) -> int:
         """Make an address space; return its id."""
         arg = abi.IOAS_ALLOC_ARG.pack(size=abi.IOAS_ALLOC_ARG.size)

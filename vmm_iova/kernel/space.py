@@ -8,20 +8,21 @@ are verified, and a mapping that was forgotten is reported with the place that m
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 import warnings
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self
 
 from vmm_iova.errors import DmaError, NotAllocatedError, PartialUnmapError
 from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange, Hva, Iova, MappableRanges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from vmm_iova.kernel.syscalls import LockBudget
+    from vmm_iova.kernel.syscalls import Kernel, LockBudget
 
 
 SpaceKind = Literal["type1", "iommufd"]
@@ -101,6 +102,16 @@ class Mappable(Protocol):
         """Whether the device may write."""
 
 
+class Doubtful(NamedTuple):
+    """One mapping of which an interrupt makes it doubtful whether it is there."""
+
+    iova: Iova
+    hva: Hva
+    size: int
+    read: bool
+    write: bool
+
+
 class AddressSpace(Protocol):
     """An I/O address space: where devices see memory of this process.
 
@@ -133,8 +144,15 @@ class AddressSpace(Protocol):
     def lock_budget(self) -> LockBudget:
         """Return how much memory this process may lock."""
 
+    @property
+    def kernel(self) -> Kernel:
+        """Where the calls go."""
+
     def device_fd(self, bdf: str) -> int:
-        """Return the descriptor of an attached device; KeyError if it is not."""
+        """Return the descriptor of an attached device.
+
+        Raises UnknownNameError if it is not attached, ClosedError when the space is closed.
+        """
 
     def __enter__(self) -> Self:
         """Return this; leaving closes."""
@@ -176,14 +194,16 @@ class LiveMappings:
         self._order: list[int] | None = []
 
     def _book(self) -> dict[int, _Entry]:
+        # In every change the order goes first: whatever an interrupt leaves out, what is there can
+        # be sorted again.
         if self._unread:
+            self._order = None
             for pieces, place in self._unread:
                 self._by_start.update(
                     (item.iova, (item.size, item.hva, item.read, item.write, place))
                     for item in pieces
                 )
             self._unread.clear()
-            self._order = None
         return self._by_start
 
     def __len__(self) -> int:
@@ -205,8 +225,8 @@ class LiveMappings:
         self, iova: Iova, size: int, hva: Hva, place: tuple[str, int], *, read: bool, write: bool
     ) -> None:
         """Note a mapping that the kernel has taken."""
-        self._by_start[iova] = (size, hva, read, write, place)
         self._order = None
+        self._by_start[iova] = (size, hva, read, write, place)
 
     def add_many(self, pieces: Sequence[Mappable], place: tuple[str, int]) -> None:
         """Note mappings that the kernel has taken; the sequence must not change any more."""
@@ -215,8 +235,9 @@ class LiveMappings:
 
     def remove(self, start: int) -> None:
         """Forget the mapping that begins at `start`."""
-        del self._book()[start]
+        book = self._book()
         self._order = None
+        del book[start]
 
     def discard(self, start: int) -> None:
         """Forget the mapping that begins at `start`, if there is one."""
@@ -253,9 +274,10 @@ class LiveMappings:
 
     def clear(self) -> int:
         """Forget everything; return how many bytes that was."""
-        total = sum(item[0] for item in self._book().values())
-        self._by_start.clear()
-        self._order = []
+        book = self._book()
+        total = sum(item[0] for item in book.values())
+        self._order = None
+        book.clear()
         return total
 
     def get(self, start: int, size: int) -> LiveMapping:
@@ -276,18 +298,35 @@ class LiveMappings:
         )
 
     def at(self, start: int) -> LiveMapping:
-        """Return the mapping that begins at `start`; KeyError if none does."""
-        size, hva, read, write, place = self._book()[start]
+        """Return the mapping that begins at `start`; raise NotAllocatedError if none does."""
+        entry = self._book().get(start)
+        if entry is None:
+            raise NotAllocatedError(f"no mapping begins at {start:#x}", address=start)
+        size, hva, read, write, place = entry
         window = AddrRange(start, start + size - 1)
         return LiveMapping(window, hva, read, write, f"{place[0]}:{place[1]}")
 
     def overlapping(self, window: AddrRange) -> list[LiveMapping]:
         """Return the mappings that share an address with `window`, ascending."""
+        return [self.at(start) for start in self._within(window)]
+
+    def _within(self, window: AddrRange) -> list[int]:
         order = self._sorted()
         first = bisect_right(order, window.start) - 1
         if first < 0 or order[first] + self._by_start[order[first]][0] <= window.start:
             first += 1
-        return [self.at(start) for start in order[first : bisect_right(order, window.last)]]
+        return order[first : bisect_right(order, window.last)]
+
+    def none_but(self, place: tuple[str, int], iova: int, size: int) -> bool:
+        """Tell whether all that is noted of a range, if anything is, was noted with this `place`.
+
+        Then an interrupted call with that place can only have mapped it, or not: had something else
+        been there, the kernel would have refused.
+        """
+        if size < 1 or iova + size - 1 > ADDRESS_LAST:
+            return False  # the kernel maps no such thing
+        window = AddrRange(iova, iova + size - 1)
+        return all(self._by_start[start][4] is place for start in self._within(window))
 
     def warn_if_any(self, what: str, source: object) -> None:
         """Warn of mappings that nobody took back, with the place that made the first."""
@@ -300,6 +339,17 @@ class LiveMappings:
                 stacklevel=2,
                 source=source,
             )
+
+
+def undo_doubtful(space: AddressSpace, pieces: Sequence[Mappable], place: tuple[str, int]) -> None:
+    """Unmap in reverse what an interrupted map call with this place has mapped, noted or not.
+
+    What the kernel refuses stays, noted or not: an interrupt is on its way, and has the word.
+    """
+    ours = [item for item in pieces if space.live.none_but(place, item.iova, item.size)]
+    for item in reversed(ours):
+        with contextlib.suppress(DmaError):
+            make_sure_unmapped(space, item.iova, item.size)
 
 
 def make_sure_unmapped(space: AddressSpace, iova: Iova, size: int) -> None:
@@ -316,20 +366,53 @@ def make_sure_unmapped(space: AddressSpace, iova: Iova, size: int) -> None:
     space.live.discard(iova)
 
 
-def verify_unmapped(ioctl: str, iova: Iova, asked: int, unmapped: int) -> int:
-    """Return `unmapped` if it is what was asked for.
+def unmap_exactly(space: AddressSpace, ioctl: str, iova: Iova, size: int) -> int:
+    """Unmap one whole mapping; return its bytes.
 
     Raises:
-        PartialUnmapError: it is not; the address space is not as this process believes.
+        NotAllocatedError: `size` bytes at `iova` are not one mapping; nothing was done.
+        DmaError: the kernel refused.
+        PartialUnmapError: it removed another number of bytes; the address space is not as this
+            process believes.
     """
-    if unmapped != asked:
+    space.live.get(iova, size)
+    try:
+        unmapped = space.unmap_range(iova, size)
+        space.live.remove(iova)
+    except DmaError:
+        raise
+    except BaseException:
+        # An interrupt: whether before the call or after it, it is brought to its end.
+        with contextlib.suppress(DmaError):
+            make_sure_unmapped(space, iova, size)
+        raise
+    if unmapped != size:
         raise PartialUnmapError(
-            f"{ioctl} at {iova:#x} removed {unmapped:#x} bytes instead of {asked:#x}",
+            f"{ioctl} at {iova:#x} removed {unmapped:#x} bytes instead of {size:#x}",
             errno=0,
             ioctl=ioctl,
             iova=iova,
-            length=asked,
+            length=size,
             unmapped=unmapped,
             hint="something else maps in this address space; unmap_all makes it empty",
         )
     return unmapped
+
+
+def empty(space: AddressSpace, unmap_everything: Callable[[], int]) -> int:
+    """Unmap everything, and forget it; return the bytes.
+
+    Raises:
+        DmaError: the kernel refused; nothing is forgotten.
+    """
+    try:
+        total = unmap_everything()
+        space.live.clear()
+    except DmaError:
+        raise
+    except BaseException:
+        with contextlib.suppress(DmaError):
+            unmap_everything()
+            space.live.clear()
+        raise
+    return total

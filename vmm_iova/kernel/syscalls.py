@@ -13,8 +13,13 @@ import fcntl
 import os
 import resource
 from dataclasses import dataclass
+from functools import partial
+from itertools import starmap
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 try:
     from vmm_iova.kernel import _ioctl
@@ -43,13 +48,13 @@ class LockBudget:
 class Kernel(Protocol):
     """What this wing asks of a kernel. Every method raises OSError with the kernel's errno."""
 
-    def open(self, path: str) -> int:
+    def open(self, path: str, /) -> int:
         """Open a device node for reading and writing; return the descriptor."""
 
-    def close(self, fd: int) -> None:
+    def close(self, fd: int, /) -> None:
         """Close a descriptor."""
 
-    def ioctl(self, fd: int, request: int, arg: int | bytes | bytearray = 0) -> int:
+    def ioctl(self, fd: int, request: int, arg: int | bytearray = 0, /) -> int:
         """Make an ioctl; a bytearray is read and written in place, an int goes by value."""
 
     def ioctl_many(self, fd: int, request: int, records: bytearray, stride: int) -> tuple[int, int]:
@@ -72,6 +77,19 @@ class Kernel(Protocol):
 
     def lock_budget(self) -> LockBudget:
         """Return how much memory this process may lock."""
+
+
+_T = TypeVar("_T")
+
+
+def hold(box: list[_T], call: Callable[..., _T], *args: object) -> None:
+    """Append to a list what a call returns.
+
+    Python looks for signals when a call has returned, so Ctrl-C can come before an assignment
+    stores what was returned: an open file, an address, memory that nobody knows of. Here C appends
+    it, and nothing can come between as long as `call` is written in C, too.
+    """
+    box.extend(starmap(call, [args]))
 
 
 def ioctl_one_by_one(
@@ -97,26 +115,21 @@ class LinuxKernel:
     Synchronization: none required (immutable).
     """
 
+    # These three are C all the way: with a frame of Python around them, Ctrl-C could come when a
+    # file is open and nobody knows of it, or closed and still known.
+    close = staticmethod(os.close)
+    ioctl: ClassVar[Callable[..., int]] = staticmethod(fcntl.ioctl)
+
     def __init__(self, sysroot: str | Path = "/") -> None:
         self._root = Path(sysroot)
+        # What is opened is not inherited by children.
+        plain = partial(os.open, flags=os.O_RDWR | os.O_CLOEXEC)
+        self.open: Callable[[str], int] = (
+            plain if self._root == Path("/") else lambda path: plain(self._path(path))
+        )
 
     def _path(self, path: str) -> Path:
         return self._root / path.lstrip("/")
-
-    def open(self, path: str) -> int:
-        """Open a node for reading and writing; the descriptor is not inherited by children."""
-        return os.open(self._path(path), os.O_RDWR | os.O_CLOEXEC)
-
-    def close(self, fd: int) -> None:
-        """Close a descriptor."""
-        os.close(fd)
-
-    def ioctl(self, fd: int, request: int, arg: int | bytes | bytearray = 0) -> int:
-        """Make an ioctl; the lock of the interpreter is released meanwhile."""
-        # fcntl.ioctl returns the bytes, and not the kernel's value, unless the buffer is mutable.
-        buffer = bytearray(arg) if isinstance(arg, bytes) else arg
-        answer: int = fcntl.ioctl(fd, request, buffer)  # type: ignore[assignment,unused-ignore]
-        return answer
 
     def ioctl_many(self, fd: int, request: int, records: bytearray, stride: int) -> tuple[int, int]:
         """Make many ioctls in one entry to C, if the extension is there; see `Kernel`."""

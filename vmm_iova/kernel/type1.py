@@ -13,16 +13,20 @@ import struct
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
-from vmm_iova.errors import DmaError, EvidenceError
+from vmm_iova.errors import DmaError, EvidenceError, UnknownNameError
 from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel.batch import TYPE1_MAP as _MAP
 from vmm_iova.kernel.batch import pack_type1
+from vmm_iova.kernel.group import VfioGroup
 from vmm_iova.kernel.handle import ATTACH_HINTS, TYPE1_MAP_HINTS, Handle, map_refusal
 from vmm_iova.kernel.space import (
+    Doubtful,
     LiveMappings,
     SpaceFacts,
     caller,
-    verify_unmapped,
+    empty,
+    undo_doubtful,
+    unmap_exactly,
 )
 from vmm_iova.kernel.syscalls import LINUX, Kernel, UserBuffer
 from vmm_iova.ranges import AddrRange, Iova
@@ -61,7 +65,7 @@ class Type1Container(Handle):
     def __init__(
         self, kernel: Kernel = LINUX, *, path: str = "/dev/vfio/vfio", version: int = 2
     ) -> None:
-        self._groups: dict[int, int] = {}
+        self._groups: dict[int, VfioGroup] = {}
         self._devices: dict[str, int] = {}
         self._ready = False
         self.live = LiveMappings()
@@ -92,7 +96,7 @@ class Type1Container(Handle):
             raise
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
+        if getattr(self, "_fds", None):
             self.live.warn_if_any(f"the type1 container made at {self._place}", self)
             self.close()
 
@@ -134,47 +138,27 @@ class Type1Container(Handle):
 
         Source: vfio_group_ioctl_set_container, vfio_iommu_type1_attach_group (Linux 7.3).
         """
-        node = path or f"/dev/vfio/{number}"
         if number in self._groups:
             raise DmaError(f"group {number} is attached already", errno=errno.EBUSY, ioctl="open")
+        group = VfioGroup(self._kernel, number, path or f"/dev/vfio/{number}")
         try:
-            group = self._kernel.open(node)
-        except OSError as exc:
-            raise DmaError(
-                f"{node} cannot be opened: {exc.strerror}", errno=exc.errno or 0, ioctl="open"
-            ) from exc
-        step = "VFIO_GROUP_GET_STATUS"
-        try:
-            status = uapi.GROUP_STATUS.pack(argsz=uapi.GROUP_STATUS.size)
-            self._kernel.ioctl(group, uapi.GROUP_GET_STATUS, status)
-            if not uapi.GROUP_STATUS.read(status)["flags"] & uapi.GROUP_VIABLE:
-                raise DmaError(
-                    f"group {number} is not viable: another of its devices has a host driver",
-                    errno=errno.EINVAL,
-                    ioctl=step,
-                    hint=say.BIND_GROUP,
-                )
-            step = "VFIO_GROUP_SET_CONTAINER"
-            pointer = struct.pack("=i", self.fd)
-            self._kernel.ioctl(group, uapi.GROUP_SET_CONTAINER, pointer)
+            group.join(self.fd)
             if not self._ready:
-                step = "VFIO_SET_IOMMU"
-                self._kernel.ioctl(self.fd, uapi.SET_IOMMU, self._type)
+                self.call(
+                    "VFIO_SET_IOMMU",
+                    uapi.SET_IOMMU,
+                    self._type,
+                    message=f"group {number} cannot be attached",
+                    hints=ATTACH_HINTS,
+                )
                 self._ready = True
             self._groups[number] = group
             return self.facts()
-        except BaseException as exc:
+        except BaseException:
             # Closing the file also takes the group out of the container.
-            self._kernel.close(group)
             self._groups.pop(number, None)
             self._ready = bool(self._groups)
-            if isinstance(exc, OSError) and not isinstance(exc, DmaError):
-                raise DmaError(
-                    f"group {number} cannot be attached: {exc.strerror}",
-                    errno=exc.errno or 0,
-                    ioctl=step,
-                    hint=ATTACH_HINTS.get(exc.errno or 0),
-                ) from exc
+            group.close()
             raise
 
     def remove_group(self, number: int) -> SpaceFacts | None:
@@ -184,42 +168,52 @@ class Type1Container(Handle):
 
         Raises:
             DmaError: `EBUSY` a device of it is open.
+            UnknownNameError: it is not attached.
         """
-        group = self._groups[number]
+        group = self._group(number)
         try:
-            self._kernel.ioctl(group, uapi.GROUP_UNSET_CONTAINER)
-        except OSError as exc:
-            raise DmaError(
-                f"group {number} cannot be detached: {exc.strerror}",
-                errno=exc.errno or 0,
-                ioctl="VFIO_GROUP_UNSET_CONTAINER",
-                hint="close its devices first",
-            ) from exc
+            group.leave()
+            self._forget_group(number)
+        except DmaError:
+            raise
+        except BaseException:
+            # An interrupt: whether the kernel has let the group go, it alone knows.
+            if not group.joined:
+                self._forget_group(number)
+            raise
+        return self.facts() if self._groups else None
+
+    def _group(self, number: int) -> VfioGroup:
+        if number not in self._groups:
+            _ = self.fd  # a closed container says so
+            raise UnknownNameError(
+                f"group {number} is not attached",
+                kind="group",
+                name=str(number),
+                known=sorted(map(str, self._groups)),
+            )
+        return self._groups[number]
+
+    def _forget_group(self, number: int) -> None:
+        """Close a group; with the last go the backend and all mappings."""
+        if self._groups.keys() <= {number}:
+            self._ready = False
+            self.live.clear()
+        self._groups[number].close()
         del self._groups[number]
-        self._kernel.close(group)
-        if self._groups:
-            return self.facts()
-        self._ready = False
-        self.live.clear()
-        return None
 
     def open_device(self, bdf: str, group: int) -> int:
         """Return the descriptor of a device of an attached group; this container closes it.
 
+        One that is open already is given again.
+
         Raises:
             DmaError: `ENODEV` the group has no such device or it is not bound to VFIO; `EINVAL`.
+            UnknownNameError: the group is not attached.
         """
-        name = bdf.encode("ascii") + b"\0"
-        try:
-            fd = self._kernel.ioctl(self._groups[group], uapi.GROUP_GET_DEVICE_FD, name)
-        except OSError as exc:
-            raise DmaError(
-                f"group {group} does not give out {bdf}: {exc.strerror}",
-                errno=exc.errno or 0,
-                ioctl="VFIO_GROUP_GET_DEVICE_FD",
-            ) from exc
-        self._devices[bdf] = fd
-        return fd
+        if bdf not in self._devices:
+            self._group(group).open_device(self._devices, bdf)
+        return self._devices[bdf]
 
     @property
     def open_devices(self) -> tuple[str, ...]:
@@ -227,13 +221,24 @@ class Type1Container(Handle):
         return tuple(self._devices)
 
     def device_fd(self, bdf: str) -> int:
-        """Return the descriptor of a device that is open; KeyError if it is not."""
+        """Return the descriptor of a device that is open.
+
+        Raises:
+            UnknownNameError: it is not open here.
+            ClosedError: this container is closed.
+        """
+        if bdf not in self._devices:
+            _ = self.fd  # a closed container says so
+            raise UnknownNameError(
+                f"device {bdf} is not open", kind="device", name=bdf, known=sorted(self._devices)
+            )
         return self._devices[bdf]
 
     def close_device(self, bdf: str) -> None:
         """Close a device; nothing happens when it is closed already."""
-        fd = self._devices.pop(bdf, -1)
-        if fd >= 0:
+        if bdf in self._devices:
+            fd = self._devices[bdf]
+            del self._devices[bdf]
             self._kernel.close(fd)
 
     def info(self) -> caps.Type1Facts:
@@ -294,11 +299,15 @@ class Type1Container(Handle):
         Source: vfio_dma_do_map (Linux 7.3).
         """
         buffer = bytearray(_MAP.pack(32, _flags(read, write), hva, iova, size))
+        place = caller()
         try:
             self.ioctl(uapi.IOMMU_MAP_DMA, buffer)
+            self.live.add(iova, size, hva, place, read=read, write=write)
         except OSError as exc:
             raise map_refusal(_MAP_NAME, TYPE1_MAP_HINTS, iova, hva, size, exc.errno or 0) from exc
-        self.live.add(iova, size, hva, caller(), read=read, write=write)
+        except BaseException:
+            undo_doubtful(self, [Doubtful(iova, hva, size, read, write)], place)
+            raise
 
     def map_many(self, pieces: Sequence[Mappable]) -> tuple[int, DmaError | None]:
         """Map many in one entry to C, in the order given, until one is refused.
@@ -312,8 +321,13 @@ class Type1Container(Handle):
         Complexity: one ioctl a piece; the interpreter's lock is released for all of them together.
         """
         records = pack_type1(pieces)
-        done, number = self.call_many(uapi.IOMMU_MAP_DMA, records, _MAP.size)
-        self.live.add_many(pieces[:done], caller())
+        place = caller()
+        try:
+            done, number = self.call_many(uapi.IOMMU_MAP_DMA, records, _MAP.size)
+            self.live.add_many(pieces[:done], place)
+        except BaseException:
+            undo_doubtful(self, pieces, place)
+            raise
         if not number:
             return done, None
         bad = pieces[done]
@@ -330,10 +344,7 @@ class Type1Container(Handle):
             DmaError: the kernel refused.
             PartialUnmapError: it removed another number of bytes.
         """
-        self.live.get(iova, size)
-        unmapped = self.unmap_range(iova, size)
-        self.live.remove(iova)
-        return verify_unmapped("VFIO_IOMMU_UNMAP_DMA", iova, size, unmapped)
+        return unmap_exactly(self, "VFIO_IOMMU_UNMAP_DMA", iova, size)
 
     def unmap_range(self, iova: Iova, size: int, *, flags: int = 0) -> int:
         """Make the bare ioctl, without the book of live mappings; return the bytes it removed."""
@@ -359,6 +370,9 @@ class Type1Container(Handle):
         Raises:
             DmaError: the kernel refused; `live` still has what it had.
         """
+        return empty(self, self._unmap_everything)
+
+    def _unmap_everything(self) -> int:
         if self.extension(uapi.EXT_UNMAP_ALL):
             total = self.unmap_range(Iova(0), 0, flags=uapi.UNMAP_ALL)
         else:
@@ -376,7 +390,6 @@ class Type1Container(Handle):
                 if exc.errno != errno.ENOENT:
                     raise
                 total += self._unmap_each(skip=across)
-        self.live.clear()
         return total
 
     def _unmap_each(self, skip: list[LiveMapping]) -> int:
@@ -457,11 +470,8 @@ class Type1Container(Handle):
                 with contextlib.suppress(DmaError):
                     self.unmap_all()
         finally:
-            for group in reversed(self._groups.values()):
-                self._kernel.close(group)
-            self._groups.clear()
-            self._ready = False
-            self.live.clear()
+            for number in reversed(list(self._groups)):
+                self._forget_group(number)
             super().close()
 
 

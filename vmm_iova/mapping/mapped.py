@@ -7,9 +7,9 @@ import warnings
 from typing import TYPE_CHECKING, Self
 
 from vmm_iova.errors import DmaError, MappingError, PrecheckError, RequestError, UndoError
-from vmm_iova.kernel.space import caller, make_sure_unmapped
+from vmm_iova.kernel.space import caller
 from vmm_iova.mapping.precheck import precheck
-from vmm_iova.ranges import ADDRESS_LAST
+from vmm_iova.ranges import ADDRESS_LAST, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Left = list[tuple[AddrRange, object, BaseException]]
 
 
-CHUNK_BYTES = 256 << 20
+CHUNK_BYTES = 256 * MIB
 """Bytes that are mapped in one entry to C; a larger piece is one chunk."""
 
 CHUNK_PIECES = 512
@@ -72,7 +72,7 @@ class Mapped:
         try:
             while rest:
                 left += _take_back(self._space, rest[-1:])
-                rest.pop()
+                del rest[-1]
         finally:
             # After an interrupt the rest is still ours, and can be taken back by another call.
             self.pieces = tuple(rest)
@@ -129,14 +129,14 @@ def map_pieces(
     total = sum(piece.size for piece in wanted)
     before = [item.range for piece in wanted for item in space.live.overlapping(piece.range)]
     done = bytes_done = 0
-    # What an interrupt may have left between the ioctls and our note of them.
+    # What an interrupt may have left noted in the book, and not yet counted here.
     in_doubt: Sequence[Piece] = ()
     try:
         for chunk in _chunks(wanted):
             in_doubt = chunk
             count, refused = space.map_many(chunk)
-            in_doubt = ()
             done += count
+            in_doubt = ()
             bytes_done += sum(piece.size for piece in chunk[:count])
             if refused is not None:
                 raise refused
@@ -159,15 +159,13 @@ def map_pieces(
             hint=exc.hint,
         ) from exc
     except BaseException as exc:
-        left = []
-        for piece in reversed(in_doubt):
-            if not _sound(piece) or any(piece.range.overlaps(item) for item in before):
-                continue  # it cannot have been mapped; what is there was there before
-            try:
-                make_sure_unmapped(space, piece.iova, piece.size)
-            except DmaError as reason:
-                left.append((piece.range, piece.tag, reason))
-        left += _take_back(space, wanted[:done])
+        # What was there before is not ours: the kernel has refused to map over it.
+        noted = [
+            piece
+            for piece in in_doubt
+            if piece.iova in space.live and not any(piece.range.overlaps(item) for item in before)
+        ]
+        left = _take_back(space, [*wanted[:done], *noted])
         for where, tag, why in left:
             exc.add_note(f"still mapped: {where} ({tag}): {why}")
         raise
@@ -192,9 +190,11 @@ def _chunks(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
 
 
 def _take_back(space: AddressSpace, pieces: Sequence[Piece]) -> Left:
-    """Unmap in reverse; return what could not be."""
+    """Unmap in reverse; return what could not be. What is gone already is well."""
     left: Left = []
     for piece in reversed(pieces):
+        if not space.live.overlapping(piece.range):
+            continue
         try:
             space.unmap(piece.iova, piece.size)
         except Exception as exc:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from vmm_iova.errors import DmaError, MisalignedError, RequestError
 from vmm_iova.kernel.syscalls import PAGE_SIZE
-from vmm_iova.ranges import Hva
+from vmm_iova.ranges import MIB, Hva
 from vmm_iova.units import format_size
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MADV_POPULATE_WRITE = 23
 """Linux 5.14 (include/uapi/asm-generic/mman-common.h)."""
 
-CHUNK = 32 << 20
+CHUNK = 32 * MIB
 """Bytes a step: a few milliseconds of work, so that an interrupt is heard soon."""
 
 _libc = ctypes.CDLL(None, use_errno=True)

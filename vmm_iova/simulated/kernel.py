@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.kernel import uapi
 from vmm_iova.kernel.syscalls import Kernel, LockBudget, ioctl_one_by_one
-from vmm_iova.ranges import AddrRange, RangeSet
+from vmm_iova.ranges import BASE_PAGE, MIB, AddrRange, RangeSet
 from vmm_iova.simulated.iommufd import SimIommufd
 from vmm_iova.simulated.model import SimGroup, SimMemory, SimSettings, refuse
 from vmm_iova.simulated.objects import SimDevice
@@ -103,14 +103,14 @@ class SimulatedKernel:
         groups: Iterable[SimGroup],
         *,
         release: tuple[int, int] = (7, 3),
-        page: int = 4096,
+        page: int = BASE_PAGE,
         dma_entry_limit: int = 65535,
         memlock: int | None = None,
         allow_unsafe_interrupts: bool = False,
         iommufd: bool = True,
         cdev: bool = True,
         compat_container: bool = False,
-        max_auto_alignment: int = 2 << 20,
+        max_auto_alignment: int = 2 * MIB,
     ) -> None:
         self.settings = SimSettings(
             release, dma_entry_limit, allow_unsafe_interrupts, compat_container, max_auto_alignment
@@ -248,7 +248,7 @@ class SimulatedKernel:
             flags |= uapi.GROUP_CONTAINER_SET if item.container else 0
             struct.pack_into("=I", arg, 4, flags)
             return 0
-        if request == uapi.GROUP_SET_CONTAINER and isinstance(arg, bytes):
+        if request == uapi.GROUP_SET_CONTAINER and isinstance(arg, bytes | bytearray):
             return self._set_container(item, struct.unpack("=i", arg)[0])
         if request == uapi.GROUP_UNSET_CONTAINER:
             if item.container is None:
@@ -259,7 +259,7 @@ class SimulatedKernel:
                 item.container.leave(item.group)
             item.container = None
             return 0
-        if request == uapi.GROUP_GET_DEVICE_FD and isinstance(arg, bytes):
+        if request == uapi.GROUP_GET_DEVICE_FD and isinstance(arg, bytes | bytearray):
             bdf = arg.rstrip(b"\0").decode("ascii")
             if bdf not in item.group.devices:
                 raise refuse(errno.ENODEV)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sortedcontainers import SortedDict
 
-from vmm_iova.ranges import AddrRange, RangeSet
+from vmm_iova.ranges import BASE_PAGE, AddrRange, RangeSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,7 +162,7 @@ class SimMemory:
         locked: bytes accounted.
     """
 
-    page: int = 4096
+    page: int = BASE_PAGE
     limit: int | None = None
     absent: RangeSet = field(default_factory=RangeSet)
     read_only: RangeSet = field(default_factory=RangeSet)
