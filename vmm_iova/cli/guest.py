@@ -116,11 +116,11 @@ def saved_layout(options: argparse.Namespace) -> dict[str, Any] | None:
     name = options.keep
     if name is None:
         return None
-    found = read_layout(name)
-    if found is None:
+    layout = read_layout(name)
+    if layout is None:
         read_text(name)  # raises where there is none to read
         raise HostDataError(f"{name} is no saved layout (-o layout.json writes one)", source=name)
-    return found
+    return layout
 
 
 def read_layout(spec: str) -> dict[str, Any] | None:
@@ -129,10 +129,10 @@ def read_layout(spec: str) -> dict[str, Any] | None:
         return None
     content, name = read_text(spec)
     try:
-        found = json.loads(content)
+        document = json.loads(content)
     except ValueError:
         return None  # the reader of snapshots says what is wrong with it
-    schema = found.get("schema") if isinstance(found, dict) else None
+    schema = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(schema, dict) or schema.get("name") != "vmm-iova-layout":
         return None
-    return check_layout(found, name)
+    return check_layout(document, name)

@@ -82,15 +82,15 @@ def ranges_in(line: str) -> list[tuple[int, int]] | None:
     """Return the ranges of a line that is nothing but ranges; None if it is something else."""
     body = line[_COUNT.match(line).end() :]  # type: ignore[union-attr]  # it matches nothing, too
     for pattern in (_PAIR, _BRACKETED):
-        found, at = [], 0
+        pairs, at = [], 0
         while match := pattern.match(body, at):
-            found.append((match[1], match[2]))
+            pairs.append((match[1], match[2]))
             at = match.end()
-        once = pattern is _PAIR and len(found) == 1
-        if found and at == len(body) and (once or pattern is _BRACKETED):
-            if not all(_surely_hex(start, last) for start, last in found):
+        once = pattern is _PAIR and len(pairs) == 1
+        if pairs and at == len(body) and (once or pattern is _BRACKETED):
+            if not all(_surely_hex(start, last) for start, last in pairs):
                 return None
-            return [(int(start, 16), int(last, 16)) for start, last in found]
+            return [(int(start, 16), int(last, 16)) for start, last in pairs]
     return None
 
 

@@ -25,6 +25,11 @@ from vmm_iova.units import shorten
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+try:
+    import resource
+except ImportError:  # not a Unix: planning still works there
+    resource = None  # type: ignore[assignment]
+
 _HEX = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,16}")
 
 
@@ -86,9 +91,7 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
 
 
 def _memlock() -> int | None:
-    try:
-        import resource
-    except ImportError:  # not a Unix: planning still works there
+    if resource is None:
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     return -1 if soft == resource.RLIM_INFINITY else soft
@@ -171,7 +174,7 @@ class _Reader:
         path = self.sys / where / "reserved_regions"
         kind = self.text_of(f"{where}/type")
         name = (self.text_of(f"{where}/name") or "").strip()
-        made = Group(
+        bare = Group(
             group,
             devices=tuple(self.names(f"{where}/devices")),
             regions=None,
@@ -179,28 +182,30 @@ class _Reader:
             translated=name != "vfio-noiommu",
         )
         shown = f"{self.shown}/{where}/reserved_regions"
-        if not made.translated:
+        if not bare.translated:
             self.notes.append(
                 Note(f"group {group} is vfio-noiommu: nothing translates, an IOVA is physical")
             )
         try:
-            found = parse_reserved_regions(path.read_text("ascii"), shown, group)
-            if found.rejected:
-                raise HostDataError(f"{shown}:{found.rejected[0]}: not a region line", source=shown)
+            region_list = parse_reserved_regions(path.read_text("ascii"), shown, group)
+            if region_list.rejected:
+                raise HostDataError(
+                    f"{shown}:{region_list.rejected[0]}: not a region line", source=shown
+                )
         except FileNotFoundError:
-            return made
+            return bare
         except OSError as error:
             self.notes.append(Note(f"{shown}: {error.strerror}"))
-            return replace(made, unreadable=f"{shown}: {error.strerror}")
+            return replace(bare, unreadable=f"{shown}: {error.strerror}")
         except UnicodeDecodeError:
             self.notes.append(Note(f"{shown} is not text"))
-            return replace(made, damaged=f"{shown} is not text")
+            return replace(bare, damaged=f"{shown} is not text")
         except HostDataError as error:
             # One bad file is no reason to lose the host: the judge refuses this group alone.
             self.notes.append(Note(error.message))
-            return replace(made, damaged=error.message)
-        self.notes += found.notes
-        return replace(made, regions=found.regions, empty_regions=found.empty_regions)
+            return replace(bare, damaged=error.message)
+        self.notes += region_list.notes
+        return replace(bare, regions=region_list.regions, empty_regions=region_list.empty_regions)
 
     def units(self) -> tuple[IommuUnit, ...]:
         """All remapping units, with the registers that Intel and AMD publish."""
@@ -230,11 +235,11 @@ class _Reader:
 
     def devices(self, groups: tuple[Group, ...], behind: dict[str, str]) -> tuple[Device, ...]:
         """All members of the groups."""
-        found = []
+        devices = []
         for group in groups:
             for name in group.devices:
                 where = f"bus/pci/devices/{name}"
-                found.append(
+                devices.append(
                     Device(
                         name,
                         group=group.id,
@@ -244,4 +249,4 @@ class _Reader:
                         pci_class=self.hexadecimal(f"{where}/class"),
                     )
                 )
-        return tuple(sorted(found, key=lambda device: device.name))
+        return tuple(sorted(devices, key=lambda device: device.name))

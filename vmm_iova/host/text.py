@@ -176,16 +176,16 @@ def _read_line(reading: _Reading, line: str, source: Source) -> None:
         reading.failed_maps += 1
         return
     body = region_body(body)
-    found = parse_region_line(body, source, group)
-    if found is None:
+    region = parse_region_line(body, source, group)
+    if region is None:
         _keep_unread(reading, line, source)
         return
     reading.facts += 1
     reading.region_bytes.setdefault(group, []).append(body)
-    if isinstance(found, EmptyRegion):
-        reading.empty.append(found)
+    if isinstance(region, EmptyRegion):
+        reading.empty.append(region)
     else:
-        reading.regions.append(found)
+        reading.regions.append(region)
 
 
 def _keep_unread(reading: _Reading, line: str, source: Source) -> None:

@@ -190,12 +190,12 @@ def cut_remarks(layout: Layout, ram: str) -> Iterator[Remark]:
                 yield Remark(at, stop, f"{what}: {noun}", proof, f"{what}: {text}", "cut")
 
 
-def other_remarks(layout: Layout, host: Sequence[Box], told: set[str]) -> Iterator[Remark]:
+def other_remarks(layout: Layout, host: Sequence[Box], proofs: set[str]) -> Iterator[Remark]:
     """What else of the host a reader should know: interrupt windows, and RAM that needs care."""
     causes = {cause.text: cause for cause in layout.usable.causes}
     for item in layout.items:
         cause = causes.get(item.start_cause or "") if item.kind is ItemKind.MSI else None
-        if cause and _proof(cause) not in told:
+        if cause and _proof(cause) not in proofs:
             head, span = f"interrupts only: {_noun(cause)}", item.place
             yield Remark(span.start, span.last + 1, head, _proof(cause), cause.text)
     for box in host:

@@ -363,8 +363,8 @@ class _Page:
         self.bottom += 8
         barred = {entry.text for entry in self.usable.unassignable}
         evidence = [f"aperture: {item.text}" for item in self.usable.evidence]
-        said = [f"note: {note}" for note in notes if note not in barred]
-        for lines, what in ((evidence, "pieces of evidence"), (said, "notes")):
+        remarks = [f"note: {note}" for note in notes if note not in barred]
+        for lines, what in ((evidence, "pieces of evidence"), (remarks, "notes")):
             more = [f"and {len(lines) - _FOOTNOTES} more {what}"] if lines[_FOOTNOTES:] else []
             for line in (*lines[:_FOOTNOTES], *more):
                 self.paragraph("note dim", line)
