@@ -9,10 +9,12 @@ from collections import Counter, OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmm_iova.errors import IovaError
+from vmm_iova import files
+from vmm_iova.errors import HostDataError, IovaError
 from vmm_iova.fleet.outcome import HostRow, Outcome, Status, fixes_of, joined, judge_host
 from vmm_iova.fleet.survey import Problem, Survey, merge_all
-from vmm_iova.host.load import decode_text, parse_hosts
+from vmm_iova.host.load import parse_hosts
+from vmm_iova.plain import one_line, parse_json, whole_number
 
 if TYPE_CHECKING:
     from vmm_iova.fleet.request import FleetRequest
@@ -42,7 +44,9 @@ def survey_text(
         # For one host an empty text is an empty list of regions; in a fleet, a capture that failed.
         return damaged(name, "is empty: nothing was captured", ("capture that host again",))
     try:
-        text = decode_text(content, name)
+        if len(content) > files.LARGEST:
+            raise files.too_large(name, files.LARGEST)
+        text = files.decode(content, name)
         key = _key(text, request)
         known = _CACHE.get(key) if key else None
         if known is not None and key:
@@ -61,7 +65,7 @@ def survey_text(
     except IovaError as error:
         return damaged(name, _without_name(error.message, name), fixes_of(error))
     except Exception as error:  # one strange file does not end the survey of a fleet
-        return damaged(name, f"defect of vmm-iova: {type(error).__name__}: {error}")
+        return damaged(name, f"defect of vmm-iova: {type(error).__name__}: {one_line(str(error))}")
     named = [_named(outcome, host) for host, outcome in outcomes]
     return merge_all(survey for survey, _ in named), tuple(row for _, row in named)
 
@@ -72,7 +76,7 @@ def _without_name(message: str, name: str) -> str:
     if rest == message:
         return message
     number, colon, text = rest.removeprefix(":").partition(":")
-    at_line = rest.startswith(":") and colon and number.isdecimal()
+    at_line = rest.startswith(":") and colon and whole_number(number) is not None
     return f"line {number}:{text}" if at_line else rest.lstrip(": ")
 
 
@@ -90,14 +94,17 @@ def _key(text: str, request: FleetRequest) -> bytes | None:
     if text.lstrip()[:1] != "{":
         return None
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
+        data = parse_json(text, "")
+    except HostDataError:
         return None  # the reader says what is wrong
     if not isinstance(data, dict):
         return None
     for field in ("name", "origin", "generator", "notes"):
         data.pop(field, None)
-    facts = json.dumps(data, separators=(",", ":"))
+    try:
+        facts = json.dumps(data, separators=(",", ":"))
+    except RecursionError:  # what nobody reads may be nested as deep as it can be
+        return None
     return hashlib.blake2b(f"{facts}\0{request!r}".encode(), digest_size=16).digest()
 
 
