@@ -31,7 +31,8 @@ _PAIR = re.compile(
 )
 _BRACKETED = re.compile(rf"[\[{{(]\s*({_NUMBER})\s*(?:-|\.\.|,)\s*({_NUMBER})\s*[\]}})]\s*[,;]?\s*")
 _TWO_NUMBERS = re.compile(rf"\b{_NUMBER}\b\W+{_NUMBER}\b")
-_TWO_HEX = re.compile(r"0[xX][0-9a-fA-F]+\b.*\b0[xX][0-9a-fA-F]+")
+_FIRST_HEX = re.compile(r"0[xX][0-9a-fA-F]+\b")
+_NEXT_HEX = re.compile(r"\b0[xX][0-9a-fA-F]")
 _REGION_WORD = re.compile(r"\b(?:direct|direct-relaxable|reserved|msi)\b", re.IGNORECASE)
 _BARE = re.compile(r"([0-9a-fA-F]{8,16})\s+([0-9a-fA-F]{8,16})\s+([A-Za-z]\S*)(.*)")
 MAP_LINE = re.compile(r"\s*[0-9a-fA-F]{8,16}-[0-9a-fA-F]{8,16} : ")
@@ -109,4 +110,5 @@ def looks_like_region(line: str) -> bool:
 
 def looks_like_range(line: str) -> bool:
     """Tell whether a line that no reader took is still about a range: two hex numbers."""
-    return bool(_TWO_HEX.search(line))
+    first = _FIRST_HEX.search(line)  # two searches: one pattern for both would be quadratic
+    return first is not None and _NEXT_HEX.search(line, first.end()) is not None

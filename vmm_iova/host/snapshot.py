@@ -30,6 +30,7 @@ from vmm_iova.host.facts import (
 )
 from vmm_iova.host.host import Host
 from vmm_iova.host.regions import region_kind
+from vmm_iova.plain import parse_json, whole_number
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 from vmm_iova.units import shorten
 
@@ -159,17 +160,7 @@ def load_snapshot(text: str, name: str) -> Host:
 
     Complexity: O(size).
     """
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", None)
-        where = f"{name}:{line}" if line else name
-        raise HostDataError(
-            f"{where}: is not JSON: {getattr(error, 'msg', None) or error}",
-            source=name,
-            line=line,
-        ) from error
-    root = _Node(data, name, "")
+    root = _Node(parse_json(text, name), name, "")
     schema = root.child("schema")
     if schema.field("name", str) != SCHEMA_NAME:
         raise schema.wrong("name", f"should be {SCHEMA_NAME!r}: this is no snapshot of a host")
@@ -381,8 +372,8 @@ class _Node:
     def source(self) -> Source:
         text = self.optional("source", str) or f"{self.file} {self.path}"
         name, colon, line = text.rpartition(":")
-        numbered = colon and line.isdecimal() and line == str(int(line[:18]))
-        return Source(name, int(line)) if numbered else Source(text)
+        number = whole_number(line) if colon else None
+        return Source(name, number) if number is not None and str(number) == line else Source(text)
 
 
 _NAMES: dict[type, str] = {

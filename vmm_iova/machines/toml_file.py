@@ -300,6 +300,8 @@ class _Table:
         found = self.data.get(key, [])
         if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
             raise self.wrong(key, "should be a list of texts")
+        if not all(map(str.isprintable, found)):
+            raise self.wrong(key, "should be a list of texts of one line each")
         return found
 
     def address(self, key: str, default: int | None) -> int | None:

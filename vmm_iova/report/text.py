@@ -9,6 +9,7 @@ from vmm_iova import remedies as say
 from vmm_iova.host.facts import PASTED
 from vmm_iova.host.registers import least_bits
 from vmm_iova.host.usable import Cause, CauseKind, Usable
+from vmm_iova.plain import whole_number
 from vmm_iova.planning.layout import Item, ItemKind, Layout
 from vmm_iova.planning.memory_maps import viommu_lines
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
@@ -289,7 +290,7 @@ def _compared(compared: Sequence[tuple[str, str, Budget | None]]) -> Iterator[st
 
 
 def _of_groups(usable: Usable) -> str:
-    named = [group for group in usable.groups if group.isdigit()]
+    named = [group for group in usable.groups if whole_number(group) is not None]
     return f", groups {', '.join(named)}" if named else ""
 
 
