@@ -13,6 +13,7 @@ fleet streams through any executor in bounded memory (`survey_fleet`).
 """
 
 from vmm_iova.fleet.analyse import Blocker, Fleet, LayoutGroup, analyse
+from vmm_iova.fleet.archives import ArchiveLimits
 from vmm_iova.fleet.one import survey_text
 from vmm_iova.fleet.outcome import HostRow, Status
 from vmm_iova.fleet.request import FleetRequest
@@ -31,6 +32,7 @@ from vmm_iova.fleet.survey import (
 
 __all__ = [
     "Allowed",
+    "ArchiveLimits",
     "Blocker",
     "DeviceCount",
     "Fleet",
