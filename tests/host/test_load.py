@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from tests.kit.hosts import MSI, MSI_LINE, spans
+from vmm_iova import files
 from vmm_iova.errors import HostDataError, HostUnavailableError, IovaError, UnknownNameError
-from vmm_iova.host import load
 from vmm_iova.host.load import bundled_hosts, load_host
 from vmm_iova.host.snapshot import dump_snapshot
 
@@ -199,7 +199,7 @@ def test_file_of_words_is_malformed(put):
 
 
 def test_file_beyond_the_limit_is_malformed(put, monkeypatch):
-    monkeypatch.setattr(load, "LARGEST", 100)
+    monkeypatch.setattr(files, "LARGEST", 100)
     path = put("huge", MSI_LINE * 3)
     with pytest.raises(HostDataError, match="larger than") as caught:
         load_host(path)
@@ -207,23 +207,26 @@ def test_file_beyond_the_limit_is_malformed(put, monkeypatch):
 
 
 def test_file_at_the_limit_is_read(put, monkeypatch):
-    monkeypatch.setattr(load, "LARGEST", len(MSI_LINE))
+    monkeypatch.setattr(files, "LARGEST", len(MSI_LINE))
     assert region_spans(load_host(put("just", MSI_LINE))) == [(MSI.start, MSI.last)]
 
 
-def test_endless_device_is_refused_and_not_read_for_ever(monkeypatch):
-    monkeypatch.setattr(load, "LARGEST", 1 << 16)
-    with pytest.raises(HostDataError, match="larger than"):
+def test_endless_device_is_refused_and_not_read_for_ever():
+    with pytest.raises(HostUnavailableError, match="is a device, and only regular files"):
         load_host("/dev/zero")
 
 
 def test_unreadable_file_is_unavailable_with_its_errno(put, monkeypatch):
     path = put("secret", MSI_LINE)
 
-    def refuse(self, *_args, **_kwargs):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+    opens = os.open
 
-    monkeypatch.setattr(Path, "open", refuse)
+    def refuse(name, *args, **kwargs):
+        if str(name).endswith("secret"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+        return opens(name, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(HostUnavailableError, match="Permission denied") as caught:
         load_host(path)
     assert (caught.value.errno, caught.value.exit_code) == (errno.EACCES, 6)
@@ -233,11 +236,14 @@ def test_unreadable_file_is_unavailable_with_its_errno(put, monkeypatch):
 def test_file_below_a_closed_directory_is_unavailable(put, monkeypatch):
     path = put("secret", MSI_LINE)
 
-    def refuse(self, *_args, **_kwargs):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+    stats = Path.stat
+
+    def refuse(self, *args, **kwargs):
+        if self.name == "secret":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return stats(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "stat", refuse)  # what a closed parent does to everyone but root
-    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(HostUnavailableError) as caught:
         load_host(path)
     assert caught.value.errno == errno.EACCES
@@ -309,7 +315,7 @@ def test_dash_with_junk_names_standard_input(stdin, content):
 
 
 def test_dash_beyond_the_limit_is_malformed(stdin, monkeypatch):
-    monkeypatch.setattr(load, "LARGEST", 10)
+    monkeypatch.setattr(files, "LARGEST", 10)
     stdin(MSI_LINE.encode())
     with pytest.raises(HostDataError, match="larger than"):
         load_host("-")

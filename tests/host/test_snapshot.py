@@ -41,6 +41,7 @@ from vmm_iova.host.host import Host
 from vmm_iova.host.load import bundled_hosts
 from vmm_iova.host.snapshot import SCHEMA_NAME, SCHEMA_VERSION, dump_snapshot, load_snapshot
 from vmm_iova.host.text import parse_text
+from vmm_iova.plain import one_line
 from vmm_iova.ranges import AddrRange, MappableRanges
 
 
@@ -438,7 +439,7 @@ def host_or_message(text):
 addresses = st.integers(0, TOP) | st.sampled_from([0, 0xFFF, 0xFEE00000, TOP - 1, TOP])
 ranges = st.tuples(addresses, addresses).map(lambda pair: AddrRange(min(pair), max(pair)))
 names = st.text(string.ascii_letters + string.digits + "/-._@ ", min_size=1, max_size=12)
-free_text = st.text(max_size=12)
+free_text = st.text(max_size=12).map(one_line)  # as facts are: see test_plain
 sources = st.builds(Source, names, st.none() | st.integers(0, 1 << 40))
 kinds = st.sampled_from(
     [RegionKind.DIRECT, RegionKind.DIRECT_RELAXABLE, RegionKind.RESERVED, RegionKind.MSI]

@@ -75,22 +75,14 @@ def tree(tmp_path):
 
 def refuse(monkeypatch, name, number=errno.EACCES):
     """Let no file of that name be read; chmod does not stop root."""
-    original_open, original_read = Path.open, Path.read_text
+    opens = os.open
 
-    def guard(path):
-        if path.name == name:
-            raise OSError(number, os.strerror(number), str(path))
+    def guarded(path, *args, **kwargs):
+        if Path(path).name == name:
+            raise OSError(number, os.strerror(number), path)
+        return opens(path, *args, **kwargs)
 
-    def guarded_open(self, *args, **kwargs):
-        guard(self)
-        return original_open(self, *args, **kwargs)
-
-    def guarded_read(self, *args, **kwargs):
-        guard(self)
-        return original_read(self, *args, **kwargs)
-
-    monkeypatch.setattr(Path, "open", guarded_open)
-    monkeypatch.setattr(Path, "read_text", guarded_read)
+    monkeypatch.setattr(os, "open", guarded)
 
 
 # -- groups --------------------------------------------------------------------------------------

@@ -7,13 +7,15 @@ One room a command (`show`, `plan`, `check`, ...), each with `add`, which names 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from vmm_iova.cli.parser import make_parser
 from vmm_iova.errors import IovaError
+from vmm_iova.plain import for_terminal, one_line
 
 if TYPE_CHECKING:
     import argparse
@@ -29,9 +31,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status, one of `errors.EXIT_CODES` (argparse itself exits with 2).
     """
-    with warnings.catch_warnings():
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(_Terminal(sys.stdout)),
+        contextlib.redirect_stderr(_Terminal(sys.stderr)),
+    ):
         warnings.showwarning = _warn
         return _main(arguments)
+
+
+class _Terminal:
+    """An output that gets no character which a terminal would obey, or cannot encode.
+
+    The one place for it: names, paths and texts from outside are in whatever is printed.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if self._stream is None:  # as under pythonw
+            return len(text)
+        return self._stream.write(for_terminal(text, getattr(self._stream, "encoding", None)))
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _main(arguments: Sequence[str] | None) -> int:
@@ -39,8 +70,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         options = make_parser(arguments).parse_args(arguments)
         run: Callable[[argparse.Namespace], int] = options.run
         status = run(options)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except IovaError as error:
         return _complain(error)
     except BrokenPipeError:
@@ -58,7 +88,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         return 6
     except Exception as error:  # no traceback reaches the terminal
         print(
-            f"vmm-iova: error: {type(error).__name__}: {error}\n"
+            f"vmm-iova: error: {type(error).__name__}: {one_line(str(error))}\n"
             "  hint: this is a defect of vmm-iova; please report it with the command and its input",
             file=sys.stderr,
         )
@@ -79,8 +109,8 @@ def _warn(
 
 
 def _complain(error: IovaError) -> int:
-    print(f"vmm-iova: error: {error.message}", file=sys.stderr)
+    print(f"vmm-iova: error: {one_line(error.message)}", file=sys.stderr)
     for label, more in (("detail", error.detail), ("hint", error.hint)):
         if more:
-            print(f"  {label}: {more}", file=sys.stderr)
+            print(f"  {label}: {one_line(more)}", file=sys.stderr)
     return error.exit_code

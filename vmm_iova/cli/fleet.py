@@ -115,8 +115,8 @@ def _request(options: argparse.Namespace) -> FleetRequest:
     from vmm_iova.fleet import FleetRequest
 
     def named(values: list[str] | None) -> tuple[str, ...] | None:
-        found = split(values)
-        return None if found is None else tuple(found)
+        names = split(values)
+        return None if names is None else tuple(names)
 
     return FleetRequest(
         guest_of(options),

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.errors import HostDataError, RequestError
 from vmm_iova.host.load import read_text
 from vmm_iova.machines.model import FixedItem
+from vmm_iova.plain import one_line, parse_json
 from vmm_iova.planning.layout import check_layout
 from vmm_iova.planning.request import Bar, Guest, Node, Room
 from vmm_iova.units import parse_range
@@ -90,7 +90,7 @@ def _named(item: str, option: str) -> tuple[str, str]:
     name, equals, value = item.partition("=")
     if not (name and equals and value):
         raise RequestError(f"--{option} {item!r} is not NAME=...", field=option, value=item)
-    return name, value
+    return one_line(name), value
 
 
 def _bar(item: str) -> Bar:
@@ -116,11 +116,11 @@ def saved_layout(options: argparse.Namespace) -> dict[str, Any] | None:
     name = options.keep
     if name is None:
         return None
-    found = read_layout(name)
-    if found is None:
+    layout = read_layout(name)
+    if layout is None:
         read_text(name)  # raises where there is none to read
         raise HostDataError(f"{name} is no saved layout (-o layout.json writes one)", source=name)
-    return found
+    return layout
 
 
 def read_layout(spec: str) -> dict[str, Any] | None:
@@ -129,10 +129,10 @@ def read_layout(spec: str) -> dict[str, Any] | None:
         return None
     content, name = read_text(spec)
     try:
-        found = json.loads(content)
-    except ValueError:
+        document = parse_json(content, name)
+    except HostDataError:
         return None  # the reader of snapshots says what is wrong with it
-    schema = found.get("schema") if isinstance(found, dict) else None
+    schema = document.get("schema") if isinstance(document, dict) else None
     if not isinstance(schema, dict) or schema.get("name") != "vmm-iova-layout":
         return None
-    return check_layout(found, name)
+    return check_layout(document, name)

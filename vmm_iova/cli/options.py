@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import vmm_iova
 from vmm_iova.errors import EvidenceError, HostUnavailableError, RequestError
+from vmm_iova.files import write_text
 from vmm_iova.host.load import load_host
 from vmm_iova.units import parse_size
 
@@ -179,10 +179,5 @@ def write(name: str, content: str) -> None:
     Raises:
         HostUnavailableError: it could not be written (with errno).
     """
-    try:
-        Path(name).write_text(content, "utf-8")
-    except OSError as error:
-        raise HostUnavailableError(
-            f"{name} could not be written: {error.strerror}", source=name, errno=error.errno
-        ) from error
+    write_text(name, content)
     print(f"wrote {name}", file=sys.stderr)

@@ -13,7 +13,9 @@ fleet streams through any executor in bounded memory (`survey_fleet`).
 """
 
 from vmm_iova.fleet.analyse import Blocker, Fleet, LayoutGroup, analyse
-from vmm_iova.fleet.one import HostRow, Status, survey_text
+from vmm_iova.fleet.archives import ArchiveLimits
+from vmm_iova.fleet.one import survey_text
+from vmm_iova.fleet.outcome import HostRow, Status
 from vmm_iova.fleet.request import FleetRequest
 from vmm_iova.fleet.run import Progress, SupportsSubmit, survey_chunk, survey_fleet
 from vmm_iova.fleet.sources import SourceText, read_sources
@@ -30,6 +32,7 @@ from vmm_iova.fleet.survey import (
 
 __all__ = [
     "Allowed",
+    "ArchiveLimits",
     "Blocker",
     "DeviceCount",
     "Fleet",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import IovaError
-from vmm_iova.fleet.one import Status, layout_digest
+from vmm_iova.fleet.outcome import Status, layout_digest
 from vmm_iova.fleet.survey import Allowed
 from vmm_iova.host.facts import Limits, RegionKind, ReservedRegion, Source
 from vmm_iova.host.usable import Cause, CauseKind, Usable, cut_holes
@@ -128,14 +128,14 @@ def analyse(survey: Survey, request: FleetRequest) -> Fleet:
     for machine, share in survey.shares.items():
         able = [item for item in ordered if item.layout is not None and item.machine == machine]
         fits = share.counts.get(Status.FITS.value, 0)
-        asked = _for_machine(request, machine) if fits else request
-        found = _groups(able, asked)
+        for_machine = _for_machine(request, machine) if fits else request
+        sharing = _groups(able, for_machine)
         open_ = share.counts.get(Status.UNSETTLED.value, 0)
         settled = fits and fits + open_ == sum(share.counts.values())
-        layouts[machine] = _try(able, asked, share.fit) if settled else None
-        if layouts[machine] is None and found:
-            blockers += _apart(found, asked)
-        groups += found
+        layouts[machine] = _try(able, for_machine, share.fit) if settled else None
+        if layouts[machine] is None and sharing:
+            blockers += _apart(sharing, for_machine)
+        groups += sharing
     for status in (Status.UNASSIGNABLE, Status.ABSENT, Status.UNSETTLED):
         blockers += _named(survey, status.value)
     blockers.sort(key=lambda item: (-item.hosts, item.names, item.why))
@@ -186,18 +186,18 @@ def _named(survey: Survey, status: str) -> list[Blocker]:
     for name, text, fixes in survey.problems.get(status, ()):
         alike.setdefault((text, fixes), []).append(name)
     kept = sum(map(len, alike.values()))
-    found = [
+    blockers = [
         Blocker(text, len(names), tuple(names[:5]), status, fixes)
         for (text, fixes), names in alike.items()
     ]
     rest = survey.counts.get(status, 0) - kept
     if rest:
-        found.append(Blocker(f"{status}, beyond the {kept} that are named", rest, (), status))
-    return found
+        blockers.append(Blocker(f"{status}, beyond the {kept} that are named", rest, (), status))
+    return blockers
 
 
 def _groups(able: Sequence[HostClass], request: FleetRequest) -> list[LayoutGroup]:
-    left, found = list(able), []
+    left, groups = list(able), []
     while left:
         group = _Growing(request)
         rejected = group.add(left)
@@ -206,11 +206,11 @@ def _groups(able: Sequence[HostClass], request: FleetRequest) -> list[LayoutGrou
             break  # what fits alone fits as the first of a group: not reached
         names = sorted(name for item in group.members for name in item.names)[:5]
         hosts = sum(item.hosts for item in group.members)
-        found.append(
+        groups.append(
             LayoutGroup(layout, layout_digest(layout), hosts, tuple(names), tuple(group.members))
         )
         left = rejected
-    return sorted(found, key=lambda group: (-group.hosts, group.digest))
+    return sorted(groups, key=lambda group: (-group.hosts, group.digest))
 
 
 class _Growing:
@@ -245,7 +245,7 @@ class _Growing:
 def _apart(groups: Sequence[LayoutGroup], request: FleetRequest) -> list[Blocker]:
     """Say of each group but the largest what keeps its hosts out of it."""
     largest = [item.allowed for item in groups[0].classes]
-    found = []
+    blockers = []
     for group in groups[1:]:
         first = group.classes[0]
         why = "it has no layout with the largest group"
@@ -256,8 +256,8 @@ def _apart(groups: Sequence[LayoutGroup], request: FleetRequest) -> list[Blocker
         except IovaError as error:
             why = f"together with the largest group: {error.message}"
             fixes = tuple(getattr(error, "fixes", ()))
-        found.append(Blocker(why, group.hosts, group.names, Status.FITS.value, fixes))
-    return found
+        blockers.append(Blocker(why, group.hosts, group.names, Status.FITS.value, fixes))
+    return blockers
 
 
 def _try(members: Sequence[HostClass], request: FleetRequest, allowed: Allowed) -> Layout | None:
@@ -311,22 +311,22 @@ def common_usable(members: Sequence[HostClass], allowed: Allowed) -> Usable:
 def _causes(members: Sequence[HostClass], ranges: MappableRanges) -> Iterable[Cause]:
     """What the hosts take out, the same hole of several told once with all their names."""
     whole = len(ranges) > _MOST_CAUSES
-    found: dict[tuple[int, int, str], list[HostClass]] = {}
+    having: dict[tuple[int, int, str], list[HostClass]] = {}
     words: dict[tuple[int, int, str], tuple[str | None, str]] = {}
     for item in members:
         for hole in item.holes:
             key = (hole.start, hole.last, hole.kind)
-            found.setdefault(key, []).append(item)
+            having.setdefault(key, []).append(item)
             words.setdefault(key, (hole.word, hole.text))
     count = len(members)
-    for (start, last, kind), of in found.items():
+    for (start, last, kind), of in having.items():
         span = AddrRange(start, last)
         word, text = words[start, last, kind]
-        told = text if whole or len(of) == count else f"{text} [{_who(of)}]"
+        clause = text if whole or len(of) == count else f"{text} [{_who(of)}]"
         region = None
         if word is not None:
             region = ReservedRegion(span, _kind(word), word, Source("fleet"))
-        yield Cause(CauseKind[kind], span, told, region)
+        yield Cause(CauseKind[kind], span, clause, region)
 
 
 def _kind(word: str) -> RegionKind:

@@ -66,9 +66,9 @@ class FleetRequest:
             UnknownNameError: there is no such machine.
             HostDataError: the file of the machine, or the saved layout, is malformed.
         """
-        made = self
+        loaded = self
         if self.guest.machine is not None:
-            made = replace(self, guest=replace(self.guest, machine=machine_of(self.guest, None)))
+            loaded = replace(self, guest=replace(self.guest, machine=machine_of(self.guest, None)))
         for name in ("groups", "devices", "also_fit"):
             if getattr(self, name) == ():
                 raise RequestError(f"{name} names none", field=name, value=())
@@ -84,8 +84,8 @@ class FleetRequest:
         if self.granule is not None:
             check_granule(self.granule)
         with contextlib.suppress(PlacementError, MisalignedError):
-            made.plan(Host("any host", page_size=4096).usable(aperture=64))
-        return made
+            loaded.plan(Host("any host", page_size=4096).usable(aperture=64))
+        return loaded
 
     def plan(self, usable: Usable) -> Layout:
         """Plan the guest.

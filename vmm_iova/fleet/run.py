@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmm_iova.errors import HostUnavailableError
-from vmm_iova.fleet.one import HostRow, Status, damaged, survey_text
+from vmm_iova.fleet.one import damaged, survey_text
+from vmm_iova.fleet.outcome import HostRow, Status
 from vmm_iova.fleet.survey import Survey, merge_all
 
 if TYPE_CHECKING:
@@ -53,12 +54,12 @@ def survey_chunk(
         request: what is asked.
         rows: True to return a row for each host, too.
     """
-    found = [
+    judged = [
         damaged(name, problem) if problem else survey_text(content, name, request)
         for name, content, problem in sources
     ]
-    survey = merge_all(item for item, _ in found)
-    return survey, tuple(row for _, of in found for row in of) if rows else ()
+    survey = merge_all(item for item, _ in judged)
+    return survey, tuple(row for _, of in judged for row in of) if rows else ()
 
 
 def survey_fleet(

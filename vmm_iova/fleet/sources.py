@@ -5,19 +5,22 @@ from __future__ import annotations
 
 import os
 import stat
-import tarfile
-import zipfile
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm_iova.errors import HostUnavailableError, UnknownNameError
-from vmm_iova.host.load import LARGEST, bundled_text
+from vmm_iova.errors import HostDataError, HostUnavailableError, UnknownNameError
+from vmm_iova.files import is_there, read_bytes
+from vmm_iova.fleet.archives import ArchiveError, ArchiveLimits, read_archive
+from vmm_iova.host.load import bundled_text
+from vmm_iova.plain import one_line
+from vmm_iova.units import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _SUFFIXES = (".json", ".txt")
+_LONGEST_NAME = 1000  # characters of a path that is shown and kept
+_DEEPEST = 64  # folders in each other: links may make a maze of a few folders
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 
@@ -35,16 +38,19 @@ class SourceText(NamedTuple):
     problem: str | None = None
 
 
-def read_sources(specs: Iterable[str]) -> Iterator[SourceText]:
+def read_sources(
+    specs: Iterable[str], *, limits: ArchiveLimits | None = None
+) -> Iterator[SourceText]:
     """Yield the snapshots of folders, archives, files and bundled hosts, in a fixed order.
 
-    Folders are read recursively, by name, and links to folders are followed but not in a circle;
+    Folders are read recursively, by name, and links to folders are followed, to each one once;
     of folders and archives the `.json` and `.txt` files count, hidden ones do not. Archives are
     read as they stream by; nothing is unpacked to disk. Each member counts, also of one name.
     What cannot be read is yielded with its problem.
 
     Args:
         specs: paths, or names of bundled hosts.
+        limits: of each archive; default `ArchiveLimits()`.
 
     Raises:
         UnknownNameError: a path does not exist.
@@ -58,16 +64,15 @@ def read_sources(specs: Iterable[str]) -> Iterator[SourceText]:
     for spec in chosen:
         path = Path(spec)
         prefix = f"{_shown(path.name)}/" if several else ""
-        if path.is_dir():
-            status = path.stat()
-            yield from _folder(path, prefix, _listed(path), ((status.st_dev, status.st_ino),))
-        elif path.is_file():
-            yield from _file(path, prefix)
+        if is_there(path) and path.is_dir():
+            yield from _Walk().folder(path, prefix, _listed(path), (_identity(path.stat()),))
+        elif is_there(path) and path.is_file():
+            yield from _file(path, prefix, limits or ArchiveLimits())
         else:
             text = bundled_text(spec)
             if text is None:
                 raise UnknownNameError(
-                    f"{spec} is no folder, no file and no bundled host",
+                    f"{_shown(spec)} is no folder, no file and no bundled host",
                     kind="fleet",
                     name=spec,
                     known=(),
@@ -76,11 +81,8 @@ def read_sources(specs: Iterable[str]) -> Iterator[SourceText]:
 
 
 def _shown(name: str) -> str:
-    """A name as it can be printed and stored, whatever bytes and control characters it has."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    """A name as it can be printed and stored, whatever characters it has, and how many."""
+    return shorten(one_line(name), _LONGEST_NAME)
 
 
 def _wanted(name: str) -> bool:
@@ -99,27 +101,51 @@ def _listed(folder: Path) -> list[str]:
         ) from error
 
 
-def _folder(
-    folder: Path, prefix: str, names: list[str], inside: tuple[tuple[int, int], ...]
-) -> Iterator[SourceText]:
-    """Yield what is in a folder; `inside` are the folders that it is in, and itself."""
-    for name in names:
-        entry, shown = folder / name, f"{prefix}{_shown(name)}"
-        if name.startswith("."):
-            continue
-        try:
-            status = entry.stat()
-            if stat.S_ISDIR(status.st_mode):
-                itself = (status.st_dev, status.st_ino)
-                if itself not in inside:
-                    yield from _folder(entry, f"{shown}/", _listed(entry), (*inside, itself))
-            elif _wanted(name) and stat.S_ISREG(status.st_mode):
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+class _Walk:
+    """Reads the folders below one; what links lead to is read once, or few folders were a maze."""
+
+    def __init__(self) -> None:
+        self._linked: set[tuple[int, int]] = set()
+
+    def folder(
+        self, folder: Path, prefix: str, names: list[str], inside: tuple[tuple[int, int], ...]
+    ) -> Iterator[SourceText]:
+        """Yield what is in a folder; `inside` are the folders that it is in, and itself."""
+        for name in names:
+            if name.startswith("."):
+                continue
+            shown = f"{prefix}{_shown(name)}"
+            try:
+                yield from self._entry(folder / name, shown, inside)
+            except HostUnavailableError as error:
+                yield SourceText(shown, b"", f"this folder could not be read: {_why(error)}")
+            except OSError as error:  # a link that leads nowhere, a folder that may not be entered
+                if _wanted(name):
+                    yield SourceText(shown, b"", f"could not be read: {_why(error)}")
+
+    def _entry(
+        self, entry: Path, shown: str, inside: tuple[tuple[int, int], ...]
+    ) -> Iterator[SourceText]:
+        status = entry.stat()
+        if not stat.S_ISDIR(status.st_mode):
+            if _wanted(entry.name) and stat.S_ISREG(status.st_mode):
                 yield _read(entry, shown)
-        except HostUnavailableError as error:
-            yield SourceText(shown, b"", f"this folder could not be read: {_why(error)}")
-        except OSError as error:  # a link that leads nowhere, a folder that may not be entered
-            if _wanted(name):
-                yield SourceText(shown, b"", f"could not be read: {_why(error)}")
+            return
+        itself = _identity(status)
+        if entry.is_symlink():
+            if itself in self._linked:
+                return
+            self._linked.add(itself)
+        if itself in inside:
+            return
+        if len(inside) > _DEEPEST:
+            yield SourceText(shown, b"", f"this folder is in {_DEEPEST} others: it was not read")
+            return
+        yield from self.folder(entry, f"{shown}/", _listed(entry), (*inside, itself))
 
 
 def _why(error: Exception) -> str:
@@ -129,57 +155,28 @@ def _why(error: Exception) -> str:
 
 def _read(path: Path, name: str) -> SourceText:
     try:
-        with path.open("rb") as file:
-            return SourceText(name, file.read(LARGEST + 1))
-    except OSError as error:
+        return SourceText(name, read_bytes(path))
+    except HostUnavailableError as error:
         return SourceText(name, b"", f"could not be read: {_why(error)}")
+    except HostDataError as error:
+        return SourceText(name, b"", error.message.removeprefix(f"{one_line(str(path))} "))
 
 
-def _file(path: Path, prefix: str) -> Iterator[SourceText]:
+def _file(path: Path, prefix: str, limits: ArchiveLimits) -> Iterator[SourceText]:
     lower = path.name.lower()
-    if lower.endswith(_TARS):
-        yield from _tar(path, prefix)
-    elif lower.endswith(".zip"):
-        yield from _zip(path, prefix)
-    else:
+    zipped = lower.endswith(".zip")
+    if not zipped and not lower.endswith(_TARS):
         yield _read(path, _shown(path.name))
-
-
-_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)
-
-
-def _tar(path: Path, prefix: str) -> Iterator[SourceText]:
+        return
     try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                # A stream keeps a list of all members that went by: bounded memory needs none.
-                archive.members = []  # type: ignore[attr-defined]
-                if not member.isfile() or not _wanted(member.name):
-                    continue
-                file = archive.extractfile(member)
-                content = b"" if file is None else file.read(LARGEST + 1)
-                yield SourceText(prefix + _shown(member.name), content)
-    except _BROKEN as error:
-        yield _broken(path, error)
-
-
-def _zip(path: Path, prefix: str) -> Iterator[SourceText]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in sorted(archive.infolist(), key=lambda item: item.filename):
-                if member.is_dir() or not _wanted(member.filename):
-                    continue
-                name = prefix + _shown(member.filename)
-                try:
-                    with archive.open(member) as file:
-                        yield SourceText(name, file.read(LARGEST + 1))
-                except Exception as error:  # each way to compress has errors of its own
-                    yield SourceText(name, b"", f"could not be unpacked: {error}")
-    except _BROKEN as error:
-        yield _broken(path, error)
-
-
-def _broken(path: Path, error: Exception) -> SourceText:
-    """An archive that ends too early: what came before it counts, and it is named itself."""
-    problem = f"the archive is damaged, the rest of it is lost: {_why(error)}"
-    return SourceText(_shown(path.name), b"", problem)
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            for name, content, problem in read_archive(
+                file, size, zipped=zipped, wanted=_wanted, limits=limits
+            ):
+                yield SourceText(prefix + _shown(name), content, problem)
+    except (ArchiveError, OSError) as error:
+        # What came before counts, and the archive is named itself.
+        what = str(error) if isinstance(error, ArchiveError) else _why(error)
+        problem = f"the archive is damaged, the rest of it is lost: {shorten(one_line(what), 200)}"
+        yield SourceText(_shown(path.name), b"", problem)

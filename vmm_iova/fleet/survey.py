@@ -246,7 +246,7 @@ def merge_all(surveys: Iterable[Survey]) -> Survey:
         dict(sorted(classes.items())),
         intersect_all(every),
         {name: _joined(of) for name, of in sorted(shares.items())},
-        {key: tuple(nsmallest(MAX_PROBLEMS, found)) for key, found in sorted(problems.items())},
+        {key: tuple(nsmallest(MAX_PROBLEMS, hosts)) for key, hosts in sorted(problems.items())},
         dict(sorted(devices.items())),
         truncated,
     )

@@ -129,21 +129,21 @@ def search(host: Facts, group: Group | None) -> Findings:
         group: the group; None for a host whose facts name no groups.
     """
     looked: list[str] = []
-    found: list[Evidence] = []
+    pieces: list[Evidence] = []
     for listed in host.kernel_ranges:
-        found += _from_kernel(listed, group, looked)
+        pieces += _from_kernel(listed, group, looked)
     if not host.kernel_ranges:
         looked.append("the kernel's range list (VFIO or iommufd): not among the facts")
-    found += _from_zpci(host, group)
+    pieces += _from_zpci(host, group)
     widths = list(_widths(host, group, looked))
     caps = tuple(item.as_cap() for item in widths if item.certain)
     if widths:
-        found.append(min(widths, key=lambda item: item.bits).as_evidence())
+        pieces.append(min(widths, key=lambda item: item.bits).as_evidence())
     else:
         looked.append("width registers in sysfs: none that say a width")
     if any(item.regions is not None for item in host.groups):
         looked.append("sysfs reserved_regions: names holes, never the aperture")
-    return Findings(tuple(found), caps, tuple(looked))
+    return Findings(tuple(pieces), caps, tuple(looked))
 
 
 def _from_kernel(
@@ -287,11 +287,11 @@ def architecture(host: Facts, groups: Sequence[Group]) -> str | None:
         return "x86_64"
     vendors = {unit.vendor for unit in host.units}
     named = {"arm": "aarch64", "apple": "aarch64", "s390": "s390x", "riscv": "riscv64"}
-    found = {named[vendor] for vendor in vendors & set(named)}
+    architectures = {named[vendor] for vendor in vendors & set(named)}
     spans = {region.range for group in groups for region in group.regions or ()}
-    if not found and MSI_ARM_SOFTWARE in spans:
+    if not architectures and MSI_ARM_SOFTWARE in spans:
         return "aarch64"  # virtio-iommu has the window on other machines too, but not alone
-    return found.pop() if len(found) == 1 else None
+    return architectures.pop() if len(architectures) == 1 else None
 
 
 def is_amd(host: Facts) -> bool:
@@ -318,7 +318,7 @@ def host_widths(
 
     Units with the same registers are one entry, which says how many there are.
     """
-    found = [*_units(host, groups)]
+    widths = [*_units(host, groups)]
     for item in evidence:
         hull = item.ranges.hull
         if hull is None or item.kind is EvidenceKind.REGISTERS:
@@ -327,18 +327,18 @@ def host_widths(
             EvidenceKind.KERNEL_LIST: "aperture of the kernel",
             EvidenceKind.ZPCI: "zPCI DMA window",
         }.get(item.kind, "aperture as stated")
-        found.append(Width(what, hull.last.bit_length(), str(item.source)))
-    found += (
+        widths.append(Width(what, hull.last.bit_length(), str(item.source)))
+    widths += (
         Width("IOMMU as the kernel printed it", item.bits, str(item.source)) for item in host.widths
     )
     if host.cpu_bits is not None:
-        found.append(Width("CPU, physical", host.cpu_bits, host.cpu_source))
+        widths.append(Width("CPU, physical", host.cpu_bits, host.cpu_source))
     members = {name for group in groups for name in group.devices}
     masks = [item for item in host.devices if item.name in members and item.dma_mask_bits]
     for device in sorted(masks, key=lambda item: item.dma_mask_bits or 0)[:_MASKS]:
         what = f"DMA mask of the host's driver, {device.name}"
-        found.append(Width(what, device.dma_mask_bits or 0, "dma_mask_bits in sysfs", False))
-    return tuple(dict.fromkeys(found))
+        widths.append(Width(what, device.dma_mask_bits or 0, "dma_mask_bits in sysfs", False))
+    return tuple(dict.fromkeys(widths))
 
 
 def _units(host: Facts, groups: Sequence[Group]) -> Iterator[Width]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import HostDataError, UnknownNameError
+from vmm_iova.plain import by_number
 
 if TYPE_CHECKING:
     from typing import Self
@@ -356,7 +357,7 @@ class Facts:
             arch=self.arch or more.arch,
             release=self.release or more.release,
             page_size=self.page_size or more.page_size,
-            groups=tuple(sorted((*self.groups, *more.groups), key=_group_order)),
+            groups=tuple(sorted((*self.groups, *more.groups), key=lambda item: by_number(item.id))),
             devices=(*self.devices, *more.devices),
             units=(*self.units, *more.units),
             kernel_ranges=(*self.kernel_ranges, *more.kernel_ranges),
@@ -376,11 +377,6 @@ class Facts:
 
 def _first(ours: int | None, theirs: int | None) -> int | None:
     return theirs if ours is None else ours
-
-
-def _group_order(group: Group) -> tuple[bool, int, str]:
-    number = group.id.isdecimal()
-    return not number, int(group.id) if number else 0, group.id
 
 
 def _some(names: list[str], limit: int = 8) -> str:

@@ -256,7 +256,7 @@ def unassignable(groups: Iterable[Group], *, x86: bool) -> Iterable[Unassignable
 
 def _alike(regions: Iterable[ReservedRegion]) -> Iterable[list[ReservedRegion]]:
     """Put together the regions of several groups that say the same; keep the order."""
-    found: dict[tuple[AddrRange, str], list[ReservedRegion]] = {}
+    alike: dict[tuple[AddrRange, str], list[ReservedRegion]] = {}
     for region in regions:
-        found.setdefault((region.range, region.word), []).append(region)
-    return found.values()
+        alike.setdefault((region.range, region.word), []).append(region)
+    return alike.values()

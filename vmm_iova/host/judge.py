@@ -193,7 +193,7 @@ class _Judge:
     # -- aperture ------------------------------------------------------------------------------
 
     def _aperture(self, stated: Aperture | None) -> MappableRanges:
-        said = stated_evidence(stated) if stated is not None else None
+        claim = stated_evidence(stated) if stated is not None else None
         looked: list[str] = []
         for group in self.groups or (None,):
             findings = search(self.host, group)
@@ -205,19 +205,24 @@ class _Judge:
                     self.listed.add(group.id if group else None)
                 same = [item for item in findings.evidence if item.kind is strongest]
                 self.evidence += (item for item in same if item not in self.evidence)
-            elif said is None:
+            elif claim is None:
                 raise self._no_evidence(group, looked)
-        if said is not None:
-            self.evidence.append(said)
+        if claim is not None:
+            self.evidence.append(claim)
         self.evidence.sort(key=_strength)
         ranges = MappableRanges([AddrRange(0, ADDRESS_LAST)])
         for item in self.evidence:
             ranges = ranges & item.ranges
         for cap in self.caps:
             ranges = self._cap(ranges, cap)
-        if said is not None and said.ranges and ranges and said.ranges[-1].last > ranges[-1].last:
+        if (
+            claim is not None
+            and claim.ranges
+            and ranges
+            and claim.ranges[-1].last > ranges[-1].last
+        ):
             self.notes.append(
-                Note(f"{said.text}, but {self.evidence[0].text}: the smaller of the two counts")
+                Note(f"{claim.text}, but {self.evidence[0].text}: the smaller of the two counts")
             )
         return ranges
 
@@ -237,14 +242,14 @@ class _Judge:
 
     def _no_evidence(self, group: Group | None, looked: Sequence[str]) -> EvidenceError:
         of = f" for {group.title}" if group else ""
-        asked = sorted({name for item in self.host.kernel_ranges for name in item.groups or ()})
-        select = [f"only the groups that the kernel was asked about: --groups {','.join(asked)}"]
+        ids = sorted({name for item in self.host.kernel_ranges for name in item.groups or ()})
+        select = [f"only the groups that the kernel was asked about: --groups {','.join(ids)}"]
         return EvidenceError(
             f"host {self.host.name}: nothing says how wide the IOVA space is{of}, and a width is "
             "not guessed",
             looked_at=looked,
             settles=(
-                *(select if asked else ()),
+                *(select if ids else ()),
                 "--aperture START-LAST, if you know it (DMA does not begin at 0 on s390)"
                 if self._is_s390()
                 else "--aperture BITS or --aperture START-LAST, if you know it",
@@ -284,15 +289,15 @@ class _Judge:
 
     def _seams(self) -> dict[int, str]:
         """Where two ranges touch without being one, and why."""
-        found: dict[int, str] = {}
+        texts: dict[int, str] = {}
         for item in self.evidence:
             for seam in item.ranges.seams:
-                found.setdefault(seam, f"two ranges of a list touch there, {item.source}")
+                texts.setdefault(seam, f"two ranges of a list touch there, {item.source}")
         for group in self.groups:
             for empty in group.empty_regions:
                 text = f"{empty.word} region of length 0 of {group.title}, {empty.source}"
-                found.setdefault(empty.start, text)
-        return found
+                texts.setdefault(empty.start, text)
+        return texts
 
     def _add_slivers(self, ranges: MappableRanges, granule: int, seams: dict[int, str]) -> None:
         """Give a cause to each granule that no hole touches but a seam cuts."""

@@ -7,15 +7,16 @@ import difflib
 import errno
 import os
 import re
-import sys
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import HostDataError, HostUnavailableError, UnknownNameError
+from vmm_iova.files import decode, is_there, read_bytes, read_stdin
 from vmm_iova.host.snapshot import load_snapshot
 from vmm_iova.host.sysfs import read_sysfs
 from vmm_iova.host.text import parse_text
+from vmm_iova.plain import one_line, whole_number
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from vmm_iova.host.host import Host
 
 _JSON = re.compile(r'\s*\{\s*["}]')  # and not a range written {a, b}
-LARGEST = 64 << 20
-"""Bytes of a source at most: no capture comes near it, and a disk image stays out of memory."""
 
 
 def _bundle() -> Traversable:
@@ -61,7 +60,7 @@ def load_host(spec: str | os.PathLike[str] = "LIVE", *, sysroot: str | Path = "/
     if text == "LIVE":
         return read_sysfs(sysroot)
     path = Path(text)
-    if text and _is_there(path) and path.is_dir():
+    if text and is_there(path) and path.is_dir():
         return read_sysfs(path)
     content, name, index = _find(text)
     hosts = parse_hosts(content, name)
@@ -106,24 +105,23 @@ def read_text(path: str) -> tuple[str, str]:
     """Return the content of a text file (`-` for standard input) and its name for messages.
 
     Raises:
-        HostUnavailableError: there is no such file, or it may not be read (with errno).
-        HostDataError: it is not text.
+        HostUnavailableError: there is no such file, it is no regular one, or it may not be read
+            (with errno).
+        HostDataError: it is not text, or larger than `files.LARGEST`.
     """
     if path == "-":
-        return decode_text(sys.stdin.buffer.read(LARGEST + 1), "standard input"), "stdin"
-    if not _is_there(Path(path)):
-        raise HostUnavailableError(f"{path} does not exist", source=path, errno=errno.ENOENT)
-    return decode_text(_read(Path(path)), path), Path(path).name
+        return decode(read_stdin(), "standard input"), "stdin"
+    return decode(read_bytes(Path(path)), path), one_line(Path(path).name)
 
 
 def _find(text: str) -> tuple[str, str, int | None]:
     """Return content, name for messages, and the number behind `#`, if any."""
     stem, mark, number = text.rpartition("#")
     choices: list[tuple[str, int | None]] = [(text, None)]
-    if mark and number.isdecimal():
-        choices.append((stem, int(number)))
+    if mark and (nth := whole_number(number)) is not None:
+        choices.append((stem, nth))
     for name, index in choices:
-        if name == "-" or _is_there(Path(name)):
+        if name == "-" or is_there(Path(name)):
             return (*read_text(name), index)
         bundled = bundled_text(name)
         if bundled is not None:
@@ -131,7 +129,7 @@ def _find(text: str) -> tuple[str, str, int | None]:
     named = text.removesuffix(".txt").removesuffix(".json")
     if "/" in text or (named != text and named not in bundled_hosts()):
         raise HostUnavailableError(
-            f"{shorten(text)} does not exist", source=text, errno=errno.ENOENT
+            f"{shorten(one_line(text))} does not exist", source=text, errno=errno.ENOENT
         )
     known = bundled_hosts()
     close = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
@@ -142,51 +140,3 @@ def _find(text: str) -> tuple[str, str, int | None]:
         known=known,
         hint=f"did you mean {' or '.join(close)}" if close else "vmm-iova show --list names them",
     )
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except ValueError:  # a NUL byte in the name
-        return False
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            return False
-        raise HostUnavailableError(
-            f"{shorten(str(path))}: {error.strerror}", source=str(path), errno=error.errno
-        ) from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-    except OSError as error:
-        raise HostUnavailableError(
-            f"{path}: {error.strerror}", source=str(path), errno=error.errno
-        ) from error
-    return content
-
-
-def decode_text(content: bytes, name: str) -> str:
-    """Return bytes as text.
-
-    Raises:
-        HostDataError: they are too many, or no text.
-    """
-    if len(content) > LARGEST:
-        raise HostDataError(
-            f"{name} is larger than 64 MiB: these are not the facts of one host", source=name
-        )
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise HostDataError(
-            f"{name} is not text: byte {content[error.start]:#04x} at offset {error.start:#x}",
-            source=name,
-        ) from error
-    if "\0" in text:
-        raise HostDataError(
-            f"{name} is not text: byte 0x00 at offset {text.index(chr(0)):#x}", source=name
-        )
-    return text

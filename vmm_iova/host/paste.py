@@ -31,7 +31,8 @@ _PAIR = re.compile(
 )
 _BRACKETED = re.compile(rf"[\[{{(]\s*({_NUMBER})\s*(?:-|\.\.|,)\s*({_NUMBER})\s*[\]}})]\s*[,;]?\s*")
 _TWO_NUMBERS = re.compile(rf"\b{_NUMBER}\b\W+{_NUMBER}\b")
-_TWO_HEX = re.compile(r"0[xX][0-9a-fA-F]+\b.*\b0[xX][0-9a-fA-F]+")
+_FIRST_HEX = re.compile(r"0[xX][0-9a-fA-F]+\b")
+_NEXT_HEX = re.compile(r"\b0[xX][0-9a-fA-F]")
 _REGION_WORD = re.compile(r"\b(?:direct|direct-relaxable|reserved|msi)\b", re.IGNORECASE)
 _BARE = re.compile(r"([0-9a-fA-F]{8,16})\s+([0-9a-fA-F]{8,16})\s+([A-Za-z]\S*)(.*)")
 MAP_LINE = re.compile(r"\s*[0-9a-fA-F]{8,16}-[0-9a-fA-F]{8,16} : ")
@@ -82,15 +83,15 @@ def ranges_in(line: str) -> list[tuple[int, int]] | None:
     """Return the ranges of a line that is nothing but ranges; None if it is something else."""
     body = line[_COUNT.match(line).end() :]  # type: ignore[union-attr]  # it matches nothing, too
     for pattern in (_PAIR, _BRACKETED):
-        found, at = [], 0
+        pairs, at = [], 0
         while match := pattern.match(body, at):
-            found.append((match[1], match[2]))
+            pairs.append((match[1], match[2]))
             at = match.end()
-        once = pattern is _PAIR and len(found) == 1
-        if found and at == len(body) and (once or pattern is _BRACKETED):
-            if not all(_surely_hex(start, last) for start, last in found):
+        once = pattern is _PAIR and len(pairs) == 1
+        if pairs and at == len(body) and (once or pattern is _BRACKETED):
+            if not all(_surely_hex(start, last) for start, last in pairs):
                 return None
-            return [(int(start, 16), int(last, 16)) for start, last in found]
+            return [(int(start, 16), int(last, 16)) for start, last in pairs]
     return None
 
 
@@ -109,4 +110,5 @@ def looks_like_region(line: str) -> bool:
 
 def looks_like_range(line: str) -> bool:
     """Tell whether a line that no reader took is still about a range: two hex numbers."""
-    return bool(_TWO_HEX.search(line))
+    first = _FIRST_HEX.search(line)  # two searches: one pattern for both would be quadratic
+    return first is not None and _NEXT_HEX.search(line, first.end()) is not None

@@ -123,13 +123,13 @@ def parse_reserved_regions(text: str, name: str, group: str | None = None) -> Re
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        found = parse_region_line(line, Source(name, number), group)
-        if found is None:
+        item = parse_region_line(line, Source(name, number), group)
+        if item is None:
             rejected.append(number)
-        elif isinstance(found, EmptyRegion):
-            empty.append(found)
+        elif isinstance(item, EmptyRegion):
+            empty.append(item)
         else:
-            regions.append(found)
+            regions.append(item)
     kept, notes = tidy(regions, empty, name)
     return RegionsText(kept, tuple(empty), tuple(notes), tuple(rejected))
 

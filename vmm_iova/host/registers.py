@@ -179,5 +179,5 @@ def cpu_address_bits(text: str) -> int | None:
 
     Source: arch/x86/kernel/cpu/proc.c, show_cpuinfo().
     """
-    found = [int(bits) for bits in _ADDRESS_SIZES.findall(text)]
-    return min((bits for bits in found if 32 <= bits <= 64), default=None)
+    widths = [int(bits) for bits in _ADDRESS_SIZES.findall(text)]
+    return min((bits for bits in widths if 32 <= bits <= 64), default=None)

@@ -30,6 +30,7 @@ from vmm_iova.host.facts import (
 )
 from vmm_iova.host.host import Host
 from vmm_iova.host.regions import region_kind
+from vmm_iova.plain import parse_json, whole_number
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 from vmm_iova.units import shorten
 
@@ -159,17 +160,7 @@ def load_snapshot(text: str, name: str) -> Host:
 
     Complexity: O(size).
     """
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", None)
-        where = f"{name}:{line}" if line else name
-        raise HostDataError(
-            f"{where}: is not JSON: {getattr(error, 'msg', None) or error}",
-            source=name,
-            line=line,
-        ) from error
-    root = _Node(data, name, "")
+    root = _Node(parse_json(text, name), name, "")
     schema = root.child("schema")
     if schema.field("name", str) != SCHEMA_NAME:
         raise schema.wrong("name", f"should be {SCHEMA_NAME!r}: this is no snapshot of a host")
@@ -309,18 +300,18 @@ class _Node:
         return self.data[key]
 
     def field(self, key: str, kind: type[_T]) -> _T:
-        found = self.optional(key, kind)
-        if found is None:
+        value = self.optional(key, kind)
+        if value is None:
             raise self.wrong(key, "is missing")
-        return found
+        return value
 
     def optional(self, key: str, kind: type[_T]) -> _T | None:
-        found = self.data.get(key)
-        if found is None:
+        value = self.data.get(key)
+        if value is None:
             return None
-        if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
-            raise self.wrong(key, f"should be {_NAMES[kind]}, not {_type(found)}")
-        return found
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise self.wrong(key, f"should be {_NAMES[kind]}, not {_type(value)}")
+        return value
 
     def _sequence(self, key: str) -> list[Any]:
         self.value(key)  # a list that is not there is not an empty one
@@ -349,16 +340,16 @@ class _Node:
         return int(text, 16)
 
     def address(self, key: str) -> int:
-        found = self.number(key)
-        if found is None:
+        value = self.number(key)
+        if value is None:
             raise self.wrong(key, "is missing")
-        return found
+        return value
 
     def power_of_two(self, key: str) -> int | None:
-        found = self.number(key)
-        if found is not None and (found == 0 or found & (found - 1)):
-            raise self.wrong(key, f"{found:#x} is not a power of two")
-        return found
+        value = self.number(key)
+        if value is not None and (value == 0 or value & (value - 1)):
+            raise self.wrong(key, f"{value:#x} is not a power of two")
+        return value
 
     def kind(self) -> tuple[RegionKind, str]:
         word = self.field("type", str)
@@ -367,10 +358,10 @@ class _Node:
         return region_kind(word)
 
     def bits(self, key: str) -> int:
-        found = self.field(key, int)
-        if not 1 <= found <= 64:
-            raise self.wrong(key, f"{found} is not a width from 1 to 64 bits")
-        return found
+        value = self.field(key, int)
+        if not 1 <= value <= 64:
+            raise self.wrong(key, f"{value} is not a width from 1 to 64 bits")
+        return value
 
     def span(self) -> AddrRange:
         start, last = self.address("start"), self.address("last")
@@ -381,8 +372,8 @@ class _Node:
     def source(self) -> Source:
         text = self.optional("source", str) or f"{self.file} {self.path}"
         name, colon, line = text.rpartition(":")
-        numbered = colon and line.isdecimal() and line == str(int(line[:18]))
-        return Source(name, int(line)) if numbered else Source(text)
+        number = whole_number(line) if colon else None
+        return Source(name, number) if number is not None and str(number) == line else Source(text)
 
 
 _NAMES: dict[type, str] = {
@@ -394,5 +385,5 @@ _NAMES: dict[type, str] = {
 }
 
 
-def _type(found: object) -> str:
-    return _NAMES.get(type(found), "null" if found is None else type(found).__name__)
+def _type(value: object) -> str:
+    return _NAMES.get(type(value), "null" if value is None else type(value).__name__)

@@ -16,15 +16,25 @@ from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
 from vmm_iova.errors import HostDataError, HostUnavailableError
+from vmm_iova.files import Tree, is_there
 from vmm_iova.host.facts import Device, Group, IommuUnit, Limits, Note, Source
 from vmm_iova.host.host import Host
 from vmm_iova.host.regions import parse_reserved_regions
 from vmm_iova.host.registers import cpu_address_bits
+from vmm_iova.plain import by_number, one_line, whole_number
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+try:
+    import resource
+except ImportError:  # not a Unix: planning still works there
+    resource = None  # type: ignore[assignment]
+
+_LINE = 4096  # bytes of a file that holds one line: sysfs itself gives no more than a page
+_REGIONS = 1 << 17  # of reserved_regions: the kernel stops at a page, which has 64 KiB at most
+_CPUINFO = 8 << 20  # about 1.5 KiB for each CPU
 _HEX = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,16}")
 
 
@@ -47,17 +57,26 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
     """
     base = Path(root)
     live = base == Path("/")
-    itself = (base / "kernel/iommu_groups").is_dir() or (base / "class/iommu").is_dir()
-    sys = base if itself else base / "sys"
-    if not sys.is_dir():
-        missing = not base.exists()
+    if not is_there(base):
         raise HostUnavailableError(
-            f"{base} does not exist" if missing else f"{base} holds no sysfs tree (no {sys})",
+            f"{one_line(str(base))} does not exist", source=str(base), errno=errno.ENOENT
+        )
+    tree = Tree(base)
+    itself = tree.holds("kernel/iommu_groups") or tree.holds("class/iommu")
+    if not itself and not tree.holds("sys"):
+        sys = one_line(str(base / "sys"))
+        raise HostUnavailableError(
+            f"{one_line(str(base))} holds no sysfs tree (no {sys})",
             source=str(base),
             errno=errno.ENOENT,
             hint="give a copy of /sys, or the directory that has it as sys/",
         )
-    reader = _Reader(sys, shown="/sys" if live else str(sys))
+    shown = "/sys" if live else one_line(str(base if itself else base / "sys"))
+    reader = _Reader(tree, "" if itself else "sys/", shown)
+    if not itself:
+        reader.proc, reader.proc_at = tree, "proc/"
+    elif base.name == "sys":  # beside it, as /proc is beside /sys
+        reader.proc = Tree(base.parent / "proc")
     units = reader.units()
     behind = reader.devices_of_units()
     groups = reader.groups()
@@ -65,13 +84,14 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
         reader.notes.append(
             Note(f"no IOMMU groups: no IOMMU is in use on this host; {say.IOMMU_ON}")
         )
+    cpu_bits = reader.cpu_bits()
     limits = Limits(
         dma_entries=reader.number("module/vfio_iommu_type1/parameters/dma_entry_limit"),
         memlock=_memlock() if live else None,
     )
     return Host(
-        name=name or ("LIVE" if live else base.resolve().name),
-        origin="sysfs of this machine" if live else f"sysfs copied to {base}",
+        name=name or ("LIVE" if live else one_line(base.resolve().name)),
+        origin="sysfs of this machine" if live else f"sysfs copied to {one_line(str(base))}",
         arch=os.uname().machine if live else None,
         release=os.uname().release if live else reader.release(),
         page_size=os.sysconf("SC_PAGE_SIZE") if live else None,
@@ -81,14 +101,12 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
         limits=limits,
         sysfs=True,
         notes=tuple(reader.notes),
-        cpu_bits=reader.cpu_bits(),
+        cpu_bits=cpu_bits,
     )
 
 
 def _memlock() -> int | None:
-    try:
-        import resource
-    except ImportError:  # not a Unix: planning still works there
+    if resource is None:
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     return -1 if soft == resource.RLIM_INFINITY else soft
@@ -97,34 +115,50 @@ def _memlock() -> int | None:
 class _Reader:
     """Reads small files below one `/sys` and notes what it could not read."""
 
-    def __init__(self, sys: Path, shown: str) -> None:
-        self.sys = sys
+    def __init__(self, tree: Tree, at: str, shown: str) -> None:
+        self.tree = tree
+        self.at = at
         self.shown = shown
+        self.proc: Tree | None = None
+        self.proc_at = ""
         self.notes: list[Note] = []
 
-    def text_of(self, path: str) -> str | None:
+    def _read(self, tree: Tree, path: str, shown: str, limit: int) -> str | None:
         """Content of a file, None if there is none or it may not be read (which is noted)."""
         try:
-            return (self.sys / path).read_text("utf-8", "replace")
+            return tree.read(path, limit).decode("utf-8", "replace")
         except FileNotFoundError:
             return None
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ENODEV, errno.EISDIR):
-                self.notes.append(Note(f"{self.shown}/{path}: {error.strerror}"))
+                self.notes.append(Note(f"{shown}: {error.strerror}"))
             return None
+
+    def line_of(self, path: str) -> str | None:
+        """The line of a file; None if there is no file, or it has more lines (which is noted)."""
+        return self._line(self.tree, self.at + path, f"{self.shown}/{path}")
+
+    def _line(self, tree: Tree, path: str, shown: str) -> str | None:
+        text = self._read(tree, path, shown, _LINE)
+        if text is None:
+            return None
+        if len(text.strip().splitlines()) > 1:
+            self.notes.append(Note(f"{shown}: is not one line: left out"))
+            return None
+        return one_line(text.strip())
 
     def _value(
         self, path: str, convert: Callable[[str], int], pattern: re.Pattern[str]
     ) -> int | None:
-        text = self.text_of(path)
+        text = self.line_of(path)
         if text is None:
             return None
-        if not pattern.fullmatch(text.strip()):
+        if not pattern.fullmatch(text):
             self.notes.append(
-                Note(f"{self.shown}/{path}: {shorten(text.strip())!r} is not a number: left out")
+                Note(f"{self.shown}/{path}: {shorten(text)!r} is not a number: left out")
             )
             return None
-        return convert(text.strip())
+        return convert(text)
 
     def number(self, path: str) -> int | None:
         """Content of a decimal file."""
@@ -137,7 +171,7 @@ class _Reader:
     def names(self, path: str) -> list[str]:
         """Names in a directory, sorted; empty if there is none."""
         try:
-            return sorted(os.listdir(self.sys / path))  # noqa: PTH208  names only, also of links
+            return self.tree.names(self.at + path)
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -146,61 +180,64 @@ class _Reader:
 
     def release(self) -> str | None:
         """Kernel release of a copy that has /proc/sys beside /sys, or a note of it inside."""
-        text = self.text_of("../proc/sys/kernel/osrelease") or self.text_of("kernel/osrelease")
-        return text.strip() or None if text else None
+        path = "sys/kernel/osrelease"
+        beside = self._line(self.proc, self.proc_at + path, f"/proc/{path}") if self.proc else None
+        return beside or self.line_of("kernel/osrelease") or None
 
     def cpu_bits(self) -> int | None:
         """Physical address bits that /proc/cpuinfo states, beside /sys; x86 alone states them."""
-        text = self.text_of("../proc/cpuinfo") if self.sys.name == "sys" else None
+        if self.proc is None:
+            return None
+        text = self._read(self.proc, f"{self.proc_at}cpuinfo", "/proc/cpuinfo", _CPUINFO)
         return cpu_address_bits(text or "")
 
     def link(self, path: str) -> str | None:
         """Last component of a symbolic link, or None."""
-        try:
-            return (self.sys / path).readlink().name
-        except OSError:
-            return None
+        return self.tree.link(self.at + path)
 
     def groups(self) -> tuple[Group, ...]:
         """All groups, ascending by number."""
-        ids = [name for name in self.names("kernel/iommu_groups") if name.isdigit()]
-        return tuple(self._group(group) for group in sorted(ids, key=int))
+        names = self.names("kernel/iommu_groups")
+        ids = [name for name in names if whole_number(name) is not None]
+        return tuple(self._group(group) for group in sorted(ids, key=by_number))
 
     def _group(self, group: str) -> Group:
         where = f"kernel/iommu_groups/{group}"
-        path = self.sys / where / "reserved_regions"
-        kind = self.text_of(f"{where}/type")
-        name = (self.text_of(f"{where}/name") or "").strip()
-        made = Group(
+        name = self.line_of(f"{where}/name")
+        bare = Group(
             group,
             devices=tuple(self.names(f"{where}/devices")),
             regions=None,
-            type=kind.strip() if kind else None,
+            type=self.line_of(f"{where}/type") or None,
             translated=name != "vfio-noiommu",
         )
         shown = f"{self.shown}/{where}/reserved_regions"
-        if not made.translated:
+        if not bare.translated:
             self.notes.append(
                 Note(f"group {group} is vfio-noiommu: nothing translates, an IOVA is physical")
             )
         try:
-            found = parse_reserved_regions(path.read_text("ascii"), shown, group)
-            if found.rejected:
-                raise HostDataError(f"{shown}:{found.rejected[0]}: not a region line", source=shown)
+            content = self.tree.read(f"{self.at}{where}/reserved_regions", _REGIONS)
         except FileNotFoundError:
-            return made
+            return bare
         except OSError as error:
             self.notes.append(Note(f"{shown}: {error.strerror}"))
-            return replace(made, unreadable=f"{shown}: {error.strerror}")
+            return replace(bare, unreadable=f"{shown}: {error.strerror}")
+        try:
+            region_list = parse_reserved_regions(content.decode("ascii"), shown, group)
+            if region_list.rejected:
+                raise HostDataError(
+                    f"{shown}:{region_list.rejected[0]}: not a region line", source=shown
+                )
         except UnicodeDecodeError:
             self.notes.append(Note(f"{shown} is not text"))
-            return replace(made, damaged=f"{shown} is not text")
+            return replace(bare, damaged=f"{shown} is not text")
         except HostDataError as error:
             # One bad file is no reason to lose the host: the judge refuses this group alone.
             self.notes.append(Note(error.message))
-            return replace(made, damaged=error.message)
-        self.notes += found.notes
-        return replace(made, regions=found.regions, empty_regions=found.empty_regions)
+            return replace(bare, damaged=error.message)
+        self.notes += region_list.notes
+        return replace(bare, regions=region_list.regions, empty_regions=region_list.empty_regions)
 
     def units(self) -> tuple[IommuUnit, ...]:
         """All remapping units, with the registers that Intel and AMD publish."""
@@ -208,13 +245,12 @@ class _Reader:
         for name in self.names("class/iommu"):
             where = f"class/iommu/{name}"
             intel, amd = f"{where}/intel-iommu", f"{where}/amd-iommu"
-            features = self.text_of(f"{amd}/features")
             units.append(
                 IommuUnit(
                     name,
                     cap=self.hexadecimal(f"{intel}/cap"),
                     ecap=self.hexadecimal(f"{intel}/ecap"),
-                    features=features.strip() if features else None,
+                    features=self.line_of(f"{amd}/features") or None,
                     source=Source(f"{self.shown}/{where}"),
                 )
             )
@@ -230,11 +266,11 @@ class _Reader:
 
     def devices(self, groups: tuple[Group, ...], behind: dict[str, str]) -> tuple[Device, ...]:
         """All members of the groups."""
-        found = []
+        devices = []
         for group in groups:
             for name in group.devices:
                 where = f"bus/pci/devices/{name}"
-                found.append(
+                devices.append(
                     Device(
                         name,
                         group=group.id,
@@ -244,4 +280,4 @@ class _Reader:
                         pci_class=self.hexadecimal(f"{where}/class"),
                     )
                 )
-        return tuple(sorted(found, key=lambda device: device.name))
+        return tuple(sorted(devices, key=lambda device: device.name))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
 from vmm_iova.errors import HostDataError
 from vmm_iova.host.facts import (
@@ -38,9 +39,13 @@ from vmm_iova.host.paste import (
 )
 from vmm_iova.host.regions import check_truncation, parse_region_line, tidy
 from vmm_iova.host.registers import cpu_address_bits
+from vmm_iova.plain import by_number, one_line
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 from vmm_iova.readers.failed_maps import is_failed_map
 from vmm_iova.units import shorten
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _DMAR = re.compile(r"\b(?:DMAR|dmar)(?:-IR)?:\s*(?P<rest>.*)")
 _UNIT = re.compile(
@@ -58,6 +63,8 @@ _ARCH = re.compile(r"#\s*arch:\s*(?P<arch>\w+)")
 _SOURCE = re.compile(r"#\s*source:\s*(?P<text>.*)")
 _LOG_LINE = re.compile(r"(?:<\d+>)?\[[ \d.]+\]|\[?[A-Z][a-z]{2} .*kernel:|DMAR|ACPI|AMD-Vi|iommu:")
 
+_Region = TypeVar("_Region", ReservedRegion, EmptyRegion)
+
 
 @dataclass(slots=True)
 class _Reading:
@@ -69,6 +76,7 @@ class _Reading:
     region_bytes: dict[str, list[str]] = field(default_factory=dict)
     ranges: list[tuple[AddrRange, Source]] = field(default_factory=list)
     units: list[IommuUnit] = field(default_factory=list)
+    amd_units: int = 0
     rmrrs: list[ReservedRegion] = field(default_factory=list)
     widths: list[StatedWidth] = field(default_factory=list)
     host_width: int | None = None
@@ -108,7 +116,7 @@ def parse_text(text: str, name: str) -> tuple[Host, ...]:
 
     Complexity: O(n log n) in lines.
     """
-    lines = text.splitlines()
+    lines = [one_line(line) for line in text.splitlines()]
     kind = next((m["kind"] for m in map(_KIND.match, lines) if m), "")
     numbered = list(enumerate(lines, 1))
     if "collection" not in kind:
@@ -176,16 +184,16 @@ def _read_line(reading: _Reading, line: str, source: Source) -> None:
         reading.failed_maps += 1
         return
     body = region_body(body)
-    found = parse_region_line(body, source, group)
-    if found is None:
+    region = parse_region_line(body, source, group)
+    if region is None:
         _keep_unread(reading, line, source)
         return
     reading.facts += 1
     reading.region_bytes.setdefault(group, []).append(body)
-    if isinstance(found, EmptyRegion):
-        reading.empty.append(found)
+    if isinstance(region, EmptyRegion):
+        reading.empty.append(region)
     else:
-        reading.regions.append(found)
+        reading.regions.append(region)
 
 
 def _keep_unread(reading: _Reading, line: str, source: Source) -> None:
@@ -239,8 +247,10 @@ def _read_log(reading: _Reading, line: str, source: Source) -> bool:
         )
     if efr:
         # The log has always printed EFR first; the order of the sysfs file is another matter.
-        name = f"ivhd{sum(unit.name.startswith('ivhd') for unit in reading.units)}"
-        reading.units.append(IommuUnit(name, features=efr["efr"], source=source))
+        reading.units.append(
+            IommuUnit(f"ivhd{reading.amd_units}", features=efr["efr"], source=source)
+        )
+        reading.amd_units += 1
         return True
     dmar = _DMAR.search(line)
     if dmar is None:
@@ -317,6 +327,8 @@ def _host(reading: _Reading, text: str) -> Host:
             )
         )
     groups = [*reading.region_bytes] or ([PASTED] if reading.empty_regions else [])
+    regions_of = _by_group(regions)
+    empty_of = _by_group(reading.empty)
     return Host(
         name=name,
         origin=reading.origin or f"text {name}",
@@ -326,12 +338,10 @@ def _host(reading: _Reading, text: str) -> Host:
             Group(
                 group,
                 devices=(group,) if group in reading.members else (),
-                regions=tuple(r for r in regions if r.group == group),
-                empty_regions=tuple(r for r in reading.empty if r.group == group),
+                regions=tuple(regions_of.get(group, ())),
+                empty_regions=tuple(empty_of.get(group, ())),
             )
-            for group in sorted(
-                groups, key=lambda g: (not g.isdigit(), int(g) if g.isdigit() else 0)
-            )
+            for group in sorted(groups, key=by_number)
         ),
         units=tuple(reading.units),
         devices=tuple(Device(name, group=name) for name in sorted(reading.members)),
@@ -342,6 +352,14 @@ def _host(reading: _Reading, text: str) -> Host:
         cpu_bits=reading.cpu_bits,
         cpu_source=reading.cpu_source or "/proc/cpuinfo",
     )
+
+
+def _by_group(items: Iterable[_Region]) -> dict[str | None, list[_Region]]:
+    """Sort regions by the group that they were read from: a text may have as many as lines."""
+    by_group: dict[str | None, list[_Region]] = {}
+    for item in items:
+        by_group.setdefault(item.group, []).append(item)
+    return by_group
 
 
 def _kernel_ranges(reading: _Reading, notes: list[Note]) -> tuple[KernelRanges, ...]:

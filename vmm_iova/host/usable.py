@@ -184,8 +184,8 @@ class Usable:
         for seam, text in start.seams.items():
             if seam % start.granule:
                 cut = AddrRange(seam, seam).align_outward(start.granule)
-                said = f"granules of {start.granule:#x} bytes that a seam cuts: {text}"
-                more.append(Cause(CauseKind.GRANULE, cut, said))
+                clause = f"granules of {start.granule:#x} bytes that a seam cuts: {text}"
+                more.append(Cause(CauseKind.GRANULE, cut, clause))
         return start._recut(more)
 
     @property
@@ -226,12 +226,12 @@ class Usable:
 
         Complexity: O(log n + holes in the window).
         """
-        found: dict[Cause, None] = {}
+        causes: dict[Cause, None] = {}
         for gap in self._gaps(window):
             # A hole takes the whole granules that it touches, so look as far as they reach.
             touched = self.holes.overlapping(gap.align_outward(self.granule))
-            found.update(dict.fromkeys(self.hole_causes[hole] for hole in touched))
-        return tuple(found)
+            causes.update(dict.fromkeys(self.hole_causes[hole] for hole in touched))
+        return tuple(causes)
 
     def _gaps(self, window: AddrRange) -> Iterator[AddrRange]:
         """What of a window is not usable, ascending."""

@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 import difflib
-import errno
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_iova.errors import HostDataError, HostUnavailableError, UnknownNameError
+from vmm_iova.errors import UnknownNameError
+from vmm_iova.files import decode, read_bytes
 from vmm_iova.machines.toml_file import parse_machine
+from vmm_iova.plain import one_line
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
 
     from vmm_iova.machines.model import Machine
+
+_LARGEST = 1 << 20  # bytes of a machine file; the longest that ships has 10 KiB
 
 
 def _names() -> Iterator[str]:
@@ -76,7 +79,8 @@ def load_machine(name: str | os.PathLike[str]) -> Machine:
 
     Raises:
         UnknownNameError: there is no such model.
-        HostUnavailableError: there is no such file, or it may not be read (with errno).
+        HostUnavailableError: there is no such file, it is no regular one, or it may not be read
+            (with errno).
         HostDataError: the file is malformed; the message names the line and the key.
 
     Complexity: O(size) once, then cached for bundled models.
@@ -86,17 +90,8 @@ def load_machine(name: str | os.PathLike[str]) -> Machine:
     if text in machine_names():
         return _bundled(text)
     if text.endswith(".toml"):
-        path = Path(text)
-        if not path.exists():
-            raise HostUnavailableError(f"{path} does not exist", source=text, errno=errno.ENOENT)
-        try:
-            return parse_machine(path.read_text("utf-8-sig"), path.name)
-        except OSError as error:
-            raise HostUnavailableError(
-                f"{path}: {error.strerror}", source=text, errno=error.errno
-            ) from error
-        except UnicodeDecodeError as error:
-            raise HostDataError(f"{path} is not text", source=text) from error
+        content = decode(read_bytes(Path(text), _LARGEST), text)
+        return parse_machine(content, one_line(Path(text).name))
     known = machine_names()
     for model in map(_bundled, known):
         if text in model.aliases:

@@ -303,6 +303,8 @@ class _Table:
         value = self.data.get(key, [])
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.wrong(key, "should be a list of texts")
+        if not all(map(str.isprintable, value)):
+            raise self.wrong(key, "should be a list of texts of one line each")
         return value
 
     def address(self, key: str, default: int | None) -> int | None:

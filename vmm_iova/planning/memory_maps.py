@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vmm_iova import remedies as say
 from vmm_iova.errors import RequestError
+from vmm_iova.plain import one_line, whole_number
 from vmm_iova.planning.layout import ItemKind, Layout
 from vmm_iova.ranges import AddrRange, RangeSet
 
@@ -123,7 +124,8 @@ def _tree(layout: Layout) -> Iterator[str]:
         yield '\tdevice_type = "memory";'
         yield f"\t{_reg(item.place)}"
         if item.node is not None:
-            node = int(item.node) if item.node.isdecimal() else number[item.node]
+            stated = whole_number(item.node)
+            node = number[item.node] if stated is None else stated
             yield f"\tnuma-node-id = <{node}>;"
         yield "};"
     reserved = list(_reserved_nodes(layout))
@@ -137,7 +139,7 @@ def _tree(layout: Layout) -> Iterator[str]:
     for span, causes, name in reserved:
         yield ""
         for cause in causes:
-            yield f"\t/* {cause.replace('*/', '* /')} */"
+            yield f"\t/* {one_line(cause).replace('*/', '* /')} */"
         yield f"\t{name}@{span.start:x} {{"
         yield f"\t\t{_reg(span)}"
         if name == "host-hole":
@@ -182,7 +184,9 @@ def iomem(layout: Layout) -> str:
         while open_ and span.start > open_[-1].last:
             open_.pop()
         digits = max(width, 8)
-        text.append(f"{'  ' * len(open_)}{span.start:0{digits}x}-{span.last:0{digits}x} : {name}")
+        text.append(
+            f"{'  ' * len(open_)}{span.start:0{digits}x}-{span.last:0{digits}x} : {one_line(name)}"
+        )
         open_.append(span)
     return "\n".join(text) + "\n"
 
@@ -207,7 +211,7 @@ def write_map(layout: Layout, form: MapForm) -> str:
     if form == "iomem":
         return iomem(layout)
     if form == "exclude":
-        return "".join(f"{span} {cause}\n" for span, cause in exclude(layout))
+        return "".join(f"{span} {one_line(cause)}\n" for span, cause in exclude(layout))
     raise RequestError(
         f"format {form!r} is none of {', '.join(FORMATS)}", field="format", value=form
     )

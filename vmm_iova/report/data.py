@@ -34,8 +34,8 @@ def dump_layout(
     compared: Sequence[tuple[str, str, Budget | None]] = (),
 ) -> str:
     """Return a layout, what the guest must be told, and its cost as a JSON document."""
-    found = layout.to_json()
-    root = {"schema": found.pop("schema"), "generator": generator, **found}
+    document = layout.to_json()
+    root = {"schema": document.pop("schema"), "generator": generator, **document}
     root["told"] = map_data(layout)
     root["cost"] = budget_data(cost)
     if compared:

@@ -141,14 +141,14 @@ def _able(fleet: Fleet, able: int, against: int) -> str:
         return f"{machines} machines, each with one layout that fits every host of it{settled}"
     verb = "stands" if against == 1 else "stand"
     others = f"{_count(against)} {verb} in the way, " if against else ""
-    told = sum(group.hosts for group in fleet.groups)
+    placed = sum(group.hosts for group in fleet.groups)
     the = "the other " if against else ""
     if parts == 1:
         share = f"{the}{able} {'has' if able == 1 else 'share'} one"
     elif parts == machines:
-        share = f"{parts} layouts, one for each machine, fit {the}{told}"
+        share = f"{parts} layouts, one for each machine, fit {the}{placed}"
     else:
-        share = f"{parts} layouts fit {the}{told}"
+        share = f"{parts} layouts fit {the}{placed}"
     return f"no layout fits every host: {others}{share}"
 
 

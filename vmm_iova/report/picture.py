@@ -190,11 +190,11 @@ def cut_remarks(layout: Layout, ram: str) -> Iterator[Remark]:
                 yield Remark(at, stop, f"{what}: {noun}", proof, f"{what}: {cause}", "cut")
 
 
-def other_remarks(layout: Layout, host: Sequence[Box], told: set[str]) -> Iterator[Remark]:
+def other_remarks(layout: Layout, host: Sequence[Box], proofs: set[str]) -> Iterator[Remark]:
     """What else of the host a reader should know: interrupt windows, and RAM that needs care."""
     for item in layout.items:
         cause = item.start_cause if item.kind is ItemKind.MSI else None
-        if cause and _proof(cause) not in told:
+        if cause and _proof(cause) not in proofs:
             head, span = f"interrupts only: {_noun(cause)}", item.place
             yield Remark(span.start, span.last + 1, head, _proof(cause), cause.text)
     for box in host:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
 from vmm_iova.host.facts import PASTED
+from vmm_iova.plain import one_line
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 from vmm_iova.report.picture import (
     Box,
@@ -363,8 +364,8 @@ class _Page:
         self.bottom += 8
         barred = {entry.text for entry in self.usable.unassignable}
         evidence = [f"aperture: {item.text}" for item in self.usable.evidence]
-        said = [f"note: {note}" for note in notes if note not in barred]
-        for lines, what in ((evidence, "pieces of evidence"), (said, "notes")):
+        remarks = [f"note: {note}" for note in notes if note not in barred]
+        for lines, what in ((evidence, "pieces of evidence"), (remarks, "notes")):
             more = [f"and {len(lines) - _FOOTNOTES} more {what}"] if lines[_FOOTNOTES:] else []
             for line in (*lines[:_FOOTNOTES], *more):
                 self.paragraph("note dim", line)
@@ -373,7 +374,7 @@ class _Page:
         view = f'viewBox="0 0 {self.width} {self.bottom + _MARGIN}"'
         head = (
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} {view} role="img">',
-            f"<title>{escape(_clean(self.title))}</title>",
+            f"<title>{escape(one_line(self.title))}</title>",
             f"<style>{''.join(_rules())}</style>",
             f"<defs>{''.join(_hatches(self.kinds))}</defs>",
             '<rect class="page" width="100%" height="100%"/>',
@@ -403,13 +404,13 @@ def _filled(css: str, x: int, y: int, width: int, height: int) -> Iterator[str]:
 
 def _group(css: str, title: str, parts: Iterable[str], more: str = "") -> str:
     """A group with a tooltip."""
-    lines = escape("\n".join(map(_clean, title.split("\n"))))
+    lines = escape("\n".join(map(one_line, title.split("\n"))))
     return f'<g class="{css}"{more}><title>{lines}</title>{"".join(parts)}</g>'
 
 
 def _text(x: int, y: int, css: str, line: str, anchor: str = "start") -> str:
     at = f'x="{x}" y="{y}"' + (f' text-anchor="{anchor}"' if anchor != "start" else "")
-    return f'<text class="{css}" {at}>{escape(line)}</text>'
+    return f'<text class="{css}" {at}>{escape(one_line(line))}</text>'
 
 
 def _rules() -> Iterator[str]:
@@ -430,11 +431,6 @@ def _hatches(kinds: set[str]) -> Iterator[str]:
 
 
 # -- text ------------------------------------------------------------------------------------------
-
-
-def _clean(text: str) -> str:
-    """Make a text from outside fit for XML and for one line: no controls, no broken Unicode."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
 
 
 def _width(text: str, css: str) -> float:
@@ -464,7 +460,7 @@ def _fit(text: str, css: str, room: float) -> str:
 def _wrap(text: str, css: str, room: float, most: int) -> list[str]:
     """Break a text into at most so many lines; the last one is cut."""
     lines = [""]
-    for word in _clean(text).split():
+    for word in one_line(text).split():
         longer = f"{lines[-1]} {word}".lstrip()
         if lines[-1] and len(lines) < most and _width(longer, css) > room:
             lines.append(word)

@@ -9,6 +9,7 @@ from vmm_iova import remedies as say
 from vmm_iova.host.facts import PASTED
 from vmm_iova.host.registers import least_bits
 from vmm_iova.host.usable import Cause, CauseKind, Usable
+from vmm_iova.plain import whole_number
 from vmm_iova.planning.layout import Item, ItemKind, Layout
 from vmm_iova.planning.memory_maps import viommu_lines
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
@@ -202,9 +203,9 @@ def _window_of(machine: Machine) -> str:
 
 
 def _limits_of(machine: Machine) -> str:
-    found = [f"{machine.phys_bits} bits" if machine.phys_bits else ""]
-    found.append(f"{show_size(machine.ram_max)} RAM" if machine.ram_max else "")
-    return ", ".join(filter(None, found)) or "none"
+    limits = [f"{machine.phys_bits} bits" if machine.phys_bits else ""]
+    limits.append(f"{show_size(machine.ram_max)} RAM" if machine.ram_max else "")
+    return ", ".join(filter(None, limits)) or "none"
 
 
 def show_machine(machine: Machine, *, bytes_: bool) -> str:
@@ -230,13 +231,13 @@ def show_machine(machine: Machine, *, bytes_: bool) -> str:
 
 
 def _window_note(window: RamWindow) -> str:
-    said = [
+    clauses = [
         f"the first {show_size(window.required)} must be RAM" if window.required else "",
         f"all RAM below {window.whole_below:#x} is here" if window.whole_below else "",
         f"may move to {window.move_to:#x} as a whole" if window.move_to else "",
         "may begin elsewhere" if window.movable and not window.move_to else "",
     ]
-    return ", ".join(filter(None, said))
+    return ", ".join(filter(None, clauses))
 
 
 def show_layout(
@@ -272,8 +273,8 @@ def show_layout(
     lines += section("cost by policy and page size", _compared(compared))
     lines += section("address widths", width_lines(layout.widths))
     lines += section("evidence", evidence(layout.usable))
-    said = {entry.text for entry in layout.usable.unassignable}
-    lines += section("notes", (note.text for note in layout.notes if note.text not in said))
+    warned = {entry.text for entry in layout.usable.unassignable}
+    lines += section("notes", (note.text for note in layout.notes if note.text not in warned))
     return "\n".join(lines) + "\n"
 
 
@@ -289,7 +290,7 @@ def _compared(compared: Sequence[tuple[str, str, Budget | None]]) -> Iterator[st
 
 
 def _of_groups(usable: Usable) -> str:
-    named = [group for group in usable.groups if group.isdigit()]
+    named = [group for group in usable.groups if whole_number(group) is not None]
     return f", groups {', '.join(named)}" if named else ""
 
 
@@ -301,9 +302,9 @@ def _done(layout: Layout) -> str:
 
 
 def _map(layout: Layout, bytes_: bool) -> Iterator[str]:
-    told = dict.fromkeys(entry.range for entry in layout.host_holes)
+    holes = dict.fromkeys(entry.range for entry in layout.host_holes)
     entries: list[tuple[AddrRange, Item | None]] = [(item.place, item) for item in layout.items]
-    entries += [(span, None) for span in told if not _shown(layout, span)]
+    entries += [(span, None) for span in holes if not _shown(layout, span)]
     entries.sort(key=lambda pair: (pair[0].start, -pair[0].last))
     open_: list[AddrRange] = []
     for span, item in entries:
@@ -334,10 +335,10 @@ def _aside(item: Item | None) -> str:
         return "IOVA, not a guest address"
     if item.kind is ItemKind.BAR and item.iova is None:
         return "peers do not reach it"
-    said = [f"node {item.node}"] if item.node is not None else []
+    clauses = [f"node {item.node}"] if item.node is not None else []
     if item.iova is not None and item.iova != item.gpa:
-        said.append(f"IOVA {item.iova.start:016x}-{item.iova.last:016x}")
-    return ", ".join(said)
+        clauses.append(f"IOVA {item.iova.start:016x}-{item.iova.last:016x}")
+    return ", ".join(clauses)
 
 
 def _cuts(layout: Layout) -> Iterator[str]:
