@@ -8,7 +8,7 @@ from vmm_iova.allocator import Transaction as Transaction
 from vmm_iova.allocator import UsableLike as UsableLike
 from vmm_iova.allocator.engine import engine_name as engine_name
 from vmm_iova.diagnosis.causes import Why as Why
-from vmm_iova.diagnosis.check import Reason as Reason
+from vmm_iova.planning.refuse import Reason as Reason
 from vmm_iova.diagnosis.check import Verdict as Verdict
 from vmm_iova.diagnosis.check import check as check
 from vmm_iova.diagnosis.diagnose import diagnose as diagnose

@@ -9,6 +9,7 @@ import pytest
 
 import vmm_iova as vi
 from vmm_iova.host.text import parse_text
+from vmm_iova.host.usable import CauseKind
 from vmm_iova.ranges import AddrRange
 
 OPEN = "0x0 - 0xfedfffff\n0xfef00000 - 0xffffffffff\n"
@@ -122,3 +123,64 @@ def test_saved_layout_that_contradicts_itself_is_refused(
     assert change[0] in text
     with pytest.raises(vi.errors.HostDataError, match=said):
         vi.Layout.from_json(json.loads(text.replace(*change)), usable)
+
+
+class TestRules:
+    """The format of a saved layout is checked; the rules that placed it are only said."""
+
+    def test_layout_of_older_rules_is_kept_and_says_so(self) -> None:
+        usable = _usable(OPEN)
+        saved = _saved(vi.plan(GUEST, _usable(CUT)))
+        saved["rules"] = 0
+        kept = vi.plan(GUEST, usable, keep=saved)
+        assert kept.kept
+        assert [item.place for item in kept.ram] == [
+            AddrRange(int(item["gpa"]["start"], 16), int(item["gpa"]["last"], 16))
+            for item in saved["items"]  # type: ignore[attr-defined]
+            if item["kind"] == "ram"
+        ]
+        assert any("saved under rules 0 of placement" in note.text for note in kept.notes)
+        again = vi.plan(GUEST, usable, keep=_saved(kept))
+        assert again.to_json() == kept.to_json()  # its rules stay those that placed it
+
+    def test_layout_of_todays_rules_says_nothing_of_them(self) -> None:
+        kept = vi.plan(GUEST, _usable(OPEN), keep=_saved(vi.plan(GUEST, _usable(OPEN))))
+        assert not any("rules" in note.text for note in kept.notes)
+
+    def test_layout_without_a_number_was_saved_under_the_first_rules(self) -> None:
+        saved = _saved(vi.plan(GUEST, _usable(OPEN)))
+        del saved["rules"]
+        assert vi.Layout.from_json(saved, _usable(OPEN)).rules == 1
+
+    def test_layout_of_older_rules_that_cannot_stay_says_so_after_the_reasons(self) -> None:
+        saved = _saved(vi.plan(GUEST, _usable(OPEN)))
+        saved["rules"] = 0
+        new = vi.plan(GUEST, _usable(CUT), keep=saved)
+        assert new.changes[0].startswith("RAM 0x100000000-0x47fffffff cannot stay")
+        assert "planned anew: it was saved under rules 0 of placement" in new.changes[1]
+
+    def test_layout_of_another_format_is_refused(self) -> None:
+        saved = _saved(vi.plan(GUEST, _usable(OPEN)))
+        saved["schema"] = {"name": "vmm-iova-layout", "version": 99}
+        with pytest.raises(vi.HostDataError, match="version 99 is not"):
+            vi.plan(GUEST, _usable(OPEN), keep=saved)
+
+
+def test_saved_causes_are_those_of_the_host_again() -> None:
+    usable = vi.load_host("amd-epyc-1tb").usable()
+    layout = vi.plan(vi.Guest("q35", "1.5TiB"), usable)
+    back = vi.Layout.from_json(_saved(layout), usable)
+    assert back.items == layout.items
+    cause = back.ram[1].last_cause
+    assert cause is not None
+    assert cause.region is not None
+    assert cause.region.word == "reserved"
+
+
+def test_saved_cause_that_the_host_has_no_more_keeps_its_text() -> None:
+    layout = vi.plan(GUEST, _usable(CUT))
+    back = vi.Layout.from_json(_saved(layout), _usable(OPEN))
+    before, after = layout.ram[1].last_cause, back.ram[1].last_cause
+    assert before is not None
+    assert after is not None
+    assert (after.kind, after.text) == (CauseKind.SAVED, before.text)

@@ -10,7 +10,7 @@ import pytest
 
 import vmm_iova as vi
 from vmm_iova.host.text import parse_text
-from vmm_iova.planning.memory_maps import told_data, told_text
+from vmm_iova.planning.memory_maps import map_data, write_map
 from vmm_iova.ranges import AddrRange, RangeSet
 
 
@@ -51,7 +51,7 @@ def test_e820_of_every_x86_machine_is_disjoint_and_has_all_ram(name: str) -> Non
 
 
 def test_e820_text_reads_as_the_kernel_logs_it(amd: vi.Layout) -> None:
-    first = told_text(amd, "e820").splitlines()[0]
+    first = write_map(amd, "e820").splitlines()[0]
     assert first == "BIOS-e820: [mem 0x0000000000000000-0x000000000009fbff] usable"
 
 
@@ -69,7 +69,7 @@ def test_device_tree_without_a_hole_has_no_reserved_memory() -> None:
 
 
 def test_iomem_indents_what_lies_inside(amd: vi.Layout) -> None:
-    lines = told_text(amd, "iomem").splitlines()
+    lines = write_map(amd, "iomem").splitlines()
     assert lines[0] == "00000000000-0007fffffff : System RAM"
     assert any(line.endswith(": Reserved") for line in lines)
 
@@ -78,7 +78,7 @@ def test_exclude_lists_the_holes_with_their_causes(amd: vi.Layout) -> None:
     ((span, cause),) = vi.exclude(amd)
     assert span == AddrRange(0xFD_0000_0000, 0xFF_FFFF_FFFF)
     assert "HyperTransport" in cause
-    assert told_text(amd, "exclude").startswith("0xfd00000000-0xffffffffff reserved region")
+    assert write_map(amd, "exclude").startswith("0xfd00000000-0xffffffffff reserved region")
 
 
 @pytest.mark.parametrize(
@@ -90,17 +90,17 @@ def test_form_that_the_guest_does_not_read_is_refused(
 ) -> None:
     usable = vi.Host("made").usable(aperture=40, granule=4096)
     with pytest.raises(vi.RequestError) as caught:
-        told_text(vi.plan(vi.Guest(machine, "2G"), usable), form)
+        write_map(vi.plan(vi.Guest(machine, "2G"), usable), form)
     assert caught.value.hint == hint
 
 
 def test_unknown_form_is_refused(amd: vi.Layout) -> None:
     with pytest.raises(vi.RequestError, match="none of e820, dts, iomem, exclude"):
-        told_text(amd, "srat")
+        write_map(amd, "srat")
 
 
 def test_data_has_the_forms_that_this_guest_reads(amd: vi.Layout, d05: vi.Layout) -> None:
-    x86, arm = told_data(amd), told_data(d05)
+    x86, arm = map_data(amd), map_data(d05)
     assert x86["e820"][0] == {"start": "0x0", "size": "0x9fc00", "type": 1, "name": "usable"}
     assert x86["device_tree"] is None
     assert arm["e820"] is None
@@ -109,7 +109,7 @@ def test_data_has_the_forms_that_this_guest_reads(amd: vi.Layout, d05: vi.Layout
 
 def test_guests_own_iommu_is_told_width_and_holes() -> None:
     usable = vi.load_host("arm-hisilicon-d05-group3").usable(aperture=48)
-    told = told_data(vi.plan(vi.Guest("virt", "4G", viommu=True), usable))["viommu"]
+    told = map_data(vi.plan(vi.Guest("virt", "4G", viommu=True), usable))["viommu"]
     assert told["address_bits"] == 48
     assert {"start": "0xc6010000", "last": "0xc601ffff"} in told["reserved"]
 
@@ -143,7 +143,7 @@ def test_area_that_the_guest_keeps_free_is_one_node_and_no_hole_of_the_host() ->
     layout = vi.plan(guest, _arm("0x8000000 0x80fffff msi\n"))
     assert _nodes(layout) == [("reserved", 0x6000_0000, 1 << 24)]
     assert layout.host_holes == ()
-    assert "Reserved" not in told_text(layout, "iomem")
+    assert "Reserved" not in write_map(layout, "iomem")
 
 
 def test_regions_that_overlap_are_one_node_with_every_cause() -> None:

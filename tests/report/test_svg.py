@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 import vmm_iova as vi
+from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.report.svg import draw_layout, draw_usable
 
 if TYPE_CHECKING:
@@ -67,11 +68,14 @@ def hostile_layout() -> vi.Layout:
     for i in range(40):
         span = vi.AddrRange.from_size((i * i << 28) % (1 << 41), 4096 << (i * 7 % 30))
         gpa = None if kinds[i % 6] is vi.ItemKind.MSI and i % 4 else span
-        items.append(vi.Item(kinds[i % 6], f"{i} {HOSTILE}", gpa, span, HOSTILE, HOSTILE))
+        cause = Cause(CauseKind.SAVED, span, HOSTILE)
+        items.append(vi.Item(kinds[i % 6], f"{i} {HOSTILE}", gpa, span, cause, cause))
+    everything = vi.AddrRange(0, (1 << 64) - 1)
+    hostile = Cause(CauseKind.SAVED, everything, HOSTILE)
     return replace(
         base,
         items=tuple(items),
-        guest_reserved=(vi.GuestReserved(vi.AddrRange(0, (1 << 64) - 1), HOSTILE),),
+        guest_reserved=(vi.GuestReserved(everything, hostile),),
         usable=replace(base.usable, host=HOSTILE),
         machine=replace(base.machine, title=HOSTILE),
     )
@@ -141,7 +145,7 @@ def test_draw_layout_bundled_host_is_complete_and_readable(spec: str) -> None:
         assert str(item.place) in title_of(named[f"item-{index}"])
         assert str(item.iova) in title_of(named[f"item-{index}"]) or item.iova is None
     for index, told in enumerate(layout.guest_reserved, 1):
-        assert told.cause in title_of(named[f"reserved-{index}"])
+        assert told.cause.text in title_of(named[f"reserved-{index}"])
     last = max(item.place.last for item in layout.items)
     for hole in ~layout.usable.ranges.as_set():
         if hole.start <= last:

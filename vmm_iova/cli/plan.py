@@ -21,7 +21,7 @@ from vmm_iova.cli.options import (
 )
 from vmm_iova.errors import RequestError
 from vmm_iova.planning.budget import budget, compare_costs
-from vmm_iova.planning.memory_maps import FORMATS, told_text
+from vmm_iova.planning.memory_maps import FORMATS, write_map
 from vmm_iova.planning.plan import plan
 from vmm_iova.report import data, text
 from vmm_iova.units import parse_size
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         )
     rehearsed = _rehearse(layout, options.dry_run) if options.dry_run else ""
     if options.format:
-        print(told_text(layout, options.format), end="")
+        print(write_map(layout, options.format), end="")
     elif options.json:
         print(document, end="")
     else:

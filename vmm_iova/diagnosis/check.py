@@ -7,16 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
-from vmm_iova.errors import PlanError
-from vmm_iova.host.evidence import EvidenceKind
 from vmm_iova.host.facts import RegionKind
 from vmm_iova.host.usable import Cause, CauseKind, Usable
 from vmm_iova.machines.catalogue import load_machine
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
-from vmm_iova.units import format_size, show_size
+from vmm_iova.ranges import AddrRange, RangeSet
+from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
 _MIB = 1 << 20
 _LEAST_TOP = 1 << 36  # fewer address bits than 36 make no guest that starts
@@ -24,27 +22,6 @@ _ROOMY = 1 << 38  # a guest whose addresses end below it has little room for lar
 _SMALLEST_PAGE = 4096  # no kernel with an IOMMU has a smaller base page
 HOLES = (CauseKind.REGION, CauseKind.PLATFORM, CauseKind.KERNEL_GAP, CauseKind.GUEST)
 """Causes that are holes inside the aperture, rather than an end of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why one part cannot be where it should.
-
-    Attributes:
-        item: the part.
-        range: where it should be.
-        cause: what is in the way: region, group and source, or an edge of the aperture.
-        fits: bytes that fit at the start of `range`.
-    """
-
-    item: str
-    range: AddrRange
-    cause: Cause
-    fits: int
-
-    def __str__(self) -> str:
-        fits = f"; {show_size(self.fits)} fit there" if self.fits else ""
-        return f"{self.item} at {self.range} meets {self.cause.range}: {self.cause.text}{fits}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,111 +295,3 @@ def region_fixes(causes: Sequence[Cause], usable: Usable) -> list[str]:
     if any(cause.kind is CauseKind.GUEST for cause in causes):
         fixes.append(say.OTHER_RESERVE)
     return fixes
-
-
-def _first(usable: Usable, text: str) -> str:
-    """A device that is never handed out matters more than where its RAM would go."""
-    return "; besides, ".join([*(entry.text for entry in usable.unassignable[:1]), text])
-
-
-def _ram(size: int) -> str:
-    """An option to paste: the size, cut to whole MiB."""
-    whole = size // _MIB * _MIB
-    exact = format_size(whole).replace(" ", "")
-    return f"--ram {f'{whole // _MIB}MiB' if exact.startswith('0x') else exact}"
-
-
-def refusal(
-    usable: Usable,
-    reasons: Sequence[Reason],
-    why: str,
-    alternatives: Mapping[str, Sequence[AddrRange]],
-    most: int,
-) -> PlanError:
-    """Make the error for RAM that meets something.
-
-    Args:
-        usable: where it was planned.
-        reasons: every obstacle, lowest first.
-        why: which rule was in force.
-        alternatives: policies that were tried and work, with the places that they give.
-        most: largest RAM in bytes that the rule could place; 0 when that is not the way out.
-    """
-    fixes = [
-        f"--on-hole {policy} puts RAM at {', '.join(map(str, places))}"
-        for policy, places in alternatives.items()
-    ]
-    fixes += region_fixes([reason.cause for reason in reasons], usable)
-    if most >= _MIB:
-        fixes.append(f"{_ram(most)} stays below it")
-    if not fixes:
-        fixes.append(
-            "a device whose group does not have this hole, or a VMM whose memory can lie elsewhere"
-        )
-    also = "; ".join(str(reason) for reason in reasons[1:4])
-    return PlanError(
-        _first(usable, f"{reasons[0]} ({why})"),
-        reasons=reasons,
-        fixes=fixes,
-        detail=f"also: {also}" if also else None,
-    )
-
-
-def _worth(holes: Sequence[Cause], limit: Cause | None, left: int) -> list[Cause]:
-    """The holes that are worth giving back: all, or the relaxable ones, if that is enough."""
-    stop = limit.range.start if limit is not None else ADDRESS_LAST
-
-    def gain(causes: Sequence[Cause]) -> int:
-        return sum(min(c.range.last + 1, stop) - min(c.range.start, stop) for c in causes)
-
-    relaxable = [
-        cause
-        for cause in holes
-        if cause.region is not None and cause.region.kind is RegionKind.DIRECT_RELAXABLE
-    ]
-    if gain(holes) < left:
-        return []
-    return [cause for cause in holes if gain(relaxable) >= left or cause not in relaxable]
-
-
-def does_not_fit(
-    usable: Usable, machine: str, ram: int, left: int, causes: Sequence[Cause]
-) -> PlanError:
-    """Make the error for RAM that is more than the machine's places have room for.
-
-    Args:
-        usable: where it was planned.
-        machine: its name.
-        ram: bytes asked for.
-        left: bytes that found no place.
-        causes: what takes room away from the machine's places, ascending.
-    """
-    fits = ram - left
-    top = usable.ranges.hull
-    where = AddrRange(top.last if top else 0, ADDRESS_LAST)
-    holes = [cause for cause in causes if cause.kind in HOLES]
-    limit = next((cause for cause in causes if cause.kind not in HOLES), None)
-    named = holes[:3] + ([limit] if limit else [])
-    shown = "; ".join(cause.text for cause in named) or "the machine has no more room"
-    fixes = [f"{_ram(fits)} fits"] if fits >= _MIB else []
-    worth = _worth(holes, limit, left)
-    fixes += region_fixes(worth, usable)
-    stated = any(item.kind is EvidenceKind.STATED for item in usable.evidence)
-    if stated and limit is not None and limit.kind is CauseKind.APERTURE:
-        fixes.append("a wider --aperture, if the host really has it")
-    better = ["more address bits"] if limit and limit.kind is CauseKind.APERTURE else []
-    if any(cause.kind is not CauseKind.GUEST for cause in worth):
-        better.append("fewer holes")
-    if better:
-        fixes.append(f"a device behind an IOMMU with {' or '.join(better)}")
-    elif not named:
-        fixes.append("another machine")
-    return PlanError(
-        _first(
-            usable,
-            f"{machine} RAM of {show_size(ram)} does not fit: {show_size(left)} are left over; "
-            f"what takes the room: {shown}",
-        ),
-        reasons=[Reason("ram", where, cause, fits) for cause in named],
-        fixes=fixes,
-    )

@@ -10,7 +10,6 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vmm_iova.diagnosis.check import Reason
 from vmm_iova.errors import (
     EvidenceError,
     HostDataError,
@@ -34,6 +33,7 @@ from vmm_iova.host.evidence import architecture
 from vmm_iova.host.facts import RegionKind
 from vmm_iova.host.load import decode_text, parse_hosts
 from vmm_iova.machines.model import Machine
+from vmm_iova.planning.refuse import Reason
 from vmm_iova.planning.request import machine_of
 
 if TYPE_CHECKING:

@@ -33,6 +33,8 @@ class CauseKind(enum.Enum):
     GRANULE = "less than a granule"
     GUEST = "kept for the guest"
     GUEST_WIDTH = "beyond the guest's addresses"
+    ZERO = "address 0, which is not chosen by itself"
+    SAVED = "as a saved layout has it"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, get_args
 from vmm_iova import remedies as say
 from vmm_iova.diagnosis.causes import SLOT_MAX
 from vmm_iova.errors import MisalignedError, PlanError, RequestError
-from vmm_iova.planning.layout import ItemKind, Layout
+from vmm_iova.planning.layout import ItemKind, Layout, OnHole
 from vmm_iova.planning.page_tables import ALL_LEAVES, LEAVES, PageTables, page_tables
+from vmm_iova.planning.plan import plan
 from vmm_iova.ranges import AddrRange, check_granule
 from vmm_iova.units import parse_size
 
@@ -130,7 +131,7 @@ def budget(
         if value < 1:
             raise RequestError(f"{name} {value} is not positive", field=name, value=value)
     every = [*spans, *bars]
-    made = Budget(
+    cost = Budget(
         entries=len(every) if size is None else _chunks(every, size),
         entry_limit=DEFAULT_ENTRIES if limit is None else limit,
         entry_limit_known=limit is not None,
@@ -145,7 +146,7 @@ def budget(
         large_pages=tuple(_large_pages(layout)),
         slots=sum(-(-span.size // SLOT_MAX) for span in spans),
     )
-    return replace(made, settings=tuple(_settings(made)))
+    return replace(cost, settings=tuple(_settings(cost)))
 
 
 def _backed(layout: Layout, page_sizes: int) -> PageTables:
@@ -193,9 +194,7 @@ def compare_costs(
 
     Complexity: nine plans.
     """
-    from vmm_iova.planning.plan import OnHole, plan  # the planner asks this room for costs
-
-    found: list[tuple[str, str, Budget | None]] = []
+    costs: list[tuple[str, str, Budget | None]] = []
     for policy in get_args(OnHole):
         for align in (None, "2MiB", "1GiB"):
             try:
@@ -203,5 +202,5 @@ def compare_costs(
                 cost = budget(layout, chunk=align)
             except (PlanError, MisalignedError):
                 cost = None
-            found.append((policy, align or "granule", cost))
-    return tuple(found)
+            costs.append((policy, align or "granule", cost))
+    return tuple(costs)

@@ -10,8 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vmm_iova.planning.layout import Item, ItemKind, Layout
-from vmm_iova.planning.planner import Planner
+from vmm_iova.host.facts import Note
+from vmm_iova.planning.attempt import assemble
+from vmm_iova.planning.layout import LAYOUT_RULES, Item, ItemKind, Layout
+from vmm_iova.planning.ram import PlacedRam
+from vmm_iova.planning.site import Placed
 from vmm_iova.ranges import AddrRange, RangeSet
 from vmm_iova.units import show_size
 
@@ -20,51 +23,57 @@ if TYPE_CHECKING:
 
     from vmm_iova.host.usable import Usable
     from vmm_iova.planning.request import Wanted
+    from vmm_iova.planning.site import Site
 
 _PLACED = (ItemKind.WINDOW, ItemKind.BAR, ItemKind.ROOM)
 
 
-def plan_kept(
-    wanted: Wanted,
-    usable: Usable,
-    keep: Layout | dict[str, Any],
-    afresh: Callable[[], Layout],
-) -> Layout:
+def plan_kept(site: Site, saved: Layout | dict[str, Any], afresh: Callable[[], Layout]) -> Layout:
     """Return the saved layout if it still holds, else a new one that names the changes.
 
     Args:
-        wanted: what is wanted now.
-        usable: what the host allows now.
-        keep: the saved layout, or its JSON.
+        site: what is wanted now, and where the host allows it now.
+        saved: the saved layout, or its JSON.
         afresh: makes a new one.
     """
-    old = keep
-    if not isinstance(old, Layout):
-        same = keep["machine"] if isinstance(keep, dict) and "machine" in keep else None
-        model = wanted.machine if same == wanted.machine.name else None
-        old = Layout.from_json(old, usable, model)
-    planner = Planner(wanted, usable, "split")
+    wanted = site.wanted
+    old = saved if isinstance(saved, Layout) else _read(saved, wanted, site.host)
     fixed = {(item.name, item.range) for item in wanted.machine.fixed}
     placed = [item for item in old.items if _is_placed(item, fixed)]
     ram = sorted(old.ram, key=lambda item: item.place)
-    obstacles = [*_asked(wanted, old, placed), *_blocked(planner, ram, placed)]
+    rules = _older_rules(old)
+    obstacles = [*_asked(wanted, old, placed), *_blocked(site, ram, placed)]
     if not obstacles:
-        planner.policy = old.policy
-        kept = planner.finish([_fresh(item, planner) for item in ram], placed)
-        return replace(kept, on_hole=old.on_hole, kept=True)
+        kept = PlacedRam(tuple(_fresh(item, site) for item in ram), old.policy)
+        notes = (Note(f"kept as it was saved {rules}"),) if rules else ()
+        layout = assemble(site, kept, Placed(tuple(placed), notes), old.on_hole)
+        return replace(layout, kept=True, rules=old.rules)
     new = afresh()
-    changes = [*obstacles, *_moved(old, new)]
-    return replace(new, changes=tuple(changes))
+    changes = [*obstacles, *([f"planned anew: it was saved {rules}"] if rules else [])]
+    return replace(new, changes=(*changes, *_moved(old, new)))
+
+
+def _read(saved: dict[str, Any], wanted: Wanted, usable: Usable) -> Layout:
+    same = saved["machine"] if isinstance(saved, dict) and "machine" in saved else None
+    model = wanted.machine if same == wanted.machine.name else None
+    return Layout.from_json(saved, usable, model)
+
+
+def _older_rules(old: Layout) -> str | None:
+    """Say under which rules it was saved, where they are not those of today."""
+    if old.rules == LAYOUT_RULES:
+        return None
+    return f"under rules {old.rules} of placement; a new plan follows rules {LAYOUT_RULES}"
 
 
 def _is_placed(item: Item, fixed: set[tuple[str, AddrRange]]) -> bool:
     return item.kind in _PLACED and (item.name, item.place) not in fixed
 
 
-def _fresh(item: Item, planner: Planner) -> Item:
+def _fresh(item: Item, site: Site) -> Item:
     """The same piece; what cut it is what ends the usable range there now, if anything does."""
     iova = item.iova or item.place
-    home = planner.usable.ranges.range_at(iova.start)
+    home = site.usable.ranges.range_at(iova.start)
     start = item.start_cause if home and home.start == iova.start else None
     last = item.last_cause if home and home.last == iova.last else None
     return replace(item, start_cause=start, last_cause=last)
@@ -95,15 +104,14 @@ def _asked(wanted: Wanted, old: Layout, placed: Sequence[Item]) -> Iterator[str]
             yield f"the 64-bit PCI window is {show_size(wanted.pci64.size or 0)} now"
 
 
-def _blocked(planner: Planner, ram: Sequence[Item], placed: Sequence[Item]) -> Iterator[str]:
+def _blocked(site: Site, ram: Sequence[Item], placed: Sequence[Item]) -> Iterator[str]:
     """Which saved place is not free any more, and what takes it."""
-    usable = planner.usable
-    required = {bar.name for bar in planner.wanted.bars if bar.required}
-    top = planner.wanted.address_last
+    usable, wanted = site.usable, site.wanted
+    required = {bar.name for bar in wanted.bars if bar.required}
     for item in (*ram, *placed):
         name = f"RAM {item.place}" if item.kind is ItemKind.RAM else f"{item.name} {item.place}"
-        if item.gpa is not None and item.gpa.last > top:
-            yield f"{name} ends beyond {planner.wanted.limits[0].text}"
+        if item.gpa is not None and item.gpa.last > wanted.address_last:
+            yield f"{name} ends beyond {wanted.limits[0].text}"
             continue
         must = item.kind in (ItemKind.RAM, ItemKind.ROOM) or item.name in required
         iova = item.iova or (item.place if must else None)
@@ -115,7 +123,7 @@ def _blocked(planner: Planner, ram: Sequence[Item], placed: Sequence[Item]) -> I
             yield f"{name} cannot stay: {why}"
         elif item.iova is not None and item.kind is ItemKind.BAR:
             yield f"{name} is not reached by peers any more: {why}"
-    for reserved in planner.wanted.reserved:
+    for reserved in wanted.reserved:
         taken = RangeSet(item.place for item in (*ram, *placed) if item.gpa is not None)
         if not taken.isdisjoint(RangeSet([reserved.range])):
             yield f"{reserved.name} {reserved.range} is to be kept free now"

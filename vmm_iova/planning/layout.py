@@ -6,11 +6,12 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vmm_iova.errors import HostDataError, IovaError, UnknownNameError
 from vmm_iova.host.facts import Note
 from vmm_iova.host.registers import Width
+from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.ranges import AddrRange
 
 if TYPE_CHECKING:
@@ -21,8 +22,20 @@ if TYPE_CHECKING:
 
 _ENDS = ("start", "last")
 
-LAYOUT_VERSION = 1
-"""Version of the placement rules: the same input gives the same layout within a version."""
+LAYOUT_FORMAT = 1
+"""Version of the saved form: another one cannot be read."""
+
+LAYOUT_RULES = 1
+"""Version of the placement rules: the same input gives the same layout within a version.
+
+A layout that was saved under other rules is read and kept all the same.
+"""
+
+OnHole = Literal["split", "move", "refuse"]
+"""Policies for RAM whose own place is not free."""
+
+Done = Literal["as is", "split", "move"]
+"""What was done with RAM whose own place was not free."""
 
 
 class ItemKind(enum.Enum):
@@ -67,8 +80,8 @@ class Item:
     name: str
     gpa: AddrRange | None
     iova: AddrRange | None = None
-    start_cause: str | None = None
-    last_cause: str | None = None
+    start_cause: Cause | None = None
+    last_cause: Cause | None = None
     node: str | None = None
     required: bool = False
 
@@ -88,7 +101,7 @@ class GuestReserved:
     """
 
     range: AddrRange
-    cause: str
+    cause: Cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +123,15 @@ class Layout:
         widths: address widths of host and guest, side by side.
         changes: what differs from the layout that was to be kept, and why; empty if nothing does.
         kept: True if a saved layout was kept as it was.
+        rules: version of the rules that placed it.
 
     Synchronization: none required (immutable).
     """
 
     machine: Machine
     ram_bytes: int
-    on_hole: str
-    policy: str
+    on_hole: OnHole
+    policy: Done
     items: tuple[Item, ...]
     guest_reserved: tuple[GuestReserved, ...]
     usable: Usable
@@ -128,6 +142,7 @@ class Layout:
     widths: tuple[Width, ...] = ()
     changes: tuple[str, ...] = ()
     kept: bool = False
+    rules: int = LAYOUT_RULES
 
     @property
     def ram(self) -> tuple[Item, ...]:
@@ -137,8 +152,9 @@ class Layout:
     @property
     def host_holes(self) -> tuple[GuestReserved, ...]:
         """What the guest must be told because of the host: not what it asked to keep free."""
-        own = {kept_for(item.name) for item in self.items if item.kind is ItemKind.RESERVED}
-        return tuple(entry for entry in self.guest_reserved if entry.cause not in own)
+        return tuple(
+            entry for entry in self.guest_reserved if entry.cause.kind is not CauseKind.GUEST
+        )
 
     @property
     def address_bits(self) -> int:
@@ -147,14 +163,14 @@ class Layout:
 
     @classmethod
     def from_json(
-        cls, found: dict[str, Any], usable: Usable, machine: Machine | None = None
+        cls, saved: dict[str, Any], usable: Usable, machine: Machine | None = None
     ) -> Layout:
         """Return the layout that `to_json` wrote, as it was saved.
 
         Nothing is judged again; `plan(..., keep=...)` does that.
 
         Args:
-            found: the parsed JSON.
+            saved: the parsed JSON.
             usable: what the host allows now.
             machine: the model; default the one of that name.
 
@@ -164,13 +180,14 @@ class Layout:
         """
         from vmm_iova.machines.catalogue import load_machine  # a user's own model is handed in
 
-        name = str(found.get("machine", "layout"))
-        check_layout(found, name)
+        name = str(saved.get("machine", "layout"))
+        check_layout(saved, name)
+        causes = _Causes(usable, saved["items"])
         try:
-            items = tuple(_item_of(item) for item in found["items"])
-            told = tuple(
-                GuestReserved(_span_of(item), str(item["cause"]))
-                for item in found["guest_reserved"]
+            items = tuple(_item_of(item, causes) for item in saved["items"])
+            reserved = tuple(
+                GuestReserved(_span_of(item), causes.of(item["cause"], _span_of(item)))
+                for item in saved["guest_reserved"]
             )
             nodes = tuple(
                 (
@@ -178,27 +195,28 @@ class Layout:
                     int(node["size"], 16),
                     None if node["page_size"] is None else int(node["page_size"], 16),
                 )
-                for node in found["nodes"]
+                for node in saved["nodes"]
             )
             model = load_machine(name) if machine is None else machine
-            _check_items(items, int(found["ram"], 16), identity=model.identity)
+            _check_items(items, int(saved["ram"], 16), identity=model.identity)
             return cls(
                 machine=model,
-                ram_bytes=int(found["ram"], 16),
-                on_hole=str(found["on_hole"]),
-                policy=str(found["policy"]),
+                ram_bytes=int(saved["ram"], 16),
+                on_hole=_ON_HOLE[saved["on_hole"]],
+                policy=_DONE[saved["policy"]],
                 items=items,
-                guest_reserved=told,
+                guest_reserved=reserved,
                 usable=usable,
-                notes=tuple(Note(str(text)) for text in found["notes"]),
+                notes=tuple(Note(str(text)) for text in saved["notes"]),
                 page_sizes=nodes,
-                viommu=found["viommu"] is True,
-                devices=int(found["devices"]),
+                viommu=saved["viommu"] is True,
+                devices=int(saved["devices"]),
                 widths=tuple(
-                    Width(w["what"], w["bits"], w["source"], w["counts"]) for w in found["widths"]
+                    Width(w["what"], w["bits"], w["source"], w["counts"]) for w in saved["widths"]
                 ),
-                changes=tuple(map(str, found["changes"])),
-                kept=found["kept"] is True,
+                changes=tuple(map(str, saved["changes"])),
+                kept=saved["kept"] is True,
+                rules=int(saved.get("rules", 1)),  # those of the first release were not numbered
             )
         except (KeyError, TypeError, ValueError, IovaError) as error:
             if isinstance(error, UnknownNameError):
@@ -210,7 +228,8 @@ class Layout:
     def to_json(self) -> dict[str, Any]:
         """Return the layout as plain data with addresses and sizes as hex strings."""
         return {
-            "schema": {"name": "vmm-iova-layout", "version": LAYOUT_VERSION},
+            "schema": {"name": "vmm-iova-layout", "version": LAYOUT_FORMAT},
+            "rules": self.rules,
             "machine": self.machine.name,
             "host": self.usable.host,
             "groups": list(self.usable.groups),
@@ -221,7 +240,7 @@ class Layout:
             "address_bits": self.address_bits,
             "items": [_item(item) for item in self.items],
             "guest_reserved": [
-                {**_span(item.range), "cause": item.cause} for item in self.guest_reserved
+                {**_span(item.range), "cause": item.cause.text} for item in self.guest_reserved
             ],
             "evidence": [item.text for item in self.usable.evidence],
             "unassignable": [item.text for item in self.usable.unassignable],
@@ -266,28 +285,56 @@ def _item(item: Item) -> dict[str, Any]:
         "size": f"{item.place.size:#x}",
         "gpa": None if item.gpa is None else _span(item.gpa),
         "iova": None if item.iova is None else _span(item.iova),
-        "start_cause": item.start_cause,
-        "last_cause": item.last_cause,
+        "start_cause": _text(item.start_cause),
+        "last_cause": _text(item.last_cause),
         "node": item.node,
         "required": item.required,
     }
 
 
-def _span_of(found: dict[str, str]) -> AddrRange:
-    return AddrRange(int(found["start"], 16), int(found["last"], 16))
+def _text(cause: Cause | None) -> str | None:
+    return None if cause is None else cause.text
 
 
-def _item_of(found: dict[str, Any]) -> Item:
-    gpa, iova = found["gpa"], found["iova"]
+_ON_HOLE: dict[str, OnHole] = {name: name for name in get_args(OnHole)}
+_DONE: dict[str, Done] = {name: name for name in get_args(Done)}
+
+
+class _Causes:
+    """Finds the cause that a saved text stands for: one of the host's, or of the saved guest's."""
+
+    def __init__(self, usable: Usable, items: Sequence[dict[str, Any]]) -> None:
+        edges = [cause for edge in usable.edges for cause in (edge.start_cause, edge.last_cause)]
+        self._by_text = {cause.text: cause for cause in (*edges, *usable.causes)}
+        self._asked = {kept_for(item["name"]) for item in items if item["kind"] == "reserved"}
+
+    def of(self, text: str, span: AddrRange) -> Cause:
+        """Return the cause of this text; a new one over `span` where the host has none."""
+        kind = CauseKind.GUEST if text in self._asked else CauseKind.SAVED
+        return self._by_text.get(text) or Cause(kind, span, str(text))
+
+
+def _span_of(saved: dict[str, str]) -> AddrRange:
+    return AddrRange(int(saved["start"], 16), int(saved["last"], 16))
+
+
+def _item_of(saved: dict[str, Any], causes: _Causes) -> Item:
+    gpa, iova = (
+        None if place is None else _span_of(place) for place in (saved["gpa"], saved["iova"])
+    )
+    start, last = (
+        None if text is None else causes.of(text, iova or gpa or AddrRange(0, 0))
+        for text in (saved["start_cause"], saved["last_cause"])
+    )
     return Item(
-        ItemKind(found["kind"]),
-        found["name"],
-        None if gpa is None else _span_of(gpa),
-        None if iova is None else _span_of(iova),
-        found["start_cause"],
-        found["last_cause"],
-        found["node"],
-        found["required"] is True,
+        ItemKind(saved["kind"]),
+        saved["name"],
+        gpa,
+        iova,
+        start,
+        last,
+        saved["node"],
+        saved["required"] is True,
     )
 
 
@@ -308,33 +355,33 @@ def _check_items(items: Sequence[Item], ram_bytes: int, *, identity: bool) -> No
             raise ValueError(f"{below.name} {below.place} overlaps {above.name}, which")
 
 
-def check_layout(found: dict[str, Any], name: str) -> dict[str, Any]:
+def check_layout(saved: dict[str, Any], name: str) -> dict[str, Any]:
     """Return what `Layout.to_json` wrote and a file gave back, if it is whole.
 
     Args:
-        found: the parsed JSON.
+        saved: the parsed JSON.
         name: file name for messages.
 
     Raises:
         HostDataError: it is of another version, or a part is missing.
     """
-    version = found.get("schema", {}).get("version")
-    if version != LAYOUT_VERSION:
+    version = saved.get("schema", {}).get("version")
+    if version != LAYOUT_FORMAT:
         raise HostDataError(
-            f"{name}: layout version {version!r} is not {LAYOUT_VERSION}",
+            f"{name}: layout version {version!r} is not {LAYOUT_FORMAT}",
             source=name,
             hint="update vmm-iova, or plan again",
         )
     try:
-        for item in found["items"]:
+        for item in saved["items"]:
             places = [item[key] for key in ("gpa", "iova") if item[key] is not None]
             whole = [item["kind"], item["name"], *(place[k] for place in places for k in _ENDS)]
             if not all(isinstance(part, str) for part in whole):
                 raise TypeError("a part is not text")
-        for told in found["guest_reserved"]:
-            _ = told["start"] + told["last"]
+        for entry in saved["guest_reserved"]:
+            _ = entry["start"] + entry["last"]
     except (KeyError, TypeError) as error:
         raise HostDataError(
             f"{name} is no layout: {error} is missing or of a wrong kind", source=name
         ) from error
-    return found
+    return saved

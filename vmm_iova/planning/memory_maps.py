@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the guest must be told, in forms that a VMM can use as they are.
+"""Memory maps for the guest, in forms that a VMM can use as they are.
 
 An e820 table, the memory nodes of a device tree, and the list of what the guest's own allocators
 (PCI BARs, memory hotplug) are to leave alone.
@@ -8,7 +8,7 @@ An e820 table, the memory nodes of a device tree, and the list of what the guest
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vmm_iova import remedies as say
 from vmm_iova.errors import RequestError
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 E820_TYPES = {1: "usable", 2: "reserved"}
 """Types of the table, as the kernel logs them (arch/x86/kernel/e820.c, e820_print_type)."""
 
-FORMATS = ("e820", "dts", "iomem", "exclude")
-"""Forms that `told_text` writes."""
+MapForm = Literal["e820", "dts", "iomem", "exclude"]
+FORMATS: tuple[MapForm, ...] = get_args(MapForm)
+"""Forms that `write_map` writes."""
 
 _RESERVED = (ItemKind.DEVICE, ItemKind.DOORBELL, ItemKind.FIRMWARE, ItemKind.MSI, ItemKind.RESERVED)
 
@@ -72,9 +73,9 @@ def e820(layout: Layout) -> tuple[E820Entry, ...]:
     inside = _set(item.range for item in layout.machine.ram_reserved)
     bars = _set(item.gpa for item in layout.items if item.kind in (ItemKind.BAR, ItemKind.ROOM))
     fixed = _set(item.gpa for item in layout.items if item.kind in _RESERVED)
-    told = RangeSet(item.range for item in layout.guest_reserved) - bars
+    holes = RangeSet(item.range for item in layout.guest_reserved) - bars
     ram = _ram(layout) - inside
-    reserved = (inside & _ram(layout)) | fixed | told
+    reserved = (inside & _ram(layout)) | fixed | holes
     entries = [E820Entry(span, 1) for span in ram - reserved]
     entries += (E820Entry(span, 2) for span in reserved)
     return tuple(sorted(entries, key=lambda entry: entry.range))
@@ -82,7 +83,7 @@ def e820(layout: Layout) -> tuple[E820Entry, ...]:
 
 def exclude(layout: Layout) -> tuple[tuple[AddrRange, str], ...]:
     """Return what the guest's own allocators leave alone, each with its cause, ascending."""
-    return tuple((item.range, item.cause) for item in layout.guest_reserved)
+    return tuple((item.range, item.cause.text) for item in layout.guest_reserved)
 
 
 def _cells(value: int) -> str:
@@ -151,9 +152,8 @@ def _reserved_nodes(layout: Layout) -> Iterator[tuple[AddrRange, list[str], str]
     Linux warns of nodes that overlap, and no two may have one name (drivers/of/of_reserved_mem.c,
     __rmem_check_for_overlap).
     """
-    holes = [(item.range, item.cause) for item in layout.host_holes]
-    asked = [(item.range, item.cause) for item in layout.guest_reserved]
-    asked = [entry for entry in asked if entry not in holes]
+    holes = [(item.range, item.cause.text) for item in layout.host_holes]
+    asked = [entry for entry in exclude(layout) if entry not in holes]
     asked += (
         (item.place, item.name)
         for item in layout.items
@@ -187,8 +187,8 @@ def iomem(layout: Layout) -> str:
     return "\n".join(text) + "\n"
 
 
-def told_text(layout: Layout, form: str) -> str:
-    """Write what the guest must be told.
+def write_map(layout: Layout, form: MapForm) -> str:
+    """Write the memory map of a guest, or what it has to leave alone.
 
     Args:
         layout: the layout.
@@ -213,7 +213,7 @@ def told_text(layout: Layout, form: str) -> str:
     )
 
 
-def told_data(layout: Layout) -> dict[str, Any]:
+def map_data(layout: Layout) -> dict[str, Any]:
     """Return all forms that this guest reads, as plain data with hex strings."""
     x86 = layout.machine.arch == "x86_64"
     tree = layout.machine.identity and not x86 and layout.machine.arch != "s390x"
@@ -240,16 +240,16 @@ def told_data(layout: Layout) -> dict[str, Any]:
 
 def viommu_lines(layout: Layout) -> Iterator[str]:
     """Say what the guest's own IOMMU must announce; nothing where the guest has none."""
-    found = _viommu(layout) if layout.viommu else None
-    if found is None or found["input_range"] is None:
+    limits = _viommu(layout) if layout.viommu else None
+    if limits is None or limits["input_range"] is None:
         return
-    bits, span = found["address_bits"], found["input_range"]
+    bits, span = limits["address_bits"], limits["input_range"]
     widths = [width for width in _VTD_WIDTHS if width <= bits]
     option = f" ({say.GUEST_IOMMU_OPTION.format(bits=widths[-1])})" if widths else ""
     if layout.machine.arch != "x86_64":
         option = ""
     yield f"at most {bits} address bits, {span['start']}-{span['last']}{option}"
-    for hole in found["reserved"]:
+    for hole in limits["reserved"]:
         yield f"must not hand out {hole['start']}-{hole['last']}"
 
 

@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from vmm_iova.errors import PlanError, RequestError
 from vmm_iova.host.usable import Usable
+from vmm_iova.planning.attempt import attempt
+from vmm_iova.planning.keep import plan_kept
+from vmm_iova.planning.layout import Layout, OnHole
+from vmm_iova.planning.misfit import Misfit
 from vmm_iova.planning.page_tables import cost_of
-from vmm_iova.planning.planner import Planner
-from vmm_iova.planning.request import Guest, Wanted, resolve
-from vmm_iova.planning.site import OnHole, Prefer
+from vmm_iova.planning.refuse import explain
+from vmm_iova.planning.request import Guest, resolve
+from vmm_iova.planning.site import HolePolicy, Policy, Prefer, Preference, Site, site_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from vmm_iova.planning.layout import Layout
 
 __all__ = ["Guest", "OnHole", "Prefer", "plan"]
 
@@ -86,49 +88,49 @@ def plan(
     wanted = resolve(guest, usable)
     for other in also_fit:
         usable = usable.joined(other)
+    site, policy = site_of(wanted, usable), Policy(HolePolicy(on_hole), Preference(prefer))
+    sites = [site]
+    if guest.align == "auto" or policy.prefer is Preference.FEWEST:
+        asked = min(node.align for node in wanted.nodes)
+        aligns = dict.fromkeys(max(align, asked) for align in _AUTO)
+        sites = [site_of(wanted.aligned(align), usable) for align in aligns]
     if keep is not None:
-        from vmm_iova.planning.keep import plan_kept  # few plans keep an older one
-
-        return plan_kept(
-            wanted, usable, keep, lambda: _planned(guest, wanted, usable, on_hole, prefer)
-        )
-    return _planned(guest, wanted, usable, on_hole, prefer)
+        return plan_kept(site, keep, lambda: _best(sites, policy))
+    return _best(sites, policy)
 
 
-def _planned(
-    guest: Guest, wanted: Wanted, usable: Usable, on_hole: OnHole, prefer: Prefer
-) -> Layout:
-    """Plan; a refused machine of another kind than the host is said to be one."""
-    try:
-        return _best(guest, wanted, usable, on_hole, prefer)
-    except PlanError as error:
-        machine, known = wanted.machine, usable.arch
-        if known is None or known == machine.arch:
-            raise
-        raise PlanError(
-            f"{error.message}; besides, machine {machine.name} is {machine.arch} and the host is "
-            f"{known}, where KVM cannot run it",
-            reasons=error.reasons,
-            fixes=[f"a machine for {known}: vmm-iova machines lists them", *error.fixes],
-            detail=error.detail,
-        ) from error
-
-
-def _best(guest: Guest, wanted: Wanted, usable: Usable, on_hole: OnHole, prefer: Prefer) -> Layout:
-    """Plan; with `align="auto"` or `fewest`, with the alignment that costs least."""
-    if guest.align != "auto" and prefer != "fewest":
-        return Planner(wanted, usable, on_hole, prefer).plan()
-    asked = min(node.align for node in wanted.nodes)
-    made: list[tuple[tuple[int, int, int], list[int], Layout]] = []
-    refused: PlanError | None = None
-    for align in dict.fromkeys(max(align, asked) for align in _AUTO):
+def _best(sites: Sequence[Site], policy: Policy) -> Layout:
+    """Attempt each site; of several layouts, return the one that costs least."""
+    layouts: list[Layout] = []
+    refused: tuple[Misfit, Site] | None = None
+    for site in sites:
         try:
-            layout = Planner(wanted.aligned(align), usable, on_hole, prefer).plan()
-        except PlanError as error:
-            refused = error
-            continue
-        places = [item.place for item in layout.ram]
-        made.append((cost_of(places, usable), [place.start for place in places], layout))
-    if not made and refused is not None:
-        raise refused
-    return min(made, key=lambda item: item[:2])[2]
+            layouts.append(attempt(site, policy))
+        except Misfit as misfit:
+            refused = misfit, site
+    if len(layouts) == 1:
+        return layouts[0]
+    if layouts:
+        return min(layouts, key=_cost)
+    assert refused is not None  # there is a site
+    raise _refusal(*refused, policy) from refused[0]
+
+
+def _cost(layout: Layout) -> tuple[tuple[int, int, int], list[int]]:
+    places = [item.place for item in layout.ram]
+    return cost_of(places, layout.usable), [place.start for place in places]
+
+
+def _refusal(misfit: Misfit, site: Site, policy: Policy) -> PlanError:
+    """Explain; a refused machine of another kind than the host is said to be one."""
+    error = explain(misfit, site, policy, attempt)
+    machine, known = site.wanted.machine, site.host.arch
+    if known is None or known == machine.arch:
+        return error
+    return PlanError(
+        f"{error.message}; besides, machine {machine.name} is {machine.arch} and the host is "
+        f"{known}, where KVM cannot run it",
+        reasons=error.reasons,
+        fixes=[f"a machine for {known}: vmm-iova machines lists them", *error.fixes],
+        detail=error.detail,
+    )

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from vmm_iova.diagnosis.check import HOLES, Reason
-from vmm_iova.errors import NoSpaceError, PlanError
+from vmm_iova.errors import NoSpaceError
 from vmm_iova.host.facts import Note
 from vmm_iova.planning.layout import Item, ItemKind
+from vmm_iova.planning.misfit import Misfit, RamBlocked, RamLeft, RamTooMuch, RamTooWide
 from vmm_iova.planning.page_tables import cost_of
-from vmm_iova.planning.refuse import Refusals
+from vmm_iova.planning.site import HolePolicy, Preference
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
 from vmm_iova.units import format_size
 
@@ -21,274 +21,307 @@ if TYPE_CHECKING:
 
     from vmm_iova.allocator import IovaAllocator
     from vmm_iova.machines.model import RamWindow
-    from vmm_iova.planning.site import Piece
+    from vmm_iova.planning.layout import Done
+    from vmm_iova.planning.site import Piece, Policy, Site
 
 _GIB = 1 << 30
 _SPANS = 12  # ranges that `fewest` chooses among: 4096 choices
 
 
-class Ram(Refusals):
-    """The step that places RAM."""
+@dataclass(frozen=True, slots=True)
+class PlacedRam:
+    """RAM with its places, what was done for them, and what a person should know about it."""
 
-    def _ram_choices(self) -> Iterator[list[Item]]:
-        """Placements of RAM, the best first.
+    items: tuple[Item, ...]
+    done: Done = "as is"
+    notes: tuple[Note, ...] = ()
 
-        Raises:
-            PlanError: there is none.
-        """
-        if not self.machine.identity:
-            yield self._translated()
-        elif self.on_hole != "split":
-            yield self._natural()
-        elif self.prefer == "lowest":
-            yield self._split()
-        else:
-            yield from self._fewest()
+    @property
+    def last(self) -> int:
+        """Highest guest address of RAM."""
+        return max(item.gpa.last for item in self.items if item.gpa is not None)
 
-    def _split(self) -> list[Item]:
-        """Fill the windows in order, around the holes."""
-        self._check_required()
-        pieces, over = self._flow(self._room, spilling=True)
-        self._check_aligned(pieces)
-        if over:
-            raise self._too_little(over)
-        return self._items(pieces)
 
-    def _fewest(self) -> Iterator[list[Item]]:
-        """Fill some of the ranges only: the fewest pieces first.
+def place_ram(site: Site, policy: Policy) -> Iterator[PlacedRam]:
+    """Yield placements of RAM, the best first.
 
-        Raises:
-            PlanError: not even all ranges together suffice.
-        """
-        whole = self._split()  # raises what there is to say
-        every = [
-            span
-            for window in (*self.windows, *self.spill)
-            for span in self.usable.ranges & RangeSet([window.range])
-        ]
-        must = [span for span in every if any(span.overlaps(r) for r in self._required())]
-        largest = sorted(every, key=lambda span: (-span.size, span.start))
-        some = sorted({*must, *largest[:_SPANS]})
-        found: dict[tuple[AddrRange, ...], list[Piece]] = {}
-        for count in range(1, len(some) + 1):
-            for chosen in combinations(some, count):
-                if set(must) <= set(chosen):
-                    self.allowed = MappableRanges(chosen)
-                    pieces, over = self._flow(self._room, spilling=True)
-                    if not over:
-                        found[tuple(piece.span for piece in pieces)] = pieces
-            if found and min(map(len, found)) <= count:
-                break
-        self.allowed = self.usable.ranges
-        least = min(map(len, found), default=0)
-        best = sorted(
-            (cost_of(spans, self.usable), spans) for spans in found if len(spans) == least
+    Raises:
+        Misfit: there is none.
+    """
+    machine = site.wanted.machine
+    if machine.ram_max is not None and site.wanted.ram > machine.ram_max:
+        whole = AddrRange.from_size(machine.ram[0].range.start, site.wanted.ram)
+        raise RamTooMuch("ram", whole, fits=machine.ram_max)
+    if not machine.identity:
+        yield _translated(site, policy)
+    elif policy.on_hole is not HolePolicy.SPLIT:
+        yield _whole(site, policy)
+    else:
+        for items in _fewest(site) if policy.prefer is Preference.FEWEST else [_split(site)]:
+            yield _around(site, items)
+
+
+# -- around the holes ------------------------------------------------------------------------------
+
+
+def _around(site: Site, items: Sequence[Item]) -> PlacedRam:
+    own, _ = site.as_machine()
+    if [item.place for item in items] == [piece.span for piece in own]:
+        return PlacedRam(tuple(items))
+    note = site.wanted.machine.split_note
+    return PlacedRam(tuple(items), "split", (Note(note),) if note else ())
+
+
+def _split(site: Site) -> list[Item]:
+    """Fill the windows in order, around the holes."""
+    free = site.usable.ranges.as_set()
+    for window, must in site.required():
+        if not RangeSet([must]) <= free:
+            name = f"the first {format_size(must.size)} of {window.name} RAM"
+            raise RamBlocked([_blocked(site, name, must)], "the machine needs RAM there")
+    pieces, over = site.around_holes()
+    _check_aligned(site, pieces)
+    if over:
+        raise _left_over(site, over)
+    return _items(site, pieces)
+
+
+def _fewest(site: Site) -> Iterator[list[Item]]:
+    """Fill some of the ranges only: the fewest pieces first."""
+    lowest = _split(site)  # raises where not even all ranges together suffice
+    every = [
+        span
+        for window in (*site.windows, *site.spill)
+        for span in site.usable.ranges & RangeSet([window.range])
+    ]
+    required = [must for _, must in site.required()]
+    must = [span for span in every if any(map(span.overlaps, required))]
+    largest = sorted(every, key=lambda span: (-span.size, span.start))
+    some = sorted({*must, *largest[:_SPANS]})
+    by_spans: dict[tuple[AddrRange, ...], list[Piece]] = {}
+    for count in range(1, len(some) + 1):
+        for chosen in combinations(some, count):
+            if set(must) <= set(chosen):
+                pieces, over = _flow_through(site, MappableRanges(chosen))
+                if not over:
+                    by_spans[tuple(piece.span for piece in pieces)] = pieces
+        if by_spans and min(map(len, by_spans)) <= count:
+            break
+    least = min(map(len, by_spans), default=0)
+    best = sorted((cost_of(spans, site.usable), spans) for spans in by_spans if len(spans) == least)
+    for _, spans in best[:8]:
+        yield _items(site, by_spans[spans])
+    yield lowest  # the lowest end there is, if nothing else leaves room for what is above RAM
+
+
+def _flow_through(site: Site, ranges: MappableRanges) -> tuple[list[Piece], int]:
+    return site.flow(lambda window, align: site.room(window, align, ranges), spilling=True)
+
+
+def _check_aligned(site: Site, pieces: Sequence[Piece]) -> None:
+    """Refuse an alignment that keeps RAM away from where the machine must have it."""
+    covered = RangeSet(piece.span for piece in pieces)
+    for _, must in site.required():
+        if not RangeSet([must]) <= covered:
+            align = max(node.align for node in site.wanted.nodes)
+            home = site.usable.ranges.range_at(must.start) or must
+            cause = site.usable.edge_above(home.last)
+            name = f"the first {format_size(must.size)} of RAM"
+            part = Misfit(name, must, [cause], home.last + 1)
+            raise RamBlocked([part], f"aligned to {format_size(align)}")
+
+
+def _items(site: Site, pieces: Sequence[Piece]) -> list[Item]:
+    """Pieces of RAM as items, with what cut them: nothing where machine or size did."""
+    items: list[Item] = []
+    before: AddrRange | None = None
+    for index, piece in enumerate(pieces):
+        span, window = piece.span, piece.window
+        home = site.usable.ranges.range_at(span.start)
+        start_cause = last_cause = None
+        if span.start > window.range.start and home != before:
+            start_cause = site.pushed(span.start, window.range.start)
+        if (piece.left or index + 1 < len(pieces)) and span.last < window.range.last:
+            above = pieces[index + 1].span.start if index + 1 < len(pieces) else None
+            same_home = above is not None and home is not None and above in home
+            last_cause = None if same_home else site.cause_above(span.last)
+        before = home
+        items.append(
+            Item(
+                ItemKind.RAM,
+                window.name,
+                span,
+                span,
+                start_cause,
+                last_cause,
+                node=piece.node.name,
+            )
         )
-        for _, spans in best[:8]:
-            yield self._items(found[spans])
-        yield whole  # the lowest end there is, if nothing else leaves room for what is above RAM
+    return items
 
-    def _required(self) -> Iterator[AddrRange]:
-        left = self.ram
-        for window in self.windows:
-            if left > 0 and window.required:
-                yield AddrRange.from_size(window.range.start, min(window.required, left))
-            left -= window.range.size
 
-    def _check_required(self) -> None:
-        for window in self.windows:
-            for must in self._required():
-                if must.start == window.range.start and not RangeSet([must]) <= self.free:
-                    name = f"the first {format_size(must.size)} of {window.name} RAM"
-                    raise self._refusal(self._reasons(name, must), "the machine needs RAM there")
+# -- in the machine's own place, or moved as a whole -----------------------------------------------
 
-    def _check_aligned(self, pieces: Sequence[Piece]) -> None:
-        """Refuse an alignment that keeps RAM away from where the machine must have it."""
-        covered = RangeSet(piece.span for piece in pieces)
-        for must in self._required():
-            if not RangeSet([must]) <= covered:
-                align = max(node.align for node in self.wanted.nodes)
-                home = self.usable.ranges.range_at(must.start) or must
-                cause = self.usable.edge_above(home.last)
-                reason = Reason(
-                    f"the first {format_size(must.size)} of RAM", must, cause, home.last + 1
-                )
-                raise self._refusal([reason], f"aligned to {format_size(align)}")
 
-    def _items(self, pieces: Sequence[Piece]) -> list[Item]:
-        """Pieces of RAM as items, with what cut them: nothing where machine or size did."""
-        items: list[Item] = []
-        before: AddrRange | None = None
-        for index, piece in enumerate(pieces):
-            span, window = piece.span, piece.window
-            home = self.usable.ranges.range_at(span.start)
-            start_cause = last_cause = None
-            if span.start > window.range.start and home != before:
-                start_cause = self._pushed(span.start, window.range.start)
-            if (piece.left or index + 1 < len(pieces)) and span.last < window.range.last:
-                above = pieces[index + 1].span.start if index + 1 < len(pieces) else None
-                same_home = above is not None and home is not None and above in home
-                last_cause = None if same_home else self._cause_above(span.last)
-            before = home
-            items.append(
-                Item(
-                    ItemKind.RAM,
-                    window.name,
-                    span,
-                    span,
-                    start_cause,
-                    last_cause,
-                    node=piece.node.name,
-                )
+def _whole(site: Site, policy: Policy) -> PlacedRam:
+    """Leave everything in the machine's own place, or move what may move as a whole."""
+    pieces, over = site.as_machine()
+    if over:
+        raise _left_over(site, over)
+    free, moves = site.usable.ranges.as_set(), policy.on_hole is HolePolicy.MOVE
+    blocked: list[Misfit] = []
+    done: Done = "as is"
+    notes: list[Note] = []
+    used = [window for window in site.windows if any(p.window is window for p in pieces)]
+    for window in used:
+        spans = [piece.span for piece in pieces if piece.window is window]
+        hull = AddrRange(spans[0].start, spans[-1].last)
+        topmost = window is used[-1]
+        in_hole = not RangeSet(spans) <= free
+        window_in_hole = topmost and moves and site.window_meets_hole(hull.last)
+        if not in_hole and not window_in_hole:
+            continue
+        target = _target(site, window, spans) if moves and window.movable and topmost else None
+        if target is not None:
+            shift = target - hull.start
+            pieces = [_shifted(p, shift) if p.window is window else p for p in pieces]
+            done = "move"
+            if window.movable_note:
+                notes.append(Note(window.movable_note))
+        elif in_hole:
+            blocked.append(_blocked(site, f"{window.name} RAM", hull))
+        elif site.wanted.machine.pci64 is not None and window.move_to is not None:
+            # QEMU moves RAM in this case whatever the host allows, and then fails.
+            place = site.window_place(hull.last)
+            assert place is not None  # it meets a hole
+            blocked.append(_blocked(site, "the 64-bit PCI window behind RAM", place))
+    if blocked:
+        raise RamBlocked(blocked, f"on-hole {policy.on_hole.value}")
+    parts = [part for piece in pieces for part in _cut(site, piece)]
+    if len(parts) > len(pieces):
+        notes.append(
+            Note(
+                "the VMM must map RAM in one call for each piece, cut at the seams of the "
+                "kernel's list: one call for all of it, as QEMU makes, fails with EINVAL"
             )
-        return items
+        )
+    return PlacedRam(tuple(_items(site, parts)), done, tuple(notes))
 
-    def _natural(self) -> list[Item]:
-        """Leave everything in the machine's own place, or move what may move as a whole."""
-        pieces, over = self._flow(self._own_room)
-        if over:
-            raise self._too_little(over)
-        reasons: list[Reason] = []
-        used = [window for window in self.windows if any(p.window is window for p in pieces)]
-        for window in used:
-            spans = [piece.span for piece in pieces if piece.window is window]
-            hull = AddrRange(spans[0].start, spans[-1].last)
-            topmost = window is used[-1]
-            blocked = not RangeSet(spans) <= self.free
-            window_blocked = topmost and self.on_hole == "move" and self._window_meets_hole(hull)
-            if not blocked and not window_blocked:
-                continue
-            target = None
-            if self.on_hole == "move" and window.movable and topmost:
-                target = self._target(window, spans)
-            if target is not None:
-                shift = target - hull.start
-                pieces = [_shifted(p, shift) if p.window is window else p for p in pieces]
-                self.policy = "move"
-                if window.movable_note:
-                    self.notes.append(Note(window.movable_note))
-            elif blocked:
-                reasons += self._reasons(f"{window.name} RAM", hull)
-            elif self.machine.pci64 is not None and window.move_to is not None:
-                # QEMU moves RAM in this case whatever the host allows, and then fails.
-                place = self._window_place(hull.last)
-                assert place is not None  # it meets a hole
-                reasons += self._reasons("the 64-bit PCI window behind RAM", place)
-        if reasons:
-            raise self._refusal(reasons, f"on-hole {self.on_hole}")
-        parts = [part for piece in pieces for part in self._cut(piece)]
-        if len(parts) > len(pieces):
-            self.notes.append(
-                Note(
-                    "the VMM must map RAM in one call for each piece, cut at the seams of the "
-                    "kernel's list: one call for all of it, as QEMU makes, fails with EINVAL"
-                )
-            )
-        return self._items(parts)
 
-    def _cut(self, piece: Piece) -> Iterator[Piece]:
-        """Cut RAM at the seams of the kernel's list, each piece being one mapping."""
-        parts = list(self.usable.ranges & RangeSet([piece.span]))
-        left = piece.left + piece.span.size
-        for part in parts:
-            left -= part.size
-            yield replace(piece, span=part, left=left)
+def _cut(site: Site, piece: Piece) -> Iterator[Piece]:
+    """Cut RAM at the seams of the kernel's list, each piece being one mapping."""
+    left = piece.left + piece.span.size
+    for part in site.usable.ranges & RangeSet([piece.span]):
+        left -= part.size
+        yield replace(piece, span=part, left=left)
 
-    def _target(self, window: RamWindow, spans: Sequence[AddrRange]) -> int | None:
-        """Where all of a window's RAM goes instead, or None."""
-        base, last = spans[0].start, spans[-1].last
-        if window.move_to is not None:
-            starts: list[int] = [window.move_to]
-        else:
-            step = max(_GIB, *(node.align for node in self.wanted.nodes))
-            starts = [-(-home.start // step) * step for home in self.usable.ranges]
-        for start in starts:
-            shift = start - base
-            if last + shift > ADDRESS_LAST or start < window.range.start:
-                continue
-            moved = RangeSet(AddrRange(s.start + shift, s.last + shift) for s in spans)
-            hull = AddrRange(start, last + shift)
-            if moved <= self.free and not self._window_meets_hole(hull):
-                return start
-        return None
 
-    def _window_meets_hole(self, top: AddrRange) -> bool:
-        """Tell whether the 64-bit PCI window behind RAM would lie over a hole of the host."""
-        if self.pci64 is None or self.pci64.size is None or self.pci64.start is not None:
-            return False
-        place = self._window_place(top.last)
-        if place is None:
-            return False
-        return any(cause.kind in HOLES for cause in self.usable.causes_of(place))
-
-    # -- IOVA chosen by the allocator ------------------------------------------------------------
-
-    def _translated(self) -> list[Item]:
-        """Guest RAM is contiguous for the guest; its IOVAs come from the allocator."""
-        from vmm_iova.allocator import IovaAllocator  # loads the engine, which few plans need
-
-        window = self.windows[0]
-        allocator = IovaAllocator(self.usable)
-        align = max(node.align for node in self.wanted.nodes)
-        if window.range.start + self.ram - 1 > self.wanted.address_last:
-            raise self._too_wide(AddrRange.from_size(window.range.start, self.ram))
-        try:
-            spans = [AddrRange.from_size(self._in_one(allocator, align), self.ram)]
-        except NoSpaceError as error:
-            if self.on_hole != "split":
-                raise self._not_in_one(error) from error
-            spans = self._spread(allocator, align)
-            self.policy = "split"
-        items, gpa = [], window.range.start
-        for index, span in enumerate(spans):
-            below, last = self._cause_below(span.start), index == len(spans) - 1
-            above = None if last else self._cause_above(span.last)
-            for part, node in self._of_nodes(span, gpa - window.range.start):
-                seen = AddrRange.from_size(gpa + part.start - span.start, part.size)
-                starts = below if part.start == span.start else None
-                stops = above if part.last == span.last else None
-                items.append(Item(ItemKind.RAM, window.name, seen, part, starts, stops, node=node))
-            gpa += span.size
-        return items
-
-    def _of_nodes(self, span: AddrRange, offset: int) -> Iterator[tuple[AddrRange, str | None]]:
-        """Cut a span, `offset` bytes into all RAM, where a node ends."""
-        at = 0
-        for node in self.wanted.nodes:
-            start, last = max(at, offset), min(at + node.size, offset + span.size) - 1
-            if start <= last:
-                yield AddrRange(span.start + start - offset, span.start + last - offset), node.name
-            at += node.size
-
-    def _in_one(self, allocator: IovaAllocator, align: int) -> int:
-        """Allocate all RAM in one piece, so that the largest pages can map it if there is room."""
-        for page in (_GIB, 1 << 21):
-            if self.ram >= page > align:
-                try:
-                    return allocator.allocate(self.ram, align=page)
-                except NoSpaceError:
-                    continue
-        return allocator.allocate(self.ram, align=align)
-
-    def _not_in_one(self, error: NoSpaceError) -> PlanError:
-        largest = error.largest_free or AddrRange(0, ADDRESS_LAST)
-        cause = self.usable.edge_above(largest.last)
-        reason = Reason("ram in one piece", largest, cause, error.largest_aligned)
-        return self._refusal([reason], f"on-hole {self.on_hole}")
-
-    def _spread(self, allocator: IovaAllocator, align: int) -> list[AddrRange]:
-        """Take free spans from the bottom until all RAM has its place."""
-        left, spans = self.ram, []
-        for free in list(allocator.free_spans()):
-            room = (free if free.start else AddrRange(1, free.last)).align_inward(align)
-            if left and room is not None:
-                size = min(left, room.size)
-                spans.append(AddrRange.from_size(allocator.allocate_at(room.start, size), size))
-                left -= size
-        if left:
-            raise self._too_little(left)
-        return spans
+def _target(site: Site, window: RamWindow, spans: Sequence[AddrRange]) -> int | None:
+    """Where all of a window's RAM goes instead, or None."""
+    base, last = spans[0].start, spans[-1].last
+    if window.move_to is not None:
+        starts: list[int] = [window.move_to]
+    else:
+        step = max(_GIB, *(node.align for node in site.wanted.nodes))
+        starts = [-(-home.start // step) * step for home in site.usable.ranges]
+    free = site.usable.ranges.as_set()
+    for start in starts:
+        shift = start - base
+        if last + shift > ADDRESS_LAST or start < window.range.start:
+            continue
+        moved = RangeSet(AddrRange(s.start + shift, s.last + shift) for s in spans)
+        if moved <= free and not site.window_meets_hole(last + shift):
+            return start
+    return None
 
 
 def _shifted(piece: Piece, shift: int) -> Piece:
     return replace(piece, span=AddrRange(piece.span.start + shift, piece.span.last + shift))
+
+
+# -- IOVAs chosen by the allocator -----------------------------------------------------------------
+
+
+def _translated(site: Site, policy: Policy) -> PlacedRam:
+    """Guest RAM is contiguous for the guest; its IOVAs come from the allocator."""
+    from vmm_iova.allocator import IovaAllocator  # loads the engine, which few plans need
+
+    window, ram = site.windows[0], site.wanted.ram
+    allocator = IovaAllocator(site.usable)
+    align = max(node.align for node in site.wanted.nodes)
+    if window.range.start + ram - 1 > site.wanted.address_last:
+        limit = site.wanted.address_last + 1 - window.range.start
+        raise RamTooWide("ram", AddrRange.from_size(window.range.start, ram), fits=limit)
+    done: Done = "as is"
+    try:
+        spans = [AddrRange.from_size(_in_one(allocator, ram, align), ram)]
+    except NoSpaceError as error:
+        if policy.on_hole is not HolePolicy.SPLIT:
+            largest = error.largest_free or AddrRange(0, ADDRESS_LAST)
+            cause = site.usable.edge_above(largest.last)
+            part = Misfit("ram in one piece", largest, [cause], error.largest_aligned)
+            raise RamBlocked([part], f"on-hole {policy.on_hole.value}") from error
+        spans = _spread(site, allocator, align)
+        done = "split"
+    items, gpa = [], window.range.start
+    for index, span in enumerate(spans):
+        below, last = site.cause_below(span.start), index == len(spans) - 1
+        above = None if last else site.cause_above(span.last)
+        for iova, node in _of_nodes(site, span, gpa - window.range.start):
+            place = AddrRange.from_size(gpa + iova.start - span.start, iova.size)
+            starts = below if iova.start == span.start else None
+            stops = above if iova.last == span.last else None
+            items.append(Item(ItemKind.RAM, window.name, place, iova, starts, stops, node=node))
+        gpa += span.size
+    return PlacedRam(tuple(items), done)
+
+
+def _of_nodes(site: Site, span: AddrRange, offset: int) -> Iterator[tuple[AddrRange, str | None]]:
+    """Cut a span, `offset` bytes into all RAM, where a node ends."""
+    at = 0
+    for node in site.wanted.nodes:
+        start, last = max(at, offset), min(at + node.size, offset + span.size) - 1
+        if start <= last:
+            yield AddrRange(span.start + start - offset, span.start + last - offset), node.name
+        at += node.size
+
+
+def _in_one(allocator: IovaAllocator, ram: int, align: int) -> int:
+    """Allocate all RAM in one piece, so that the largest pages can map it if there is room."""
+    for page in (_GIB, 1 << 21):
+        if ram >= page > align:
+            try:
+                return allocator.allocate(ram, align=page)
+            except NoSpaceError:
+                continue
+    return allocator.allocate(ram, align=align)
+
+
+def _spread(site: Site, allocator: IovaAllocator, align: int) -> list[AddrRange]:
+    """Take free spans from the bottom until all RAM has its place."""
+    left, spans = site.wanted.ram, []
+    for free in list(allocator.free_spans()):
+        room = (free if free.start else AddrRange(1, free.last)).align_inward(align)
+        if left and room is not None:
+            size = min(left, room.size)
+            spans.append(AddrRange.from_size(allocator.allocate_at(room.start, size), size))
+            left -= size
+    if left:
+        raise _left_over(site, left)
+    return spans
+
+
+# -- what does not fit -----------------------------------------------------------------------------
+
+
+def _blocked(site: Site, item: str, span: AddrRange) -> Misfit:
+    fits = min(site.usable.room_at(span.start), span.size)
+    return Misfit(item, span, site.usable.causes_of(span), fits)
+
+
+def _left_over(site: Site, over: int) -> RamLeft:
+    spans = RangeSet(window.range for window in (*site.windows, *site.spill))
+    causes = [cause for span in spans for cause in site.usable.causes_of(span)]
+    top = site.usable.ranges.hull
+    where = AddrRange(top.last if top else 0, ADDRESS_LAST)
+    return RamLeft("ram", where, causes, site.wanted.ram - over)

@@ -1,312 +1,408 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refusals of a plan: what is in the way, every width, and fixes that were tried."""
+"""Why a guest has no place: a misfit in words, with every width, and fixes that were tried.
+
+Nothing else in planning tries again. A fix that names a number or a policy was planned with it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from vmm_iova.diagnosis.check import Reason, does_not_fit, refusal
+from vmm_iova.diagnosis.check import HOLES, region_fixes
 from vmm_iova.errors import PlanError
+from vmm_iova.host.evidence import EvidenceKind
+from vmm_iova.host.facts import RegionKind
 from vmm_iova.host.registers import width_line
 from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.planning.bars import fit
-from vmm_iova.planning.request import AddressLimit
-from vmm_iova.planning.site import Ground, OnHole, beyond
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
+from vmm_iova.planning.misfit import (
+    BarMisfit,
+    Misfit,
+    RamBlocked,
+    RamLeft,
+    RamTooMuch,
+    RamTooWide,
+    RoomMisfit,
+    TopUnknown,
+    WindowMisfit,
+)
+from vmm_iova.planning.site import HolePolicy, Policy, beyond, site_of
+from vmm_iova.planning.trials import Trials
+from vmm_iova.planning.windows import NO_TOP
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 from vmm_iova.units import format_size, show_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vmm_iova.host.usable import Usable
     from vmm_iova.planning.request import WantedBar
+    from vmm_iova.planning.site import Site
+    from vmm_iova.planning.trials import Attempt
 
-NO_TOP = "reaches up to the top of the guest's addresses, which nothing states (--phys-bits N)"
-
-
-_MOST_BITS = 52  # no x86 or arm64 CPU has more physical address bits
+_MIB = 1 << 20
 _LEAST_BAR = 1 << 20  # smallest size that a resizable BAR can have (PCIe specification, 7.8.6)
 
 
-class Refusals(Ground):
-    """The errors of a plan."""
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why one part cannot be where it should.
 
-    def _reasons(self, item: str, span: AddrRange) -> list[Reason]:
-        fits = min(self.usable.room_at(span.start), span.size)
-        return [Reason(item, span, cause, fits) for cause in self.usable.causes_of(span)]
+    Attributes:
+        item: the part.
+        range: where it should be.
+        cause: what is in the way: region, group and source, or an edge of the aperture.
+        fits: bytes that fit at the start of `range`.
+    """
 
-    def _refusal(self, reasons: list[Reason], why: str) -> PlanError:
-        others = self._alternatives()
-        made = refusal(self.host, reasons, why, others, self._most(reasons))
-        if not others and not self.probing and self.on_hole != "split":
-            fixes = [*self._less(), *made.fixes]
-            made = PlanError(made.message, reasons=made.reasons, fixes=fixes, detail=made.detail)
-        return self._with_widths(made, reasons)
+    item: str
+    range: AddrRange
+    cause: Cause
+    fits: int
 
-    def _less(self) -> Iterator[str]:
-        """What fits with `split`, tried."""
-        pieces, over = self._flow(self._room, spilling=True)
-        fits = (self.ram - over) >> 20 << 20
-        if not pieces or not fits or not self.machine.identity:
-            return
-        if self._works(fits, "split"):
-            yield f"with --on-hole split, --ram {fits >> 20}MiB fits"
+    def __str__(self) -> str:
+        fits = f"; {show_size(self.fits)} fit there" if self.fits else ""
+        return f"{self.item} at {self.range} meets {self.cause.range}: {self.cause.text}{fits}"
 
-    def _too_little(self, over: int) -> PlanError:
-        """RAM does not fit: say what ends the space, and which alignment would do."""
-        spans = RangeSet(window.range for window in (*self.windows, *self.spill))
-        causes = [cause for span in spans for cause in self.usable.causes_of(span)]
-        made = does_not_fit(self.usable, self.machine.name, self.ram, over, causes)
-        if not self.probing and made.fixes and made.fixes[0].startswith("--ram "):
-            fits = self._most_that_works((self.ram - over) >> 20)
-            fixes = [*([f"--ram {fits}MiB fits"] if fits else []), *made.fixes[1:]]
-            if fits and f"--ram {format_size(fits << 20).replace(' ', '')} fits" == made.fixes[0]:
-                fixes[0] = made.fixes[0]
-            made = PlanError(made.message, reasons=made.reasons, fixes=fixes, detail=made.detail)
-        made = self._with_widths(made, [r for r in made.reasons if isinstance(r, Reason)])
-        if made.fixes or self.probing:
-            return made
-        return PlanError(
-            made.message, reasons=made.reasons, fixes=self._next(over), detail=made.detail
-        )
 
-    def _next(self, over: int) -> list[str]:
-        """Where less RAM alone is not enough: what is in the way then."""
-        fits = (self.ram - over) >> 20
-        if not fits:
-            return ["another machine, or a device behind another IOMMU"]
-        node = replace(self.wanted.nodes[0], name=None, size=fits << 20)
-        try:
-            self.again(replace(self.wanted, ram=fits << 20, nodes=(node,)), self.on_hole)
-        except PlanError as error:
-            return [f"less RAM is not enough: with --ram {fits}MiB, {error.message}"]
-        return ["less RAM"]
+def explain(misfit: Misfit, site: Site, policy: Policy, attempt: Attempt) -> PlanError:
+    """Make the error for a misfit: what is in the way, and what was tried and works.
 
-    def _most_that_works(self, most: int) -> int:
-        """The largest RAM up to `most` MiB that can be planned with all the rest, tried; else 0."""
-        if self._works(most << 20, self.on_hole):
-            return most
-        works, fails = 0, most
-        while fails - works > max(1, min(fails >> 8, 1 << 10)):  # to a part in 256, or a GiB
-            middle = (works + fails) // 2
-            if self._works(middle << 20, self.on_hole):
-                works = middle
-            else:
-                fails = middle
-        for whole in ((works >> 10) + 1 << 10, works >> 10 << 10):  # GiB read better
-            if 0 < whole < most and self._works(whole << 20, self.on_hole):
-                return whole
-        return works
+    Args:
+        misfit: what an attempt raised.
+        site: the site of that attempt.
+        policy: its policy.
+        attempt: makes another one.
 
-    def _works(self, ram: int, policy: OnHole) -> bool:
-        """Tell whether all can be planned with so much RAM in one node, by doing it."""
-        pages = max(node.page_size or 1 for node in self.wanted.nodes)
-        if not ram or ram % max(pages, self.host.granule):
-            return False
-        node = replace(self.wanted.nodes[0], name=None, size=ram)
-        try:
-            self.again(replace(self.wanted, ram=ram, nodes=(node,)), policy)
-        except PlanError:
-            return False
-        return True
+    Complexity: a few dozen attempts.
+    """
+    trials = Trials(site, policy, attempt)
+    message, reasons = describe(misfit, site)
+    detail = None
+    if isinstance(misfit, RamBlocked):
+        fixes = _fixes_of_blocked(misfit, reasons, trials)
+        detail = "; ".join(map(str, reasons[1:4]))
+        detail = f"also: {detail}" if detail else None
+    elif isinstance(misfit, RamLeft):
+        fixes = _fixes_of_left(misfit, trials)
+    elif isinstance(misfit, BarMisfit):
+        fixes = list(_fixes_of_bar(misfit, reasons, trials))
+    elif isinstance(misfit, RoomMisfit):
+        fixes = list(_fixes_of_room(misfit, trials))
+    else:
+        fixes = list(_other_fixes(misfit, trials))
+    if not isinstance(misfit, RamTooMuch | TopUnknown | WindowMisfit):
+        fixes, widths = _with_widths(fixes, reasons, trials)
+        detail = "; ".join(filter(None, (detail, widths))) or None
+    if isinstance(misfit, RamLeft) and not fixes:
+        fixes = _next(misfit.fits >> 20, trials)
+    return PlanError(message, reasons=reasons, fixes=fixes, detail=detail)
 
-    def _too_much(self, most: int) -> PlanError:
-        name = self.machine.title
-        cause = Cause(
-            CauseKind.GUEST,
-            AddrRange(most, ADDRESS_LAST),
-            f"{name} takes {show_size(most)} at most",
-        )
-        reason = Reason(
-            "ram", AddrRange.from_size(self.machine.ram[0].range.start, self.ram), cause, most
-        )
-        fits = 0 if self.probing else self._most_that_works(most >> 20) << 20
-        fixes = [f"--ram {format_size(fits).replace(' ', '')} is the most"] if fits else []
-        return PlanError(
-            f"RAM of {show_size(self.ram)} is more than {name} takes, {show_size(most)}",
-            reasons=[reason],
-            fixes=[*fixes, "another machine"],
-        )
 
-    def _too_wide(self, span: AddrRange) -> PlanError:
-        limit = self.wanted.limits[0]
-        cause = beyond(limit.bits, limit.text)
-        fits = (1 << limit.bits) - span.start
-        made = PlanError(
-            f"RAM at {span} ends beyond {limit.text}", reasons=[Reason("ram", span, cause, fits)]
-        )
-        return self._with_widths(made, [Reason("ram", span, cause, fits)])
+def describe(misfit: Misfit, site: Site) -> tuple[str, list[Reason]]:
+    """Say what is in the way, with every obstacle; nothing is tried.
 
-    def _no_bar(self, bar: WantedBar, windows: Sequence[AddrRange], kind: str) -> PlanError:
-        """A BAR has no place: say what is in its way where it would go first."""
-        need = "that peers must reach " if bar.required else ""
-        what = f"BAR {bar.name} ({show_size(bar.size)}, {need}at a multiple of {bar.align:#x})"
-        roomy = [w for w in windows if fit([w], bar.size, bar.align, False)]
-        reasons = self._reasons(what, roomy[0]) if roomy else []
-        if not reasons:
-            best = max(windows, key=lambda w: w.size, default=None)
-            where = f"{best} ({show_size(best.size)})" if best else "no room above RAM"
-            if roomy:
-                where += ", which the other BARs take"
-            cause = Cause(CauseKind.GUEST, best or AddrRange(0, 0), f"{kind} PCI window: {where}")
-            if not best and self.wanted.limits:
-                cause = beyond(self.wanted.limits[0].bits, self.wanted.limits[0].text)
-            reasons = [Reason(what, best or AddrRange(0, 0), cause, best.size if best else 0)]
-            message = f"{what} has no place in the {kind} PCI window: {cause.text}"
-        else:
-            causes = "; ".join(dict.fromkeys(str(reason.cause) for reason in reasons[:3]))
-            message = f"{what} fits nowhere above RAM where devices reach it: {causes}"
-        fixes = [f"--on-hole {name} has room" for name in self._alternatives()]
-        if self.wanted.pci64_stated and bar.bits == 64:
-            fixes.insert(0, "without --pci64 the window grows for the BARs")
-        if roomy and any(reason.cause.kind is CauseKind.APERTURE for reason in reasons):
-            start = -(-roomy[0].start // bar.align) * bar.align
-            bits = (start + bar.size - 1).bit_length()
-            fixes.append(f"a device behind an IOMMU of {bits} address bits")
-        if bar.bits == 64 and self._works_with(bar, replace(bar, bits=32)):
-            fixes.append(f"--bar {bar.name}={format_size(bar.size).replace(' ', '')},32 has room")
-        if bar.required and self._works_with(bar, replace(bar, required=False)):
-            fixes.append("mark it optional: only peer-to-peer between devices is lost")
-        fixes += self._less_for(bar)
-        return self._with_widths(PlanError(message, reasons=reasons, fixes=fixes), reasons)
-
-    def _less_for(self, bar: WantedBar) -> Iterator[str]:
-        """How much less RAM, or how small a BAR, leaves all a place, tried."""
-        if self.probing:
-            return
-        fits = self._most_that_works(self.ram >> 20)
-        if fits:
-            yield f"--ram {format_size(fits << 20).replace(' ', '')} leaves room"
-        size = bar.size
-        while size > _LEAST_BAR:
-            size = 1 << (size - 1).bit_length() - 1
-            if self._works_with(bar, replace(bar, size=size, align=size)):
-                yield f"a BAR of {show_size(size)} has room (resizable BAR on the device)"
-                return
-        yield "another machine, or fewer BARs"
-
-    def _works_with(self, bar: WantedBar, instead: WantedBar) -> bool:
-        """Tell whether all has a place with another BAR instead of this one, by doing it."""
-        bars = tuple(instead if other == bar else other for other in self.wanted.bars)
-        try:
-            if not self.probing:
-                self.again(replace(self.wanted, bars=bars), self.on_hole)
-        except PlanError:
-            return False
-        return True
-
-    def _no_top(self, bar: WantedBar) -> PlanError:
-        edge = self.usable.edge_above(ADDRESS_LAST)
-        option = self.machine.option("phys_bits", bits="N")
-        how = f" ({option})" if option else ""
-        return PlanError(
-            f"BAR {bar.name} has no place: the 64-bit PCI window {NO_TOP}",
-            reasons=[Reason(f"BAR {bar.name}", edge.range, edge, 0)],
-            fixes=[f"--phys-bits N{how}"],
-        )
-
-    def _no_window(self, size: int, top: int) -> PlanError:
-        edge = self.usable.edge_above(ADDRESS_LAST)
-        return PlanError(
-            f"the 64-bit PCI window of {show_size(size)} has no room above RAM, which ends at "
-            f"{top:#x}",
-            reasons=[Reason("the 64-bit PCI window", edge.range, edge, 0)],
-            fixes=["a smaller --pci64, or --pci64 0 for none"],
-        )
-
-    def _no_room(self, room: WantedBar, cursor: int, free: Sequence[AddrRange]) -> PlanError:
-        last = self.wanted.address_last
-        span = AddrRange(min(cursor, last), last)
-        causes = self.usable.causes_of(span)
-        edge = causes[0] if causes else self.usable.edge_above(last)
-        reason = Reason(f"room {room.name}", span, edge, 0)
-        what = f"room {room.name} of {show_size(room.size)}"
-        message = f"{what} does not fit above {cursor:#x}: {edge.text}"
-        aligned = (span.align_inward(room.align) for span in free)
-        most = max((span.size for span in aligned if span is not None), default=0)
-        size = format_size(most).replace(" ", "")
-        fixes = [f"--room {room.name}={size} fits"] if most else []
-        fits = 0 if self.probing else self._most_that_works(self.ram >> 20)
-        if fits:
-            fixes.append(f"--ram {format_size(fits << 20).replace(' ', '')} leaves room")
-        return self._with_widths(PlanError(message, reasons=[reason], fixes=fixes), [reason])
-
-    def _with_widths(self, error: PlanError, reasons: Sequence[Reason]) -> PlanError:
-        """Add every width, and what to do, to a refusal that a width is the cause of."""
-        by_width = [
-            r for r in reasons if r.cause.kind in (CauseKind.APERTURE, CauseKind.GUEST_WIDTH)
+    Args:
+        misfit: what an attempt raised.
+        site: the site of that attempt.
+    """
+    machine, item = site.wanted.machine, misfit.item
+    if isinstance(misfit, RamBlocked):
+        reasons = [
+            Reason(part.item, part.span, cause, part.fits)
+            for part in misfit.parts
+            for cause in part.causes
         ]
-        fixes, details = list(error.fixes), [error.detail] if error.detail else []
-        if by_width and not self.probing:
-            widths = self._widths()
-            if widths:
-                details.append(f"widths: {width_line(widths)}")
-            if any(r.cause.kind is CauseKind.GUEST_WIDTH for r in by_width):
-                fixes[:0] = self._wider()
-        smaller = None if self.probing else self._smaller_align()
-        if smaller is not None:
-            fixes.insert(0, f"--align {format_size(smaller).replace(' ', '')} has room")
-        return PlanError(
-            error.message, reasons=error.reasons, fixes=fixes, detail="; ".join(details) or None
+        return _first(site.host, f"{reasons[0]} ({misfit.rule})"), reasons
+    if isinstance(misfit, RamLeft):
+        named = _named(misfit)
+        takers = "; ".join(cause.text for cause in named) or "the machine has no more room"
+        left = show_size(site.wanted.ram - misfit.fits)
+        message = (
+            f"{machine.name} RAM of {show_size(site.wanted.ram)} does not fit: {left} are left "
+            f"over; what takes the room: {takers}"
         )
+        reasons = [Reason(item, misfit.span, cause, misfit.fits) for cause in named]
+        return _first(site.usable, message), reasons
+    if isinstance(misfit, RamTooMuch):
+        most = f"{machine.title} takes {show_size(misfit.fits)} at most"
+        cause = Cause(CauseKind.GUEST, AddrRange(misfit.fits, ADDRESS_LAST), most)
+        message = (
+            f"RAM of {show_size(site.wanted.ram)} is more than {machine.title} takes, "
+            f"{show_size(misfit.fits)}"
+        )
+        return message, [Reason(item, misfit.span, cause, misfit.fits)]
+    if isinstance(misfit, RamTooWide):
+        limit = site.wanted.limits[0]
+        cause = beyond(limit.bits, limit.text)
+        message = f"RAM at {misfit.span} ends beyond {limit.text}"
+        return message, [Reason(item, misfit.span, cause, misfit.fits)]
+    if isinstance(misfit, BarMisfit):
+        return _bar_in_words(misfit, site)
+    if isinstance(misfit, RoomMisfit):
+        cause = misfit.causes[0]
+        message = (
+            f"{item} of {show_size(misfit.room.size)} does not fit above {misfit.above:#x}: "
+            f"{cause.text}"
+        )
+        return message, [Reason(item, misfit.span, cause, 0)]
+    edge = site.usable.edge_above(ADDRESS_LAST)
+    if isinstance(misfit, TopUnknown):
+        message = f"{item} has no place: the 64-bit PCI window {NO_TOP}"
+        return message, [Reason(item, edge.range, edge, 0)]
+    message = f"{item} has no room above RAM, which ends at {misfit.span.start:#x}"
+    return message, [Reason("the 64-bit PCI window", edge.range, edge, 0)]
 
-    def _wider(self) -> list[str]:
-        """How to give the guest more address bits, if the host lets more of them help; tried."""
-        limit = self.wanted.limits[0]
-        needed = next(filter(self._works_with_bits, range(limit.bits + 1, _MOST_BITS + 1)), None)
-        if needed is None:
-            return []
-        if self.host.cpu_bits is not None and needed > self.host.cpu_bits:
-            return [f"a host whose CPU has {needed} physical address bits"]
-        if self.machine.phys_bits is not None and needed > self.machine.phys_bits:
-            return [f"another machine: {self.machine.title} has {limit.bits} address bits at most"]
-        option = self.machine.option("phys_bits", bits=needed)
-        return [f"--phys-bits {needed}" + (f" ({option})" if option else "")]
 
-    def _works_with_bits(self, bits: int) -> bool:
-        """Tell whether all has a place with so many guest address bits, by doing it."""
-        limits = (AddressLimit(bits, ""),)
-        try:
-            self.again(replace(self.wanted, limits=limits), self.on_hole)
-        except PlanError:
-            return False
-        return True
+def _first(usable: Usable, text: str) -> str:
+    """A device that is never handed out matters more than where its RAM would go."""
+    return "; besides, ".join([*(entry.text for entry in usable.unassignable[:1]), text])
 
-    def _smaller_align(self) -> int | None:
-        """The largest smaller alignment with which all fits, tried."""
-        least = max(node.page_size or 1 for node in self.wanted.nodes)
-        asked = max(node.align for node in self.wanted.nodes)
-        for align in (1 << 30, 1 << 21, self.host.granule):
-            if max(least, self.host.granule) <= align < asked:
-                try:
-                    self.again(self.wanted.aligned(align), self.on_hole)
-                except PlanError:
-                    continue
-                return align
-        return None
 
-    def _alternatives(self) -> dict[str, list[AddrRange]]:
-        """Policies that would work, tried: nothing is proposed on a guess."""
-        found: dict[str, list[AddrRange]] = {}
-        if self.probing or not self.machine.identity:
-            return found
-        for policy in get_args(OnHole):
-            if policy in (self.on_hole, "refuse"):
-                continue
-            try:
-                found[policy] = [item.place for item in self.again(self.wanted, policy).ram]
-            except PlanError:
-                continue
-        return found
+def _named(misfit: RamLeft) -> list[Cause]:
+    """The causes worth naming: the first holes, and the first end of the space."""
+    limit = _limit_of(misfit)
+    return [*_holes_of(misfit)[:3], *([limit] if limit else [])]
 
-    def _most(self, reasons: list[Reason]) -> int:
-        """RAM that stays below a single obstacle in the topmost window; else 0."""
-        if self.on_hole != "refuse" or len(reasons) != 1 or not self.machine.identity:
-            return 0
-        pieces, _ = self._flow(self._own_room)
-        spans = [piece.span for piece in pieces if piece.window is pieces[-1].window]
-        if reasons[0].range != AddrRange(spans[0].start, spans[-1].last):
-            return 0
-        most = self.ram - reasons[0].range.size + reasons[0].fits if reasons[0].fits else 0
-        whole = most >> 20 << 20 or most  # as the fix says it
-        return most if not self.probing and self._works(whole, self.on_hole) else 0
+
+def _holes_of(misfit: Misfit) -> list[Cause]:
+    return [cause for cause in misfit.causes if cause.kind in HOLES]
+
+
+def _limit_of(misfit: Misfit) -> Cause | None:
+    return next((cause for cause in misfit.causes if cause.kind not in HOLES), None)
+
+
+def _bar_name(bar: WantedBar) -> str:
+    need = "that peers must reach " if bar.required else ""
+    return f"BAR {bar.name} ({show_size(bar.size)}, {need}at a multiple of {bar.align:#x})"
+
+
+def _roomy(misfit: BarMisfit) -> list[AddrRange]:
+    """The windows that would hold the BAR if nothing else were there."""
+    bar = misfit.bar
+    return [window for window in misfit.windows if fit([window], bar.size, bar.align, False)]
+
+
+def _bar_in_words(misfit: BarMisfit, site: Site) -> tuple[str, list[Reason]]:
+    """What is in a BAR's way where it would go first."""
+    name, roomy = _bar_name(misfit.bar), _roomy(misfit)
+    if roomy:
+        fits = min(site.usable.room_at(roomy[0].start), roomy[0].size)
+        reasons = [Reason(name, roomy[0], cause, fits) for cause in site.usable.causes_of(roomy[0])]
+        if reasons:
+            causes = "; ".join(dict.fromkeys(str(reason.cause) for reason in reasons[:3]))
+            return f"{name} fits nowhere above RAM where devices reach it: {causes}", reasons
+    kind = f"{misfit.bits}-bit PCI window"
+    largest = misfit.span if misfit.windows else None
+    where = f"{largest} ({show_size(largest.size)})" if largest else "no room above RAM"
+    if roomy:
+        where += ", which the other BARs take"
+    cause = Cause(CauseKind.GUEST, misfit.span, f"{kind}: {where}")
+    if not largest and site.wanted.limits:
+        cause = beyond(site.wanted.limits[0].bits, site.wanted.limits[0].text)
+    reason = Reason(name, misfit.span, cause, largest.size if largest else 0)
+    return f"{name} has no place in the {kind}: {cause.text}", [reason]
+
+
+# -- what helps ------------------------------------------------------------------------------------
+
+
+def _size(size: int) -> str:
+    return format_size(size).replace(" ", "")
+
+
+def _ram(size: int) -> str:
+    """An option to paste: the size, cut to whole MiB."""
+    whole = size // _MIB * _MIB
+    exact = _size(whole)
+    return f"--ram {f'{whole // _MIB}MiB' if exact.startswith('0x') else exact}"
+
+
+def _fixes_of_blocked(misfit: RamBlocked, reasons: list[Reason], trials: Trials) -> list[str]:
+    """Another policy, less RAM, or what removes the obstacle."""
+    policies = trials.policies()
+    fixes = [
+        f"--on-hole {policy.value} puts RAM at {', '.join(map(str, places))}"
+        for policy, places in policies.items()
+    ]
+    fixes += region_fixes([reason.cause for reason in reasons], trials.site.host)
+    most = _most_below(misfit, reasons, trials)
+    if most >= _MIB:
+        fixes.append(f"{_ram(most)} stays below it")
+    if not fixes:
+        fixes.append(
+            "a device whose group does not have this hole, or a VMM whose memory can lie elsewhere"
+        )
+    if not policies and trials.policy.on_hole is not HolePolicy.SPLIT:
+        return [*_less(trials), *fixes]
+    return fixes
+
+
+def _less(trials: Trials) -> Iterator[str]:
+    """What fits with `split`."""
+    site = trials.site
+    pieces, over = site.around_holes()
+    fits = (site.wanted.ram - over) >> 20 << 20
+    if not pieces or not fits or not site.wanted.machine.identity:
+        return
+    if trials.ram_works(fits, HolePolicy.SPLIT):
+        yield f"with --on-hole split, --ram {fits >> 20}MiB fits"
+
+
+def _most_below(misfit: RamBlocked, reasons: list[Reason], trials: Trials) -> int:
+    """RAM that stays below a single obstacle in the topmost window; else 0."""
+    site = trials.site
+    refuses = trials.policy.on_hole is HolePolicy.REFUSE
+    if not refuses or len(reasons) != 1 or not site.wanted.machine.identity:
+        return 0
+    pieces, _ = site.as_machine()
+    spans = [piece.span for piece in pieces if piece.window is pieces[-1].window]
+    if misfit.span != AddrRange(spans[0].start, spans[-1].last):
+        return 0
+    most = site.wanted.ram - misfit.span.size + misfit.fits if misfit.fits else 0
+    whole = most >> 20 << 20 or most  # as the fix says it
+    return most if trials.ram_works(whole) else 0
+
+
+def _fixes_of_left(misfit: RamLeft, trials: Trials) -> list[str]:
+    """How much fits, or what gives room back."""
+    fixes = list(_more_room(misfit, trials.site))
+    if misfit.fits >= _MIB:
+        most = trials.most_ram(misfit.fits >> 20)
+        if most:
+            exact = most << 20 == misfit.fits // _MIB * _MIB
+            fixes.insert(0, f"{_ram(misfit.fits) if exact else f'--ram {most}MiB'} fits")
+    return fixes
+
+
+def _more_room(misfit: RamLeft, site: Site) -> Iterator[str]:
+    """Which holes are worth giving back, and which device or option has more room."""
+    holes, limit = _holes_of(misfit), _limit_of(misfit)
+    worth = _worth(holes, limit, site.wanted.ram - misfit.fits)
+    yield from region_fixes(worth, site.usable)
+    ends = limit is not None and limit.kind is CauseKind.APERTURE
+    if ends and any(item.kind is EvidenceKind.STATED for item in site.usable.evidence):
+        yield "a wider --aperture, if the host really has it"
+    better = ["more address bits"] if ends else []
+    if any(cause.kind is not CauseKind.GUEST for cause in worth):
+        better.append("fewer holes")
+    if better:
+        yield f"a device behind an IOMMU with {' or '.join(better)}"
+    elif not holes and limit is None:
+        yield "another machine"
+
+
+def _worth(holes: Sequence[Cause], limit: Cause | None, left: int) -> list[Cause]:
+    """The holes that are worth giving back: all, or the relaxable ones, if that is enough."""
+    stop = limit.range.start if limit is not None else ADDRESS_LAST
+
+    def gain(causes: Sequence[Cause]) -> int:
+        return sum(min(c.range.last + 1, stop) - min(c.range.start, stop) for c in causes)
+
+    relaxable = [
+        cause
+        for cause in holes
+        if cause.region is not None and cause.region.kind is RegionKind.DIRECT_RELAXABLE
+    ]
+    if gain(holes) < left:
+        return []
+    return [cause for cause in holes if gain(relaxable) >= left or cause not in relaxable]
+
+
+def _next(fits: int, trials: Trials) -> list[str]:
+    """Where less RAM alone is not enough: what is in the way then."""
+    if not fits:
+        return ["another machine, or a device behind another IOMMU"]
+    less = site_of(trials.with_ram(fits << 20), trials.site.host)
+    try:
+        trials.attempt(less, Policy(trials.policy.on_hole))
+    except Misfit as misfit:
+        message, _ = describe(misfit, less)
+        return [f"less RAM is not enough: with --ram {fits}MiB, {message}"]
+    return ["less RAM"]
+
+
+def _fixes_of_bar(misfit: BarMisfit, reasons: list[Reason], trials: Trials) -> Iterator[str]:
+    """A wider window, another policy, another kind of BAR, less RAM, a smaller BAR."""
+    bar, roomy, name = misfit.bar, _roomy(misfit), misfit.bar.name
+    if trials.site.wanted.pci64_stated and bar.bits == 64:
+        yield "without --pci64 the window grows for the BARs"
+    for policy in trials.policies():
+        yield f"--on-hole {policy.value} has room"
+    if roomy and any(reason.cause.kind is CauseKind.APERTURE for reason in reasons):
+        start = -(-roomy[0].start // bar.align) * bar.align
+        bits = (start + bar.size - 1).bit_length()
+        yield f"a device behind an IOMMU of {bits} address bits"
+    if bar.bits == 64 and trials.works(trials.with_bar(bar, replace(bar, bits=32))):
+        yield f"--bar {name}={_size(bar.size)},32 has room"
+    if bar.required and trials.works(trials.with_bar(bar, replace(bar, required=False))):
+        yield "mark it optional: only peer-to-peer between devices is lost"
+    yield from _less_ram(trials)
+    size = bar.size
+    while size > _LEAST_BAR:
+        size = 1 << (size - 1).bit_length() - 1
+        if trials.works(trials.with_bar(bar, replace(bar, size=size, align=size))):
+            yield f"a BAR of {show_size(size)} has room (resizable BAR on the device)"
+            return
+    yield "another machine, or fewer BARs"
+
+
+def _less_ram(trials: Trials) -> Iterator[str]:
+    most = trials.most_ram(trials.site.wanted.ram >> 20)
+    if most:
+        yield f"--ram {_size(most << 20)} leaves room"
+
+
+def _fixes_of_room(misfit: RoomMisfit, trials: Trials) -> Iterator[str]:
+    if misfit.fits:
+        yield f"--room {misfit.room.name}={_size(misfit.fits)} fits"
+    yield from _less_ram(trials)
+
+
+def _other_fixes(misfit: Misfit, trials: Trials) -> Iterator[str]:
+    machine = trials.site.wanted.machine
+    if isinstance(misfit, RamTooMuch):
+        most = trials.most_ram(misfit.fits >> 20)
+        if most:
+            yield f"--ram {_size(most << 20)} is the most"
+        yield "another machine"
+    elif isinstance(misfit, TopUnknown):
+        option = machine.option("phys_bits", bits="N")
+        yield f"--phys-bits N{f' ({option})' if option else ''}"
+    elif isinstance(misfit, WindowMisfit):
+        yield "a smaller --pci64, or --pci64 0 for none"
+
+
+def _with_widths(
+    fixes: list[str], reasons: Sequence[Reason], trials: Trials
+) -> tuple[list[str], str | None]:
+    """Add what to do where a width or an alignment is the cause; return every width, too."""
+    kinds = {reason.cause.kind for reason in reasons}
+    widths = None
+    if kinds & {CauseKind.APERTURE, CauseKind.GUEST_WIDTH}:
+        listed = trials.site.widths
+        widths = f"widths: {width_line(listed)}" if listed else None
+    if CauseKind.GUEST_WIDTH in kinds:
+        fixes = [*_wider(trials), *fixes]
+    smaller = trials.smaller_align()
+    if smaller is not None:
+        fixes = [f"--align {_size(smaller)} has room", *fixes]
+    return fixes, widths
+
+
+def _wider(trials: Trials) -> Iterator[str]:
+    """How to give the guest more address bits, if the host lets more of them help."""
+    bits, machine = trials.more_bits(), trials.site.wanted.machine
+    if bits is None:
+        return
+    cpu_bits = trials.site.host.cpu_bits
+    if cpu_bits is not None and bits > cpu_bits:
+        yield f"a host whose CPU has {bits} physical address bits"
+    elif machine.phys_bits is not None and bits > machine.phys_bits:
+        most = trials.site.wanted.limits[0].bits
+        yield f"another machine: {machine.title} has {most} address bits at most"
+    else:
+        option = machine.option("phys_bits", bits=bits)
+        yield f"--phys-bits {bits}" + (f" ({option})" if option else "")

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every step of planning stands on: what is wanted, where it may go, and how RAM flows."""
+"""A site: what is wanted, and where this host allows it. It answers questions and never changes."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import enum
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from vmm_iova.diagnosis.check import HOLES
 from vmm_iova.host.registers import Width
 from vmm_iova.host.usable import Cause, CauseKind, Usable
 from vmm_iova.planning.bars import room_for
-from vmm_iova.planning.layout import Item, ItemKind, kept_for
+from vmm_iova.planning.layout import Item, ItemKind, OnHole, kept_for
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
 
 if TYPE_CHECKING:
@@ -18,14 +19,40 @@ if TYPE_CHECKING:
 
     from vmm_iova.host.facts import Note
     from vmm_iova.machines.model import Pci64Window, RamWindow
-    from vmm_iova.planning.layout import Layout
     from vmm_iova.planning.request import Wanted, WantedBar, WantedNode
 
-OnHole = Literal["split", "move", "refuse"]
-"""Policies for RAM whose own place is not free."""
+    RoomOf = Callable[[RamWindow, int], Iterable[tuple[AddrRange, int]]]
 
 Prefer = Literal["lowest", "fewest"]
 """What `split` prefers: RAM from the bottom up, or as few pieces as can be."""
+
+
+class HolePolicy(enum.Enum):
+    """`OnHole` inside the planner."""
+
+    SPLIT = "split"
+    MOVE = "move"
+    REFUSE = "refuse"
+
+    @property
+    def text(self) -> OnHole:
+        """The word at the door."""
+        return self.value
+
+
+class Preference(enum.Enum):
+    """`Prefer` inside the planner."""
+
+    LOWEST = "lowest"
+    FEWEST = "fewest"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How RAM may be placed."""
+
+    on_hole: HolePolicy
+    prefer: Preference = Preference.LOWEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,67 +65,65 @@ class Piece:
     left: int
 
 
-class Ground(ABC):
-    """What is wanted and where it may go; the later steps are subclasses, in order."""
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """What a step placed, and what a person should know about it."""
 
-    def __init__(
-        self,
-        wanted: Wanted,
-        usable: Usable,
-        on_hole: OnHole,
-        prefer: Prefer = "lowest",
-        *,
-        probing: bool = False,
-    ) -> None:
-        self.probing = probing
-        self.wanted = wanted
-        self.machine = wanted.machine
-        self.ram = wanted.ram
-        self.pci64 = _grown(wanted)
-        self.host = usable
-        self.usable = usable.narrowed(_guest_causes(wanted)) if wanted.machine.identity else usable
-        self.on_hole = on_hole
-        self.prefer = prefer
-        self.free = self.usable.ranges.as_set()
-        self.allowed = self.usable.ranges
-        self.windows = _windows(wanted)
-        # A guest that is whole below the gap may still spill over it, when holes take its place.
-        self.spill = self.machine.ram[1:] if len(self.windows) < len(self.machine.ram) else ()
-        self.notes: list[Note] = []
-        self.policy = "as is"
+    items: tuple[Item, ...]
+    notes: tuple[Note, ...] = ()
 
-    @abstractmethod
-    def again(self, wanted: Wanted, policy: OnHole) -> Layout:
-        """Plan something else on the same host, to know whether it would work.
 
-        Raises:
-            PlanError: it would not.
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What is wanted and where it may go. Made by `site_of`.
+
+    Attributes:
+        wanted: the guest in numbers.
+        host: what the host allows.
+        usable: the same without what the guest's own side forbids.
+        windows: the machine's windows for this much RAM.
+        spill: windows that RAM takes too when holes push it out of those.
+        pci64: the 64-bit PCI window, grown for the BARs; None when there is none.
+
+    Synchronization: none required (immutable).
+    """
+
+    wanted: Wanted
+    host: Usable
+    usable: Usable
+    windows: tuple[RamWindow, ...]
+    spill: tuple[RamWindow, ...]
+    pci64: Pci64Window | None
+
+    # -- RAM ---------------------------------------------------------------------------------------
+
+    def room(
+        self, window: RamWindow, align: int, ranges: MappableRanges | None = None
+    ) -> Iterator[tuple[AddrRange, int]]:
+        """Yield aligned room of a window, each with the last address that a ragged end may have.
+
+        Args:
+            window: of RAM.
+            align: bytes.
+            ranges: the ranges to take it from; default all that are usable.
         """
+        ranges = self.usable.ranges if ranges is None else ranges
+        return _aligned(ranges & RangeSet([window.range]), window, align)
 
-    def _widths(self) -> tuple[Width, ...]:
-        """Widths of host and guest; the CPU's stands with the host's."""
-        said = [
-            Width("guest, physical", limit.bits, limit.text)
-            for limit in self.wanted.limits
-            if limit.bits != self.host.cpu_bits or not limit.text.startswith("physical")
-        ]
-        return (*self.host.widths, *said)
-
-    def _room(self, window: RamWindow, align: int) -> Iterable[tuple[AddrRange, int]]:
-        """Aligned room of a window, each with the last address that a ragged end may have."""
-        return _aligned(self.allowed & RangeSet([window.range]), window, align)
-
-    def _own_room(self, window: RamWindow, align: int) -> Iterable[tuple[AddrRange, int]]:
-        """The same if no host says otherwise."""
+    def own_room(self, window: RamWindow, align: int) -> Iterator[tuple[AddrRange, int]]:
+        """Yield the same if no host says otherwise."""
         return _aligned(MappableRanges([window.range]), window, align)
 
-    def _flow(
-        self,
-        room: Callable[[RamWindow, int], Iterable[tuple[AddrRange, int]]],
-        *,
-        spilling: bool = False,
-    ) -> tuple[list[Piece], int]:
-        """Fill the windows from the bottom, node after node; return what is left over, too."""
+    def flow(self, room: RoomOf, *, spilling: bool = False) -> tuple[list[Piece], int]:
+        """Fill the windows from the bottom, node after node.
+
+        Args:
+            room: aligned room of a window, as `room` yields it.
+            spilling: also fill `spill`.
+
+        Returns:
+            The pieces, ascending, and how many bytes are left over.
+        """
         pieces: list[Piece] = []
         windows = (*self.windows, *self.spill) if spilling else self.windows
         at, cursor, over = 0, 0, 0
@@ -124,47 +149,81 @@ class Ground(ABC):
             over += left
         return pieces, over
 
-    def _pushed(self, start: int, lowest: int) -> str | None:
+    def around_holes(self) -> tuple[list[Piece], int]:
+        """Let RAM flow around every hole, from the bottom."""
+        return self.flow(self.room, spilling=True)
+
+    def as_machine(self) -> tuple[list[Piece], int]:
+        """Let RAM lie where the machine has it, whatever the host says."""
+        return self.flow(self.own_room)
+
+    def required(self) -> Iterator[tuple[RamWindow, AddrRange]]:
+        """Yield what must be RAM, with its window."""
+        left = self.wanted.ram
+        for window in self.windows:
+            if left > 0 and window.required:
+                must = AddrRange.from_size(window.range.start, min(window.required, left))
+                yield window, must
+            left -= window.range.size
+
+    # -- edges -------------------------------------------------------------------------------------
+
+    def pushed(self, start: int, lowest: int) -> Cause | None:
         """Say what keeps a place from beginning at `lowest`; None where only alignment does."""
         home = self.usable.ranges.range_at(start)
-        return None if home is not None and home.start <= lowest else self._cause_below(start)
+        return None if home is not None and home.start <= lowest else self.cause_below(start)
 
-    def _cause_below(self, start: int) -> str | None:
-        """What ends the usable range that holds `start` on its lower side."""
+    def cause_below(self, start: int) -> Cause | None:
+        """Say what ends the usable range that holds `start` on its lower side."""
         home = self.usable.ranges.range_at(start)
-        if home is None or (home.start == 0 and not self.machine.identity):
-            return "address 0 is not chosen by itself" if home else None
-        return self.usable.edge_below(home.start).text
+        if home is None:
+            return None
+        if home.start == 0 and not self.wanted.machine.identity:
+            text = "address 0 is not chosen by itself"
+            return Cause(CauseKind.ZERO, AddrRange(0, 0), text)
+        return self.usable.edge_below(home.start)
 
-    def _cause_above(self, last: int) -> str | None:
-        """What ends the usable range that holds `last` on its upper side."""
+    def cause_above(self, last: int) -> Cause | None:
+        """Say what ends the usable range that holds `last` on its upper side."""
         home = self.usable.ranges.range_at(last)
-        return self.usable.edge_above(home.last).text if home else None
+        return self.usable.edge_above(home.last) if home else None
 
-    def _floor(self, ram_last: int) -> int:
-        """Lowest address of the 64-bit PCI window and its BARs."""
-        behind = [item.place.last + 1 for item in self._above(ram_last)]
+    @property
+    def widths(self) -> tuple[Width, ...]:
+        """Widths of host and guest; the CPU's stands with the host's."""
+        limits = [
+            Width("guest, physical", limit.bits, limit.text)
+            for limit in self.wanted.limits
+            if limit.bits != self.host.cpu_bits or not limit.text.startswith("physical")
+        ]
+        return (*self.host.widths, *limits)
+
+    # -- what lies above RAM -----------------------------------------------------------------------
+
+    def floor(self, ram_last: int) -> int:
+        """Return the lowest address of the 64-bit PCI window and its BARs."""
+        behind = [item.place.last + 1 for item in self.above(ram_last)]
         floor = self.pci64.floor if self.pci64 else 0
         return max([ram_last + 1, floor, *behind])
 
-    def _above(self, ram_last: int) -> Iterator[Item]:
-        """What the machine has between RAM and the window, in order; also without a window."""
-        floor = self.machine.pci64.floor if self.machine.pci64 else 0
-        at = max(ram_last + 1, floor)
-        for item in self.machine.above:
+    def above(self, ram_last: int) -> Iterator[Item]:
+        """Yield what the machine has between RAM and the window, in order, also without one."""
+        machine = self.wanted.machine
+        at = max(ram_last + 1, machine.pci64.floor if machine.pci64 else 0)
+        for item in machine.above:
             at = -(-at // item.align) * item.align
             if at + item.size - 1 > self.wanted.address_last:
                 return  # as QEMU does: what does not fit is left out
             yield Item(ItemKind(item.kind), item.name, AddrRange.from_size(at, item.size))
             at += item.size
 
-    def _window_place(self, ram_last: int) -> AddrRange | None:
-        """The 64-bit PCI window as the machine has it; None if it has none, or no room."""
+    def window_place(self, ram_last: int) -> AddrRange | None:
+        """Return the 64-bit PCI window as the machine has it; None if it has none, or no room."""
         if self.pci64 is None:
             return None
-        top, floor = self.wanted.address_last, self._floor(ram_last)
+        top, floor = self.wanted.address_last, self.floor(ram_last)
         window = self.pci64
-        if not self.machine.pci64_placed:
+        if not self.wanted.machine.pci64_placed:
             bars = [bar for bar in self.wanted.bars if bar.bits == 64]
             window = self._sized_for(bars, floor)
         start = -(-floor // window.align) * window.align
@@ -182,11 +241,20 @@ class Ground(ABC):
             return None
         return AddrRange.from_size(start, window.size)
 
+    def window_meets_hole(self, ram_last: int) -> bool:
+        """Tell whether the 64-bit PCI window behind RAM would lie over a hole of the host."""
+        if self.pci64 is None or self.pci64.size is None or self.pci64.start is not None:
+            return False
+        place = self.window_place(ram_last)
+        if place is None:
+            return False
+        return any(cause.kind in HOLES for cause in self.usable.causes_of(place))
+
     def _sized_for(self, bars: Sequence[WantedBar], floor: int) -> Pci64Window:
         """The window with the size that its BARs need above `floor`, where the VMM takes one."""
         window = self.wanted.pci64
         assert window is not None
-        if window.size is None or window.start is not None or not self._grows or not bars:
+        if window.size is None or window.start is not None or not self.grows or not bars:
             return window
         if window.self_aligned:
             size = 1 << (max(room_for(bars, 1), window.size) - 1).bit_length()
@@ -196,9 +264,29 @@ class Ground(ABC):
         return replace(window, size=max(needed, window.size))
 
     @property
-    def _grows(self) -> bool:
-        """True if the window may have the size that its BARs need."""
-        return self.machine.pci64_sized and not self.wanted.pci64_stated
+    def grows(self) -> bool:
+        """True if the 64-bit PCI window may have the size that its BARs need."""
+        return self.wanted.machine.pci64_sized and not self.wanted.pci64_stated
+
+
+def site_of(wanted: Wanted, usable: Usable) -> Site:
+    """Return the site of a guest on a host.
+
+    Args:
+        wanted: the guest in numbers.
+        usable: what the host allows.
+    """
+    machine = wanted.machine
+    windows = _windows(wanted)
+    return Site(
+        wanted,
+        usable,
+        usable.narrowed(_guest_causes(wanted)) if machine.identity else usable,
+        windows,
+        # A guest that is whole below the gap may still spill over it, when holes take its place.
+        machine.ram[1:] if len(windows) < len(machine.ram) else (),
+        _grown(wanted),
+    )
 
 
 def beyond(bits: int, text: str) -> Cause:

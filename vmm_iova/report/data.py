@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.host.registers import least_bits
-from vmm_iova.planning.memory_maps import told_data
+from vmm_iova.planning.memory_maps import map_data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +36,7 @@ def dump_layout(
     """Return a layout, what the guest must be told, and its cost as a JSON document."""
     found = layout.to_json()
     root = {"schema": found.pop("schema"), "generator": generator, **found}
-    root["told"] = told_data(layout)
+    root["told"] = map_data(layout)
     root["cost"] = budget_data(cost)
     if compared:
         root["compared"] = [

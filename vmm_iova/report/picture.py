@@ -172,7 +172,7 @@ def unused_boxes(usable: Usable | None, host: Sequence[Box], guest: Sequence[Box
 
 def cut_remarks(layout: Layout, ram: str) -> Iterator[Remark]:
     """One remark for each cut: the range of the host that forced it, and its source."""
-    causes = {cause.text: cause for cause in layout.usable.causes}
+    of_host = set(layout.usable.causes)
     parts = [item for item in layout.items if item.kind in (ItemKind.RAM, ItemKind.WINDOW)]
     for below, item in zip([None, *parts], [*parts, None], strict=True):
         stops, starts = below and below.last_cause, item and item.start_cause
@@ -181,20 +181,19 @@ def cut_remarks(layout: Layout, ram: str) -> Iterator[Remark]:
         wanted = [(below, "stops before", stops, low), (item, "starts after", starts, high)]
         if stops and stops == starts:
             wanted = [(below, "goes around", stops, low)]
-        for subject, verb, text, at in wanted:
-            if subject and text:
-                cause = causes.get(text)
-                noun, proof = (_noun(cause), _proof(cause)) if cause else (text, "")
+        for subject, verb, cause, at in wanted:
+            if subject and cause:
+                named = cause in of_host
+                noun, proof = (_noun(cause), _proof(cause)) if named else (cause.text, "")
                 what = f"{ram if subject.kind is ItemKind.RAM else subject.name} {verb}"
                 stop = high if verb == "goes around" else at
-                yield Remark(at, stop, f"{what}: {noun}", proof, f"{what}: {text}", "cut")
+                yield Remark(at, stop, f"{what}: {noun}", proof, f"{what}: {cause}", "cut")
 
 
 def other_remarks(layout: Layout, host: Sequence[Box], told: set[str]) -> Iterator[Remark]:
     """What else of the host a reader should know: interrupt windows, and RAM that needs care."""
-    causes = {cause.text: cause for cause in layout.usable.causes}
     for item in layout.items:
-        cause = causes.get(item.start_cause or "") if item.kind is ItemKind.MSI else None
+        cause = item.start_cause if item.kind is ItemKind.MSI else None
         if cause and _proof(cause) not in told:
             head, span = f"interrupts only: {_noun(cause)}", item.place
             yield Remark(span.start, span.last + 1, head, _proof(cause), cause.text)

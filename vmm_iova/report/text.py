@@ -261,7 +261,7 @@ def show_layout(
     lines += section(
         "tell the guest that these are reserved",
         (
-            line(item.range, "reserved", bytes_=bytes_, more=item.cause)
+            line(item.range, "reserved", bytes_=bytes_, more=item.cause.text)
             for item in layout.guest_reserved
         ),
     )

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step that places RAM, by itself: each policy, and the misfit when there is no place."""
+
+from __future__ import annotations
+
+import pytest
+
+import vmm_iova as vi
+from vmm_iova.host.text import parse_text
+from vmm_iova.host.usable import CauseKind
+from vmm_iova.planning.misfit import Misfit, RamBlocked, RamLeft, RamTooMuch, RamTooWide
+from vmm_iova.planning.ram import PlacedRam, place_ram
+from vmm_iova.planning.request import resolve
+from vmm_iova.planning.site import HolePolicy, Policy, Preference, Site, site_of
+
+GIB = 1 << 30
+HOLE = "0x0 - 0xfedfffff\n0xfef00000 - 0x17fffffff\n0x200000000 - 0xffffffffff\n"
+SPLIT, MOVE, REFUSE = map(Policy, HolePolicy)
+
+
+def _site(guest: vi.Guest, ranges: str = HOLE) -> Site:
+    usable = parse_text(ranges, "list")[0].usable()
+    return site_of(resolve(guest, usable), usable)
+
+
+def _amd(ram: str) -> Site:
+    usable = vi.load_host("amd-epyc-1tb").usable()
+    return site_of(resolve(vi.Guest("q35", ram), usable), usable)
+
+
+def _first(site: Site, policy: Policy) -> PlacedRam:
+    return next(place_ram(site, policy))
+
+
+def _misfit(site: Site, policy: Policy) -> Misfit:
+    with pytest.raises(Misfit) as caught:
+        list(place_ram(site, policy))
+    return caught.value
+
+
+class TestSplit:
+    def test_pieces_keep_the_cause_that_cut_them(self) -> None:
+        placed = _first(_site(vi.Guest("q35", "8G")), SPLIT)
+        assert placed.done == "split"
+        below, above = placed.items[1], placed.items[2]
+        assert below.last_cause == above.start_cause
+        assert below.last_cause is not None
+        assert below.last_cause.kind is CauseKind.KERNEL_GAP
+        assert str(below.last_cause.range) == "0x180000000-0x1ffffffff"
+
+    def test_placement_that_is_the_machines_own_is_no_split(self) -> None:
+        placed = _first(_site(vi.Guest("q35", "4G")), SPLIT)
+        assert (placed.done, placed.notes) == ("as is", ())
+        assert all(item.start_cause is item.last_cause is None for item in placed.items)
+
+    def test_split_that_the_vmm_does_not_do_itself_is_noted(self) -> None:
+        (note,) = _first(_site(vi.Guest("q35", "8G")), SPLIT).notes
+        assert "does not cut RAM" in note.text
+
+    def test_hole_where_the_machine_needs_ram_is_a_misfit(self) -> None:
+        misfit = _misfit(_site(vi.Guest("q35", "1G"), "0x80000 - 0xffffffff\n"), SPLIT)
+        assert isinstance(misfit, RamBlocked)
+        assert misfit.rule == "the machine needs RAM there"
+        assert str(misfit.span) == "0x0-0xfffff"
+
+    def test_alignment_that_leaves_needed_ram_out_is_a_misfit(self) -> None:
+        site = _site(
+            vi.Guest("q35", "2G", align="1GiB"), "0x0 - 0xfffff\n0x40000000 - 0xffffffff\n"
+        )
+        misfit = _misfit(site, SPLIT)
+        assert isinstance(misfit, RamBlocked)
+        assert misfit.rule == "aligned to 1 GiB"
+
+    def test_ram_that_is_left_over_says_how_much_has_a_place(self) -> None:
+        misfit = _misfit(_site(vi.Guest("q35", "8G"), "0x0 - 0x7fffffff\n"), SPLIT)
+        assert isinstance(misfit, RamLeft)
+        assert misfit.fits == 2 * GIB
+
+    def test_more_than_the_machine_takes_is_a_misfit(self) -> None:
+        machine = vi.load_machine("s390x")
+        assert machine.ram_max is None
+        small = vi.Machine("small", "small", "x86_64", machine.ram, ram_max=GIB)
+        misfit = _misfit(_site(vi.Guest(small, "2G")), SPLIT)
+        assert isinstance(misfit, RamTooMuch)
+        assert misfit.fits == GIB
+
+
+class TestFewest:
+    def test_fewest_pieces_come_first_and_the_lowest_last(self) -> None:
+        site = _site(vi.Guest("q35", "4.5G"))
+        choices = list(place_ram(site, Policy(HolePolicy.SPLIT, Preference.FEWEST)))
+        assert [len(choice.items) for choice in choices] == [2, 3]
+        assert str(choices[0].items[1].place) == "0x200000000-0x29fffffff"
+
+    def test_choosing_leaves_the_site_as_it_was(self) -> None:
+        site = _site(vi.Guest("q35", "4.5G"))
+        before = site.usable.ranges
+        list(place_ram(site, Policy(HolePolicy.SPLIT, Preference.FEWEST)))
+        assert site.usable.ranges == before
+        assert _first(site, SPLIT) == _first(_site(vi.Guest("q35", "4.5G")), SPLIT)
+
+
+class TestWhole:
+    def test_move_takes_all_ram_of_the_window_along(self) -> None:
+        placed = _first(_amd("1.5TiB"), MOVE)
+        assert placed.done == "move"
+        assert [str(item.place) for item in placed.items] == [
+            "0x0-0x7fffffff",
+            "0x10000000000-0x27f7fffffff",
+        ]
+
+    def test_move_happens_for_the_window_behind_ram_alone(self) -> None:
+        assert _first(_amd("978G"), MOVE).done == "as is"
+        assert _first(_amd("979G"), MOVE).done == "move"
+
+    def test_refuse_names_every_part_in_the_way(self) -> None:
+        ranges = "0x0 - 0x3fffffff\n0x50000000 - 0x17fffffff\n0x200000000 - 0xffffffffff\n"
+        misfit = _misfit(_site(vi.Guest("q35", "8G"), ranges), REFUSE)
+        assert isinstance(misfit, RamBlocked)
+        assert [part.item for part in misfit.parts] == ["low RAM", "high RAM"]
+        assert misfit.rule == "on-hole refuse"
+
+    def test_seam_cuts_ram_into_mappings_and_says_so(self) -> None:
+        ranges = "0x0 - 0x17fffffff\n0x180000000 - 0xffffffffff\n"
+        placed = _first(_site(vi.Guest("q35", "8G"), ranges), REFUSE)
+        assert [str(item.place) for item in placed.items][1:] == [
+            "0x100000000-0x17fffffff",
+            "0x180000000-0x27fffffff",
+        ]
+        assert "one call for each piece" in placed.notes[0].text
+
+
+class TestTranslated:
+    def test_iovas_avoid_address_zero_and_guest_addresses_are_whole(self) -> None:
+        placed = _first(_site(vi.Guest("s390x", "1G"), "0x0 - 0xffffffff\n"), SPLIT)
+        (item,) = placed.items
+        assert (str(item.gpa), str(item.iova)) == ("0x0-0x3fffffff", "0x40000000-0x7fffffff")
+
+    def test_ram_in_no_one_piece_is_spread_or_refused(self) -> None:
+        ranges = "0x1000 - 0x40000fff\n0x80000000 - 0xbfffffff\n"
+        site = _site(vi.Guest("s390x", "1.5G"), ranges)
+        placed = _first(site, SPLIT)
+        assert placed.done == "split"
+        assert len(placed.items) == 2
+        misfit = _misfit(site, REFUSE)
+        assert isinstance(misfit, RamBlocked)
+        assert misfit.item == "ram in one piece"
+
+    def test_ram_beyond_the_guests_addresses_is_a_misfit(self) -> None:
+        misfit = _misfit(_site(vi.Guest("s390x", "8G", phys_bits=32)), SPLIT)
+        assert isinstance(misfit, RamTooWide)
+        assert misfit.fits == 4 * GIB

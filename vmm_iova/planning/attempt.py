@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One attempt: RAM, what lies above it, and what stands by itself, put together as a layout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm_iova.diagnosis.check import HOLES
+from vmm_iova.host.evidence import MSI_ARM_SOFTWARE, MSI_X86
+from vmm_iova.host.facts import Note, RegionKind
+from vmm_iova.host.usable import Cause, CauseKind
+from vmm_iova.planning.layout import GuestReserved, Item, ItemKind, Layout
+from vmm_iova.planning.misfit import Misfit
+from vmm_iova.planning.ram import place_ram
+from vmm_iova.planning.windows import place_windows
+from vmm_iova.ranges import AddrRange, RangeSet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vmm_iova.planning.layout import OnHole
+    from vmm_iova.planning.ram import PlacedRam
+    from vmm_iova.planning.site import Placed, Policy, Site
+
+_MSI_WINDOWS = (MSI_X86, MSI_ARM_SOFTWARE)
+
+
+def attempt(site: Site, policy: Policy) -> Layout:
+    """Place everything: the first placement of RAM that leaves a place for all the rest.
+
+    Args:
+        site: what is wanted, and where it may go.
+        policy: how RAM may be placed.
+
+    Raises:
+        Misfit: there is none; what stopped the first placement.
+    """
+    first: Misfit | None = None
+    for ram in place_ram(site, policy):
+        try:
+            placed = place_windows(site, ram.last, policy)
+        except Misfit as misfit:
+            first = first or misfit
+            continue
+        return assemble(site, ram, placed, policy.on_hole.text)
+    assert first is not None  # place_ram raises when there is no placement
+    raise first
+
+
+def assemble(site: Site, ram: PlacedRam, placed: Placed, on_hole: OnHole) -> Layout:
+    """Put what the steps placed together with what stands by itself.
+
+    Args:
+        site: what is wanted, and where it may go.
+        ram: the RAM.
+        placed: windows, BARs and rooms.
+        on_hole: the policy that was asked for.
+    """
+    wanted, host = site.wanted, site.host
+    items = [*ram.items, *placed.items, *_reserved(site), *_fixed(site), *_msi(site)]
+    items.sort(key=lambda item: (item.place, item.kind.value, item.name))
+    return Layout(
+        machine=wanted.machine,
+        ram_bytes=wanted.ram,
+        on_hole=on_hole,
+        policy=ram.done,
+        items=tuple(items),
+        guest_reserved=tuple(_guest_reserved(site, items)),
+        usable=host,
+        notes=(
+            *(Note(entry.text) for entry in host.unassignable),
+            *_mismatch(site),
+            *_relaxable(site, ram.items),
+            *_translated_maps(site),
+            *ram.notes,
+            *placed.notes,
+            *host.notes,
+        ),
+        page_sizes=tuple((node.name, node.size, node.page_size) for node in wanted.nodes),
+        viommu=wanted.viommu,
+        devices=wanted.devices,
+        widths=site.widths,
+    )
+
+
+def _reserved(site: Site) -> Iterator[Item]:
+    for item in site.wanted.reserved:
+        yield Item(ItemKind(item.kind), item.name, item.range)
+
+
+def _fixed(site: Site) -> Iterator[Item]:
+    windows = {cause.range for cause in _msi_causes(site)}
+    for fixed in site.wanted.machine.fixed:
+        if fixed.kind == "doorbell" and fixed.range in windows:
+            continue  # the host's window at the same place is shown instead
+        yield Item(ItemKind(fixed.kind), fixed.name, fixed.range)
+
+
+def _msi_causes(site: Site) -> list[Cause]:
+    """The host's interrupt windows: its msi regions, or known gaps of the kernel's list."""
+    windows: dict[AddrRange, Cause] = {}
+    for cause in site.host.causes:
+        listed = cause.region is not None and cause.region.kind is RegionKind.MSI
+        known = cause.kind is CauseKind.KERNEL_GAP and cause.range in _MSI_WINDOWS
+        if listed or known:
+            windows.setdefault(cause.range, cause)
+    return list(windows.values())
+
+
+def _msi(site: Site) -> Iterator[Item]:
+    doorbells = {item.range for item in site.wanted.machine.doorbells}
+    for cause in _msi_causes(site):
+        shared = cause.range in doorbells
+        name = "MSI doorbell" if shared else "MSI window of the host"
+        gpa = cause.range if shared else None
+        yield Item(ItemKind.MSI, name, gpa, cause.range, cause, cause)
+
+
+def _guest_reserved(site: Site, items: Sequence[Item]) -> Iterator[GuestReserved]:
+    """Holes of the host inside what the guest takes for RAM or BAR space."""
+    if not site.wanted.machine.identity:
+        return
+    spans = []
+    for window in (*site.windows, *site.spill):
+        tops = [
+            item.place.last
+            for item in items
+            if item.kind is ItemKind.RAM and item.place.start in window.range
+        ]
+        if tops:
+            spans.append(AddrRange(window.range.start, max(tops)))
+    others = (ItemKind.WINDOW, ItemKind.BAR, ItemKind.ROOM)
+    spans += [item.place for item in items if item.kind in others]
+    for span in RangeSet(spans) - site.usable.ranges.as_set():
+        for cause in site.usable.causes_of(span):
+            shared = cause.range.align_outward(site.usable.granule).intersect(span)
+            if shared is not None and cause.kind in HOLES:
+                yield GuestReserved(shared, cause)
+
+
+def _mismatch(site: Site) -> Iterator[Note]:
+    known, machine = site.host.arch, site.wanted.machine
+    if known is not None and known != machine.arch:
+        yield Note(
+            f"machine {machine.name} is {machine.arch}, but the host is {known}: KVM "
+            "cannot run it there"
+        )
+
+
+def _translated_maps(site: Site) -> Iterator[Note]:
+    if site.wanted.viommu:
+        most = site.wanted.ram // 4096
+        yield Note(
+            "while the guest's own IOMMU translates, each map that the guest makes takes an "
+            f"entry of dma_entry_limit: {most} in one container if it maps all RAM by 4 KiB; "
+            "iommufd has no such limit"
+        )
+
+
+def _relaxable(site: Site, ram: Sequence[Item]) -> Iterator[Note]:
+    for region in site.usable.relaxable:
+        if any(item.iova and item.iova.overlaps(region.range) for item in ram):
+            yield Note(
+                f"RAM overlaps direct-relaxable {region.range} ({region.source}): allowed once "
+                "the host's driver has let go of the device; strict keeps it out"
+            )

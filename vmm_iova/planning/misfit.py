@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step of planning raises when a part of the guest has no place: the bare facts.
+
+`planning.refuse` alone makes sentences of them, and looks for what would help.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from vmm_iova.ranges import AddrRange
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm_iova.host.usable import Cause
+    from vmm_iova.planning.request import WantedBar
+
+
+class Misfit(Exception):  # noqa: N818 -- callers never see it: `explain` makes a PlanError of it
+    """A part of the guest has no place.
+
+    Attributes:
+        item: the part.
+        span: where it should be.
+        causes: what is in the way, ascending.
+        fits: bytes that would fit.
+    """
+
+    def __init__(
+        self, item: str, span: AddrRange, causes: Sequence[Cause] = (), fits: int = 0
+    ) -> None:
+        super().__init__(item)
+        self.item = item
+        self.span = span
+        self.causes = tuple(causes)
+        self.fits = fits
+
+
+class RamBlocked(Misfit):
+    """RAM has to be where something is in the way.
+
+    Attributes:
+        parts: every part of RAM that is in such a place; the first is what the misfit itself says.
+        rule: why it has to be there.
+    """
+
+    def __init__(self, parts: Sequence[Misfit], rule: str) -> None:
+        first = parts[0]
+        super().__init__(first.item, first.span, first.causes, first.fits)
+        self.parts = tuple(parts)
+        self.rule = rule
+
+
+class RamLeft(Misfit):
+    """All room for RAM is taken; `fits` bytes of it have a place."""
+
+
+class RamTooMuch(Misfit):
+    """The machine takes no more than `fits` bytes of RAM."""
+
+
+class RamTooWide(Misfit):
+    """RAM ends beyond the guest's addresses."""
+
+
+class BarMisfit(Misfit):
+    """A BAR has no place in any of its windows.
+
+    Attributes:
+        bar: the BAR.
+        windows: where it may be, ascending; none when there is no room for a window.
+        bits: of the windows; a 64-bit BAR goes below 4 GiB where the machine has no other.
+    """
+
+    def __init__(self, bar: WantedBar, windows: Sequence[AddrRange], bits: Literal[32, 64]) -> None:
+        super().__init__(f"BAR {bar.name}", max(windows, key=_size, default=AddrRange(0, 0)))
+        self.bar = bar
+        self.windows = tuple(windows)
+        self.bits = bits
+
+
+class TopUnknown(Misfit):
+    """The 64-bit PCI window reaches up to a top that nothing states."""
+
+
+class WindowMisfit(Misfit):
+    """The 64-bit PCI window has no room above RAM."""
+
+
+class RoomMisfit(Misfit):
+    """What is plugged in later has no room; `fits` is the largest that would.
+
+    Attributes:
+        room: the room.
+        above: where it may begin.
+    """
+
+    def __init__(
+        self, room: WantedBar, above: int, span: AddrRange, cause: Cause, fits: int
+    ) -> None:
+        super().__init__(f"room {room.name}", span, (cause,), fits)
+        self.room = room
+        self.above = above
+
+
+def _size(window: AddrRange) -> int:
+    return window.size

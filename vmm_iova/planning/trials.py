@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trials: whether something else would work is known by planning it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vmm_iova.planning.misfit import Misfit
+from vmm_iova.planning.request import AddressLimit
+from vmm_iova.planning.site import HolePolicy, Policy, Site, site_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm_iova.planning.layout import Layout
+    from vmm_iova.planning.request import Wanted, WantedBar
+    from vmm_iova.ranges import AddrRange
+
+    Attempt = Callable[[Site, Policy], Layout]
+
+_GIB = 1 << 30
+_MOST_BITS = 52  # no x86 or arm64 CPU has more physical address bits
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """Other attempts on the same host: what would work is known by doing it."""
+
+    site: Site
+    policy: Policy
+    attempt: Attempt
+
+    def works(self, wanted: Wanted, on_hole: HolePolicy | None = None) -> bool:
+        """Tell whether something else can be planned; with the same policy if none is given."""
+        return self.layout(wanted, on_hole) is not None
+
+    def layout(self, wanted: Wanted, on_hole: HolePolicy | None = None) -> Layout | None:
+        """Return the layout of something else; None where it has none."""
+        try:
+            policy = Policy(on_hole or self.policy.on_hole)
+            return self.attempt(site_of(wanted, self.site.host), policy)
+        except Misfit:
+            return None
+
+    def with_ram(self, ram: int) -> Wanted:
+        """Return what is wanted with so much RAM, in one node."""
+        wanted = self.site.wanted
+        return replace(wanted, ram=ram, nodes=(replace(wanted.nodes[0], name=None, size=ram),))
+
+    def with_bar(self, bar: WantedBar, instead: WantedBar) -> Wanted:
+        """Return what is wanted with another BAR instead of this one."""
+        wanted = self.site.wanted
+        bars = tuple(instead if other == bar else other for other in wanted.bars)
+        return replace(wanted, bars=bars)
+
+    def ram_works(self, ram: int, on_hole: HolePolicy | None = None) -> bool:
+        """Tell whether all can be planned with so much RAM."""
+        pages = max(node.page_size or 1 for node in self.site.wanted.nodes)
+        if not ram or ram % max(pages, self.site.host.granule):
+            return False
+        return self.works(self.with_ram(ram), on_hole)
+
+    def most_ram(self, most: int) -> int:
+        """Return the largest RAM up to `most` MiB that can be planned with all the rest; else 0."""
+        if self.ram_works(most << 20):
+            return most
+        works, fails = 0, most
+        while fails - works > max(1, min(fails >> 8, 1 << 10)):  # to a part in 256, or a GiB
+            middle = (works + fails) // 2
+            if self.ram_works(middle << 20):
+                works = middle
+            else:
+                fails = middle
+        for whole in ((works >> 10) + 1 << 10, works >> 10 << 10):  # GiB read better
+            if 0 < whole < most and self.ram_works(whole << 20):
+                return whole
+        return works
+
+    def policies(self) -> dict[HolePolicy, list[AddrRange]]:
+        """Return the other policies that work, each with where it puts RAM."""
+        if not self.site.wanted.machine.identity:
+            return {}
+        places = {}
+        for on_hole in (HolePolicy.SPLIT, HolePolicy.MOVE):
+            layout = (
+                None if on_hole is self.policy.on_hole else self.layout(self.site.wanted, on_hole)
+            )
+            if layout is not None:
+                places[on_hole] = [item.place for item in layout.ram]
+        return places
+
+    def smaller_align(self) -> int | None:
+        """Return the largest smaller alignment with which all fits."""
+        nodes, granule = self.site.wanted.nodes, self.site.host.granule
+        least = max(granule, *(node.page_size or 1 for node in nodes))
+        asked = max(node.align for node in nodes)
+        for align in (_GIB, 1 << 21, granule):
+            if least <= align < asked and self.works(self.site.wanted.aligned(align)):
+                return align
+        return None
+
+    def more_bits(self) -> int | None:
+        """Return the fewest guest address bits, more than there are, with which all fits."""
+        limit = self.site.wanted.limits[0]
+        for bits in range(limit.bits + 1, _MOST_BITS + 1):
+            if self.works(replace(self.site.wanted, limits=(AddressLimit(bits, ""),))):
+                return bits
+        return None
