@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vmm_iova.errors import RequestError
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     _Spans = Sequence[tuple[str, str, AddrRange]]
     _Fault = tuple[str, str]
 
-FIXED_KINDS = ("device", "doorbell", "firmware", "reserved", "window")
+FixedKind = Literal["device", "doorbell", "firmware", "reserved", "window"]
+"""What has a fixed place, or one above RAM."""
+
+FIXED_KINDS: tuple[FixedKind, ...] = get_args(FixedKind)
 _PAGE = 0x1000  # the smallest page of any IOMMU driver of Linux, and of every VFIO architecture
 _FOUR_GIB = 1 << 32
 
@@ -55,12 +58,12 @@ class FixedItem:
 
     Attributes:
         name: what it is.
-        kind: one of FIXED_KINDS.
+        kind: what sort of thing.
         range: guest addresses.
     """
 
     name: str
-    kind: str
+    kind: FixedKind
     range: AddrRange
 
 
@@ -70,13 +73,13 @@ class AboveItem:
 
     Attributes:
         name: what it is.
-        kind: one of FIXED_KINDS.
+        kind: what sort of thing.
         size: bytes, a power of two.
         align: bytes, a power of two.
     """
 
     name: str
-    kind: str
+    kind: FixedKind
     size: int
     align: int
 
@@ -262,7 +265,7 @@ def _faults(machine: Machine) -> Iterator[_Fault]:
                 f"{path}.last {item.range.last:#x} is not below {_FOUR_GIB:#x}: a fixed window "
                 "is for 32-bit BARs, the one for 64-bit BARs is [pci64]",
             )
-    yield from _told(machine)
+    yield from _reserved_faults(machine)
     for index, above_item in enumerate(machine.above):
         for key in ("size", "align"):
             path, value = f"above[{index}].{key}", getattr(above_item, key)
@@ -398,7 +401,7 @@ def _whole_below(path: str, window: RamWindow, limit: int, spans: _Spans) -> Ite
             )
 
 
-def _told(machine: Machine) -> Iterator[_Fault]:
+def _reserved_faults(machine: Machine) -> Iterator[_Fault]:
     windows = [window.range for window in machine.ram]
     first = machine.ram[0]
     if first.whole_below is not None:

@@ -27,7 +27,9 @@ from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 from vmm_iova.units import parse_address, parse_size, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from vmm_iova.machines.model import FixedKind
 
 _ROOT = (
     "name",
@@ -150,14 +152,15 @@ def _window(table: _Table) -> RamWindow:
     )
 
 
-def _kind(table: _Table, kinds: tuple[str, ...]) -> str:
+def _kind(table: _Table, kinds: Sequence[FixedKind]) -> FixedKind:
     kind = table.text("kind", kinds[0] if len(kinds) == 1 else None)
-    if kind not in kinds:
-        raise table.wrong("kind", f"{kind!r} is none of {', '.join(kinds)}")
-    return kind
+    for known in kinds:
+        if kind == known:
+            return known
+    raise table.wrong("kind", f"{kind!r} is none of {', '.join(kinds)}")
 
 
-def _fixed(table: _Table, kinds: tuple[str, ...]) -> FixedItem:
+def _fixed(table: _Table, kinds: Sequence[FixedKind]) -> FixedItem:
     table.only(("name", "kind", "start", "last"))
     return FixedItem(table.text("name"), _kind(table, kinds), table.span(None))
 
@@ -210,7 +213,7 @@ def _pci64(table: _Table) -> Pci64Window:
 
 def _options(table: _Table) -> tuple[tuple[str, str], ...]:
     table.only(tuple(OPTIONS))
-    found = []
+    options = []
     for key in table.data:
         template = table.text(key)
         known = ", ".join(f"{{{name}}}" for name in OPTIONS[key])
@@ -221,8 +224,8 @@ def _options(table: _Table) -> tuple[tuple[str, str], ...]:
         for _, name, form, conversion in parts:
             if name is not None and (name not in OPTIONS[key] or form or conversion):
                 raise table.wrong(key, f"{template!r} may hold {known} and nothing else in braces")
-        found.append((key, template))
-    return tuple(found)
+        options.append((key, template))
+    return tuple(options)
 
 
 def _line_of(text: str, path: str, key: str) -> int | None:
@@ -268,39 +271,39 @@ class _Table:
                 raise self.wrong(key, f"is not a key here; known are {', '.join(known)}")
 
     def text(self, key: str, default: str | None = None) -> str:
-        found = self.data.get(key, default)
-        if not isinstance(found, str):
-            raise self.wrong(key, "is missing" if found is None else "should be text")
-        if not found and default is None:
+        value = self.data.get(key, default)
+        if not isinstance(value, str):
+            raise self.wrong(key, "is missing" if value is None else "should be text")
+        if not value and default is None:
             raise self.wrong(key, "is empty")
-        if not found.isprintable():
-            raise self.wrong(key, f"{shorten(found)!r} should be one line of text")
-        return found
+        if not value.isprintable():
+            raise self.wrong(key, f"{shorten(value)!r} should be one line of text")
+        return value
 
     def flag(self, key: str, *, default: bool) -> bool:
-        found = self.data.get(key, default)
-        if not isinstance(found, bool):
+        value = self.data.get(key, default)
+        if not isinstance(value, bool):
             raise self.wrong(key, "should be true or false")
-        return found
+        return value
 
     def table(self, key: str) -> _Table:
-        found = self.data.get(key)
-        if not isinstance(found, dict):
+        value = self.data.get(key)
+        if not isinstance(value, dict):
             raise self.wrong(key, "should be a table")
-        return _Table(found, self.file, f"{self.path}.{key}".lstrip("."), self.source)
+        return _Table(value, self.file, f"{self.path}.{key}".lstrip("."), self.source)
 
     def tables(self, key: str) -> Iterator[_Table]:
-        found = self.data.get(key, [])
-        if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        value = self.data.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             raise self.wrong(key, f"should be written as [[{key}]] tables")
-        for index, item in enumerate(found):
+        for index, item in enumerate(value):
             yield _Table(item, self.file, f"{key}[{index}]", self.source)
 
     def strings(self, key: str) -> list[str]:
-        found = self.data.get(key, [])
-        if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        value = self.data.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.wrong(key, "should be a list of texts")
-        return found
+        return value
 
     def address(self, key: str, default: int | None) -> int | None:
         if key not in self.data:

@@ -46,7 +46,7 @@ def _layout_changes(left: dict[str, Any], right: dict[str, Any]) -> Iterator[str
         ours, theirs = _parts(left, kind), _parts(right, kind)
         for key in dict.fromkeys((*ours, *theirs)):
             yield from _part(title, key, ours.get(key), theirs.get(key))
-    before, after = _told(left), _told(right)
+    before, after = _reserved(left), _reserved(right)
     for span, cause in after.items():
         if span not in before:
             yield f"the guest must be told that {span} is reserved: {cause}"
@@ -56,19 +56,19 @@ def _layout_changes(left: dict[str, Any], right: dict[str, Any]) -> Iterator[str
 
 
 def _shown(field: str, layout: dict[str, Any]) -> str:
-    found = layout.get(field)
-    return show_size(int(found, 16)) if field == "ram" and isinstance(found, str) else str(found)
+    value = layout.get(field)
+    return show_size(int(value, 16)) if field == "ram" and isinstance(value, str) else str(value)
 
 
 def _parts(layout: dict[str, Any], kind: str) -> dict[tuple[str, int], dict[str, Any]]:
     """Parts of a kind by name and number: the second piece of high RAM is `("high", 2)`."""
     count: defaultdict[str, int] = defaultdict(int)
-    found = {}
+    parts = {}
     for item in layout["items"]:
         if item["kind"] == kind:
             count[item["name"]] += 1
-            found[item["name"], count[item["name"]]] = item
-    return found
+            parts[item["name"], count[item["name"]]] = item
+    return parts
 
 
 def _part(
@@ -114,7 +114,7 @@ def _place(item: dict[str, Any]) -> str:
     return f"{start:#x}-{last:#x} ({show_size(last - start + 1)})"
 
 
-def _told(layout: dict[str, Any]) -> dict[str, str]:
+def _reserved(layout: dict[str, Any]) -> dict[str, str]:
     return {
         f"{item['start']}-{item['last']}": item.get("cause", "")
         for item in layout["guest_reserved"]
@@ -146,27 +146,27 @@ def host_changes(
 
     Complexity: O(log RAM) plans.
     """
-    found = list(_assignment(left, right, left_usable, right_usable))
+    changes = list(_assignment(left, right, left_usable, right_usable))
     unknown = [
         host.name for host, usable in ((left, left_usable), (right, right_usable)) if usable is None
     ]
     if left_usable is None or right_usable is None:
         names = " and of ".join(dict.fromkeys(unknown))
-        found.append(
+        changes.append(
             f"what else changes is not known: the facts of {names} do not say what may be mapped "
             "(--aperture states a width)"
         )
-        return tuple(found)
+        return tuple(changes)
     if left_usable.granule != right_usable.granule:
-        found.append(
+        changes.append(
             f"RAM must be whole multiples of {show_size(right_usable.granule)} instead of "
             f"{show_size(left_usable.granule)}"
         )
     if guest is not None:
-        found += _planned(guest, left_usable, right_usable, on_hole)
+        changes += _planned(guest, left_usable, right_usable, on_hole)
     else:
-        found += _first_difference(machine, left_usable, right_usable, on_hole)
-    return tuple(found)
+        changes += _first_difference(machine, left_usable, right_usable, on_hole)
+    return tuple(changes)
 
 
 def _assignment(
@@ -251,9 +251,9 @@ def _first_difference(name: str, left: Usable, right: Usable, on_hole: OnHole) -
 
 def _places(layout: Layout) -> dict[str, Any]:
     """The RAM of a layout alone: what else differs follows from it."""
-    found = layout.to_json()
+    document = layout.to_json()
     return {
-        "items": [item for item in found["items"] if item["kind"] == "ram"],
+        "items": [item for item in document["items"] if item["kind"] == "ram"],
         "guest_reserved": [],
     }
 
@@ -375,15 +375,14 @@ def _limits(host: Host) -> list[str]:
 
 def compare_layouts(left: dict[str, Any], right: dict[str, Any]) -> Difference:
     """Compare two layouts, as their JSON has them: moved parts, and what the guest is told."""
-    told = "guest_reserved"
     facts = ("machine", "ram", "policy", "address_bits", "granule")
     return Difference(
         (
             _section("parts", _part_lines(left), _part_lines(right)),
             _section(
                 "told to the guest",
-                (f"{item['start']}-{item['last']}" for item in left[told]),
-                (f"{item['start']}-{item['last']}" for item in right[told]),
+                (f"{item['start']}-{item['last']}" for item in left["guest_reserved"]),
+                (f"{item['start']}-{item['last']}" for item in right["guest_reserved"]),
             ),
             _section(
                 "facts",

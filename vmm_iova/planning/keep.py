@@ -42,7 +42,7 @@ def plan_kept(site: Site, saved: Layout | dict[str, Any], afresh: Callable[[], L
     placed = [item for item in old.items if _is_placed(item, fixed)]
     ram = sorted(old.ram, key=lambda item: item.place)
     rules = _older_rules(old)
-    obstacles = [*_asked(wanted, old, placed), *_blocked(site, ram, placed)]
+    obstacles = [*_wanted_otherwise(wanted, old, placed), *_blocked(site, ram, placed)]
     if not obstacles:
         kept = PlacedRam(tuple(_fresh(item, site) for item in ram), old.policy)
         notes = (Note(f"kept as it was saved {rules}"),) if rules else ()
@@ -79,7 +79,7 @@ def _fresh(item: Item, site: Site) -> Item:
     return replace(item, start_cause=start, last_cause=last)
 
 
-def _asked(wanted: Wanted, old: Layout, placed: Sequence[Item]) -> Iterator[str]:
+def _wanted_otherwise(wanted: Wanted, old: Layout, placed: Sequence[Item]) -> Iterator[str]:
     """What is wanted otherwise than it was."""
     if wanted.machine.name != old.machine.name:
         yield f"machine {wanted.machine.name} instead of {old.machine.name}"

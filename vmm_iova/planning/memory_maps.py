@@ -153,15 +153,15 @@ def _reserved_nodes(layout: Layout) -> Iterator[tuple[AddrRange, list[str], str]
     __rmem_check_for_overlap).
     """
     holes = [(item.range, item.cause.text) for item in layout.host_holes]
-    asked = [entry for entry in exclude(layout) if entry not in holes]
-    asked += (
+    kept = [entry for entry in exclude(layout) if entry not in holes]
+    kept += (
         (item.place, item.name)
         for item in layout.items
         if item.kind is ItemKind.RESERVED and item.gpa is not None
     )
     firmware = [(item.range, item.name) for item in layout.machine.ram_reserved]
     taken, nodes = RangeSet(), list[tuple[AddrRange, list[str], str]]()
-    for entries, name in ((holes, "host-hole"), (asked, "reserved"), (firmware, "firmware")):
+    for entries, name in ((holes, "host-hole"), (kept, "reserved"), (firmware, "firmware")):
         for span in RangeSet(span for span, _ in entries) - taken:
             causes = [cause for place, cause in entries if place.overlaps(span)]
             nodes.append((span, list(dict.fromkeys(causes)), name))

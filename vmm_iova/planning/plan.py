@@ -91,8 +91,8 @@ def plan(
     site, policy = site_of(wanted, usable), Policy(HolePolicy(on_hole), Preference(prefer))
     sites = [site]
     if guest.align == "auto" or policy.prefer is Preference.FEWEST:
-        asked = min(node.align for node in wanted.nodes)
-        aligns = dict.fromkeys(max(align, asked) for align in _AUTO)
+        least = min(node.align for node in wanted.nodes)
+        aligns = dict.fromkeys(max(align, least) for align in _AUTO)
         sites = [site_of(wanted.aligned(align), usable) for align in aligns]
     if keep is not None:
         return plan_kept(site, keep, lambda: _best(sites, policy))

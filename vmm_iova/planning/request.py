@@ -8,7 +8,7 @@ plain numbers, so that the planner need not ask again.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vmm_iova.errors import MisalignedError, RequestError
 from vmm_iova.machines.catalogue import load_machine, usual_machine
@@ -54,7 +54,7 @@ class Bar:
 
     name: str
     size: str | int
-    bits: int = 64
+    bits: Literal[32, 64] = 64
     required: bool = False
     align: str | int | None = None
 
@@ -128,7 +128,7 @@ class WantedBar:
     name: str
     size: int
     align: int
-    bits: int
+    bits: Literal[32, 64]
     required: bool
 
 

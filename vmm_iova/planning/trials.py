@@ -94,9 +94,9 @@ class Trials:
         """Return the largest smaller alignment with which all fits."""
         nodes, granule = self.site.wanted.nodes, self.site.host.granule
         least = max(granule, *(node.page_size or 1 for node in nodes))
-        asked = max(node.align for node in nodes)
+        largest = max(node.align for node in nodes)
         for align in (_GIB, 1 << 21, granule):
-            if least <= align < asked and self.works(self.site.wanted.aligned(align)):
+            if least <= align < largest and self.works(self.site.wanted.aligned(align)):
                 return align
         return None
 
