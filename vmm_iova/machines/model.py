@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, get_args
 
 from vmm_iova.errors import RequestError
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
+from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, GIB, AddrRange, RangeSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -24,8 +24,7 @@ FixedKind = Literal["device", "doorbell", "firmware", "reserved", "window"]
 """What has a fixed place, or one above RAM."""
 
 FIXED_KINDS: tuple[FixedKind, ...] = get_args(FixedKind)
-_PAGE = 0x1000  # the smallest page of any IOMMU driver of Linux, and of every VFIO architecture
-_FOUR_GIB = 1 << 32
+_FOUR_GIB = 4 * GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,19 +309,19 @@ def _name_faults(machine: Machine) -> Iterator[_Fault]:
 
 
 def _pages(path: str, value: int, what: str = "") -> Iterator[_Fault]:
-    if value % _PAGE:
-        below = value // _PAGE * _PAGE
-        better = f"{below:#x} or {below + _PAGE:#x}" if below else f"{_PAGE:#x}"
+    if value % BASE_PAGE:
+        below = value // BASE_PAGE * BASE_PAGE
+        better = f"{below:#x} or {below + BASE_PAGE:#x}" if below else f"{BASE_PAGE:#x}"
         yield (
             path,
-            f"{path} {value:#x} is not a multiple of {_PAGE:#x}, the smallest page{what}: "
+            f"{path} {value:#x} is not a multiple of {BASE_PAGE:#x}, the smallest page{what}: "
             f"{better} would be",
         )
 
 
 def _power_of_two(path: str, value: int) -> Iterator[_Fault]:
-    if value < _PAGE or value & (value - 1):
-        yield path, f"{path} {value:#x} is not a power of two from {_PAGE:#x}"
+    if value < BASE_PAGE or value & (value - 1):
+        yield path, f"{path} {value:#x} is not a power of two from {BASE_PAGE:#x}"
 
 
 def _beyond(machine: Machine, path: str, value: int) -> Iterator[_Fault]:
@@ -342,13 +341,13 @@ def _top(machine: Machine) -> int:
 def _window(machine: Machine, path: str, window: RamWindow, spans: _Spans) -> Iterator[_Fault]:
     start, last = window.range.start, window.range.last
     yield from _pages(f"{path}.start", start)
-    if (last + 1) % _PAGE:
-        below = (last + 1) // _PAGE * _PAGE - 1
-        better = f"{below:#x}" if below >= start else f"{below + _PAGE:#x}"
+    if (last + 1) % BASE_PAGE:
+        below = (last + 1) // BASE_PAGE * BASE_PAGE - 1
+        better = f"{below:#x}" if below >= start else f"{below + BASE_PAGE:#x}"
         yield (
             f"{path}.last",
-            f"{path}.last {last:#x} is not the last byte of a page of {_PAGE:#x}: {better} would "
-            "be (the last address is included)",
+            f"{path}.last {last:#x} is not the last byte of a page of {BASE_PAGE:#x}: {better} "
+            "would be (the last address is included)",
         )
     yield from _beyond(machine, f"{path}.start", start)
     if last != ADDRESS_LAST:

@@ -23,7 +23,7 @@ from vmm_iova.machines.model import (
     Pci64Window,
     RamWindow,
 )
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange
+from vmm_iova.ranges import ADDRESS_LAST, MIB, AddrRange
 from vmm_iova.units import parse_address, parse_size, shorten
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ OPTIONS = {
     "pci64_none": (),
 }
 """Switches of a VMM that fixes name, and what they may be filled with."""
-_BRIDGE_UNIT = 1 << 20
+_BRIDGE_UNIT = MIB
 _SYNTAX_LINE = re.compile(r"\(at line (\d+)")
 _HEADER = re.compile(r"\s*(\[\[|\[)\s*([\w.\"' -]+?)\s*\]")
 

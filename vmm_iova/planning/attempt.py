@@ -13,7 +13,7 @@ from vmm_iova.planning.layout import GuestReserved, Item, ItemKind, Layout
 from vmm_iova.planning.misfit import Misfit
 from vmm_iova.planning.ram import place_ram
 from vmm_iova.planning.windows import place_windows
-from vmm_iova.ranges import AddrRange, RangeSet
+from vmm_iova.ranges import BASE_PAGE, AddrRange, RangeSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -149,7 +149,7 @@ def _mismatch(site: Site) -> Iterator[Note]:
 
 def _translated_maps(site: Site) -> Iterator[Note]:
     if site.wanted.viommu:
-        most = site.wanted.ram // 4096
+        most = site.wanted.ram // BASE_PAGE
         yield Note(
             "while the guest's own IOMMU translates, each map that the guest makes takes an "
             f"entry of dma_entry_limit: {most} in one container if it maps all RAM by 4 KiB; "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vmm_iova.errors import IovaError
 from vmm_iova.machines.catalogue import load_machine
 from vmm_iova.planning.plan import Guest, OnHole, plan
+from vmm_iova.ranges import GIB, MIB, TIB
 from vmm_iova.units import format_size, show_size
 
 if TYPE_CHECKING:
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     from vmm_iova.planning.layout import Layout
     from vmm_iova.ranges import AddrRange
 
-_MIB, _GIB = 1 << 20, 1 << 30
-_MOST = 16 << 40  # RAM up to which a first difference is looked for
+_MOST = 16 * TIB  # RAM up to which a first difference is looked for
 
 
 def layout_changes(left: dict[str, Any], right: dict[str, Any]) -> tuple[str, ...]:
@@ -222,14 +222,14 @@ def _first_difference(name: str, left: Usable, right: Usable, on_hole: OnHole) -
     if alike(_MOST):
         return
     below, above = 0, _MOST
-    for step in (_GIB, _MIB):
+    for step in (GIB, MIB):
         while above - below > step:
             middle = (below + above) // 2 // step * step
             if alike(middle):
                 below = middle
             else:
                 above = middle
-    old, new = both(below + _GIB)
+    old, new = both(below + GIB)
     if old is None and new is None:
         old, new = both(above)
     if old is None and new is None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_iova.ranges import RangeSet
+from vmm_iova.ranges import BASE_PAGE, HUGE_PAGES, RangeSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _TABLE = 4096  # a table of 512 entries of 8 bytes, on VT-d, AMD-Vi and SMMUv3 with 4 KiB pages
 _LEVEL_BITS = 9
 _ROOT_BITS = 48  # four levels, as kernels have them unless addresses need more
-LEAVES = (1 << 30, 1 << 21, 1 << 12)
+LEAVES = (*HUGE_PAGES, BASE_PAGE)
 """Bytes of the leaves that IOMMUs with 4 KiB pages can have, largest first."""
 
 ALL_LEAVES = sum(LEAVES)

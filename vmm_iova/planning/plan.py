@@ -25,13 +25,14 @@ from vmm_iova.planning.page_tables import cost_of
 from vmm_iova.planning.refuse import explain
 from vmm_iova.planning.request import Guest, resolve
 from vmm_iova.planning.site import HolePolicy, Policy, Prefer, Preference, Site, site_of
+from vmm_iova.ranges import HUGE_PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["Guest", "OnHole", "Prefer", "plan"]
 
-_AUTO = (1 << 30, 1 << 21, 1)
+_AUTO = (*HUGE_PAGES, 1)
 
 
 def plan(

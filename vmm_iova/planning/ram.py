@@ -13,7 +13,7 @@ from vmm_iova.planning.layout import Item, ItemKind
 from vmm_iova.planning.misfit import Misfit, RamBlocked, RamLeft, RamTooMuch, RamTooWide
 from vmm_iova.planning.page_tables import cost_of
 from vmm_iova.planning.site import HolePolicy, Preference
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
+from vmm_iova.ranges import ADDRESS_LAST, GIB, HUGE_PAGES, AddrRange, MappableRanges, RangeSet
 from vmm_iova.units import format_size
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from vmm_iova.planning.layout import Done
     from vmm_iova.planning.site import Piece, Policy, Site
 
-_GIB = 1 << 30
 _SPANS = 12  # ranges that `fewest` chooses among: 4096 choices
 
 
@@ -222,7 +221,7 @@ def _target(site: Site, window: RamWindow, spans: Sequence[AddrRange]) -> int | 
     if window.move_to is not None:
         starts: list[int] = [window.move_to]
     else:
-        step = max(_GIB, *(node.align for node in site.wanted.nodes))
+        step = max(GIB, *(node.align for node in site.wanted.nodes))
         starts = [-(-home.start // step) * step for home in site.usable.ranges]
     free = site.usable.ranges.as_set()
     for start in starts:
@@ -288,7 +287,7 @@ def _of_nodes(site: Site, span: AddrRange, offset: int) -> Iterator[tuple[AddrRa
 
 def _in_one(allocator: IovaAllocator, ram: int, align: int) -> int:
     """Allocate all RAM in one piece, so that the largest pages can map it if there is room."""
-    for page in (_GIB, 1 << 21):
+    for page in HUGE_PAGES:
         if ram >= page > align:
             try:
                 return allocator.allocate(ram, align=page)

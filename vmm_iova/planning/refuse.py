@@ -30,7 +30,7 @@ from vmm_iova.planning.misfit import (
 from vmm_iova.planning.site import HolePolicy, Policy, beyond, site_of
 from vmm_iova.planning.trials import Trials
 from vmm_iova.planning.windows import NO_TOP
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange
+from vmm_iova.ranges import ADDRESS_LAST, MIB, AddrRange
 from vmm_iova.units import format_size, show_size
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     from vmm_iova.planning.site import Site
     from vmm_iova.planning.trials import Attempt
 
-_MIB = 1 << 20
-_LEAST_BAR = 1 << 20  # smallest size that a resizable BAR can have (PCIe specification, 7.8.6)
+_LEAST_BAR = MIB  # smallest size that a resizable BAR can have (PCIe specification, 7.8.6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +214,9 @@ def _size(size: int) -> str:
 
 def _ram(size: int) -> str:
     """An option to paste: the size, cut to whole MiB."""
-    whole = size // _MIB * _MIB
+    whole = size // MIB * MIB
     exact = _size(whole)
-    return f"--ram {f'{whole // _MIB}MiB' if exact.startswith('0x') else exact}"
+    return f"--ram {f'{whole // MIB}MiB' if exact.startswith('0x') else exact}"
 
 
 def _fixes_of_blocked(misfit: RamBlocked, reasons: list[Reason], trials: Trials) -> list[str]:
@@ -229,7 +228,7 @@ def _fixes_of_blocked(misfit: RamBlocked, reasons: list[Reason], trials: Trials)
     ]
     fixes += region_fixes([reason.cause for reason in reasons], trials.site.host)
     most = _most_below(misfit, reasons, trials)
-    if most >= _MIB:
+    if most >= MIB:
         fixes.append(f"{_ram(most)} stays below it")
     if not fixes:
         fixes.append(
@@ -269,10 +268,10 @@ def _most_below(misfit: RamBlocked, reasons: list[Reason], trials: Trials) -> in
 def _fixes_of_left(misfit: RamLeft, trials: Trials) -> list[str]:
     """How much fits, or what gives room back."""
     fixes = list(_more_room(misfit, trials.site))
-    if misfit.fits >= _MIB:
+    if misfit.fits >= MIB:
         most = trials.most_ram(misfit.fits >> 20)
         if most:
-            exact = most << 20 == misfit.fits // _MIB * _MIB
+            exact = most << 20 == misfit.fits // MIB * MIB
             fixes.insert(0, f"{_ram(misfit.fits) if exact else f'--ram {most}MiB'} fits")
     return fixes
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from vmm_iova.errors import MisalignedError, RequestError
 from vmm_iova.machines.catalogue import load_machine, usual_machine
 from vmm_iova.machines.model import FixedItem, Machine, Pci64Window, check_disjoint
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange, check_granule
+from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, AddrRange, check_granule
 from vmm_iova.units import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from vmm_iova.host.usable import Usable
-
-_PAGE = 4096  # a BAR is mapped by whole pages, whatever the device decodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,11 +299,11 @@ def _bar(bar: Bar) -> WantedBar:
     align = 1 << (size - 1).bit_length()
     if bar.align is not None:
         align = check_granule(parse_size(bar.align, f"align of BAR {bar.name}"), "align")
-    if align < _PAGE or size % _PAGE:
+    if align < BASE_PAGE or size % BASE_PAGE:  # it is mapped by whole pages
         raise RequestError(
             f"BAR {bar.name}: size {size:#x} and alignment {align:#x} are not whole pages of "
             "4 KiB, so it cannot be mapped",
-            field="align" if size % _PAGE == 0 else "size",
+            field="align" if size % BASE_PAGE == 0 else "size",
             value=align,
             hint="leave out BARs that no other device needs to reach",
         )
@@ -389,4 +387,4 @@ def bare_usable(machine: Machine) -> Usable:
     from vmm_iova.host.host import Host
 
     bits = machine.phys_bits or 48
-    return Host("no host", origin="a machine by itself").usable(aperture=bits, granule=_PAGE)
+    return Host("no host", origin="a machine by itself").usable(aperture=bits, granule=BASE_PAGE)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vmm_iova.planning.misfit import Misfit
 from vmm_iova.planning.request import AddressLimit
 from vmm_iova.planning.site import HolePolicy, Policy, Site, site_of
+from vmm_iova.ranges import HUGE_PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     Attempt = Callable[[Site, Policy], Layout]
 
-_GIB = 1 << 30
 _MOST_BITS = 52  # no x86 or arm64 CPU has more physical address bits
 
 
@@ -95,7 +95,7 @@ class Trials:
         nodes, granule = self.site.wanted.nodes, self.site.host.granule
         least = max(granule, *(node.page_size or 1 for node in nodes))
         largest = max(node.align for node in nodes)
-        for align in (_GIB, 1 << 21, granule):
+        for align in (*HUGE_PAGES, granule):
             if least <= align < largest and self.works(self.site.wanted.aligned(align)):
                 return align
         return None
