@@ -1,0 +1,218 @@
+"""One start of a real QEMU: where it has RAM, windows and BARs, or what it says when it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab.say import LabError
+from vmm_iova.ranges import AddrRange
+
+SECONDS = 120.0
+_REGION = re.compile(
+    r"^\s+([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, [^)]*\): (?:alias )?(\S+)", re.MULTILINE
+)
+_FW_CFG = (0x510, 0x511)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a real QEMU has.
+
+    Attributes:
+        refused: what it printed instead of starting; None if it started.
+        ram: pieces of RAM, ascending.
+        device_memory: where hotplugged memory goes, or None.
+        window: the 64-bit PCI window, or None.
+        bars: address of each BAR that firmware gave out, by the device's id and the BAR's number.
+        e820: (range, type), ascending, of fw_cfg's etc/e820; None where it was not read.
+        tree: the device tree as source; None where there is none.
+        ecam: the PCI configuration space as firmware left it, or None.
+    """
+
+    refused: str | None = None
+    ram: tuple[AddrRange, ...] = ()
+    device_memory: AddrRange | None = None
+    window: AddrRange | None = None
+    bars: dict[tuple[str, int], AddrRange] = field(default_factory=dict)
+    e820: tuple[tuple[AddrRange, int], ...] | None = None
+    tree: dict[str, tuple[int, ...]] | None = None
+    ecam: AddrRange | None = None
+
+
+class Qmp:
+    """A QEMU that is talked to over its standard streams."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.errors = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            [*command, "-qmp", "stdio"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+        )
+        self._left = b""
+        self.alive = self._read(SECONDS) is not None
+        if self.alive:
+            self.ask("qmp_capabilities")
+
+    def _read(self, seconds: float) -> dict[str, Any] | None:
+        """Return the next message; None when the program is gone."""
+        assert self.process.stdout is not None
+        until = time.monotonic() + seconds
+        while b"\n" not in self._left:
+            ready, _, _ = select.select(
+                [self.process.stdout], [], [], max(0.0, until - time.monotonic())
+            )
+            if not ready:
+                raise LabError(f"QEMU does not answer within {seconds} s")
+            part = self.process.stdout.read1(1 << 20)  # type: ignore[attr-defined]
+            if not part:
+                return None
+            self._left += part
+        line, _, self._left = self._left.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def ask_all(self, commands: list[dict[str, Any]]) -> list[Any]:
+        """Send commands in one go and return all answers."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"".join(json.dumps(c).encode() + b"\n" for c in commands))
+        self.process.stdin.flush()
+        answers: list[Any] = []
+        while len(answers) < len(commands):
+            message = self._read(SECONDS)
+            if message is None:
+                raise LabError(f"QEMU has ended: {self.complaint()}")
+            if "error" in message:
+                raise LabError(f"QEMU: {message['error']['desc']}")
+            if "return" in message:
+                answers.append(message["return"])
+        return answers
+
+    def ask(self, command: str, **arguments: Any) -> Any:
+        """Send one command and return its answer."""
+        return self.ask_all([{"execute": command, "arguments": arguments}])[0]
+
+    def hmp(self, *lines: str) -> list[str]:
+        """Send commands of the human monitor."""
+        return self.ask_all(
+            [
+                {"execute": "human-monitor-command", "arguments": {"command-line": line}}
+                for line in lines
+            ]
+        )
+
+    def complaint(self) -> str:
+        """Return what it printed to its standard error."""
+        self.errors.seek(0)
+        return self.errors.read().decode("utf-8", "replace").strip()
+
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+
+def regions(text: str) -> list[tuple[str, AddrRange]]:
+    """Return name and span of each region of `info mtree`, of the system's memory alone."""
+    start = text.index("memory-region: system")
+    rest = text[start:]
+    stop = rest.find("\nmemory-region:", 1)
+    block = rest if stop < 0 else rest[:stop]
+    return [
+        (match[3], AddrRange(int(match[1], 16), int(match[2], 16)))
+        for match in _REGION.finditer(block)
+    ]
+
+
+def read_e820(qmp: Qmp) -> tuple[tuple[AddrRange, int], ...]:
+    """Read etc/e820 of fw_cfg by port accesses, as firmware does."""
+    select_port, data_port = _FW_CFG
+
+    def read(key: int, size: int) -> bytes:
+        lines = [f"o /w {select_port:#x} {key:#x}", *[f"i /b {data_port:#x}"] * size]
+        return bytes(int(text.split("=")[1], 16) for text in qmp.hmp(*lines)[1:])
+
+    count = int.from_bytes(read(0x19, 4), "big")
+    folder = read(0x19, 4 + 64 * count)[4:]
+    for at in range(0, len(folder), 64):
+        entry = folder[at : at + 64]
+        if entry[8:].split(b"\0")[0] == b"etc/e820":
+            table = read(int.from_bytes(entry[4:6], "big"), int.from_bytes(entry[:4], "big"))
+            entries = []
+            for line in range(0, len(table), 20):
+                base, size, kind = (
+                    int.from_bytes(table[line + a : line + b], "little")
+                    for a, b in ((0, 8), (8, 16), (16, 20))
+                )
+                entries.append((AddrRange.from_size(base, size), kind))
+            return tuple(sorted(entries))
+    raise LabError("fw_cfg has no etc/e820")
+
+
+def bars_of(qmp: Qmp) -> dict[tuple[str, int], AddrRange]:
+    """Return the BARs that have an address, by device id and number."""
+    found: dict[tuple[str, int], AddrRange] = {}
+
+    def walk(devices: list[dict[str, Any]]) -> None:
+        for device in devices:
+            for region in device.get("regions", ()):
+                address = region.get("address", -1)
+                if region["type"] == "memory" and address not in (-1, (1 << 64) - 1):
+                    place = AddrRange.from_size(address & ((1 << 64) - 1), region["size"])
+                    found[device.get("qdev_id", ""), region["bar"]] = place
+            walk(device.get("pci_bridge", {}).get("devices", []))
+
+    for bus in qmp.ask("query-pci"):
+        walk(bus["devices"])
+    return found
+
+
+def wait_for_bars(qmp: Qmp, names: set[str], seconds: float) -> dict[tuple[str, int], AddrRange]:
+    """Let firmware run until all BARs of these devices have addresses that stay."""
+    until, before, same = time.monotonic() + seconds, None, 0
+    while time.monotonic() < until:
+        bars = bars_of(qmp)
+        if names <= {name for name, _ in bars} and bars == before:
+            same += 1
+            if same >= 5:
+                return bars
+        else:
+            same = 0
+        before = bars
+        time.sleep(0.1)
+    raise LabError(f"firmware gave out only {before} within {seconds:.0f} s")
+
+
+def window_of(qmp: Qmp, machine: str) -> AddrRange | None:
+    """Return the 64-bit PCI window that a PC states."""
+    paths = {"q35": "/machine/q35", "i440fx": "/machine/i440fx"}
+    path = paths.get(machine)
+    if path is None:
+        return None
+    start, last = (
+        qmp.ask("qom-get", path=path, property=f"pci-hole64-{end}") for end in ("start", "end")
+    )
+    return AddrRange(start, last - 1) if last > start else None
+
+
+def ecam_of(spans: list[tuple[str, AddrRange]]) -> AddrRange | None:
+    """Return where the PCI configuration space is decoded."""
+    return next((span for name, span in spans if name.startswith("pcie-mmcfg")), None)
+
+
+def temporary(source: Path) -> Path:
+    """Copy OVMF's variables, which it writes to."""
+    with tempfile.NamedTemporaryFile(prefix="vars-", suffix=".fd", delete=False) as target:
+        shutil.copyfileobj(source.open("rb"), target)
+    return Path(target.name)
