@@ -8,7 +8,6 @@ from vmm_iova.allocator import Transaction as Transaction
 from vmm_iova.allocator import UsableLike as UsableLike
 from vmm_iova.allocator.engine import engine_name as engine_name
 from vmm_iova.diagnosis.causes import Why as Why
-from vmm_iova.planning.refuse import Reason as Reason
 from vmm_iova.diagnosis.check import Verdict as Verdict
 from vmm_iova.diagnosis.check import check as check
 from vmm_iova.diagnosis.diagnose import diagnose as diagnose
@@ -70,6 +69,7 @@ from vmm_iova.planning.page_tables import PageTables as PageTables
 from vmm_iova.planning.plan import OnHole as OnHole
 from vmm_iova.planning.plan import Prefer as Prefer
 from vmm_iova.planning.plan import plan as plan
+from vmm_iova.planning.refuse import Reason as Reason
 from vmm_iova.planning.request import Bar as Bar
 from vmm_iova.planning.request import Guest as Guest
 from vmm_iova.planning.request import Node as Node

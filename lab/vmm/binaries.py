@@ -1,4 +1,4 @@
-"""QEMU with its firmware: that of this Debian, and newer ones unpacked beside it, never installed."""
+"""QEMU with its firmware: that of this Debian, and newer ones unpacked beside it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Qemu:
 
 @once
 def system() -> Qemu:
-    """Return the QEMU of this machine; OVMF comes from its own suite, unpacked, if not installed."""
+    """Return the QEMU of this machine."""
     path = shutil.which(BINARIES["x86_64"])
     if path is None:
         raise LabError("there is no qemu-system-x86_64: apt-get install qemu-system-x86")
@@ -94,7 +94,10 @@ def _number(text: str) -> tuple[int, int]:
 
 def _installed(package: str) -> str:
     done = subprocess.run(
-        ["dpkg-query", "-W", "-f", "${Version}", package], capture_output=True, text=True, check=False
+        ["dpkg-query", "-W", "-f", "${Version}", package],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise LabError(f"package {package} is not installed: apt-get install {package}")

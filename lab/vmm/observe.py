@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.say import LabError
 from vmm_iova.ranges import AddrRange
+
+from lab.say import LabError
 
 SECONDS = 120.0
 _REGION = re.compile(
@@ -52,7 +53,7 @@ class Qmp:
     """A QEMU that is talked to over its standard streams."""
 
     def __init__(self, command: list[str]) -> None:
-        self.errors = tempfile.TemporaryFile()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed with the program
         self.process = subprocess.Popen(
             [*command, "-qmp", "stdio"],
             stdin=subprocess.PIPE,
@@ -140,7 +141,7 @@ def read_e820(qmp: Qmp) -> tuple[tuple[AddrRange, int], ...]:
     select_port, data_port = _FW_CFG
 
     def read(key: int, size: int) -> bytes:
-        lines = [f"o /w {select_port:#x} {key:#x}", *[f"i /b {data_port:#x}"] * size]
+        lines = [f"o /h {select_port:#x} {key:#x}", *[f"i /b {data_port:#x}"] * size]
         return bytes(int(text.split("=")[1], 16) for text in qmp.hmp(*lines)[1:])
 
     count = int.from_bytes(read(0x19, 4), "big")
