@@ -162,7 +162,7 @@ class TestRules:
     def test_layout_of_another_format_is_refused(self) -> None:
         saved = _saved(vi.plan(GUEST, _usable(OPEN)))
         saved["schema"] = {"name": "vmm-iova-layout", "version": 99}
-        with pytest.raises(vi.HostDataError, match="version 99 is not"):
+        with pytest.raises(vi.errors.HostDataError, match="version 99 is not"):
             vi.plan(GUEST, _usable(OPEN), keep=saved)
 
 
