@@ -50,6 +50,7 @@ from vmm_iova.machines.catalogue import load_machine as load_machine
 from vmm_iova.machines.catalogue import machine_names as machine_names
 from vmm_iova.machines.model import AboveItem as AboveItem
 from vmm_iova.machines.model import FixedItem as FixedItem
+from vmm_iova.machines.model import FixedKind as FixedKind
 from vmm_iova.machines.model import Machine as Machine
 from vmm_iova.machines.model import Pci64Window as Pci64Window
 from vmm_iova.machines.model import RamWindow as RamWindow
@@ -57,6 +58,7 @@ from vmm_iova.planning.budget import Budget as Budget
 from vmm_iova.planning.budget import LargePages as LargePages
 from vmm_iova.planning.budget import budget as budget
 from vmm_iova.planning.budget import compare_costs as compare_costs
+from vmm_iova.planning.layout import Done as Done
 from vmm_iova.planning.layout import GuestReserved as GuestReserved
 from vmm_iova.planning.layout import Item as Item
 from vmm_iova.planning.layout import ItemKind as ItemKind
@@ -71,6 +73,7 @@ from vmm_iova.planning.plan import Prefer as Prefer
 from vmm_iova.planning.plan import plan as plan
 from vmm_iova.planning.refuse import Reason as Reason
 from vmm_iova.planning.request import Bar as Bar
+from vmm_iova.planning.request import BarBits as BarBits
 from vmm_iova.planning.request import Guest as Guest
 from vmm_iova.planning.request import Node as Node
 from vmm_iova.planning.request import Room as Room

@@ -48,9 +48,7 @@ PROMISED = {"errors": "ranges"}
 """Imports for type checkers that close a circle: an error carries ranges, a range raises errors."""
 
 OPEN_LATE = {
-    "vmm_iova.planning.budget": {"vmm_iova.planning.plan"},
     "vmm_iova.planning.layout": {"vmm_iova.machines.catalogue"},
-    "vmm_iova.planning.plan": {"vmm_iova.planning.keep"},
     "vmm_iova.planning.ram": {"vmm_iova.allocator"},
     "vmm_iova.planning.request": {"vmm_iova.host.host"},
 }

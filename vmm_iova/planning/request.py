@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from vmm_iova.host.usable import Usable
 
 
+BarBits = Literal[32, 64]
+"""Address bits of a BAR."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """RAM of one NUMA node of the guest.
@@ -52,7 +56,7 @@ class Bar:
 
     name: str
     size: str | int
-    bits: Literal[32, 64] = 64
+    bits: BarBits = 64
     required: bool = False
     align: str | int | None = None
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,12 @@ from vmm_iova.planning.site import HolePolicy, Policy, Site, site_of
 from vmm_iova.ranges import HUGE_PAGES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from vmm_iova.planning.layout import Layout
     from vmm_iova.planning.request import Wanted, WantedBar
     from vmm_iova.ranges import AddrRange
 
-    Attempt = Callable[[Site, Policy], Layout]
+Attempt = Callable[[Site, Policy], "Layout"]
+"""Plans a site; raises `Misfit`."""
 
 _MOST_BITS = 52  # no x86 or arm64 CPU has more physical address bits
 
