@@ -105,16 +105,23 @@ def test_room_at_an_aligned_base_is_whole_granules() -> None:
 
 
 def test_large_bar_over_a_hole_is_told_the_bits_that_keep_it_below(amd: vi.Usable) -> None:
-    bar = parse_range("0xe000000000+128G")
+    bar = parse_range("0xfd00000000+32M")
     (fix,) = (text for text in vi.check(amd, bar, part="bar").fixes if "address bits" in text)
-    assert "bits to 39" in fix
+    assert "limit the guest to 39" in fix
     assert not any("address bits" in text for text in vi.check(amd, bar, part="ram").fixes)
+
+
+def test_bar_that_the_window_of_fewer_bits_does_not_hold_is_not_told_of_them(
+    amd: vi.Usable,
+) -> None:
+    bar = parse_range("0xe000000000+128G")  # with 39 bits firmware has 64 GiB for all BARs
+    assert not any("address bits" in text for text in vi.check(amd, bar, part="bar").fixes)
 
 
 def test_ram_beyond_the_width_is_not_told_of_fewer_bits(laptop: vi.Usable) -> None:
     verdict = vi.check(laptop, AddrRange(1 << 32, (1 << 40) - 1), part="ram")
-    assert any("a smaller one: 508 GiB" in text for text in verdict.fixes)
-    assert not any("address bits to" in text for text in verdict.fixes)
+    assert any("make it smaller: 508 GiB" in text for text in verdict.fixes)
+    assert not any("physical address bits" in text for text in verdict.fixes)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +142,7 @@ def test_program_limits_the_options_that_are_named(laptop: vi.Usable) -> None:
     beyond = parse_range("0x382000000000+256M")
     assert "max_phys_bits=39" in vi.check(laptop, beyond, program="Cloud Hypervisor").fixes[0]
     assert "host-phys-bits" not in vi.check(laptop, beyond, program="Cloud Hypervisor").fixes[0]
-    assert "another base" in vi.check(laptop, beyond, program="kvmtool").fixes[0]
+    assert "move it to" in vi.check(laptop, beyond, program="kvmtool").fixes[0]
 
 
 def test_ragged_range_on_a_likely_granule_is_a_warning() -> None:

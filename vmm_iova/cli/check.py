@@ -19,7 +19,8 @@ from vmm_iova.diagnosis.check import Verdict, check, check_holes
 from vmm_iova.errors import EvidenceError, RequestError
 from vmm_iova.host.load import read_text
 from vmm_iova.readers.failed_maps import parse_failed_maps
-from vmm_iova.report import data, text
+from vmm_iova.report import check as report
+from vmm_iova.report import data
 from vmm_iova.units import parse_range
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--range", action="append", default=[], help="START-LAST or START+SIZE; may be repeated"
     )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="add since when kernels refuse it"
+    )
     parser.add_argument("--maps", metavar="FILE", help="a list of failed maps to check")
 
 
@@ -69,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
     named = [
         (f"{item.name} ({item.said})" if item.said else item.name, item.range)
         for item in (parse_failed_maps(*read_text(options.maps)) if options.maps else ())
+        if item.range is not None
     ]
     if not asked and not named:
         raise RequestError(
@@ -79,20 +84,21 @@ def run(options: argparse.Namespace) -> int:
         )
     usable, verdicts = _judged(options, [*asked, *named])
     if options.json:
-        entries = [{"name": name, **data.verdict_data(item)} for name, item in verdicts]
-        unassignable = [item.text for item in usable.unassignable]
+        entries = [report.check_data(item, usable, name) for name, item in verdicts]
         payload = {
             "host": usable.host,
-            "unassignable": unassignable,
+            "unassignable": [item.text for item in usable.unassignable],
             "notes": [note.text for note in usable.notes],
             "verdicts": entries,
         }
-        print(data.dump("vmm-iova-check", GENERATOR, payload), end="")
+        print(data.dump("vmm-iova-check", GENERATOR, payload, version=2), end="")
     else:
-        for entry in usable.unassignable:
-            print(f"warning: {entry.text}")
-        for note in usable.notes:
-            if note.warning:
-                print(f"note: {note.text}")
-        print("".join(text.show_verdict(item, name) for name, item in verdicts), end="")
+        shown = (
+            report.show_verdict(item, usable, name, verbose=options.verbose)
+            for name, item in verdicts
+        )
+        print("\n".join(shown), end="")
+        warnings = [f"warning: {entry.text}" for entry in usable.unassignable]
+        warnings += [f"note: {note.text}" for note in usable.notes if note.warning]
+        print("".join(f"\n{line}\n" for line in warnings), end="")
     return status_of(usable) if all(item.ok for _, item in verdicts) else REFUSED

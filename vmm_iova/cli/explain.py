@@ -15,11 +15,15 @@ from vmm_iova.cli.options import (
     host_of,
     usable_of,
 )
-from vmm_iova.diagnosis.causes import APIS, NAMES, OPS, errno_name
+from vmm_iova.diagnosis.clues import Clues
 from vmm_iova.diagnosis.diagnose import diagnose
-from vmm_iova.diagnosis.error_lines import Clues, Failure, Report, parse_reports
+from vmm_iova.diagnosis.errnos import NAMES, errno_name
+from vmm_iova.diagnosis.error_lines import Failure, Report, parse_reports
+from vmm_iova.diagnosis.places import clue_host
+from vmm_iova.diagnosis.why import Api, Op
 from vmm_iova.errors import EvidenceError, RequestError
-from vmm_iova.host.load import read_text
+from vmm_iova.host.host import Host
+from vmm_iova.host.load import load_host, read_text
 from vmm_iova.report import data, diagnosis
 from vmm_iova.units import parse_address, parse_size
 
@@ -40,8 +44,15 @@ def add(commands: Any) -> None:
     parser.add_argument("--size", help="its size")
     parser.add_argument("--errno", help="its errno: EINVAL, 22 or -22")
     parser.add_argument("--hva", help="address in the process")
-    parser.add_argument("--op", choices=OPS, default="map", help="the call (default map)")
-    parser.add_argument("--api", choices=APIS, help="a VFIO container (type1) or an iommufd")
+    parser.add_argument(
+        "--op", choices=[str(item) for item in Op], default="map", help="the call (default map)"
+    )
+    parser.add_argument(
+        "--api", choices=[str(item) for item in Api], help="a VFIO container (type1) or an iommufd"
+    )
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="add kernel history and the rarer causes"
+    )
     add_host_options(parser, host=False)
     parser.add_argument(
         "--host", help="facts of the host, as for the other commands; without it, the likely causes"
@@ -51,40 +62,81 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Do it."""
     reports = _reports(options)
-    usable, holes, notes = _judged(options, reports)
-    found = [
-        diagnose(item, report.clues, usable, holes=holes)
-        for report in reports
-        for item in report.failures
-    ]
-    settled = all(item.settled for item in found)
+    found = []
+    notes: list[str] = []
+    for report, (usable, holes, more) in zip(reports, _judged(options, reports), strict=True):
+        notes += [note for note in (*more, *report.notes) if note not in notes]
+        found += [diagnose(item, report.clues, usable, holes=holes) for item in report.failures]
+    settled = all(item.settled or item.harmless for item in found)
     if options.json:
         entries = [diagnosis.diagnosis_data(item) for item in found]
         payload = {"settled": settled, "notes": notes, "failures": entries}
-        print(data.dump("vmm-iova-explain", GENERATOR, payload), end="")
+        print(data.dump("vmm-iova-explain", GENERATOR, payload, version=2), end="")
     else:
-        print("".join(f"note: {note}\n" for note in notes), end="")
-        print("\n".join(map(diagnosis.show_diagnosis, found)), end="")
+        shown = (diagnosis.show_diagnosis(item, verbose=options.verbose) for item in found)
+        print("\n".join(shown), end="")
+        print("".join(f"\nnote: {note}\n" for note in notes), end="")
     return 0 if settled else UNSETTLED
 
 
-def _judged(
-    options: argparse.Namespace, reports: tuple[Report, ...]
-) -> tuple[Usable | None, Usable | None, list[str]]:
-    """What may be mapped; or the holes alone, where nothing says how wide the IOVA space is."""
-    if options.host is None:
-        return None, None, []
-    host, notes = host_of(options), []
+_Judged = tuple["Usable | None", "Usable | None", list[str]]
+
+
+def _judged(options: argparse.Namespace, reports: tuple[Report, ...]) -> list[_Judged]:
+    """What may be mapped, for each report; or the holes alone, where no width is known."""
+    stated = options.aperture is not None or options.granule is not None
+    host = _host(options)
+    if host is None and not stated:
+        return [(None, None, [])] * len(reports)
+    if host is None:  # what is stated counts together with what the report states
+        hosts = [clue_host(report.clues) or Host("what was stated") for report in reports]
+        return [_usable(options, of, []) for of in hosts]
+    notes = _named_devices(options, host, reports)
+    return [_usable(options, host, notes)] * len(reports)
+
+
+def _host(options: argparse.Namespace) -> Host | None:
+    """The host that the options name, in whichever way."""
+    live = options.sysroot != "/" or options.ask_kernel
+    if options.host is None and live:
+        options.host = "LIVE"
+    if options.host is None and options.facts:
+        first, *rest = options.facts
+        host = load_host(first)
+        for more in rest:
+            host = host.with_facts(load_host(more))
+        return host
+    if options.host is not None:
+        return host_of(options)
+    for field, given in (("groups", "-g"), ("devices", "-s"), ("strict", "--strict")):
+        if getattr(options, field):
+            raise RequestError(
+                f"{given} chooses among the facts of a host, and none is given",
+                field=field,
+                value=getattr(options, field),
+                hint="add --host HOST, or --facts FILE",
+            )
+    return None
+
+
+def _named_devices(
+    options: argparse.Namespace, host: Host, reports: tuple[Report, ...]
+) -> list[str]:
+    """Judge for the devices that the report names, where none is chosen."""
     named = {device.name for device in host.devices}
     devices = [name for report in reports for name in report.clues.devices if name in named]
     if devices and len(reports) == 1 and options.groups is None and options.devices is None:
         options.devices = devices
-        notes.append(f"judged for the devices that the report names: {', '.join(devices)}")
+        return [f"judged for the devices that the report names: {', '.join(devices)}"]
+    return []
+
+
+def _usable(options: argparse.Namespace, host: Host, notes: list[str]) -> _Judged:
     try:
         return usable_of(host, options), None, notes
     except EvidenceError as error:
-        notes.append(f"{error.message}: explained without it (--aperture states a width)")
-        return None, holes_of(host, options), notes
+        more = f"{error.message}: explained without it (--aperture states a width)"
+        return None, holes_of(host, options), [*notes, more]
 
 
 def _reports(options: argparse.Namespace) -> tuple[Report, ...]:
@@ -113,8 +165,8 @@ def _reports(options: argparse.Namespace) -> tuple[Report, ...]:
 
 def _stated(options: argparse.Namespace) -> Failure:
     return Failure(
-        op=options.op,
-        api=options.api,
+        op=Op(options.op),
+        api=None if options.api is None else Api(options.api),
         errno=None if options.errno is None else _errno(options.errno),
         iova=None if options.iova is None else parse_address(options.iova, "iova"),
         size=None if options.size is None else parse_size(options.size, "size"),

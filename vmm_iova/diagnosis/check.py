@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
+from vmm_iova.diagnosis.filled import Advice, fill
 from vmm_iova.host.facts import RegionKind
 from vmm_iova.host.usable import Cause, CauseKind, Usable
-from vmm_iova.machines.catalogue import load_machine
 from vmm_iova.ranges import AddrRange, RangeSet
 from vmm_iova.units import show_size
 
@@ -125,6 +125,8 @@ def check_holes(
     fixes = [say.OTHER_BASE_OUTSIDE.format(hole=hole)]
     fixes += _below_the_hole(made, program, part, holes.arch)
     fixes += region_fixes(causes, holes)
+    if RegionKind.DIRECT in {cause.region.kind for cause in causes if cause.region is not None}:
+        fixes = [*region_fixes(causes, holes), fixes[0]]
     return replace(
         made,
         kind="conflict",
@@ -211,7 +213,13 @@ def _fixes(
     top = usable.ranges.hull.last + 1 if usable.ranges.hull else 0
     beyond = any(cause.kind is CauseKind.APERTURE for cause in verdict.causes)
     if beyond and part != "ram" and wanted.last >= top >= _LEAST_TOP:
-        yield from fewer_bits(top.bit_length() - 1, verdict.bits_needed, program, usable.arch)
+        bits, size = top.bit_length() - 1, wanted.size
+        fewer = fewer_bits(bits, verdict.bits_needed, program, usable.arch, bars=size)
+        if fewer is not None:
+            yield str(fewer)
+    regions = region_fixes(verdict.causes, usable)
+    if RegionKind.DIRECT in _kinds(verdict):
+        yield from regions  # wherever it goes, a current kernel keeps the device
     if verdict.next_fit is not None:
         yield say.OTHER_BASE.format(start=verdict.next_fit)
     if verdict.kind in ("conflict", "outside_aperture"):
@@ -220,9 +228,13 @@ def _fixes(
         elif verdict.room:
             yield say.SMALLER.format(size=show_size(verdict.room), start=wanted.start)
         yield from _below_the_hole(verdict, program, part, usable.arch)
-    yield from region_fixes(verdict.causes, usable)
+    yield from (text for text in regions if RegionKind.DIRECT not in _kinds(verdict))
     if beyond and wanted.last >= top:
         yield say.WIDER_DEVICE
+
+
+def _kinds(verdict: Verdict) -> set[RegionKind]:
+    return {cause.region.kind for cause in verdict.causes if cause.region is not None}
 
 
 def _below_the_hole(
@@ -232,46 +244,54 @@ def _below_the_hole(
     holes = [cause.range.start for cause in verdict.causes if cause.kind in HOLES]
     if part != "ram" and verdict.kind == "conflict" and holes and holes[0] >= _ROOMY:
         bits = holes[0].bit_length() - 1
-        for text in fewer_bits(bits, program=program, arch=arch):
-            yield say.IF_A_BAR.format(fewer=text, below=holes[0])
+        fewer = fewer_bits(bits, program=program, arch=arch, bars=verdict.range.size)
+        if fewer is not None:
+            yield say.IF_A_BAR.format(fewer=fewer, below=holes[0])
 
 
 def fewer_bits(
-    bits: int, needed: int | None = None, program: str | None = None, arch: str | None = None
-) -> Iterator[str]:
-    """Say how VMMs are told to give a guest fewer address bits, by their machine models.
+    bits: int,
+    needed: int | None = None,
+    program: str | None = None,
+    arch: str | None = None,
+    *,
+    bars: int = 0,
+) -> Advice | None:
+    """Say how VMMs are told to give a guest fewer address bits.
 
     Args:
         bits: what the host has.
         needed: what the guest used, or None.
-        program: VMM to name; None names all. One that has no such option yields nothing.
+        program: VMM to name; None names all. For one that has no such option there is None.
         arch: of the host; QEMU has the option on x86 only.
+        bars: bytes of the guest's BARs, as far as they are known: where they do not fit into the
+            firmware's window, an eighth of the address space, fewer bits do not help.
     """
-    models = ("q35", "cloud-hypervisor") if program is None else MODELS.get(program, ())
+    if 2 * bars > (1 << bits) // 8:
+        return None
+    programs: Sequence[str] = MODELS["kernel"] if program is None else MODELS.get(program, ())
     if arch not in (None, "x86_64"):
-        models = tuple(name for name in models if name != "q35" and arch == "aarch64")
-    options = [load_machine(name).option("phys_bits", bits=bits) for name in models]
-    ways = [way for option in options if option for way in option.split("; ")]
-    if program in ("libvirt", "Proxmox"):
-        ways = [way for way in ways if way.startswith(program)]
+        programs = [name for name in programs if name == "Cloud Hypervisor" and arch == "aarch64"]
+    if not programs:
+        return None
     instead = f" instead of {needed}" if needed else ""
-    if ways:
-        yield say.FEWER_BITS.format(bits=bits, instead=instead, ways="; ".join(ways))
+    return fill(say.FEWER_BITS, only=tuple(programs), bits=bits, instead=instead)
 
 
+_QEMU_FAMILY = ("QEMU", "libvirt", "Proxmox")
 MODELS = {
-    "QEMU": ("q35",),
-    "libvirt": ("q35",),
-    "Proxmox": ("q35",),
-    "Cloud Hypervisor": ("cloud-hypervisor",),
-    "kernel": ("q35", "cloud-hypervisor"),  # its log does not say for which VMM
+    "QEMU": _QEMU_FAMILY,  # which libvirt and Proxmox start
+    "libvirt": ("libvirt",),
+    "Proxmox": ("Proxmox",),
+    "Cloud Hypervisor": ("Cloud Hypervisor",),
+    "kernel": (*_QEMU_FAMILY, "Cloud Hypervisor"),  # its log does not say for which VMM
 }
-"""Programs whose guests can be given fewer address bits, with the models that say how."""
+"""Programs whose guests can be given fewer address bits, with whose options to name."""
 
 
 def region_fixes(causes: Sequence[Cause], usable: Usable) -> list[str]:
     """What can be done about the regions in the way."""
-    fixes = []
+    fixes: list[str] = []
     regions = [cause.region for cause in causes if cause.region]
     relaxable = [item for item in regions if item.kind is RegionKind.DIRECT_RELAXABLE]
     inside = any(
@@ -282,7 +302,7 @@ def region_fixes(causes: Sequence[Cause], usable: Usable) -> list[str]:
     if regions and len(relaxable) == len(regions) and not inside:
         fixes.append(say.WITHOUT_STRICT)
     if any(region.kind in (RegionKind.DIRECT, RegionKind.FIRMWARE) for region in regions):
-        fixes.append(say.FIRMWARE_REGION)
+        fixes.append(str(fill(say.FIRMWARE_REGION)))
     same = {(region.range, region.word) for region in regions}
     groups = {item.group for item in usable.regions if (item.range, item.word) in same} - {None}
     if groups and groups < set(usable.groups):  # of the rest, none has the region

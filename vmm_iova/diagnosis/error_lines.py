@@ -3,69 +3,96 @@
 
 A paste is read line by line, as people paste it: with time stamps, repeated, quoted, wrapped in
 the words of a management layer. The same failure told twice becomes one; what the lines state of
-the host (a width, a vendor, a limit) is kept as clues.
+the host (a width, a vendor, a limit, a listing) is kept as clues.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vmm_iova.diagnosis.causes import NAMES, Why, errno_name, errno_of_words
-from vmm_iova.diagnosis.forms import FORMS, HEX, Form
+from vmm_iova.diagnosis.clues import HEX, WIDTH, ClueReader, Clues
+from vmm_iova.diagnosis.errnos import NAMES, errno_name, errno_of_words
+from vmm_iova.diagnosis.forms import ANY_VFIO, Form, read_line
+from vmm_iova.diagnosis.templates import fold
+from vmm_iova.diagnosis.why import Api, Op, Part, Why
 from vmm_iova.errors import HostDataError
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
-from vmm_iova.readers.failed_maps import is_failed_map, parse_failed_maps
+from vmm_iova.readers.failed_maps import FailedMap, read_failed_map
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from vmm_iova.diagnosis.templates import Match
 
 RECOGNISED = (
     "lines in which a map, an unmap, an attach or the setup of a device fails, of QEMU, KVM, "
     "libvirt, Cloud Hypervisor, Firecracker, crosvm, kvmtool, OpenVMM, DPDK, SPDK, libvfn and "
-    "strace, and the kernel's own (VFIO, DMAR, AMD-Vi, SMMU, RMRR, RLIMIT_MEMLOCK)"
+    "strace, and the kernel's own (VFIO, DMAR, AMD-Vi, SMMU, RMRR, RLIMIT_MEMLOCK, PCI BARs)"
 )
 """What `parse_report` takes, as a clause."""
 _PAGE = 4096  # the smallest of any IOMMU
-_LONGEST = 4096  # characters of a line; the forms take quadratic time on hostile ones
+MOST_LINES, MOST_CHARACTERS, MOST_FAILURES = 20_000, 4096, 100
+"""Lines of a paste that are read, characters of each, and different failures that are told."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One call that failed.
+    """One call that failed, or one access of a device.
 
     Attributes:
-        op: what it was: one of `errnos.OPS`.
-        api: `type1`, `iommufd`, or None when the line does not tell.
+        op: what it was.
+        api: the interface, or None when the line does not tell.
         errno: name of the errno, or None.
-        iova: first IOVA, or None.
+        iova: first IOVA, or None; of a fault, the address.
         size: bytes, or None.
         hva: address in the process, or None.
         program: who said so, or None.
-        part: what was to be mapped: `ram`, `bar`, or None when the line does not tell.
+        part: what was to be mapped, or None when the line does not tell.
         sign: what the words alone settle, or None.
         line: number of the line, from 1.
         text: the line.
         name: what a list of failed maps calls it, or None.
         echo: True if the line only repeats that some call failed.
+        warning: True if the program goes on.
+        device: the device that the line names, or None.
+        driver: the driver that holds it, where the line tells.
+        group: the group that the line names, or None.
+        node: the node that could not be opened, or None.
+        times: how often the same was told.
+        unwound: True if the program printed an errno that the call does not have.
     """
 
-    op: str
-    api: str | None = None
+    op: Op
+    api: Api | None = None
     errno: str | None = None
     iova: int | None = None
     size: int | None = None
     hva: int | None = None
     program: str | None = None
-    part: str | None = None
+    part: Part | None = None
     sign: Why | None = None
     line: int = 1
     text: str = ""
     name: str | None = None
     echo: bool = False
+    warning: bool = False
+    device: str | None = None
+    driver: str | None = None
+    group: str | None = None
+    node: str | None = None
+    times: int = 1
+    unwound: bool = False
+
+    def __post_init__(self) -> None:
+        """Take words for the members that they are the values of."""
+        object.__setattr__(self, "op", Op(self.op))
+        if self.api is not None:
+            object.__setattr__(self, "api", Api(self.api))
+        if self.part is not None:
+            object.__setattr__(self, "part", Part(self.part))
 
     @property
     def range(self) -> AddrRange | None:
@@ -79,35 +106,8 @@ class Failure:
         """The IOVAs, or the page at `iova` where the size is not known."""
         if self.iova is None or self.size:
             return self.range
-        start = self.iova // _PAGE * _PAGE if self.op == "fault" else self.iova
+        start = self.iova // _PAGE * _PAGE if self.op is Op.FAULT else self.iova
         return AddrRange(start, min(start + _PAGE - 1, ADDRESS_LAST))
-
-
-@dataclass(frozen=True, slots=True)
-class Clues:
-    """What a report states of the host, beside the failure.
-
-    Attributes:
-        width: address bits of the IOMMU that the kernel printed.
-        vendor: `amd`, `intel` or `arm`, or None.
-        cpu_bits: physical address bits that were passed, or None.
-        memlock: limit of locked memory in bytes that was passed, or None.
-        entries: limit on mappings that was passed, or None.
-        client: True if the CPU is an Intel desktop or laptop part, whose IOMMUs have 39 bits.
-        signs: causes that the kernel's log named, each with its line.
-        devices: PCI devices that were named.
-        groups: IOMMU groups that were named.
-    """
-
-    width: int | None = None
-    vendor: str | None = None
-    cpu_bits: int | None = None
-    memlock: int | None = None
-    entries: int | None = None
-    client: bool = False
-    signs: tuple[tuple[Why, str], ...] = ()
-    devices: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +118,29 @@ class Report:
         failures: each once, in the order of the paste.
         clues: what it states of the host.
         passed_over: lines that say nothing about a failure.
+        notes: what was not read, and why.
     """
 
     failures: tuple[Failure, ...]
     clues: Clues
     passed_over: int = 0
+    notes: tuple[str, ...] = ()
 
 
-def _errno_in(text: str) -> str | None:
+_ERRNO = (
+    re.compile(r"\b(" + "|".join(sorted(NAMES)) + r")\b"),  # strace: = -1 EINVAL
+    re.compile(r"\(os error (\d{1,5})\)"),
+    re.compile(r"\bError\((\d{1,5})\)"),  # {:?} of a Rust errno
+    re.compile(r"= ?-(?!1\b)(\d{1,5})"),  # a plain -1 is what ioctl returned, not the errno
+    re.compile(r"\berror:? -?(\d{1,5})\b"),
+    re.compile(r"\berrno[ =:(]{1,4}-?(\d{1,5})"),
+    re.compile(r"(?:failed|MAP_DMA): -(\d{1,5})\b"),
+    re.compile(r"\bret -(\d{1,5})\b"),
+)
+
+
+def errno_in(text: str) -> str | None:
+    """Return the errno that a text names, by name, number or words."""
     for pattern in _ERRNO:
         match = pattern.search(text)
         if match:
@@ -134,31 +149,12 @@ def _errno_in(text: str) -> str | None:
     return errno_of_words(text)
 
 
-_ERRNO = (
-    re.compile(r"\b(" + "|".join(sorted(NAMES)) + r")\b"),  # strace: = -1 EINVAL
-    re.compile(r"\(os error (\d+)\)"),
-    re.compile(r"\bError\((\d+)\)"),  # {:?} of a Rust errno
-    re.compile(r"= -(?!1\b)(\d+)"),  # a plain -1 is what ioctl returned, not the errno
-    re.compile(r"\berror:? (\d+)\b"),
-    re.compile(r"\berrno[ =:(]+-?(\d+)"),
-    re.compile(r"(?:failed|MAP_DMA): -(\d+)\b"),
-)
-
-
-def _number(text: str | None) -> int | None:
-    if not text or not re.fullmatch(r"(?:0x)?[0-9a-fA-F]+", text):
-        return None
-    value = int(text, 16) if text[:2] == "0x" else int(text, 10) if text.isdecimal() else None
-    return value if value is not None and value <= ADDRESS_LAST else None
-
-
 _KEYS = {
     "iova": re.compile(rf"\b(?:iova|IOVA|gpa)(?:=| = |: ?| )\[?(?P<n>{HEX})"),
-    "size": re.compile(rf"\b(?:size|length|len)(?:=| = |: ?| )(?P<n>{HEX}|\d+)\b"),
+    "size": re.compile(rf"\b(?:size|length|len)(?:=| = |: ?| )(?P<n>{HEX}|\d{{1,20}})\b"),
     "hva": re.compile(rf"\b(?:user_va|vaddr|hva|va)(?:=| = |: ?| )(?P<n>{HEX})"),
 }
 _SPAN = re.compile(rf"\b(?:iova|IOVA|gpa)(?:=| = |: ?| )\[(?P<iova>{HEX}), ?(?P<stop>{HEX})\)")
-
 _PROGRAMS = (
     (re.compile(r"\bqemu|\bkvm: |QEMU\["), "QEMU"),
     (
@@ -170,56 +166,79 @@ _PROGRAMS = (
     (re.compile(r"\bcrosvm\b"), "crosvm"),
     (re.compile(r"\b[Ff]irecracker\b"), "Firecracker"),
     (re.compile(r"\blkvm\b|\bkvmtool\b"), "kvmtool"),
-    (re.compile(r"\bSPDK\b|spdk|_vfio_iommu_map_dma"), "SPDK"),
+    (re.compile(r"\bSPDK\b|spdk|_vfio_iommu_map_dma|vtophys_iommu_map_dma"), "SPDK"),
     (re.compile(r"\bEAL\b|\bDPDK\b"), "DPDK"),
     (re.compile(r"\bunvme\b"), "unvme"),
-    (re.compile(r"\blibvirt\b|\bvirError\b"), "libvirt"),
+    (re.compile(r"\blibvirt\b|\bvirError\b|\bLibvirtError\b"), "libvirt"),
 )
 _RAM = re.compile(
-    r"[Rr]egion (?:\S*ram\b|dimm|mem|ram-node|/objects/)|\bpc\.ram\b|mach-virt\.ram|"
+    r"[Rr]egion (?:\S{0,40}ram\b|dimm|mem|ram-node|/objects/)|\bpc\.ram\b|mach-virt\.ram|"
     r"guest RAM|guest memory(?! map)|VfioDmaMap\("
 )
 _BAR = re.compile(
-    r"\bBAR\b(?!\?)|MMIO region|VfioMapRegion|to DMA map: .*guest BDF|mmaps\[|p2p|peer-to-peer",
+    r"\bBAR\b(?!\?)|MMIO region|VfioMapRegion|to DMA map: .{0,200}guest BDF|mmaps\[|p2p|"
+    r"peer-to-peer",
     re.IGNORECASE,
 )
-_BDF = re.compile(r"(?<!guest BDF: )\b(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]\b")
-_GROUP = re.compile(r"\bgroup (\d{1,9})\b|/dev/vfio/(\d{1,9})\b")
-_SMMU_EVENT = re.compile(r"arm-smmu-v3.*: event 0x1[0-3] received")
+_RAM_BASES = (0x0, 0xC_0000, 0xE_0000, 0x10_0000, 0x4000_0000, 0x8000_0000, 1 << 32, 1 << 40)
+_NO_GUEST = ("DPDK", "SPDK", "libvfn", "libevpl", "unvme")
+_MMIO_FLOOR = 1 << 36  # RAM of a VMM begins lower, or at 1 TiB
+_DEVICE = re.compile(
+    r"(?:Request device|device=|client:|devid:|vfio|vfio-pci|pci|EAL:)\s{0,2}\[?(?:0x)?"
+    r"(?P<dev>(?:[0-9a-f]{4}:)?(?:0x)?[0-9a-f]{2}:(?:0x)?[01][0-9a-f]\.[0-7])"
+)
+_HOLDER = re.compile(
+    r"(?P<driver>[a-z][\w-]{1,30}) (?P<dev>[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]): "
+    r"(?:AMD-Vi|iommu|DMAR)"
+)
+_SMMU_EVENT = re.compile(r"arm-smmu-v3.{0,200}: event 0x1[0-3] received")
 _WORD = re.compile(r"(0x[0-9a-f]{16})\s*$")
-_WIDTH = re.compile(r"iommu width \((\d{1,2})\)")
-_AMD = re.compile(r"\bAMD\b|\bEPYC\b|\bRyzen\b|AMD-Vi|\bThreadripper\b")
-_INTEL = re.compile(r"\bIntel\b|\bXeon\b|\bDMAR\b|\bLake\b|\bi[3579]-\d{3,5}")
-# Not the guest's architecture: an arm64 guest may run on an x86 host.
-_ARM = re.compile(r"\bSMMU|\barm-smmu")
-_CLIENT = re.compile(
-    r"\b(?:Alder|Raptor|Meteor|Arrow|Lunar|Tiger|Rocket|Comet|Coffee|Kaby) ?Lake\b|"
-    r"\bCore (?:Ultra|i[3579])|\bi[3579]-\d{3,5}"
-)
-_MASK = re.compile(r"using dma mask ([0-9a-f]*[1-9a-f][0-9a-f]*)\b")
-_HOST_BITS = re.compile(r"> host aw-bits (0x[0-9a-f]{1,2}|[1-9]\d?)\b")
-_PAST = re.compile(r"past 2\^(\d{2})|KVM memslot refused")
-_MEMLOCK_WORDS = re.compile(r"memlock|RLIMIT_MEMLOCK|locked memory", re.IGNORECASE)
-_LIMIT = re.compile(r"RLIMIT_MEMLOCK \((\d+)\)")
-_ENTRY_LIMIT = re.compile(
-    r"dma_entry_limit\D{0,4}(\d+)|Maximum (?:possible|number of) DMA map\w*: (\d+)"
-)
 
 
 def parse_reports(text: str, name: str = "the report") -> tuple[Report, ...]:
-    """Read a paste, or a list of failed maps (`NAME IOVA SIZE ERRNO FACTS`), one report a line.
+    """Read a paste; each row of a list of failed maps (`NAME IOVA SIZE ERRNO FACTS`) by itself.
 
     Raises:
         HostDataError: no line of it tells of a failed call.
     """
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    if len(lines) > 1 and all(map(is_failed_map, lines)):
-        return tuple(parse_report(line, name) for line in lines)  # each of another host
-    return (parse_report(text, name),)
+    rows, others = [], []
+    for number, line in enumerate(text.splitlines()[:MOST_LINES], 1):
+        stripped = line.strip()
+        row = None if stripped.startswith("#") else read_failed_map(stripped[:MOST_CHARACTERS])
+        if row is None:
+            others.append(line)
+        else:
+            rows.append((number, stripped, row))
+    if not rows:
+        return (parse_report(text, name),)
+    # Each row is of another host: what one states is no clue to the next.
+    reports = [_row_report(number, line, row) for number, line, row in rows]
+    try:
+        return (*reports, parse_report("\n".join(others), name))
+    except HostDataError:
+        return tuple(reports)
+
+
+def _row_report(number: int, line: str, row: FailedMap) -> Report:
+    reading = ClueReader()
+    reading.read(line, [])
+    errno = errno_in(row.said) or ("EFAULT" if WIDTH.search(row.said) else None)
+    failure = Failure(
+        op=Op.MAP,
+        errno=errno,
+        iova=row.iova,
+        size=row.size or None,
+        program=_program(line),
+        part=_part(line, row.iova, _program(line)),
+        line=number,
+        text=line,
+        name=row.name,
+    )
+    return Report((failure,), reading.done())
 
 
 def parse_report(text: str, name: str = "the report") -> Report:
-    """Read a paste.
+    """Read a paste as one report.
 
     Args:
         text: one line or many.
@@ -228,32 +247,40 @@ def parse_report(text: str, name: str = "the report") -> Report:
     Raises:
         HostDataError: no line of it tells of a failed call.
 
-    Complexity: O(size x forms).
+    Complexity: O(size x forms), for at most 20,000 lines of 4096 characters.
     Synchronization: none required.
     """
+    every = text.splitlines()
+    lines = [raw[:MOST_CHARACTERS] for raw in every[:MOST_LINES]]
     found: list[Failure] = []
-    reading = _Clues()
+    reading = ClueReader()
     passed_over = 0
-    for number, raw in enumerate(_joined(text.splitlines()), 1):
-        line = raw[:_LONGEST].strip().strip("\"'`> ")
+    for number, raw in enumerate(_joined(lines), 1):
+        line = raw.strip().strip("\"'`> ")
         if not line or line.startswith("#"):
             continue
-        reading.read(line)
-        failures = list(_failures(line, number))
+        failures, signs = _failures(line, number)
+        reading.read(line, signs)
         found += failures
         passed_over += not failures
     if not found:
         raise HostDataError(
-            f"{name}: none of its {max(len(text.splitlines()), 1)} lines tells of a failed call",
+            f"{name}: none of its {max(len(every), 1)} lines tells of a failed call",
             source=name,
             text=shorten(text.strip()),
             hint=f"{RECOGNISED} are recognised: paste the line whole, or state the call: "
             "vmm-iova explain --iova 0x382000000000 --size 256M --errno EINVAL",
         )
-    return Report(tuple(_once(found)), reading.done(), passed_over)
+    kept = list(_once(found))
+    notes = []
+    if len(every) > MOST_LINES:
+        notes.append(f"only the first {MOST_LINES} of {len(every)} lines were read")
+    if len(kept) > MOST_FAILURES:
+        notes.append(f"only the first {MOST_FAILURES} failures are told")
+    return Report(tuple(kept[:MOST_FAILURES]), reading.done(lines), passed_over, tuple(notes))
 
 
-def _joined(lines: list[str]) -> Iterator[str]:
+def _joined(lines: Sequence[str]) -> Iterator[str]:
     """Put the address of an SMMUv3 event, the third of the words that follow it, into its line."""
     for index, line in enumerate(lines):
         words = []
@@ -264,92 +291,157 @@ def _joined(lines: list[str]) -> Iterator[str]:
         yield f"{line} iova: {words[2]}" if len(words) > 2 else line
 
 
-def _failures(line: str, number: int) -> Iterator[Failure]:
+def _failures(line: str, number: int) -> tuple[list[Failure], list[Why]]:
     """Read what one line tells; management layers put several errors into one."""
-    if is_failed_map(line):
-        yield _listed(line, number)
-        return
-    form, match = next(
-        ((item, m) for item in FORMS if (m := item.pattern.search(line))), (None, None)
+    folded = fold(line)
+    first, signs = read_line(folded)
+    if first is None:
+        if not _about_vfio(folded) or errno_in(line) is None:
+            return [], signs  # too little said for a failure
+        return [_failure(ANY_VFIO, None, line, folded, number)], signs
+    form, template, match = first
+    found: list[Failure] = []
+    again: Match | None = match
+    while again is not None and len(found) < MOST_FAILURES:
+        found.append(_failure(form, again, line, folded, number))
+        again = template.search(folded, again.stop)
+    return found, signs
+
+
+def _about_vfio(folded: str) -> bool:
+    """Tell whether a line that no form knows is one of a program that failed with VFIO."""
+    return any(word in folded for word in ANY_VFIO.templates) and any(
+        word in folded for word in _FAILED
     )
-    if form is None or match is None:
-        return
-    if form is FORMS[-1] and _errno_in(line) is None:
-        return  # too little said for a failure
-    for again in form.pattern.finditer(line):
-        yield _failure(form, again, line, number)
 
 
-def _listed(line: str, number: int) -> Failure:
-    """Read a row of a list of failed maps."""
-    (row,) = parse_failed_maps(line, "the list")
+_FAILED = ("fail", "error", "cannot", "can't", "could not", "couldn't", "unable")
+
+
+def _failure(form: Form, match: Match | None, line: str, folded: str, number: int) -> Failure:
+    got = match.values if match is not None else {}
+    rest = folded[match.start :] if match is not None else folded
+    shown = line[match.start :] if match is not None and len(line) == len(folded) else line
+    iova, size = _place_of(form, got, shown)
+    program = _program(line)
+    errno = form.errno if form.sign else None
+    if errno is None and got.get("errno_"):
+        errno = errno_name(int(got["errno_"][:5]))
+    if errno is None and form.sign not in (Why.HOLE,):
+        errno = errno_in(shown) or errno_in(line) or form.errno
+    if errno is None and WIDTH.search(rest):
+        errno = "EFAULT"  # what intel_iommu_map returns beside that line
+    if form.op in (Op.START, Op.BAR, Op.FAULT):
+        errno = form.errno  # it is not the errno of a call
+    holder = _HOLDER.search(line)
+    program = form.program if form.program == "kernel" else (program or form.program)
+    api = form.api
+    # QEMU returns errno after it has printed a message, which may change it: type1 has no ENOENT.
+    unwound = (program, form.op, errno) == ("QEMU", Op.MAP, "ENOENT") and api != Api.IOMMUFD
     return Failure(
-        op="map",
-        errno=_errno_in(row.said) or ("EFAULT" if _WIDTH.search(row.said) else None),
-        iova=row.range.start,
-        size=row.range.size,
-        program=_program(line),
-        part=_part(line),
+        op=form.op,
+        api=api,
+        errno=None if unwound else errno,
+        iova=iova,
+        size=size or None,
+        hva=_number(got.get("hva")) if got.get("hva") else _key("hva", shown),
+        program=program,
+        part=form.part or _part(line, iova if form.op is Op.MAP else None, program),
+        sign=form.sign,
         line=number,
         text=line,
-        name=row.name,
+        echo=form.echo,
+        warning=form.warning,
+        device=_device_of(got.get("dev"), line, holder),
+        driver=holder["driver"] if holder else None,
+        group=got.get("group"),
+        node=_node(got.get("node"), form),
+        unwound=unwound,
     )
+
+
+def _place_of(form: Form, got: dict[str, str], shown: str) -> tuple[int | None, int | None]:
+    """Where it should go: from the form's places, else from keys of the line."""
+    address = got.get("addr")
+    if address is not None:
+        return int(address, 16) & ADDRESS_LAST, None
+    if "bits" in got:
+        return _hex(got.get("iova")), _PAGE  # the line names the last page of the map
+    bare = form.api is not None and not (got.get("iova") or "0x").startswith("0x")
+    iova = _hex(got.get("iova")) if bare else _number(got.get("iova"))
+    size = _hex(got.get("size")) if bare else _number(got.get("size"))
+    last = _hex(got.get("last"))
+    if last is not None and iova is not None and last >= iova:
+        # Some print the address behind the last byte: no last byte is a multiple of 4 KiB.
+        size = last - iova + (last % _PAGE != 0)
+    span = _SPAN.search(shown)
+    if iova is None and span is not None:
+        iova = _number(span["iova"])
+        size = max(int(span["stop"], 16) - int(span["iova"], 16), 0)
+    if form.op in (Op.START, Op.BAR):
+        return iova, size
+    return (
+        _key("iova", shown) if iova is None else iova,
+        _key("size", shown) if size is None else size,
+    )
+
+
+def _hex(text: str | None) -> int | None:
+    value = int(text, 16) if text else None
+    return value if value is not None and value <= ADDRESS_LAST else None
+
+
+def _number(text: str | None) -> int | None:
+    """A number as C prints it: hex with 0x, else decimal."""
+    if not text:
+        return None
+    if text[:2] == "0x":
+        return _hex(text) if re.fullmatch(r"0x[0-9a-fA-F]{1,64}", text) else None
+    value = int(text) if text.isdecimal() and text.isascii() and len(text) < 21 else None
+    return value if value is not None and value <= ADDRESS_LAST else None
+
+
+def _key(name: str, text: str) -> int | None:
+    match = _KEYS[name].search(text)
+    return _number(match["n"]) if match else None
 
 
 def _program(line: str) -> str | None:
     return next((name for pattern, name in _PROGRAMS if pattern.search(line)), None)
 
 
-def _part(line: str) -> str | None:
-    return "bar" if _BAR.search(line) else "ram" if _RAM.search(line) else None
+def _part(line: str, iova: int | None, program: str | None) -> Part | None:
+    """What was to be mapped: by the words, else by where VMMs put RAM and firmware puts BARs."""
+    if _BAR.search(line):
+        return Part.BAR
+    if _RAM.search(line):
+        return Part.RAM
+    if iova is None or program in _NO_GUEST:
+        return None
+    if iova in _RAM_BASES:
+        return Part.RAM
+    return Part.BAR if iova >= _MMIO_FLOOR else None
 
 
-def _failure(form: Form, match: re.Match[str], line: str, number: int) -> Failure:
-    got = match.groupdict()
-    rest = line[match.start() :]
-    iova = _number(got.get("iova")) if "bits" not in got else int(got["iova"], 16)
-    if got.get("iova_hex"):
-        iova = int(got["iova_hex"], 16) & ADDRESS_LAST
-    size = _number(got.get("size")) or int(got.get("size_hex") or "0", 16) or None
-    last = got.get("last") or got.get("last_hex")
-    if last and iova is not None and int(last, 16) >= iova:
-        # Some print the address behind the last byte: no last byte is a multiple of 4 KiB.
-        size = int(last, 16) - iova + (int(last, 16) % 4096 != 0)
-    if "bits" in got:
-        size = _PAGE  # the line names the last page of the map
-    span = _SPAN.search(rest)
-    if iova is None and span is not None:
-        iova = _number(span["iova"])
-        size = int(span["stop"], 16) - int(span["iova"], 16)
-    iova = _key("iova", rest) if iova is None else iova
-    size = _key("size", rest) if size is None else size
-    hva = _number(got.get("hva"))
-    program = _program(line)
-    part = form.part or _part(line)
-    errno = form.errno if form.sign else (_errno_in(rest) or _errno_in(line) or form.errno)
-    if errno is None and _WIDTH.search(rest):
-        errno = "EFAULT"  # what intel_iommu_map returns beside that line
-    op = got.get("op") or form.op
-    api = form.api
-    return Failure(
-        op=op,
-        api=api,
-        errno=errno,
-        iova=iova,
-        size=size if size else None,
-        hva=_key("hva", rest) if hva is None else hva,
-        program=form.program if form.program == "kernel" else (program or form.program),
-        part=part,
-        sign=form.sign,
-        line=number,
-        text=line,
-        echo=form.echo,
+def _device_of(named: str | None, line: str, holder: re.Match[str] | None) -> str | None:
+    text = holder["dev"] if holder else named
+    if text is None:
+        match = _DEVICE.search(line)
+        text = match["dev"] if match else None
+    if text is None:
+        return None
+    bdf = text.strip("[]:").replace("0x", "")
+    if not re.fullmatch(r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]", bdf):
+        return None
+    return bdf if bdf.count(":") == 2 else f"0000:{bdf}"
+
+
+def _node(rest: str | None, form: Form) -> str | None:
+    if rest is not None:
+        return f"/dev/vfio/{rest.strip(':.')}"
+    return (
+        "/dev/iommu" if form.op is Op.OPEN and any("iommu" in t for t in form.templates) else None
     )
-
-
-def _key(name: str, text: str) -> int | None:
-    match = _KEYS[name].search(text)
-    return _number(match["n"]) if match else None
 
 
 def _once(found: list[Failure]) -> Iterator[Failure]:
@@ -358,23 +450,33 @@ def _once(found: list[Failure]) -> Iterator[Failure]:
     QEMU prints the ioctl's failure and then the call's; the kernel logs the cause beside it.
     """
     kept: list[Failure] = []
-    for item in [item for item in found if not item.echo] or found:
+    told = [item for item in found if not item.echo] or found
+    # A warning beside a failure is not what the report is about.
+    told = [item for item in told if not item.warning] or told
+    for item in told:
         twin = next((index for index, old in enumerate(kept) if _same(old, item)), None)
         if twin is None:
-            kept.append(item)
+            if len(kept) <= MOST_FAILURES:  # one more, to say that there are more
+                kept.append(item)
         else:
             kept[twin] = _join(kept[twin], item)
     whole = [item for item in kept if not (item.program == "kernel" and item.iova is None)]
     # A cause that the kernel logged beside a VMM's own line is a clue to that line.
-    told = {item.api for item in kept if item.api}
+    calls = {item.api for item in kept if item.api}
     for item in whole or kept:
-        one = item.api is None and item.op in ("map", "unmap") and len(told) == 1
-        yield replace(item, api=next(iter(told))) if one else item
+        one = item.api is None and item.op in (Op.MAP, Op.UNMAP) and len(calls) == 1
+        yield replace(item, api=next(iter(calls))) if one else item
 
 
 def _same(old: Failure, new: Failure) -> bool:
     if old.op != new.op or (old.errno and new.errno and old.errno != new.errno):
         return False
+    if old.op is Op.FAULT:
+        return (old.device, old.sign) == (new.device, new.sign) and old.iova is not None
+    if old.op is Op.BAR:
+        pairs = ((old.size, new.size), (old.device, new.device))
+        alike = all(None in pair or pair[0] == pair[1] for pair in pairs)
+        return old.sign is new.sign and alike
     if old.sign is not new.sign and old.sign and new.sign:
         return False
     if old.iova is None or new.iova is None:
@@ -388,75 +490,12 @@ def _join(old: Failure, new: Failure) -> Failure:
         known,
         api=known.api or more.api,
         errno=known.errno or more.errno,
+        size=known.size or (more.size if known.op is Op.BAR else None),
         program=known.program or more.program,
         part=known.part or more.part,
         sign=known.sign or more.sign,
+        device=known.device or more.device,
+        driver=known.driver or more.driver,
+        group=known.group or more.group,
+        times=old.times + new.times,
     )
-
-
-@dataclass(slots=True)
-class _Clues:
-    """Clues as they are collected."""
-
-    width: int | None = None
-    vendors: set[str] = field(default_factory=set)
-    cpu_bits: int | None = None
-    memlock: int | None = None
-    entries: int | None = None
-    client: bool = False
-    signs: dict[Why, str] = field(default_factory=dict)
-    devices: dict[str, None] = field(default_factory=dict)
-    groups: dict[str, None] = field(default_factory=dict)
-
-    def read(self, line: str) -> None:
-        """Collect what a line states."""
-        width = _WIDTH.search(line)
-        if width and 1 <= int(width[1]) <= 64:
-            self.width = min(self.width or 64, int(width[1]))
-            self.signs.setdefault(Why.WIDTH, line)
-        mask = _MASK.search(line)
-        if mask:  # DPDK prints the bits that an IOVA may not have
-            self.width = min(
-                self.width or 64, (int(mask[1], 16) & -int(mask[1], 16)).bit_length() - 1
-            )
-        host = _HOST_BITS.search(line)
-        if host:
-            self.width = min(self.width or 64, int(host[1], 0))
-        if "Access beyond MGAW" in line:
-            self.signs.setdefault(Why.WIDTH, line)
-        for pattern, vendor in ((_AMD, "amd"), (_INTEL, "intel"), (_ARM, "arm")):
-            if pattern.search(line):
-                self.vendors.add(vendor)
-        self.client = self.client or bool(_CLIENT.search(line))
-        past = _PAST.search(line)
-        if past and past[1]:
-            self.cpu_bits = int(past[1])
-        limit = _LIMIT.search(line)
-        if limit:
-            self.memlock = int(limit[1])
-        if _MEMLOCK_WORDS.search(line):
-            self.signs.setdefault(Why.MEMLOCK, line)
-        entries = _ENTRY_LIMIT.search(line)
-        if entries:
-            self.entries = int(entries[1] or entries[2])
-        for form in FORMS:
-            if form.sign and form.sign is not Why.WIDTH and form.pattern.search(line):
-                self.signs.setdefault(form.sign, line)
-        named = (found if len(found) > 7 else f"0000:{found}" for found in _BDF.findall(line))
-        self.devices.update(dict.fromkeys(named))
-        self.groups.update((a or b, None) for a, b in _GROUP.findall(line))
-
-    def done(self) -> Clues:
-        """Return them."""
-        (vendor,) = self.vendors if len(self.vendors) == 1 else (None,)
-        return Clues(
-            width=self.width,
-            vendor=vendor,
-            cpu_bits=self.cpu_bits,
-            memlock=self.memlock,
-            entries=self.entries,
-            client=self.client,
-            signs=tuple(self.signs.items()),
-            devices=tuple(self.devices),
-            groups=tuple(self.groups),
-        )

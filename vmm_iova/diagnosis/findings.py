@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a diagnosis says: causes, each with how sure it is, and what can be done."""
+"""What a diagnosis says: the verdict, how sure it is, what to do, and why."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_iova.diagnosis.causes import Why
+from vmm_iova.diagnosis.why import Certainty, Op, Why
 
 if TYPE_CHECKING:
     from vmm_iova.diagnosis.check import Verdict
     from vmm_iova.diagnosis.error_lines import Failure
-
-CERTAIN, LIKELY, POSSIBLE = "certain", "likely", "possible"
-"""How sure a cause is."""
+    from vmm_iova.diagnosis.filled import Advice
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,22 +20,22 @@ class Finding:
 
     Attributes:
         why: the cause.
-        certainty: `certain`, `likely` or `possible`.
+        certainty: how sure it is.
         text: one clause with the facts.
         since: since when kernels refuse for it.
         source: where in the kernel.
     """
 
     why: Why
-    certainty: str
+    certainty: Certainty
     text: str
     since: str
     source: str
 
     def settles(self, failure: Failure) -> bool:
         """Tell whether it is the cause beyond doubt: KVM's limit is not the one of the IOMMU."""
-        own = self.why is not Why.CPU_BITS or failure.op == "memslot"
-        return self.certainty == CERTAIN and own
+        own = self.why is not Why.CPU_BITS or failure.op is Op.MEMSLOT
+        return self.certainty is Certainty.CERTAIN and own
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +44,36 @@ class Diagnosis:
 
     Attributes:
         failure: the call.
+        headline: the verdict in one sentence, with the numbers that matter.
+        certainty: how sure the verdict is.
+        harmless: True if nothing has failed for good: a warning.
         meaning: what the errno of that call says, and what it does not say.
         findings: causes, the most certain first.
         verdict: whether the range may be mapped by the facts at hand; None where none say so.
         host: host that it was judged on; None without one.
         settles: what would settle it; empty when it is settled.
-        fixes: what can be done, in the order in which it is likely to help.
+        actions: what can be done, in the order in which it is likely to help.
         notes: what else to know.
     """
 
     failure: Failure
+    headline: str
+    certainty: Certainty
+    harmless: bool
     meaning: str
     findings: tuple[Finding, ...]
     verdict: Verdict | None
     host: str | None
     settles: tuple[str, ...]
-    fixes: tuple[str, ...]
+    actions: tuple[Advice, ...]
     notes: tuple[str, ...]
 
     @property
     def settled(self) -> bool:
         """True if a cause is certain."""
         return any(item.settles(self.failure) for item in self.findings)
+
+    @property
+    def fixes(self) -> tuple[str, ...]:
+        """The actions, a line each."""
+        return tuple(map(str, self.actions))

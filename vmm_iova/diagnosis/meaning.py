@@ -16,18 +16,20 @@ def meaning(call: Failure, rules: Sequence[Rule]) -> str:
     """Say what the errno of a call means, and how many causes it can have."""
     if call.op == "start":
         return "the program stopped before it made a map or an attach call"
+    if call.op == "bar":
+        return "a BAR has no address that its bus can have"
     if call.op == "fault":
         return "the device used an address that the IOMMU does not translate for it"
     causes = len({rule.why for rule in rules})
     what = {1: "one cause", 0: "no documented cause"}.get(causes, f"{causes} possible causes")
     if call.errno is None:
         return f"the line names no errno; {_CALLS[call.op]}{_api(call)} can fail for {what}"
-    plain = _PLAIN.get(call.errno, "the call was refused")
+    plain = PLAIN.get(call.errno, "the call was refused")
     return f"{plain}; {call.errno} of {_CALLS[call.op]}{_api(call)} has {what}"
 
 
-_PLAIN = {
-    "EINVAL": "the kernel takes the call or its range for invalid and does not say why",
+PLAIN = {
+    "EINVAL": "the kernel rejected it without saying why",
     "EEXIST": "something is mapped there already",
     "ENOSPC": "there is no room for another mapping",
     "ENOMEM": "the memory could not be pinned",
@@ -44,10 +46,13 @@ _PLAIN = {
 _CALLS = {
     "map": "a map call",
     "unmap": "an unmap call",
-    "set-iommu": "SET_CONTAINER or SET_IOMMU",
+    "set-iommu": "VFIO_SET_IOMMU",
     "attach": "an attach",
     "bind": "VFIO_DEVICE_BIND_IOMMUFD",
     "open": "opening the device or group",
+    "get-device": "VFIO_GROUP_GET_DEVICE_FD",
+    "probe": "binding a device to vfio-pci",
+    "bar": "finding a place for a BAR",
     "memslot": "KVM_SET_USER_MEMORY_REGION",
     "start": "starting the VMM",
     "setup": "one of the calls that set a device up",

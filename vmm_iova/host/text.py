@@ -41,7 +41,7 @@ from vmm_iova.host.regions import check_truncation, parse_region_line, tidy
 from vmm_iova.host.registers import cpu_address_bits
 from vmm_iova.plain import by_number, one_line
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
-from vmm_iova.readers.failed_maps import is_failed_map
+from vmm_iova.readers.failed_maps import read_failed_map
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _read_line(reading: _Reading, line: str, source: Source) -> None:
     if _read_ranges(reading, body, source) or _read_log(reading, line, source):
         reading.facts += 1
         return
-    if is_failed_map(line):
+    if read_failed_map(line) is not None:
         reading.failed_maps += 1
         return
     body = region_body(body)

@@ -175,6 +175,7 @@ def _explain(site: DeviceSite, exc: DmaError, kernel: Kernel, module: _Module) -
     """Say which of the known reasons an errno stands for here."""
     number, node = exc.errno or 0, site.cdev if module == "iommufd" else site.group_node
     opening = exc.ioctl == "open"
+    hint: str
     problem: OpenProblem
     if opening and number == errno.ENOENT:
         problem, why = "no-node", f"{node} does not exist"

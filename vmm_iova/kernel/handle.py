@@ -157,14 +157,14 @@ def map_refusal(
     )
 
 
-ATTACH_HINTS = {
+ATTACH_HINTS: dict[int, str] = {
     errno.EPERM: say.REMAP_OR_UNSAFE.format(module="vfio_iommu_type1"),
     errno.EINVAL: f"{say.REHEARSE}, {say.OR_DIRECT}",
     errno.EBUSY: say.IS_OPEN,
     errno.ENODEV: say.LOAD_TYPE1,
 }
 
-TYPE1_MAP_HINTS = {
+TYPE1_MAP_HINTS: dict[int, str] = {
     errno.EEXIST: say.UNMAP_FIRST,
     errno.ENOSPC: say.ENTRIES_HINT,
     errno.ENOMEM: say.LOCK_RAISE,
@@ -172,7 +172,7 @@ TYPE1_MAP_HINTS = {
     errno.EINVAL: say.GRANULE_OR_RANGE,
 }
 
-IOMMUFD_MAP_HINTS = {
+IOMMUFD_MAP_HINTS: dict[int, str] = {
     errno.EEXIST: say.UNMAP_FIRST,
     errno.ENOMEM: say.LOCK_RAISE,
     errno.EFAULT: say.BACKING_OR_BAR,

@@ -258,7 +258,7 @@ class VfioCdev(Handle):
         self.pt_id = 0
 
 
-_BIND_HINTS = {
+_BIND_HINTS: dict[int, str] = {
     errno.EPERM: say.REMAP_OR_UNSAFE.format(module="iommufd"),
     errno.EBUSY: say.IS_OPEN,
     errno.EINVAL: say.BOUND_ALREADY,

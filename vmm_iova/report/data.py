@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from vmm_iova.ranges import AddrRange
 
 
-def dump(name: str, generator: str, payload: dict[str, Any]) -> str:
+def dump(name: str, generator: str, payload: dict[str, Any], *, version: int = 1) -> str:
     """Return a JSON document: schema, generator, payload; one newline at its end."""
-    root = {"schema": {"name": name, "version": 1}, "generator": generator, **payload}
+    root = {"schema": {"name": name, "version": version}, "generator": generator, **payload}
     return json.dumps(root, indent=1) + "\n"
 
 

@@ -5,66 +5,45 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vmm_iova.diagnosis.why import Certainty
 from vmm_iova.report import data
+from vmm_iova.report.answer import Answer, answer_data, labelled, show_answer
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmm_iova.diagnosis.findings import Diagnosis
-
-_OPS = {
-    "map": "map",
-    "unmap": "unmap",
-    "set-iommu": "setting up the container",
-    "attach": "attach",
-    "bind": "bind to iommufd",
-    "open": "opening the device",
-    "fault": "DMA",
-    "memslot": "KVM memory slot",
-    "start": "starting",
-    "setup": "setting up the device",
-}
+    from vmm_iova.diagnosis.findings import Diagnosis, Finding
 
 
-def show_diagnosis(diagnosis: Diagnosis) -> str:
-    """Say what a failure means, why it happened, since when, what fits and what helps."""
-    return "\n".join(_lines(diagnosis)) + "\n"
+def answer_of(diagnosis: Diagnosis) -> Answer:
+    """Return verdict, actions, reasons and sources of a diagnosis."""
+    word = "HARMLESS" if diagnosis.harmless else diagnosis.certainty.upper()
+    tone = "good" if diagnosis.harmless else "bad" if diagnosis.settled else "unsure"
+    name = diagnosis.failure.name
+    verdict = f"{name}: {diagnosis.headline}" if name else diagnosis.headline
+    sure = [item for item in diagnosis.findings if item.certainty is not Certainty.POSSIBLE]
+    others = [] if len(sure) == 0 else _others(diagnosis, sure)
+    return Answer(
+        word=word,
+        verdict=verdict,
+        tone=tone,  # type: ignore[arg-type]
+        actions=diagnosis.actions,
+        reasons=tuple(_reasons(diagnosis, sure or list(diagnosis.findings))),
+        doubts=(*diagnosis.settles, *others),
+        sources=tuple(dict.fromkeys(_sources(diagnosis, sure))),
+    )
 
 
-def _lines(diagnosis: Diagnosis) -> Iterator[str]:
-    yield _title(diagnosis)
-    yield f"  means: {diagnosis.meaning}"
-    for item in diagnosis.findings:
-        yield f"  {_CERTAINTY[item.certainty]} {item.why.value}; {item.text}"
-    sure = [item for item in diagnosis.findings if item.certainty != "possible"]
-    for since in dict.fromkeys(item.since for item in sure):
-        yield f"  kernel: {since}"
-    yield from _fits(diagnosis)
-    yield from (f"  note: {text}" for text in diagnosis.notes)
-    yield from (f"  settles it: {text}" for text in diagnosis.settles)
-    yield from (f"  fix: {text}" for text in diagnosis.fixes)
-
-
-_CERTAINTY = {"certain": "because:", "likely": "likely:", "possible": "possible:"}
-
-
-def _title(diagnosis: Diagnosis) -> str:
+def _reasons(diagnosis: Diagnosis, findings: list[Finding]) -> Iterator[str]:
     call = diagnosis.failure
-    if call.range is not None:
-        where = f" of {call.range} ({show_size(call.range.size)})"
-    elif call.iova is not None and call.op != "start":
-        where = f" at {call.iova:#x}"
-    else:
-        where = ""
-    who = "".join(f"{name}: " for name in (call.name, call.program) if name)
-    on = f" on {diagnosis.host}" if diagnosis.host else ""
-    what = "found no mapping" if call.op == "fault" else f"failed{_with(call.errno)}"
-    return f"{who}{_OPS[call.op]}{where} {what}{on}"
-
-
-def _with(errno: str | None) -> str:
-    return f" with {errno}" if errno else ""
+    single = len(findings) == 1
+    for item in findings:
+        yield item.text if single else f"{item.why.value}: {item.text}"
+    if call.times > 1:
+        yield f"the report tells it {call.times} times"
+    yield from _fits(diagnosis)
+    yield from diagnosis.notes
 
 
 def _fits(diagnosis: Diagnosis) -> Iterator[str]:
@@ -72,44 +51,79 @@ def _fits(diagnosis: Diagnosis) -> Iterator[str]:
     if verdict is None or verdict.ok or diagnosis.failure.op == "fault":
         return
     if verdict.limit is not None and verdict.kind == "outside_aperture":
-        yield f"  limit: the last usable address is {verdict.limit:#x}"
+        yield f"the last usable address is {verdict.limit:#x}"
     if verdict.room:
         last = verdict.range.start + verdict.room - 1
-        yield f"  fits: {show_size(verdict.room)} at this base, up to {last:#x}"
-    elif verdict.kind != "granule" and verdict.causes[0].range.start <= verdict.range.start:
-        yield "  fits: nothing at this base"
+        yield f"{show_size(verdict.room)} fit at this base, up to {last:#x}"
+
+
+def _others(diagnosis: Diagnosis, sure: list[Finding]) -> list[str]:
+    """Causes that are less likely are counted; -v lists them."""
+    count = len(diagnosis.findings) - len(sure)
+    if diagnosis.settled or not count:
+        return []
+    what = "another cause is" if count == 1 else f"{count} other causes are"
+    return [f"{what} possible (-v lists {'it' if count == 1 else 'them'})"]
+
+
+def _sources(diagnosis: Diagnosis, sure: list[Finding]) -> Iterator[str]:
+    if diagnosis.host:
+        yield f"the facts of {diagnosis.host}"
+    elif sure:
+        yield sure[0].source
+
+
+def show_diagnosis(diagnosis: Diagnosis, *, verbose: bool = False) -> str:
+    """Say what is wrong, what to do, and why."""
+    return show_answer(answer_of(diagnosis), _more(diagnosis) if verbose else ())
+
+
+def _more(diagnosis: Diagnosis) -> Iterator[str]:
+    """History, and the causes that are less likely."""
+    call = diagnosis.failure
+    yield from labelled("Line:", [f"{call.line}: {call.text[:300]}"] if call.text else [])
+    yield from labelled("Errno:", [diagnosis.meaning])
+    rare = [item for item in diagnosis.findings if item.certainty is Certainty.POSSIBLE]
+    yield from labelled("Also:", (f"possible: {item.why.value}: {item.text}" for item in rare))
+    since = dict.fromkeys(item.since for item in diagnosis.findings)
+    yield from labelled("Since:", since)
+    yield from labelled("Kernel:", dict.fromkeys(item.source for item in diagnosis.findings))
 
 
 def diagnosis_data(diagnosis: Diagnosis) -> dict[str, Any]:
     """Return the same as data."""
     call = diagnosis.failure
+    said = answer_data(answer_of(diagnosis))
     return {
-        "op": call.op,
-        "api": call.api,
+        **said,
+        "certainty": str(diagnosis.certainty),
+        "harmless": diagnosis.harmless,
+        "settled": diagnosis.settled,
+        "settles": list(diagnosis.settles),
+        "op": str(call.op),
+        "api": None if call.api is None else str(call.api),
         "errno": call.errno,
         "iova": _hex(call.iova),
         "size": _hex(call.size),
         "hva": _hex(call.hva),
         "name": call.name,
         "program": call.program,
-        "part": call.part,
+        "part": None if call.part is None else str(call.part),
+        "device": call.device,
         "line": call.line,
         "host": diagnosis.host,
-        "settled": diagnosis.settled,
         "meaning": diagnosis.meaning,
         "causes": [
             {
                 "cause": item.why.name.lower(),
-                "certainty": item.certainty,
+                "certainty": str(item.certainty),
                 "text": item.text,
                 "since": item.since,
                 "source": item.source,
             }
             for item in diagnosis.findings
         ],
-        "verdict": None if diagnosis.verdict is None else data.verdict_data(diagnosis.verdict),
-        "settles": list(diagnosis.settles),
-        "fixes": list(diagnosis.fixes),
+        "range": None if diagnosis.verdict is None else data.verdict_data(diagnosis.verdict),
         "notes": list(diagnosis.notes),
     }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vmm_iova import remedies as say
 from vmm_iova.host.facts import PASTED
 from vmm_iova.host.registers import least_bits
-from vmm_iova.host.usable import Cause, CauseKind, Usable
+from vmm_iova.host.usable import CauseKind, Usable
 from vmm_iova.plain import whole_number
 from vmm_iova.planning.layout import Item, ItemKind, Layout
 from vmm_iova.planning.memory_maps import viommu_lines
@@ -18,7 +18,6 @@ from vmm_iova.units import show_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from vmm_iova.diagnosis.check import Verdict
     from vmm_iova.host.facts import Note, ReservedRegion
     from vmm_iova.host.host import Host
     from vmm_iova.host.registers import Width
@@ -382,53 +381,6 @@ def _tables(tables: PageTables, containers: int) -> str:
     leaves = ", ".join(f"{count} x {show_size(size)}" for size, count in tables.leaves if count)
     each = f" in each of {containers} containers" if containers > 1 else ""
     return f"{show_size(tables.table_bytes * containers)} for {leaves}{each}"
-
-
-def show_verdict(verdict: Verdict, name: str | None = None) -> str:
-    """Say whether a range may be mapped, what forbids it, and what would help."""
-    title = f"{verdict.range} ({show_size(verdict.range.size)})"
-    if name:
-        title = f"{name}: {title}"
-    if verdict.ok:
-        lines = [f"yes: {title} may be mapped in one call"]
-        return "\n".join([*lines, *(f"  warning: {text}" for text in verdict.warnings)]) + "\n"
-    lines = [f"no: {title} {_WHY[verdict.kind]}"]
-    lines += [f"  because: {_because(cause)}" for cause in verdict.causes]
-    if verdict.kind == "outside_aperture" and verdict.limit is not None:
-        lines.append(f"  limit: the last usable address is {verdict.limit:#x}")
-        lines.append(f"  needs: {verdict.bits_needed} address bits")
-    if verdict.room and verdict.kind in ("conflict", "outside_aperture"):
-        last = verdict.range.start + verdict.room - 1
-        lines.append(f"  fits: {show_size(verdict.room)} at this base, up to {last:#x}")
-    lines.append(f"  kernel: {_kernel(verdict)}")
-    lines += [f"  warning: {text}" for text in verdict.warnings]
-    lines += [f"  fix: {text}" for text in verdict.fixes]
-    return "\n".join(lines) + "\n"
-
-
-_WHY = {
-    "conflict": "meets a hole of the host",
-    "outside_aperture": "is outside of what the IOMMU can translate",
-    "straddle": "crosses a seam: it needs two mappings",
-    "granule": "is not whole granules",
-}
-
-
-def _because(cause: Cause) -> str:
-    shown = str(cause.range)
-    return cause.text if shown in cause.text else f"{shown}: {cause.text}"
-
-
-def _kernel(verdict: Verdict) -> str:
-    """What kernels do with such a map (kernel file and release: docs/design.md)."""
-    kind = verdict.causes[0].kind if verdict.causes else None
-    if kind is CauseKind.TOP_PAGE:
-        return "takes it before Linux 6.18, and may lose it when it is unmapped"
-    if verdict.kind in ("granule", "straddle"):
-        return "refuses with EINVAL"
-    if kind is CauseKind.APERTURE:
-        return "refuses with EINVAL since Linux 5.4, or with EFAULT where its list is too wide"
-    return "refuses with EINVAL since Linux 5.4; older ones map it and fail later"
 
 
 def show_difference(difference: Difference, left: str, right: str) -> str:

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How every command answers: the verdict, what to do, why, how sure, and what it rests on.
+
+On a terminal lines are wrapped at its width, 80 columns at most, and the verdict has a colour;
+in a pipe there is neither (and no colour with NO_COLOR, https://no-color.org).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from vmm_iova.diagnosis.filled import Advice
+
+Tone = Literal["good", "bad", "unsure"]
+_COLUMNS, _INDENT, _WAY = 80, 8, 9
+_COLOURS: dict[Tone, str] = {"good": "32", "bad": "31", "unsure": "33"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command says first.
+
+    Attributes:
+        word: one word in capitals: how it stands, or how sure it is.
+        verdict: a sentence without its stop, with the numbers that matter.
+        tone: for the colour of the word.
+        actions: what to do, the first first.
+        reasons: why, a clause each.
+        doubts: what would settle it, where it is not settled.
+        sources: what the answer rests on.
+        certainty: how sure it is; empty where the word says it.
+    """
+
+    word: str
+    verdict: str
+    tone: Tone
+    actions: tuple[Advice | str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    certainty: str = ""
+
+
+def answer_data(answer: Answer) -> dict[str, Any]:
+    """Return the same as keys for programs."""
+    return {
+        "verdict": answer.verdict,
+        "certainty": answer.certainty or answer.word.lower(),
+        "action": [str(item) for item in answer.actions],
+        "reason": list(answer.reasons),
+        "source": list(answer.sources),
+    }
+
+
+def show_answer(answer: Answer, more: Iterable[str] = ()) -> str:
+    """Print it, with more lines of the kind `label: text` behind."""
+    return "\n".join([*_lines(answer), *more]) + "\n"
+
+
+def _lines(answer: Answer) -> Iterator[str]:
+    word = _coloured(answer.word, answer.tone)
+    yield from wrapped(f"{word}: {answer.verdict}.", indent=2, hidden=len(word) - len(answer.word))
+    for label, texts in (
+        ("Do:", list(_actions(answer.actions))),
+        ("Why:", list(answer.reasons)),
+        ("Sure?", list(answer.doubts)),
+    ):
+        for index, text in enumerate(texts):
+            head = label if index == 0 else ""
+            yield from wrapped(f"{head:<{_INDENT}}{text}", indent=_INDENT)
+    for source in answer.sources:
+        yield from wrapped(f"Based on {source}.", indent=2)
+
+
+def _actions(actions: Iterable[Advice | str]) -> Iterator[str]:
+    for item in actions:
+        ways = () if isinstance(item, str) else item.ways
+        text = item if isinstance(item, str) else item.text
+        yield f"{text}:" if ways else text
+        width = max((len(program) for program, _ in ways), default=0)
+        width = max(width + 2, _WAY)
+        yield from (f"  {program:<{width}}{command}" for program, command in ways)
+
+
+def labelled(label: str, texts: Iterable[str]) -> Iterator[str]:
+    """Lines behind an answer, the label on the first."""
+    for index, text in enumerate(texts):
+        head = label if index == 0 else ""
+        yield from wrapped(f"{head:<{_INDENT}}{text}", indent=_INDENT)
+
+
+def wrapped(text: str, *, indent: int, hidden: int = 0) -> list[str]:
+    """Cut a line at blanks so that it fits the terminal; in a pipe it stays whole.
+
+    Args:
+        text: the line.
+        indent: of the lines that continue it.
+        hidden: characters of it that take no column, such as those of a colour.
+    """
+    if not _on_terminal():
+        return [text]
+    lead = len(text) - len(text.lstrip())
+    try:
+        columns = os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        columns = _COLUMNS
+    width = min(columns or _COLUMNS, _COLUMNS)
+    return textwrap.wrap(
+        text,
+        width + hidden,
+        subsequent_indent=" " * max(indent, lead),
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+        replace_whitespace=False,
+    ) or [""]
+
+
+def _on_terminal() -> bool:
+    return bool(sys.stdout is not None and sys.stdout.isatty())
+
+
+def _coloured(word: str, tone: Tone) -> str:
+    if not _on_terminal() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return word
+    return f"\x1b[1;{_COLOURS[tone]}m{word}\x1b[0m"
