@@ -314,7 +314,7 @@ def _next(fits: int, trials: Trials) -> list[str]:
     """Where less RAM alone is not enough: what is in the way then."""
     if not fits:
         return ["another machine, or a device behind another IOMMU"]
-    less = site_of(trials.with_ram(fits << 20), trials.site.host)
+    less = site_of(trials.with_ram(fits << 20), trials.site.host, trials.site)
     try:
         trials.attempt(less, Policy(trials.policy.on_hole))
     except Misfit as misfit:

@@ -269,19 +269,22 @@ class Site:
         return self.wanted.machine.pci64_sized and not self.wanted.pci64_stated
 
 
-def site_of(wanted: Wanted, usable: Usable) -> Site:
+def site_of(wanted: Wanted, usable: Usable, known: Site | None = None) -> Site:
     """Return the site of a guest on a host.
 
     Args:
         wanted: the guest in numbers.
         usable: what the host allows.
+        known: the site of a guest like it on this host, from which is taken what is the same.
     """
     machine = wanted.machine
     windows = _windows(wanted)
+    causes = _guest_causes(wanted)
+    same = known is not None and known.host is usable and causes == _guest_causes(known.wanted)
     return Site(
         wanted,
         usable,
-        usable.narrowed(_guest_causes(wanted)) if machine.identity else usable,
+        known.usable if known is not None and same else usable.narrowed(causes),
         windows,
         # A guest that is whole below the gap may still spill over it, when holes take its place.
         machine.ram[1:] if len(windows) < len(machine.ram) else (),
@@ -296,6 +299,8 @@ def beyond(bits: int, text: str) -> Cause:
 
 def _guest_causes(wanted: Wanted) -> list[Cause]:
     """What the guest's own side takes out of the usable ranges."""
+    if not wanted.machine.identity:
+        return []
     causes = [Cause(CauseKind.GUEST, item.range, kept_for(item.name)) for item in wanted.reserved]
     causes += (beyond(limit.bits, limit.text) for limit in wanted.limits[:1] if limit.bits < 64)
     return causes

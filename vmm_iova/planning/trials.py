@@ -39,7 +39,7 @@ class Trials:
         """Return the layout of something else; None where it has none."""
         try:
             policy = Policy(on_hole or self.policy.on_hole)
-            return self.attempt(site_of(wanted, self.site.host), policy)
+            return self.attempt(site_of(wanted, self.site.host, self.site), policy)
         except Misfit:
             return None
 
