@@ -19,13 +19,14 @@ from typing import Any
 import pytest
 
 import vmm_iova as vi
-from tests.interrupts import Interrupter, every_interrupt
+from tests.kit.interrupts import Interrupter, every_interrupt
+from tests.kit.kernels import GPU, HVA, NIC, Space
 from vmm_iova import AddrRange, Hva, Iova, IovaAllocator, RangeSet
 from vmm_iova.kernel import Ioas, Iommufd, Type1Container, VfioCdev, open_space
 from vmm_iova.mapping import DynamicMaps, GuestMemory, Mapped, Piece, map_pieces
 from vmm_iova.simulated import SimGroup, SimulatedKernel
 
-from .conftest import GPU, HVA, NIC, Space
+pytestmark = pytest.mark.slow
 
 FILES = ("vmm_iova/kernel/", "vmm_iova/mapping/")
 GROUPS = [SimGroup(4, (NIC,), tracks_dirty=True), SimGroup(5, (GPU,), tracks_dirty=True)]
