@@ -25,7 +25,7 @@ HOST = Host(
 @pytest.mark.parametrize("via", ["type1", "iommufd"])
 def test_list_of_the_kernel_is_the_evidence_that_counts(sim: SimulatedKernel, via: str) -> None:
     with open_space([NIC, GPU], kernel=sim, via=via) as space:
-        host = with_kernel_facts(HOST, space, sim)
+        host = with_kernel_facts(HOST, space)
         told = space.facts()
     usable = host.usable(devices=[NIC, GPU])
 
@@ -37,7 +37,7 @@ def test_list_of_the_kernel_is_the_evidence_that_counts(sim: SimulatedKernel, vi
 
 def test_list_is_replaced_when_it_is_read_again(sim: SimulatedKernel) -> None:
     with open_space([NIC], kernel=sim) as space:
-        host = with_kernel_facts(with_kernel_facts(HOST, space, sim), space, sim)
+        host = with_kernel_facts(with_kernel_facts(HOST, space), space)
 
     assert len(host.kernel_ranges) == 1
 
@@ -47,12 +47,12 @@ def test_limits_are_those_of_the_container() -> None:
     with open_space([NIC], kernel=sim, via="type1") as space:
         space.map(0, 0x7F00_0000_0000, 0x1000)
 
-        assert with_kernel_facts(HOST, space, sim).limits == Limits(77, 1 << 20)
+        assert with_kernel_facts(HOST, space).limits == Limits(77, 1 << 20)
 
 
 def test_fresh_ioas_adds_no_list(sim: SimulatedKernel) -> None:
     with Ioas(Iommufd(sim), owns=True) as space:
-        assert with_kernel_facts(HOST, space, sim).kernel_ranges == ()
+        assert with_kernel_facts(HOST, space).kernel_ranges == ()
 
 
 def test_old_s390_kernel_tells_by_the_device_alone() -> None:
@@ -61,7 +61,7 @@ def test_old_s390_kernel_tells_by_the_device_alone() -> None:
     sim = SimulatedKernel([group], release=(5, 3))
 
     with open_space([NIC], kernel=sim) as space:
-        host = with_kernel_facts(HOST, space, sim)
+        host = with_kernel_facts(HOST, space)
 
     assert host.kernel_ranges == ()
     assert [item.range for item in host.windows] == [window]

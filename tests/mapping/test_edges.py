@@ -140,4 +140,4 @@ def test_facts_of_a_host_without_the_device_are_refused(sim: SimulatedKernel) ->
         open_space([NIC], kernel=sim) as space,
         pytest.raises(vi.RequestError, match="knows none of the devices"),
     ):
-        with_kernel_facts(Host("other"), space, sim)
+        with_kernel_facts(Host("other"), space)

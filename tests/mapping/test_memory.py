@@ -10,8 +10,9 @@ import io
 import mmap
 import os
 import threading
+from array import array
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -88,6 +89,113 @@ class TestGuestMemory:
             sim.device_write(NIC, 0x10_0000 + 4 * MIB - 4, b"last")
 
             assert memory.read(0x10_0000 + 4 * MIB - 4, 4) == b"last"
+
+
+class TestWhatIsNoAccess:
+    @pytest.mark.parametrize("size", [-1, -(1 << 63), 1 << 64, True, 1.5, "4", None])
+    def test_read_of_no_number_of_bytes_raises(self, size: Any) -> None:
+        with GuestMemory(SPANS) as memory, pytest.raises(RequestError):
+            memory.read(0x10_0000, size)
+
+    @pytest.mark.parametrize("iova", [-1, -(1 << 64), 1 << 64, 1.5, "0", None])
+    @pytest.mark.parametrize("call", ["read", "write"])
+    def test_access_at_no_address_raises(self, iova: Any, call: str) -> None:
+        with GuestMemory(SPANS) as memory, pytest.raises(RequestError):
+            memory.read(iova, 1) if call == "read" else memory.write(iova, b"x")
+
+    def test_no_bytes_are_read_and_written_at_both_ends_of_a_region(self) -> None:
+        with GuestMemory(SPANS) as memory:
+            for iova in (0x10_0000, 0x10_0000 + 4 * MIB):
+                memory.write(iova, b"")
+                assert memory.read(iova, 0) == b""
+
+    @pytest.mark.parametrize("data", ["abc", 3, None, ["a"]])
+    def test_write_of_what_has_no_buffer_raises(self, data: Any) -> None:
+        with GuestMemory(SPANS) as memory:
+            memory.write(0x10_0000, b"kept")
+            with pytest.raises(RequestError, match="data must have a buffer"):
+                memory.write(0x10_0000, data)
+            assert memory.read(0x10_0000, 4) == b"kept"
+
+    @pytest.mark.parametrize(
+        ("data", "written"),
+        [
+            (bytearray(b"abc"), b"abc"),
+            (memoryview(b"a.b.c.")[::2], b"abc"),
+            (array("H", [1, 2]), array("H", [1, 2]).tobytes()),
+            ((ctypes.c_uint32 * 2)(7, 8), bytes((ctypes.c_uint32 * 2)(7, 8))),
+        ],
+        ids=["bytearray", "every other byte", "array", "ctypes"],
+    )
+    def test_write_takes_the_bytes_of_anything_with_a_buffer(
+        self, data: Any, written: bytes
+    ) -> None:
+        with GuestMemory(SPANS) as memory:
+            memory.write(0x10_0000, data)
+            assert memory.read(0x10_0000, len(written) + 1) == written + b"\0"
+
+    @pytest.mark.parametrize("index", [3, -4])
+    def test_view_of_no_span_raises(self, index: int) -> None:
+        with GuestMemory(SPANS) as memory, pytest.raises(RequestError, match="no span"):
+            memory.view(index)
+
+    def test_every_access_after_close_raises(self) -> None:
+        memory = GuestMemory(SPANS)
+        memory.close()
+        for access in (
+            lambda: memory.read(0x10_0000, 1),
+            lambda: memory.write(0x10_0000, b"x"),
+            lambda: memory.view(0),
+        ):
+            with pytest.raises(ClosedError, match=r"test_memory.py:\d+ is closed"):
+                access()
+
+
+@pytest.mark.parametrize("backing", ["memfd", "anonymous"])
+def test_view_that_outlives_close_keeps_its_memory_and_no_longer(backing: Any) -> None:
+    before = maps_of_this_process()
+    memory = GuestMemory(SPANS, backing=backing)
+    memory.write(0x10_0000, b"boot")
+    view, part = memory.view(0), memory.view(0)[2:4]
+    memory.close()
+    assert (bytes(view[:4]), bytes(part)) == (b"boot", b"ot")
+    view.release()
+    assert bytes(part) == b"ot"
+    part.release()
+    del view, part
+    assert maps_of_this_process() <= before + 1
+
+
+def test_memory_of_no_spans_gives_its_file_back_when_it_is_dropped() -> None:
+    files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    box = [GuestMemory([])]
+    with pytest.warns(ResourceWarning, match="was dropped without close"):
+        box.clear()
+    assert len(os.listdir("/proc/self/fd")) == files  # noqa: PTH208
+
+
+@pytest.mark.parametrize("backing", ["memfd", "anonymous"])
+@pytest.mark.parametrize("last", [(1 << 63) - 1, (1 << 64) - 1])
+def test_more_than_a_process_can_have_is_refused_and_never_wraps(backing: Any, last: int) -> None:
+    files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with pytest.raises(RequestError, match="more than any process can have"):
+        GuestMemory([(AddrRange(0, last), "all")], backing=backing)
+    assert len(os.listdir("/proc/self/fd")) == files  # noqa: PTH208
+
+
+def test_file_that_cannot_be_so_large_raises_and_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(fd: int, size: int) -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    spans = [(AddrRange(0, (1 << 61) - 1), "x")]
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    with pytest.raises(DmaError, match="ftruncate failed") as caught:
+        GuestMemory(spans)
+    assert caught.value.errno == errno.EFBIG
+    assert len(os.listdir("/proc/self/fd")) == files  # noqa: PTH208
 
 
 def test_memfd_offsets_are_congruent_so_that_it_can_be_mapped_elsewhere() -> None:

@@ -69,7 +69,6 @@ def test_mapping_of_the_readme_runs_on_the_kernel_in_memory() -> None:
         "from vmm_iova.simulated import SimGroup, SimulatedKernel\n"
         "sim = SimulatedKernel([SimGroup(4, ('0000:01:00.0',))])\n"
         "k.open_space = partial(k.open_space, kernel=sim)\n"
-        "k.with_kernel_facts = partial(k.with_kernel_facts, kernel=sim)\n"
         "group = Group('4', ('0000:01:00.0',))\n"
         "nic = Device('0000:01:00.0', '4')\n"
         "vi.load_host = lambda: Host('sim', groups=(group,), devices=(nic,))\n"

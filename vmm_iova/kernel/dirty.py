@@ -45,6 +45,17 @@ class DirtyTables:
                 hint="attach every device with dirty=True, where its IOMMU can track",
             )
 
+    def drop(self, device: str) -> None:
+        """Destroy the table of a device, if it has one and it is still there."""
+        table = self.by_device.get(device)
+        if table is not None:
+            try:
+                self._iommufd.destroy(table)
+            except DmaError as exc:
+                if exc.errno != errno.ENOENT:
+                    raise
+            self.by_device.pop(device, None)
+
     def start(self) -> None:
         """Begin to track on all, or on none.
 

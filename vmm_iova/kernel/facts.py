@@ -13,10 +13,9 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from vmm_iova.errors import DmaError, RequestError
+from vmm_iova.errors import RequestError
 from vmm_iova.host.facts import DmaWindow, KernelRanges, Limits, Source
 from vmm_iova.kernel.device import device_facts
-from vmm_iova.kernel.syscalls import LINUX, Kernel
 
 if TYPE_CHECKING:
     from vmm_iova.host.host import Host
@@ -47,18 +46,17 @@ def kernel_ranges(space: Type1Container | Ioas, groups: tuple[str, ...]) -> Kern
     )
 
 
-def with_kernel_facts(host: Host, space: Type1Container | Ioas, kernel: Kernel = LINUX) -> Host:
+def with_kernel_facts(host: Host, space: Type1Container | Ioas) -> Host:
     """Return the host with what an open address space adds to it.
 
     The list takes the place of one that was read before for the same groups.
 
     Args:
         host: from `vmm_iova.load_host`, for the groups of the devices.
-        space: from `open_space`.
-        kernel: where the calls go.
+        space: from `open_space`; the kernel that it belongs to is asked.
 
     Raises:
-        DmaError: the kernel does not answer.
+        DmaError: the kernel, or a device, does not answer.
         CapabilityError: an answer contradicts itself.
 
     Complexity: one query, and one a device.
@@ -79,10 +77,7 @@ def with_kernel_facts(host: Host, space: Type1Container | Ioas, kernel: Kernel =
     kept = tuple(item for item in host.kernel_ranges if item.groups != groups)
     windows = [item for item in host.windows if item.device not in bdfs]
     for bdf in bdfs:
-        try:
-            zpci = device_facts(space.device_fd(bdf), kernel).zpci
-        except DmaError:
-            continue  # a device that does not say what it is has no window to tell
+        zpci = device_facts(space.device_fd(bdf), space.kernel).zpci
         if zpci is not None:
             source = Source(f"VFIO_DEVICE_GET_INFO of {bdf}, zPCI base capability")
             windows.append(DmaWindow(bdf, zpci.dma, source))

@@ -111,25 +111,25 @@ class Ioas:
             dirty: attach it through a page table that can track written pages.
 
         Raises:
-            DmaError: as `VfioCdev.attach`; `EOPNOTSUPP` the IOMMU cannot track. Nothing changed.
+            DmaError: as `VfioCdev.attach`; `EOPNOTSUPP` the IOMMU cannot track; `EBUSY` a device of
+                that name is attached. Nothing changed.
         """
-        fresh = name not in self.devices
+        if name in self.devices:
+            step = "VFIO_DEVICE_ATTACH_IOMMUFD_PT"
+            raise DmaError(f"{name} is attached already", errno=errno.EBUSY, ioctl=step)
         table = self.iommufd.alloc_hwpt(device.device_id, self.id, dirty=True) if dirty else None
         try:
-            device.attach(self.id if table is None else table)
             if table is not None:
                 self._dirty.by_device[name] = table
+            device.attach(self.id if table is None else table)
             self.devices[name] = device
             return self.facts()
         except BaseException:
-            if fresh:
-                self.devices.pop(name, None)
-                self._dirty.by_device.pop(name, None)
-                with contextlib.suppress(DmaError):
-                    device.detach()
+            self.devices.pop(name, None)
             with contextlib.suppress(DmaError):
-                if table is not None:
-                    self.iommufd.destroy(table)
+                device.detach()
+            with contextlib.suppress(DmaError):
+                self._dirty.drop(name)
             raise
 
     def detach(self, name: str) -> SpaceFacts:
@@ -140,14 +140,21 @@ class Ioas:
             DmaError: the kernel refused.
         """
         device = self._device(name)
-        device.detach()
-        # From here on an interrupt leaves a device without a name, and that closes itself.
-        del self.devices[name]
-        device.close()
-        table = self._dirty.by_device.pop(name, None)
-        if table is not None:
-            self.iommufd.destroy(table)
+        try:
+            device.detach()
+            self._forget(name, device)
+        except DmaError:
+            raise
+        except BaseException:
+            # An interrupt: it is brought to its end; closing a device detaches it, too.
+            self._forget(name, device)
+            raise
         return self.facts()
+
+    def _forget(self, name: str, device: VfioCdev) -> None:
+        device.close()
+        self.devices.pop(name, None)
+        self._dirty.drop(name)
 
     def _device(self, name: str) -> VfioCdev:
         if name not in self.devices:
@@ -477,8 +484,8 @@ class Ioas:
         try:
             # With the file go all its objects.
             if not self._owns and not self.iommufd.closed:
-                for table in self._dirty.by_device.values():
-                    self.iommufd.destroy(table)
+                for name in list(self._dirty.by_device):
+                    self._dirty.drop(name)
                 self.unmap_all()
                 self.iommufd.destroy(self.id)
         except DmaError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
-from vmm_iova.errors import CapabilityError
+from vmm_iova.errors import CapabilityError, DmaError
 from vmm_iova.kernel import uapi
 from vmm_iova.kernel import uapi_iommufd as abi
 from vmm_iova.kernel.handle import Handle
@@ -41,8 +41,28 @@ class Iommufd(Handle):
     def alloc_ioas(self) -> int:
         """Make an address space; return its id."""
         arg = abi.IOAS_ALLOC_ARG.pack(size=abi.IOAS_ALLOC_ARG.size)
-        self.call("IOMMU_IOAS_ALLOC", abi.IOAS_ALLOC, arg)
-        return abi.IOAS_ALLOC_ARG.read(arg)["out_ioas_id"]
+        return self._alloc("IOMMU_IOAS_ALLOC", abi.IOAS_ALLOC, arg, "out_ioas_id")
+
+    def _alloc(
+        self,
+        name: str,
+        request: int,
+        arg: bytearray,
+        out: str,
+        hints: dict[int, str] | None = None,
+    ) -> int:
+        """Make an object; after an interrupt there is none."""
+        record = abi.COMMANDS[request]
+        try:
+            self.call(name, request, arg, hints=hints)
+            return record.read(arg)[out]
+        except DmaError:
+            raise
+        except BaseException:
+            number = record.read(arg)[out]
+            if number:
+                self.destroy(number)
+            raise
 
     def destroy(self, object_id: int) -> None:
         """Destroy an object.
@@ -111,13 +131,8 @@ class Iommufd(Handle):
         arg = abi.HWPT_ALLOC_ARG.pack(
             size=abi.HWPT_ALLOC_ARG.size, flags=flags, dev_id=device_id, pt_id=ioas_id
         )
-        self.call(
-            "IOMMU_HWPT_ALLOC",
-            abi.HWPT_ALLOC,
-            arg,
-            hints={errno.EOPNOTSUPP: "this IOMMU does not track written pages"},
-        )
-        return abi.HWPT_ALLOC_ARG.read(arg)["out_hwpt_id"]
+        hints = {errno.EOPNOTSUPP: "this IOMMU does not track written pages"}
+        return self._alloc("IOMMU_HWPT_ALLOC", abi.HWPT_ALLOC, arg, "out_hwpt_id", hints)
 
     def hw_info(self, device_id: int) -> HardwareInfo:
         """Ask what the IOMMU of a device is; for diagnostics, ranges are the authority.

@@ -199,8 +199,9 @@ class Type1Container(Handle):
         if self._groups.keys() <= {number}:
             self._ready = False
             self.live.clear()
-        self._groups[number].close()
-        del self._groups[number]
+        if number in self._groups:
+            self._groups[number].close()
+            del self._groups[number]
 
     def open_device(self, bdf: str, group: int) -> int:
         """Return the descriptor of a device of an attached group; this container closes it.
@@ -460,19 +461,18 @@ class Type1Container(Handle):
         """Close devices, then mappings, groups and the container. Idempotent."""
         if self.closed:
             return
-        try:
-            # Devices first: closing one stops its DMA, so that no unmapped memory is written to.
-            for bdf in list(self._devices):
-                self.close_device(bdf)
-            if self._ready and self.live:
-                # The kernel also does it when the last group goes; what it refuses here it does
-                # there, so a refusal is no news.
-                with contextlib.suppress(DmaError):
-                    self.unmap_all()
-        finally:
-            for number in reversed(list(self._groups)):
-                self._forget_group(number)
-            super().close()
+        # Devices first: closing one stops its DMA, so that no unmapped memory is written to. The
+        # container is last, so that a close that was interrupted can be called again.
+        for bdf in list(self._devices):
+            self.close_device(bdf)
+        if self._ready and self.live:
+            # The kernel also does it when the last group goes; what it refuses here it does
+            # there, so a refusal is no news.
+            with contextlib.suppress(DmaError):
+                self.unmap_all()
+        for number in reversed(list(self._groups)):
+            self._forget_group(number)
+        super().close()
 
 
 def _flags(read: bool, write: bool) -> int:

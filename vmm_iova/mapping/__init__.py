@@ -11,7 +11,7 @@ from vmm_iova.mapping.dryrun import DryRun, dry_run
 from vmm_iova.mapping.dynamic import Allocator, DynamicMaps, Policy
 from vmm_iova.mapping.mapped import Mapped, map_pieces
 from vmm_iova.mapping.memory import Backing, GuestMemory
-from vmm_iova.mapping.piece import Piece
+from vmm_iova.mapping.piece import Buffer, Piece
 from vmm_iova.mapping.populate import TerminalProgress, prefault
 from vmm_iova.mapping.precheck import (
     Allocations,
@@ -26,6 +26,7 @@ __all__ = [
     "Allocations",
     "Allocator",
     "Backing",
+    "Buffer",
     "DryRun",
     "DynamicMaps",
     "GuestMemory",

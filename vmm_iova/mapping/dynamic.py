@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from vmm_iova.errors import DmaError, MisalignedError, NotAllocatedError, RequestError, UndoError
-from vmm_iova.kernel.space import make_sure_unmapped
+from vmm_iova.kernel.syscalls import hold
 from vmm_iova.ranges import Hva, Iova
 
 if TYPE_CHECKING:
     from vmm_iova.kernel.space import AddressSpace
+    from vmm_iova.mapping.piece import Buffer
     from vmm_iova.ranges import AddrRange
 
 
@@ -57,7 +60,7 @@ class DynamicMaps:
         return len(self._keep)
 
     def map(
-        self, buffer: object, *, read: bool = True, write: bool = True, tag: object = None
+        self, buffer: Buffer, *, read: bool = True, write: bool = True, tag: object = None
     ) -> Iova:
         """Map a buffer of this process at a free place.
 
@@ -78,7 +81,7 @@ class DynamicMaps:
             NoSpaceError: no free range.
             DmaError: the kernel refused; the address went back to the allocator.
         """
-        view = memoryview(buffer)  # type: ignore[arg-type]
+        view = memoryview(buffer)
         if view.readonly or not view.contiguous:
             raise RequestError(
                 "a buffer for DMA must be writable and contiguous", field="buffer", value=view
@@ -121,19 +124,33 @@ class DynamicMaps:
                     align=self._granule,
                     hint="mmap gives whole pages",
                 )
-        iova = Iova(self._allocator.allocate(size, align=self._align(hva, size), tag=tag))
+        allocate = partial(self._allocator.allocate, size, align=self._align(hva, size), tag=tag)
+        given: list[int] = []
         try:
+            hold(given, allocate)
+            iova = Iova(given[0])
             self._space.map(iova, hva, size, read=read, write=write)
+            self._keep[iova] = keep
         except OSError:
-            self._allocator.release(iova)
+            self._allocator.release(given[0])
             raise
         except BaseException:
-            # An interrupt may have come after the ioctl: nothing may stay mapped unowned.
-            make_sure_unmapped(self._space, iova, size)
-            self._allocator.release(iova)
+            # An interrupt: what the space has of it in its book is ours.
+            for start in given:
+                self._end(Iova(start), (size, hva))
             raise
-        self._keep[iova] = keep
         return iova
+
+    def _end(self, iova: Iova, ours: tuple[int, Hva] | None) -> None:
+        """Bring a call that was interrupted to the end where nothing is mapped or owned."""
+        live = self._space.live
+        if ours and iova in live:
+            item = live.at(iova)
+            if (item.range.size, item.hva) == ours:
+                self._space.unmap(iova, item.range.size)
+        self._keep.pop(iova, None)
+        with contextlib.suppress(NotAllocatedError):
+            self._allocator.release(iova)
 
     def _align(self, hva: Hva, size: int) -> int:
         """Align so that memory and IOVA are congruent for the largest page that could be used."""
@@ -153,9 +170,17 @@ class DynamicMaps:
             raise NotAllocatedError(f"no dynamic map begins at {iova:#x}", address=iova)
         # What the whole space has unmapped meanwhile (`unmap_all`) is only given back.
         live = self._space.live
-        size = self._space.unmap(iova, live.at(iova).range.size) if iova in live else 0
-        del self._keep[iova]
-        self._allocator.release(iova)
+        try:
+            size = self._space.unmap(iova, live.at(iova).range.size) if iova in live else 0
+            del self._keep[iova]
+            self._allocator.release(iova)
+        except DmaError:
+            raise
+        except BaseException:
+            # An interrupt: as soon as it is not mapped any more, the rest follows.
+            if iova not in live:
+                self._end(iova, None)
+            raise
         return size
 
     def unmap_all(self) -> int:

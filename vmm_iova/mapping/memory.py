@@ -12,18 +12,20 @@ import ctypes
 import mmap
 import os
 import warnings
+import weakref
 from typing import TYPE_CHECKING, Literal, Self
 
 from vmm_iova.errors import ClosedError, DmaError, RequestError
 from vmm_iova.kernel.space import caller
-from vmm_iova.kernel.syscalls import PAGE_SIZE
+from vmm_iova.kernel.syscalls import PAGE_SIZE, hold
 from vmm_iova.mapping.piece import Piece
 from vmm_iova.ranges import GIB, MIB, Hva, Iova, check_granule
 from vmm_iova.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from vmm_iova.mapping.piece import Buffer
     from vmm_iova.planning.layout import Layout
     from vmm_iova.ranges import AddrRange
 
@@ -41,9 +43,11 @@ BACKINGS: dict[Backing, int] = {
 # ABI: include/uapi/asm-generic/mman-common.h and linux/memfd.h; the same on all architectures
 # that Python runs on with VFIO.
 _PROT_NONE = 0
+_MOST = 1 << 62  # bytes; ctypes would let a size_t wrap without a word
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 _HUGE_SHIFT = 26
+_NOWHERE = Hva(0)
 _FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -59,9 +63,66 @@ _libc.mmap.argtypes = [
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
-def _mmap(where: int, size: int, protection: int, flags: int, fd: int, offset: int) -> int:
-    got: int | None = _libc.mmap(where, size, protection, flags, fd, offset)
-    if got is None or got == _FAILED:
+class _Region:
+    """Memory of this process that is unmapped when nothing refers to it any more.
+
+    Views refer to it, so that one that outlives `close` still has its memory.
+
+    Args:
+        size: bytes.
+        modulus: bytes, a power of two from the page on.
+        shift: the region begins here, modulo `modulus`.
+    """
+
+    hva = _NOWHERE
+    _found: Sequence[int] = ()
+
+    def __init__(self, size: int, modulus: int, shift: int) -> None:
+        # Where it is: stored by C, so that no interrupt comes between. The rest of the state is
+        # changed before each call that changes the memory, without a look for signals between.
+        self._found = found = list[int]()
+        self._views: list[weakref.ref[ctypes.Array[ctypes.c_char]]] = []
+        self.hva, self.size = _NOWHERE, size + modulus
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        hold(found, _libc.mmap, 0, self.size, _PROT_NONE, flags, -1, 0)
+        base = self.hva = Hva(_checked(self._found, size))
+        first = base + (shift - base) % modulus
+        if first > base:
+            self.hva, self.size = Hva(first), base + self.size - first
+            _libc.munmap(base, first - base)
+        if self.size > size:
+            over, self.size = self.size - size, size
+            _libc.munmap(self.hva + size, over)
+
+    def fill(self, flags: int, fd: int, offset: int) -> None:
+        """Put memory there: of a file, or anonymous."""
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        answer = _libc.mmap(self.hva, self.size, protection, flags | _MAP_FIXED, fd, offset)
+        _checked([answer], self.size)
+
+    def view(self) -> memoryview:
+        """Return it as bytes; the memory stays while the view does."""
+        whole = (ctypes.c_char * self.size).from_address(self.hva)
+        whole.region = self  # type: ignore[attr-defined]
+        self._views.append(weakref.ref(whole))
+        return memoryview(whole).cast("B")
+
+    def release(self) -> None:
+        """Unmap it now, or with the last view of it."""
+        if not any(view() is not None for view in self._views):
+            self.__del__()
+
+    def __del__(self) -> None:
+        # Between the call and its note, the only one that knows where the memory is, is the list.
+        where = self.hva or (self._found[0] if self._found else _FAILED)
+        self.hva, self._found = _NOWHERE, ()
+        if where and where != _FAILED:
+            _libc.munmap(where, self.size)
+
+
+def _checked(answers: list[int], size: int) -> int:
+    """Return where mmap has put the memory, or raise."""
+    if answers[0] == _FAILED:
         number = ctypes.get_errno()
         raise DmaError(
             f"mmap of {format_size(size)} failed: {os.strerror(number)}",
@@ -70,7 +131,7 @@ def _mmap(where: int, size: int, protection: int, flags: int, fd: int, offset: i
             length=size,
             hint="for hugetlb, HugePages_Free in /proc/meminfo must cover it",
         )
-    return got
+    return answers[0]
 
 
 class GuestMemory:
@@ -83,7 +144,6 @@ class GuestMemory:
             power of two that their size allows. From `space.facts().largest_page`.
 
     Attributes:
-        fd: the file, or -1 for anonymous memory; other processes can map it.
         pieces: one for each span, ready for `map_pieces`.
 
     Raises:
@@ -100,7 +160,9 @@ class GuestMemory:
         backing: Backing = "memfd",
         largest_page: int = GIB,
     ) -> None:
-        self.fd = -1
+        self._closed = False
+        self._fds: list[int] = []
+        self._regions: tuple[_Region, ...] = ()
         self.pieces: tuple[Piece, ...] = ()
         self.offsets: tuple[int, ...] = ()
         """Where each region begins in the file, bytes."""
@@ -146,14 +208,26 @@ class GuestMemory:
             offset += (where.start - offset) % modulus
             offsets.append(offset)
             offset += where.size
+        if offset > _MOST:
+            raise RequestError(
+                f"{format_size(offset)} are more than any process can have",
+                field="spans",
+                value=offset,
+            )
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         if backing != "anonymous":
             flags = mmap.MAP_SHARED
-            self.fd = self._file(offset)
+            self._make_file(offset)
         for (where, tag), at in zip(wanted, offsets, strict=True):
-            hva = self._region(where, self._modulus(where, largest_page), flags, at)
-            self.pieces += (Piece(Iova(where.start), where.size, hva, tag),)
-            self.offsets += (at,)
+            # A huge page begins at its own multiple, wherever the IOVA does.
+            aligned = self.page == PAGE_SIZE or not where.start % self.page
+            shift = where.start if aligned else 0
+            region = _Region(where.size, self._modulus(where, largest_page), shift)
+            region.fill(flags, self.fd, 0 if self.fd < 0 else at)
+            piece = Piece(Iova(where.start), where.size, region.hva, tag)
+            self._regions = (*self._regions, region)
+            self.pieces = (*self.pieces, piece)
+            self.offsets = (*self.offsets, at)
 
     def _modulus(self, where: AddrRange, largest_page: int) -> int:
         modulus = min(largest_page, 1 << where.size.bit_length() - 1)
@@ -161,46 +235,34 @@ class GuestMemory:
             return self.page  # a huge page begins at its own multiple, wherever the IOVA does
         return max(modulus, self.page)
 
-    def _file(self, size: int) -> int:
+    def _make_file(self, size: int) -> None:
         flags = os.MFD_CLOEXEC
         if self.page > PAGE_SIZE:
             flags |= os.MFD_HUGETLB | self.page.bit_length() - 1 << _HUGE_SHIFT
+        step = "memfd_create"
         try:
-            fd = os.memfd_create("guest-ram", flags)
+            hold(self._fds, os.memfd_create, "guest-ram", flags)
+            step = "ftruncate"
+            # A hole at the end must be whole huge pages as well.
+            os.ftruncate(self.fd, -(-size // self.page) * self.page)
         except OSError as exc:
             raise DmaError(
-                f"memfd_create failed: {exc.strerror}",
+                f"{step} failed: {exc.strerror}",
                 errno=exc.errno or 0,
-                ioctl="memfd_create",
+                ioctl=step,
+                length=size,
                 hint=f"does this kernel have huge pages of {format_size(self.page)}?",
             ) from exc
-        # A hole at the end must be whole huge pages as well.
-        os.ftruncate(fd, -(-size // self.page) * self.page)
-        return fd
 
-    def _region(self, where: AddrRange, modulus: int, flags: int, offset: int) -> Hva:
-        size = where.size
-        reserve = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        base = _mmap(0, size + modulus, _PROT_NONE, reserve, -1, 0)
-        shift = where.start if self.page == PAGE_SIZE or not where.start % self.page else 0
-        hva = base + (shift - base) % modulus
-        try:
-            _mmap(
-                hva,
-                size,
-                mmap.PROT_READ | mmap.PROT_WRITE,
-                flags | _MAP_FIXED,
-                self.fd,
-                0 if self.fd < 0 else offset,
-            )
-        except DmaError:
-            _libc.munmap(base, size + modulus)
-            raise
-        if hva > base:
-            _libc.munmap(base, hva - base)
-        if base + modulus > hva:
-            _libc.munmap(hva + size, base + modulus - hva)
-        return Hva(hva)
+    @property
+    def fd(self) -> int:
+        """The file, or -1: anonymous memory, or closed. Other processes can map it."""
+        return self._fds[0] if self._fds else -1
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     def __enter__(self) -> Self:
         return self
@@ -209,7 +271,7 @@ class GuestMemory:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "pieces", ()):
+        if getattr(self, "_regions", ()) or getattr(self, "_fds", ()):
             warnings.warn(
                 f"guest memory made at {self._place} was dropped without close()",
                 ResourceWarning,
@@ -224,8 +286,12 @@ class GuestMemory:
         return sum(piece.size for piece in self.pieces)
 
     def _at(self, iova: Iova, size: int) -> Hva:
-        if not self.pieces:
-            raise ClosedError(f"the guest memory made at {self._place} is closed")
+        self._check_open()
+        for field, value in (("iova", iova), ("size", size)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise RequestError(
+                    f"{field} {value!r} is not a number from 0 up", field=field, value=value
+                )
         for piece in self.pieces:
             if piece.iova <= iova and iova + size <= piece.iova + piece.size:
                 return Hva(piece.hva + (iova - piece.iova))
@@ -233,36 +299,75 @@ class GuestMemory:
             f"{size:#x} bytes at {iova:#x} are not inside one region", field="iova", value=iova
         )
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the guest memory made at {self._place} is closed")
+
     def read(self, iova: Iova, size: int) -> bytes:
         """Return a copy of what is there.
 
         Raises:
-            RequestError: not inside one region.
+            RequestError: not inside one region, or not a number from 0 up.
             ClosedError: the memory is closed.
         """
         return ctypes.string_at(self._at(iova, size), size)
 
-    def write(self, iova: Iova, data: bytes) -> None:
-        """Put bytes there; raises as `read`."""
-        ctypes.memmove(self._at(iova, len(data)), data, len(data))
+    def write(self, iova: Iova, data: Buffer) -> None:
+        """Put bytes there.
+
+        Args:
+            iova: where the first goes.
+            data: anything with a buffer, such as bytes or an array; its bytes as they lie there.
+
+        Raises:
+            RequestError: not inside one region; `data` has no buffer, as text has none.
+            ClosedError: the memory is closed.
+        """
+        try:
+            view = memoryview(data)
+        except TypeError as exc:
+            raise RequestError(
+                f"data must have a buffer, and {type(data).__name__} has none",
+                field="data",
+                value=data,
+                hint="text is encoded first: text.encode()",
+            ) from exc
+        plain = view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
+        target = (ctypes.c_char * plain.nbytes).from_address(self._at(iova, plain.nbytes))
+        memoryview(target).cast("B")[:] = plain
 
     def view(self, index: int) -> memoryview:
-        """Return a region as bytes, without a copy; it must not be used after `close`.
+        """Return a region as bytes, without a copy.
+
+        The memory of a region stays until `close`, and as long as a view of it is there.
 
         Args:
             index: of the span.
+
+        Raises:
+            RequestError: there is no such span.
+            ClosedError: the memory is closed.
         """
-        piece = self.pieces[index]
-        return memoryview((ctypes.c_char * piece.size).from_address(piece.hva)).cast("B")
+        self._check_open()
+        if not -len(self._regions) <= index < len(self._regions):
+            raise RequestError(
+                f"there is no span {index}, there are {len(self._regions)}",
+                field="index",
+                value=index,
+            )
+        return self._regions[index].view()
 
     def close(self) -> None:
         """Unmap the regions from this process and close the file. Idempotent.
 
         Unmap them from devices first: the kernel keeps the pages for them until then.
         """
-        pieces, self.pieces = self.pieces, ()
-        for piece in pieces:
-            _libc.munmap(piece.hva, piece.size)
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
+        self._closed = True
+        self.pieces = ()
+        for region in self._regions:
+            region.release()
+        self._regions = ()
+        if self._fds:
+            fd = self._fds[0]
+            del self._fds[0]
             os.close(fd)

@@ -4,8 +4,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from vmm_iova.ranges import AddrRange, Hva, Iova
+
+
+class Buffer(Protocol):
+    """Anything with a buffer: bytes, bytearray, memoryview, mmap, ctypes, an array of NumPy."""
+
+    def __buffer__(self, flags: int, /) -> memoryview:
+        """Lend the memory (PEP 688); before Python 3.12 only C can, and does."""
 
 
 @dataclass(frozen=True, slots=True)
