@@ -23,7 +23,6 @@ from tests.kit.hosts import (
 from vmm_iova import remedies
 from vmm_iova.host.facts import PASTED, Group, Limits
 from vmm_iova.host.host import Host
-from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.planning.difference import Difference
 from vmm_iova.planning.page_tables import PageTables
 from vmm_iova.ranges import AddrRange
@@ -376,66 +375,6 @@ class TestLayout:
         again = vi.plan(vi.Guest("q35", "4G"), layout.usable, keep=layout)
         shown = text.show_layout(again, a_cost(), bytes_=False)
         assert f"done: kept as saved, {layout.policy}, " in shown
-
-
-class TestVerdict:
-    usable = intel(group("1", msi(), HOLE), cap=CAP_39).usable()
-
-    def shown(self, start: int, size: int) -> list[str]:
-        verdict = vi.check(self.usable, AddrRange.from_size(start, size))
-        return text.show_verdict(verdict).splitlines()
-
-    def test_range_that_may_be_mapped_is_one_line(self) -> None:
-        assert self.shown(0x1000, 0x1000) == [
-            "yes: 0x1000-0x1fff (4 KiB) may be mapped in one call"
-        ]
-
-    def test_range_with_a_name_has_it_in_front(self) -> None:
-        verdict = vi.check(self.usable, PAGE)
-        assert text.show_verdict(verdict, "queue 0").startswith("yes: queue 0: 0x1000-0x1fff ")
-
-    def test_range_in_a_hole_says_what_is_in_the_way_and_what_fits(self) -> None:
-        first, because, fits, kernel, *more = self.shown(0x7FFF_F000, 0x2000)
-        assert first == "no: 0x7ffff000-0x80000fff (8 KiB) meets a hole of the host"
-        assert because.startswith("  because: reserved region 0x80000000-0x8000ffff")
-        assert fits == "  fits: 4 KiB at this base, up to 0x7fffffff"
-        assert kernel == (
-            "  kernel: refuses with EINVAL since Linux 5.4; older ones map it and fail later"
-        )
-        assert all(line.startswith("  fix: ") for line in more)
-
-    def test_range_beyond_the_aperture_says_its_last_address_and_the_bits(self) -> None:
-        lines = self.shown(1 << 39, 0x1000)
-        assert lines[0].endswith("is outside of what the IOMMU can translate")
-        assert "  limit: the last usable address is 0x7fffffffff" in lines
-        assert "  needs: 40 address bits" in lines
-        (kernel,) = [line for line in lines if line.startswith("  kernel: ")]
-        assert kernel.endswith("since Linux 5.4, or with EFAULT where its list is too wide")
-
-    def test_range_that_is_not_whole_pages_is_refused_whatever_is_there(self) -> None:
-        lines = self.shown(0x1800, 0x1000)
-        assert lines[0].endswith("is not whole granules")
-        assert "  kernel: refuses with EINVAL" in lines
-
-    def test_range_that_may_be_mapped_shows_its_warning(self) -> None:
-        usable = a_host(region(0x9000_0000, 0x9000_FFFF, "direct-relaxable")).usable()
-        verdict = vi.check(usable, AddrRange.from_size(0x9000_0000, 0x1000))
-        yes, *warnings = text.show_verdict(verdict).splitlines()
-        assert yes.startswith("yes: ")
-        assert warnings
-        assert all(line.startswith("  warning: ") for line in warnings)
-
-    def test_last_page_of_all_is_what_old_kernels_lose(self) -> None:
-        verdict = replace(
-            vi.check(self.usable, AddrRange.from_size(0x8000_0000, 0x1000)),
-            causes=(
-                Cause(CauseKind.TOP_PAGE, AddrRange(2**64 - 4096, 2**64 - 1), "the last page"),
-            ),
-        )
-        assert (
-            "  kernel: takes it before Linux 6.18, and may lose it when it is unmapped\n"
-            in text.show_verdict(verdict)
-        )
 
 
 class TestDifference:
