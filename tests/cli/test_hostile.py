@@ -12,20 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from vmm_iova import cli
+from tests.kit.command import Output, run
 from vmm_iova.host.load import load_host
 from vmm_iova.host.snapshot import dump_snapshot
 
-Output = pytest.CaptureFixture[str]
 EVIL = "evil\x1b[2J\x1b]0;pwn\x07\n0x0-0xffffffffffffffff forged\u202e"
 REGION = "0x0000000008000000 0x00000000080fffff msi\n"
-
-
-def run(*arguments: str) -> int:
-    try:
-        return cli.main(arguments)
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 @pytest.fixture

@@ -105,6 +105,7 @@ def test_twice_the_text_is_looked_at_twice_as_long(piece: str) -> None:
     assert large <= 2.1 * small + 1000
 
 
+@pytest.mark.slow
 def test_whole_paste_is_bounded_in_lines_characters_and_failures() -> None:
     line = "kvm: vfio_dma_map(0x1, 0x{:x}000, 0x1000, 0x2000) = -22 (Invalid argument)\n"
     text = "".join(line.format(n) for n in range(error_lines.MOST_LINES + 5))

@@ -327,6 +327,7 @@ def test_header_of_3_gib_is_refused_after_a_megabyte(kind: bytes) -> None:
     assert given < 2 * MIB
 
 
+@pytest.mark.slow
 def test_map_of_a_sparse_member_without_end_is_refused_after_a_megabyte() -> None:
     record = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n36 GNU.sparse.realsize=999999999999\n"
     header = tarfile.TarInfo("x")
@@ -372,6 +373,7 @@ def test_bomb_in_a_zip_is_named_and_takes_no_memory(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_member_of_a_zip_is_unpacked_no_further_than_is_allowed(
     read, monkeypatch, method: int
@@ -475,6 +477,7 @@ def test_folders_that_link_to_each_other_are_no_maze(tmp_path: Path) -> None:
     assert {f"{name}/h.json" for name in "abcdefghi"} <= set(sources)
 
 
+@pytest.mark.slow
 def test_folders_deeper_than_python_calls_are_named(tmp_path: Path) -> None:
     program = "mkdir d && cd d && touch h.json || exit 1; for i in $(seq 1500); do mkdir d && cd d"
     subprocess.run(["sh", "-c", f"{program} || exit 1; done"], cwd=tmp_path, check=True)
