@@ -25,6 +25,8 @@ from vmm_iova.kernel.space import (
     SpaceFacts,
     caller,
     empty,
+    no_number,
+    no_numbers,
     undo_doubtful,
     unmap_exactly,
 )
@@ -299,13 +301,15 @@ class Type1Container(Handle):
 
         Source: vfio_dma_do_map (Linux 7.3).
         """
-        buffer = bytearray(_MAP.pack(32, _flags(read, write), hva, iova, size))
         place = caller()
         try:
+            buffer = bytearray(_MAP.pack(32, _flags(read, write), hva, iova, size))
             self.ioctl(uapi.IOMMU_MAP_DMA, buffer)
             self.live.add(iova, size, hva, place, read=read, write=write)
         except OSError as exc:
             raise map_refusal(_MAP_NAME, TYPE1_MAP_HINTS, iova, hva, size, exc.errno or 0) from exc
+        except struct.error as exc:
+            raise no_number(iova=iova, hva=hva, size=size) from exc
         except BaseException:
             undo_doubtful(self, [Doubtful(iova, hva, size, read, write)], place)
             raise
@@ -321,11 +325,13 @@ class Type1Container(Handle):
 
         Complexity: one ioctl a piece; the interpreter's lock is released for all of them together.
         """
-        records = pack_type1(pieces)
         place = caller()
         try:
+            records = pack_type1(pieces)
             done, number = self.call_many(uapi.IOMMU_MAP_DMA, records, _MAP.size)
             self.live.add_many(pieces[:done], place)
+        except (struct.error, OverflowError, TypeError) as exc:
+            raise no_numbers(pieces) from exc
         except BaseException:
             undo_doubtful(self, pieces, place)
             raise
@@ -349,7 +355,10 @@ class Type1Container(Handle):
 
     def unmap_range(self, iova: Iova, size: int, *, flags: int = 0) -> int:
         """Make the bare ioctl, without the book of live mappings; return the bytes it removed."""
-        buffer = bytearray(_UNMAP.pack(24, flags, iova, size))
+        try:
+            buffer = bytearray(_UNMAP.pack(24, flags, iova, size))
+        except struct.error as exc:
+            raise no_number(iova=iova, size=size) from exc
         self.call(
             "VFIO_IOMMU_UNMAP_DMA",
             uapi.IOMMU_UNMAP_DMA,

@@ -188,7 +188,7 @@ def _undo(
 def _sound(piece: Piece) -> bool:
     """Tell whether a piece can be written into the kernel's structure at all."""
     last = ADDRESS_LAST + 1 - piece.size
-    return piece.size > 0 and 0 <= piece.iova <= last and 0 <= piece.hva <= last
+    return 0 < piece.size <= ADDRESS_LAST and 0 <= piece.iova <= last and 0 <= piece.hva <= last
 
 
 def _chunks(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
