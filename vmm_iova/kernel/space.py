@@ -250,6 +250,13 @@ class LiveMappings:
         if start in self._book():
             self.remove(start)
 
+    def forget(self, window: AddrRange) -> None:
+        """Forget every mapping that shares an address with `window`."""
+        gone = self._within(window)
+        self._order = None
+        for start in gone:
+            self._by_start.pop(start, None)
+
     def translate(self, iova: Iova, size: int) -> tuple[Hva, int]:
         """Return where in this process an IOVA is, and how many bytes from there are contiguous.
 

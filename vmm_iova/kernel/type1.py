@@ -31,12 +31,12 @@ from vmm_iova.kernel.space import (
     unmap_exactly,
 )
 from vmm_iova.kernel.syscalls import LINUX, Kernel, UserBuffer
-from vmm_iova.ranges import AddrRange, Iova
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, Iova
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm_iova.kernel.space import LiveMapping, Mappable, SpaceKind
+    from vmm_iova.kernel.space import Mappable, SpaceKind
     from vmm_iova.ranges import Hva
 
 _MAP_NAME = "VFIO_IOMMU_MAP_DMA"
@@ -378,41 +378,36 @@ class Type1Container(Handle):
         a range that ends there finds nothing, so nobody should map it (the judge never offers it).
 
         Raises:
-            DmaError: the kernel refused; `live` still has what it had.
+            DmaError: the kernel refused; `live` has what is still mapped.
         """
         return empty(self, self._unmap_everything)
 
     def _unmap_everything(self) -> int:
         if self.extension(uapi.EXT_UNMAP_ALL):
-            total = self.unmap_range(Iova(0), 0, flags=uapi.UNMAP_ALL)
-        else:
-            # The size 2^64 cannot be written, and a cut through a mapping is EINVAL.
-            across = self.live.overlapping(AddrRange(_HALF - 1, _HALF - 1))
-            granule = self.facts().granule
-            total = 0
-            for item in across:
-                total += self.unmap_range(Iova(item.range.start), item.range.size)
+            return self.unmap_range(Iova(0), 0, flags=uapi.UNMAP_ALL)
+        # The size 2^64 cannot be written, and a cut through a mapping is EINVAL.
+        across = self.live.overlapping(AddrRange(_HALF - 1, _HALF - 1))
+        top = ADDRESS_LAST + 1 - self.facts().granule
+        steps = [
+            *((item.range.start, item.range.size) for item in across),
+            (0, _HALF),
+            (_HALF, top - _HALF),
+        ]
+        total = 0
+        for start, size in steps:
             try:
-                total += self.unmap_range(Iova(0), _HALF)
-                total += self.unmap_range(_HALF, _HALF - granule)
+                total += self._unmap_and_forget(Iova(start), size)
             except DmaError as exc:
                 # KERNEL: the compat layer says ENOENT for an empty range before 6.18.
                 if exc.errno != errno.ENOENT:
                     raise
-                total += self._unmap_each(skip=across)
         return total
 
-    def _unmap_each(self, skip: list[LiveMapping]) -> int:
-        total = 0
-        for item in list(self.live):
-            if item not in skip:
-                try:
-                    total += self.unmap_range(Iova(item.range.start), item.range.size)
-                except DmaError as exc:
-                    if exc.errno != errno.ENOENT:
-                        raise
-                    total += item.range.size
-        return total
+    def _unmap_and_forget(self, iova: Iova, size: int) -> int:
+        """Unmap a range; if a later step is refused, the book is still true."""
+        unmapped = self.unmap_range(iova, size)
+        self.live.forget(AddrRange(iova, iova + size - 1))
+        return unmapped
 
     def extension(self, number: int) -> int:
         """Return what the kernel says of an extension; 0 is "no"."""
