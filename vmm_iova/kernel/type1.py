@@ -393,15 +393,7 @@ class Type1Container(Handle):
             (0, _HALF),
             (_HALF, top - _HALF),
         ]
-        total = 0
-        for start, size in steps:
-            try:
-                total += self._unmap_and_forget(Iova(start), size)
-            except DmaError as exc:
-                # KERNEL: the compat layer says ENOENT for an empty range before 6.18.
-                if exc.errno != errno.ENOENT:
-                    raise
-        return total
+        return sum(self._unmap_and_forget(Iova(start), size) for start, size in steps)
 
     def _unmap_and_forget(self, iova: Iova, size: int) -> int:
         """Unmap a range; if a later step is refused, the book is still true."""
