@@ -43,6 +43,7 @@ from vmm_iova.host.facts import Source as Source
 from vmm_iova.host.facts import StatedWidth as StatedWidth
 from vmm_iova.host.host import Host as Host
 from vmm_iova.host.judge import judge as judge
+from vmm_iova.host.load import HostKernel as HostKernel
 from vmm_iova.host.load import bundled_hosts as bundled_hosts
 from vmm_iova.host.load import load_host as load_host
 from vmm_iova.host.registers import Width as Width

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from vmm_iova import Hva, Iova
-from vmm_iova.errors import ClosedError, DmaError, NotAllocatedError, UnknownNameError
+from vmm_iova.errors import ClosedError, DmaError, NotAllocatedError, RequestError, UnknownNameError
 from vmm_iova.kernel import Ioas, Iommufd, Type1Container, VfioCdev, open_space
+from vmm_iova.mapping import Piece
 from vmm_iova.simulated import SimGroup, SimulatedKernel
 
 NIC, GPU = "0000:00:04.0", "0000:00:05.0"
@@ -113,3 +115,36 @@ def test_second_device_of_a_name_is_refused_and_the_first_stays(sim: SimulatedKe
 def test_mapping_that_does_not_begin_there_raises(sim: SimulatedKernel, via: str) -> None:
     with open_space([NIC], kernel=sim, via=via) as space, pytest.raises(NotAllocatedError):
         space.live.at(0x1000)
+
+
+@pytest.mark.parametrize(
+    ("iova", "hva", "size", "field"),
+    [
+        (-1, 0, 0x1000, "iova"),
+        (1 << 64, 0, 0x1000, "iova"),
+        (0, -0x1000, 0x1000, "hva"),
+        (0, 0, -1, "size"),
+        (0, 0, 1 << 64, "size"),
+        (0, 0, "4096", "size"),
+        (1.5, 0, 0x1000, "iova"),
+        (0, None, 0x1000, "hva"),
+    ],
+)
+@pytest.mark.parametrize("name", ["map", "map_many", "unmap_range"])
+def test_number_that_no_64_bits_hold_is_refused_by_its_name(
+    sim: SimulatedKernel, via: str, name: str, iova: Any, hva: Any, size: Any, field: str
+) -> None:
+    with open_space([NIC], kernel=sim, via=via) as space:
+        calls: dict[str, Callable[[], object]] = {
+            "map": lambda: space.map(iova, hva, size),
+            "map_many": lambda: space.map_many(
+                [Piece(Iova(0), 0x1000, Hva(0)), Piece(iova, size, hva)]
+            ),
+            "unmap_range": lambda: space.unmap_range(iova, size),
+        }
+        if (name, field) == ("unmap_range", "hva"):
+            return
+        with pytest.raises(RequestError) as caught:
+            calls[name]()
+        assert caught.value.field == field
+        assert (len(space.live), len(sim.mapped())) == (0, 0)

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kit.kernels import NIC, NIC_GROUP, refusal
-from vmm_iova.kernel import uapi
+from vmm_iova import AddrRange, Hva, Iova, RangeSet
+from vmm_iova.errors import DmaError
+from vmm_iova.kernel import open_space, uapi
 from vmm_iova.kernel.type1 import Type1Container
-from vmm_iova.simulated import SimulatedKernel
+from vmm_iova.simulated import SimGroup, SimulatedKernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,3 +149,20 @@ class TestClosing:
         gc.collect()
 
         assert sim.open_files() == 0
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_unmap_all_that_is_refused_half_way_leaves_the_book_true(step: int) -> None:
+    """Before 5.12 it takes several calls: across 2^63, below, and above."""
+    group = SimGroup(4, ("0000:00:04.0",), aperture=AddrRange(0, (1 << 64) - 1), reserved=())
+    sim = SimulatedKernel([group], release=(5, 4))
+    with open_space(["0000:00:04.0"], kernel=sim, via="type1") as space:
+        for iova in (0x1000, (1 << 63) - 0x1000, 1 << 63 | 0x10_0000):
+            space.map(Iova(iova), Hva(0x7F00_0000_0000), 0x2000)
+        sim.inject(errno.ENOMEM, request=uapi.IOMMU_UNMAP_DMA, after=step)
+        with pytest.raises(DmaError):
+            space.unmap_all()
+        assert len(space.live) == 3 - step
+        assert RangeSet(item.range for item in space.live) == sim.mapped()
+        assert space.unmap_all() == (3 - step) * 0x2000
+        assert (len(space.live), len(sim.mapped())) == (0, 0)

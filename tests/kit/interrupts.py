@@ -9,6 +9,7 @@ function sees every instruction, so it can count these positions, and raise at o
 from __future__ import annotations
 
 import dis
+import inspect
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -54,12 +55,15 @@ class Interrupter:
             frame.f_trace_opcodes = True
             frame.f_trace_lines = False
             self._last.pop(id(frame), None)
-            self._look(frame)
+            # A generator that is closed is resumed without a look, and this event does not say why.
+            if frame.f_lasti < 0 or not code.co_flags & inspect.CO_GENERATOR:
+                self._look(frame)
         elif event == "opcode":
             if self._last.get(id(frame)) in _LOOKS_AFTER:
                 self._look(frame)
             self._last[id(frame)] = dis.opname[code.co_code[frame.f_lasti]]
-        elif event == "return":
+        elif event in ("exception", "return"):
+            # From a call that raised CPython goes to its handler without a look.
             self._last.pop(id(frame), None)
         return self._trace
 

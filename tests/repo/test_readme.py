@@ -62,16 +62,12 @@ def test_mapping_of_the_readme_runs_on_the_kernel_in_memory() -> None:
     _, program = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     before = (
         "import vmm_iova as vi\n"
-        "from vmm_iova.host.facts import Device, Group\n"
-        "from vmm_iova.host.host import Host\n"
         "import vmm_iova.kernel as k\n"
         "from functools import partial\n"
         "from vmm_iova.simulated import SimGroup, SimulatedKernel\n"
         "sim = SimulatedKernel([SimGroup(4, ('0000:01:00.0',))])\n"
         "k.open_space = partial(k.open_space, kernel=sim)\n"
-        "group = Group('4', ('0000:01:00.0',))\n"
-        "nic = Device('0000:01:00.0', '4')\n"
-        "vi.load_host = lambda: Host('sim', groups=(group,), devices=(nic,))\n"
+        "vi.load_host = partial(vi.load_host, kernel=sim)\n"
         "def run(memory): print(memory.size)\n"
     )
     done = subprocess.run(

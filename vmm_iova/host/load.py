@@ -9,7 +9,7 @@ import os
 import re
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from vmm_iova.errors import HostDataError, HostUnavailableError, UnknownNameError
 from vmm_iova.files import decode, is_there, read_bytes, read_stdin
@@ -39,7 +39,19 @@ def bundled_hosts() -> tuple[str, ...]:
     )
 
 
-def load_host(spec: str | os.PathLike[str] = "LIVE", *, sysroot: str | Path = "/") -> Host:
+class HostKernel(Protocol):
+    """A kernel that knows its host, such as `vmm_iova.simulated.SimulatedKernel`."""
+
+    def host(self) -> Host:
+        """Return the facts of the host that it runs."""
+
+
+def load_host(
+    spec: str | os.PathLike[str] = "LIVE",
+    *,
+    sysroot: str | Path = "/",
+    kernel: HostKernel | None = None,
+) -> Host:
     """Read the facts of one host.
 
     Args:
@@ -47,6 +59,7 @@ def load_host(spec: str | os.PathLike[str] = "LIVE", *, sysroot: str | Path = "/
             `-` for standard input, a directory with a copy of `/sys`, or the name of a bundled
             host. `NAME#2` is the second host of a text that holds several.
         sysroot: for `LIVE`, where to find `sys/`.
+        kernel: for `LIVE`, the kernel to ask instead of reading this machine's `/sys`.
 
     Raises:
         UnknownNameError: there is no bundled host of that name.
@@ -58,6 +71,8 @@ def load_host(spec: str | os.PathLike[str] = "LIVE", *, sysroot: str | Path = "/
     """
     text = os.fspath(spec)
     if text == "LIVE":
+        if kernel is not None:
+            return kernel.host()
         return read_sysfs(sysroot)
     path = Path(text)
     if text and is_there(path) and path.is_dir():

@@ -56,6 +56,13 @@ def ioctl_many(int fd, unsigned long request, records, Py_ssize_t stride):
     return index, number
 
 
+cdef inline unsigned long long whole(value) except? 0:
+    """Return a number that is one: Cython by itself would cut a float."""
+    if not isinstance(value, int):
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
+
+
 def pack_type1(pieces):
     """Return the records of VFIO_IOMMU_MAP_DMA for these pieces."""
     cdef Py_ssize_t index, count = len(pieces)
@@ -67,9 +74,9 @@ def pack_type1(pieces):
         piece = pieces[index]
         record[index].argsz = sizeof(Type1Map)
         record[index].flags = (1 if piece.read else 0) | (2 if piece.write else 0)
-        record[index].vaddr = piece.hva
-        record[index].iova = piece.iova
-        record[index].size = piece.size
+        record[index].vaddr = whole(piece.hva)
+        record[index].iova = whole(piece.iova)
+        record[index].size = whole(piece.size)
     return out
 
 
@@ -84,7 +91,7 @@ def pack_ioas(pieces, unsigned int ioas_id):
         record[index].size = sizeof(IoasMap)
         record[index].flags = 1 | (4 if piece.read else 0) | (2 if piece.write else 0)
         record[index].ioas_id = ioas_id
-        record[index].user_va = piece.hva
-        record[index].length = piece.size
-        record[index].iova = piece.iova
+        record[index].user_va = whole(piece.hva)
+        record[index].length = whole(piece.size)
+        record[index].iova = whole(piece.iova)
     return out

@@ -11,8 +11,7 @@ import errno
 import struct
 from typing import TYPE_CHECKING, Self
 
-from vmm_iova.errors import CapabilityError, ClosedError, DmaError, UnknownNameError
-from vmm_iova.kernel import caps, uapi
+from vmm_iova.errors import ClosedError, DmaError, UnknownNameError
 from vmm_iova.kernel import uapi_iommufd as abi
 from vmm_iova.kernel.batch import IOAS_MAP as _MAP
 from vmm_iova.kernel.batch import pack_ioas
@@ -24,6 +23,8 @@ from vmm_iova.kernel.space import (
     SpaceFacts,
     caller,
     empty,
+    no_number,
+    no_numbers,
     undo_doubtful,
     unmap_exactly,
 )
@@ -184,35 +185,11 @@ class Ioas:
     def ranges(self) -> tuple[MappableRanges, int]:
         """Return where mappings may lie now, and the alignment in bytes.
 
-        Asks with no room first; the list can grow between two calls, so it is asked until it fits.
-
         Raises:
             CapabilityError: it never fits, or contradicts itself.
             DmaError: the kernel refused.
-
-        Source: iommufd_ioas_iova_ranges (Linux 6.2 to 7.3).
         """
-        record, count = abi.RANGES_ARG, 0
-        for _ in range(uapi.GROW_LIMIT):
-            room = UserBuffer(max(count, 1) * abi.IOVA_RANGE_ITEM.size)
-            arg = record.pack(
-                size=record.size,
-                ioas_id=self.id,
-                num_iovas=count,
-                allowed_iovas=room.address if count else 0,
-            )
-            try:
-                self.iommufd.call("IOMMU_IOAS_IOVA_RANGES", abi.IOAS_IOVA_RANGES, arg)
-            except DmaError as exc:
-                if exc.errno != errno.EMSGSIZE:
-                    raise
-                count = record.read(arg)["num_iovas"]
-                continue
-            told = record.read(arg)
-            used = room.content()[: told["num_iovas"] * abi.IOVA_RANGE_ITEM.size]
-            pairs = sorted(abi.IOVA_RANGE_ITEM.codec.iter_unpack(used))
-            return caps.checked_ranges(pairs), told["out_iova_alignment"]
-        raise CapabilityError("the list of IOVA ranges keeps growing", offset=0)
+        return self.iommufd.ranges(self.id)
 
     def facts(self) -> SpaceFacts:
         """Ask the kernel for ranges and alignment; final only when every device is attached."""
@@ -263,7 +240,7 @@ class Ioas:
 
         Source: iommufd_ioas_map, iopt_alloc_area_pages (Linux 7.3).
         """
-        self._map(abi.MAP_FIXED_IOVA, hva, size, iova, read=read, write=write)
+        self._map(True, hva, size, iova, read=read, write=write)
 
     def map_many(self, pieces: Sequence[Mappable]) -> tuple[int, DmaError | None]:
         """Map many at fixed places in one entry to C, in the order given, until one is refused.
@@ -276,11 +253,13 @@ class Ioas:
 
         Complexity: one ioctl a piece; the interpreter's lock is released for all of them together.
         """
-        records = pack_ioas(pieces, self.id)
         place = caller()
         try:
+            records = pack_ioas(pieces, self.id)
             done, number = self.iommufd.call_many(abi.IOAS_MAP, records, _MAP.size)
             self.live.add_many(pieces[:done], place)
+        except (struct.error, OverflowError, TypeError) as exc:
+            raise no_numbers(pieces) from exc
         except BaseException:
             undo_doubtful(self, pieces, place)
             raise
@@ -297,12 +276,17 @@ class Ioas:
 
         Source: iopt_alloc_iova (Linux 7.3).
         """
-        return self._map(0, hva, size, Iova(0), read=read, write=write)
+        return self._map(False, hva, size, Iova(0), read=read, write=write)
 
-    def _map(self, fixed: int, hva: Hva, size: int, iova: Iova, *, read: bool, write: bool) -> Iova:
-        flags = fixed | (abi.MAP_READABLE if read else 0) | (abi.MAP_WRITEABLE if write else 0)
-        arg = bytearray(_MAP.pack(40, flags, self.id, 0, hva, size, iova))
+    def _map(
+        self, fixed: bool, hva: Hva, size: int, iova: Iova, *, read: bool, write: bool
+    ) -> Iova:
+        flags = _flags(fixed, read, write)
         place = caller(3)
+        try:
+            arg = bytearray(_MAP.pack(40, flags, self.id, 0, hva, size, iova))
+        except struct.error as exc:
+            raise no_number(iova=iova, hva=hva, size=size) from exc
         try:
             self.iommufd.ioctl(abi.IOAS_MAP, arg)
             placed: Iova = _MAP.unpack_from(arg)[6]
@@ -316,7 +300,7 @@ class Ioas:
             raise
         return placed
 
-    def _undo(self, fixed: int, placed: Iova, size: int, hva: Hva, place: tuple[str, int]) -> None:
+    def _undo(self, fixed: bool, placed: Iova, size: int, hva: Hva, place: tuple[str, int]) -> None:
         """Take back what an interrupted call may have mapped."""
         # Where the kernel was to choose and has not, there still is the 0 that it never chooses.
         if fixed or placed:
@@ -341,12 +325,9 @@ class Ioas:
             DmaError: `ENOTTY` an older kernel, `EBADF` no file, `EINVAL` not such a file, else as
                 `map`.
         """
-        record = abi.MAP_FILE_ARG
-        arg = record.pack(
-            size=record.size,
-            flags=(0 if iova is None else abi.MAP_FIXED_IOVA)
-            | abi.MAP_READABLE
-            | (abi.MAP_WRITEABLE if write else 0),
+        arg = abi.MAP_FILE_ARG.pack(
+            size=abi.MAP_FILE_ARG.size,
+            flags=_flags(iova is not None, True, write),
             ioas_id=self.id,
             fd=fd,
             start=offset,
@@ -368,12 +349,9 @@ class Ioas:
         Raises:
             DmaError: `ENOENT` a gap in the source, `EPERM` it is read-only, else as `map`.
         """
-        record = abi.COPY_ARG
-        arg = record.pack(
-            size=record.size,
-            flags=(0 if iova is None else abi.MAP_FIXED_IOVA)
-            | abi.MAP_READABLE
-            | abi.MAP_WRITEABLE,
+        arg = abi.COPY_ARG.pack(
+            size=abi.COPY_ARG.size,
+            flags=_flags(iova is not None, True, True),
             dst_ioas_id=self.id,
             src_ioas_id=source.id,
             length=size,
@@ -424,7 +402,10 @@ class Ioas:
 
         Not atomic: when the upper end cuts a mapping, those below may be gone.
         """
-        arg = bytearray(_UNMAP.pack(24, self.id, iova, size))
+        try:
+            arg = bytearray(_UNMAP.pack(24, self.id, iova, size))
+        except struct.error as exc:
+            raise no_number(iova=iova, size=size) from exc
         self.iommufd.call(
             "IOMMU_IOAS_UNMAP",
             abi.IOAS_UNMAP,
@@ -441,7 +422,7 @@ class Ioas:
         return empty(self, lambda: self.unmap_range(Iova(0), ADDRESS_LAST))
 
     def start_dirty(self) -> None:
-        """Begin to track written pages, on the tables of devices attached with `dirty=True`.
+        """Begin to track written pages of devices attached with `dirty=True`.
 
         Raises:
             DmaError: `EINVAL` a device is attached without, `EOPNOTSUPP` none is attached with it,
@@ -496,3 +477,11 @@ class Ioas:
         self._dirty.by_device.clear()
         self.live.clear()
         self._id = 0
+
+
+def _flags(fixed: bool, read: bool, write: bool) -> int:
+    return (
+        (abi.MAP_FIXED_IOVA if fixed else 0)
+        | (abi.MAP_READABLE if read else 0)
+        | (abi.MAP_WRITEABLE if write else 0)
+    )

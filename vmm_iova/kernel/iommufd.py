@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
 from vmm_iova.errors import CapabilityError, DmaError
-from vmm_iova.kernel import uapi
+from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel import uapi_iommufd as abi
 from vmm_iova.kernel.handle import Handle
 from vmm_iova.kernel.syscalls import LINUX, Kernel, UserBuffer
 
 if TYPE_CHECKING:
-    from vmm_iova.ranges import Iova
+    from vmm_iova.ranges import Iova, MappableRanges
 
 
 class Iommufd(Handle):
@@ -133,6 +133,39 @@ class Iommufd(Handle):
         )
         hints = {errno.EOPNOTSUPP: "this IOMMU does not track written pages"}
         return self._alloc("IOMMU_HWPT_ALLOC", abi.HWPT_ALLOC, arg, "out_hwpt_id", hints)
+
+    def ranges(self, ioas_id: int) -> tuple[MappableRanges, int]:
+        """Return where mappings of an IOAS may lie now, and the alignment in bytes.
+
+        Asks with no room first; the list can grow between two calls, so it is asked until it fits.
+
+        Raises:
+            CapabilityError: it never fits, or contradicts itself.
+            DmaError: the kernel refused.
+
+        Source: iommufd_ioas_iova_ranges (Linux 6.2 to 7.3).
+        """
+        record, count = abi.RANGES_ARG, 0
+        for _ in range(uapi.GROW_LIMIT):
+            room = UserBuffer(max(count, 1) * abi.IOVA_RANGE_ITEM.size)
+            arg = record.pack(
+                size=record.size,
+                ioas_id=ioas_id,
+                num_iovas=count,
+                allowed_iovas=room.address if count else 0,
+            )
+            try:
+                self.call("IOMMU_IOAS_IOVA_RANGES", abi.IOAS_IOVA_RANGES, arg)
+            except DmaError as exc:
+                if exc.errno != errno.EMSGSIZE:
+                    raise
+                count = record.read(arg)["num_iovas"]
+                continue
+            told = record.read(arg)
+            used = room.content()[: told["num_iovas"] * abi.IOVA_RANGE_ITEM.size]
+            pairs = sorted(abi.IOVA_RANGE_ITEM.codec.iter_unpack(used))
+            return caps.checked_ranges(pairs), told["out_iova_alignment"]
+        raise CapabilityError("the list of IOVA ranges keeps growing", offset=0)
 
     def hw_info(self, device_id: int) -> HardwareInfo:
         """Ask what the IOMMU of a device is; for diagnostics, ranges are the authority.

@@ -16,7 +16,13 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self
 
-from vmm_iova.errors import DmaError, NotAllocatedError, PartialUnmapError
+from vmm_iova.errors import (
+    DmaError,
+    NotAllocatedError,
+    PartialUnmapError,
+    RangeOverflowError,
+    RequestError,
+)
 from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange, Hva, Iova, MappableRanges
 
 if TYPE_CHECKING:
@@ -244,6 +250,13 @@ class LiveMappings:
         if start in self._book():
             self.remove(start)
 
+    def forget(self, window: AddrRange) -> None:
+        """Forget every mapping that shares an address with `window`."""
+        gone = self._within(window)
+        self._order = None
+        for start in gone:
+            self._by_start.pop(start, None)
+
     def translate(self, iova: Iova, size: int) -> tuple[Hva, int]:
         """Return where in this process an IOVA is, and how many bytes from there are contiguous.
 
@@ -339,6 +352,29 @@ class LiveMappings:
                 stacklevel=2,
                 source=source,
             )
+
+
+def no_number(**values: object) -> RequestError:
+    """Make the error for what no field of 64 bits can take; struct does not say which it was."""
+    field, value = next(
+        (
+            (field, value)
+            for field, value in values.items()
+            if not isinstance(value, int) or not 0 <= value <= ADDRESS_LAST
+        ),
+        ("pieces", values),
+    )
+    if not isinstance(value, int):
+        return RequestError(f"{field} {value!r} is not a number", field=field, value=value)
+    return RangeOverflowError(
+        f"{field} {value:#x} is outside of 0 to 2^64-1", field=field, value=value
+    )
+
+
+def no_numbers(pieces: Sequence[Mappable]) -> RequestError:
+    """Make that error for the first of many pieces that has it."""
+    errors = (no_number(iova=item.iova, hva=item.hva, size=item.size) for item in pieces)
+    return next((error for error in errors if error.field != "pieces"), no_number())
 
 
 def undo_doubtful(space: AddressSpace, pieces: Sequence[Mappable], place: tuple[str, int]) -> None:

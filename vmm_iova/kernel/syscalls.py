@@ -21,6 +21,10 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmm_iova.host.host import Host
+
+from vmm_iova.host.load import load_host
+
 try:
     from vmm_iova.kernel import _ioctl
 except ImportError:  # not compiled: the loop in Python does the same
@@ -136,6 +140,10 @@ class LinuxKernel:
         if _ioctl is not None:
             return _ioctl.ioctl_many(fd, request, records, stride)
         return ioctl_one_by_one(self, fd, request, records, stride)
+
+    def host(self) -> Host:
+        """Return the facts of this host, as sysfs says them; see `vmm_iova.load_host`."""
+        return load_host(sysroot=self._root)
 
     def read_text(self, path: str) -> str:
         """Return the content of a small file."""

@@ -25,16 +25,18 @@ from vmm_iova.kernel.space import (
     SpaceFacts,
     caller,
     empty,
+    no_number,
+    no_numbers,
     undo_doubtful,
     unmap_exactly,
 )
 from vmm_iova.kernel.syscalls import LINUX, Kernel, UserBuffer
-from vmm_iova.ranges import AddrRange, Iova
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, Iova
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm_iova.kernel.space import LiveMapping, Mappable, SpaceKind
+    from vmm_iova.kernel.space import Mappable, SpaceKind
     from vmm_iova.ranges import Hva
 
 _MAP_NAME = "VFIO_IOMMU_MAP_DMA"
@@ -299,13 +301,15 @@ class Type1Container(Handle):
 
         Source: vfio_dma_do_map (Linux 7.3).
         """
-        buffer = bytearray(_MAP.pack(32, _flags(read, write), hva, iova, size))
         place = caller()
         try:
+            buffer = bytearray(_MAP.pack(32, _flags(read, write), hva, iova, size))
             self.ioctl(uapi.IOMMU_MAP_DMA, buffer)
             self.live.add(iova, size, hva, place, read=read, write=write)
         except OSError as exc:
             raise map_refusal(_MAP_NAME, TYPE1_MAP_HINTS, iova, hva, size, exc.errno or 0) from exc
+        except struct.error as exc:
+            raise no_number(iova=iova, hva=hva, size=size) from exc
         except BaseException:
             undo_doubtful(self, [Doubtful(iova, hva, size, read, write)], place)
             raise
@@ -321,11 +325,13 @@ class Type1Container(Handle):
 
         Complexity: one ioctl a piece; the interpreter's lock is released for all of them together.
         """
-        records = pack_type1(pieces)
         place = caller()
         try:
+            records = pack_type1(pieces)
             done, number = self.call_many(uapi.IOMMU_MAP_DMA, records, _MAP.size)
             self.live.add_many(pieces[:done], place)
+        except (struct.error, OverflowError, TypeError) as exc:
+            raise no_numbers(pieces) from exc
         except BaseException:
             undo_doubtful(self, pieces, place)
             raise
@@ -349,7 +355,10 @@ class Type1Container(Handle):
 
     def unmap_range(self, iova: Iova, size: int, *, flags: int = 0) -> int:
         """Make the bare ioctl, without the book of live mappings; return the bytes it removed."""
-        buffer = bytearray(_UNMAP.pack(24, flags, iova, size))
+        try:
+            buffer = bytearray(_UNMAP.pack(24, flags, iova, size))
+        except struct.error as exc:
+            raise no_number(iova=iova, size=size) from exc
         self.call(
             "VFIO_IOMMU_UNMAP_DMA",
             uapi.IOMMU_UNMAP_DMA,
@@ -369,41 +378,28 @@ class Type1Container(Handle):
         a range that ends there finds nothing, so nobody should map it (the judge never offers it).
 
         Raises:
-            DmaError: the kernel refused; `live` still has what it had.
+            DmaError: the kernel refused; `live` has what is still mapped.
         """
         return empty(self, self._unmap_everything)
 
     def _unmap_everything(self) -> int:
         if self.extension(uapi.EXT_UNMAP_ALL):
-            total = self.unmap_range(Iova(0), 0, flags=uapi.UNMAP_ALL)
-        else:
-            # The size 2^64 cannot be written, and a cut through a mapping is EINVAL.
-            across = self.live.overlapping(AddrRange(_HALF - 1, _HALF - 1))
-            granule = self.facts().granule
-            total = 0
-            for item in across:
-                total += self.unmap_range(Iova(item.range.start), item.range.size)
-            try:
-                total += self.unmap_range(Iova(0), _HALF)
-                total += self.unmap_range(_HALF, _HALF - granule)
-            except DmaError as exc:
-                # KERNEL: the compat layer says ENOENT for an empty range before 6.18.
-                if exc.errno != errno.ENOENT:
-                    raise
-                total += self._unmap_each(skip=across)
-        return total
+            return self.unmap_range(Iova(0), 0, flags=uapi.UNMAP_ALL)
+        # The size 2^64 cannot be written, and a cut through a mapping is EINVAL.
+        across = self.live.overlapping(AddrRange(_HALF - 1, _HALF - 1))
+        top = ADDRESS_LAST + 1 - self.facts().granule
+        steps = [
+            *((item.range.start, item.range.size) for item in across),
+            (0, _HALF),
+            (_HALF, top - _HALF),
+        ]
+        return sum(self._unmap_and_forget(Iova(start), size) for start, size in steps)
 
-    def _unmap_each(self, skip: list[LiveMapping]) -> int:
-        total = 0
-        for item in list(self.live):
-            if item not in skip:
-                try:
-                    total += self.unmap_range(Iova(item.range.start), item.range.size)
-                except DmaError as exc:
-                    if exc.errno != errno.ENOENT:
-                        raise
-                    total += item.range.size
-        return total
+    def _unmap_and_forget(self, iova: Iova, size: int) -> int:
+        """Unmap a range; if a later step is refused, the book is still true."""
+        unmapped = self.unmap_range(iova, size)
+        self.live.forget(AddrRange(iova, iova + size - 1))
+        return unmapped
 
     def extension(self, number: int) -> int:
         """Return what the kernel says of an extension; 0 is "no"."""

@@ -11,7 +11,8 @@ from vmm_iova.kernel.device import open_space
 from vmm_iova.mapping.mapped import map_pieces
 from vmm_iova.mapping.piece import Piece
 from vmm_iova.ranges import Hva, Iova
-from vmm_iova.simulated import SimGroup, SimulatedKernel
+from vmm_iova.simulated import SimulatedKernel
+from vmm_iova.simulated.host import group_of
 
 if TYPE_CHECKING:
     from vmm_iova.kernel.space import SpaceKind
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 _BDF = "0000:00:01.0"
 _MEMORY = 1 << 62  # where the memory is said to be in this process; nobody looks there
-_DEFAULT_PAGES = 0x4020_1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +57,9 @@ def dry_run(layout: Layout, via: SpaceKind = "type1") -> DryRun:
     Synchronization: none required.
     """
     usable = layout.usable
-    hull = usable.ranges.hull
-    if hull is None:
+    group = group_of(usable, 1, (_BDF,))
+    if group is None:
         raise PlanError(f"host {usable.host} has no usable range to map in")
-    holes = usable.ranges.as_set().complement(hull)
-    group = SimGroup(
-        1,
-        (_BDF,),
-        aperture=hull,
-        reserved=tuple((hole, "reserved") for hole in holes),
-        page_sizes=usable.page_sizes or _DEFAULT_PAGES & -usable.granule | usable.granule,
-    )
     memlock = usable.limits.memlock
     kernel = SimulatedKernel(
         [group],

@@ -131,26 +131,29 @@ class DynamicMaps:
             iova = Iova(given[0])
             self._space.map(iova, hva, size, read=read, write=write)
             self._keep[iova] = keep
-        except OSError:
-            self._allocator.release(given[0])
-            raise
-        except BaseException:
-            # An interrupt: what the space has of it in its book is ours.
-            for start in given:
-                self._end(Iova(start), (size, hva))
+        except BaseException as exc:
+            try:
+                self._end(given, exc, size, hva)
+            except BaseException:
+                self._end(given, exc, size, hva)  # Ctrl-C meanwhile: nothing is done twice
+                raise
             raise
         return iova
 
-    def _end(self, iova: Iova, ours: tuple[int, Hva] | None) -> None:
-        """Bring a call that was interrupted to the end where nothing is mapped or owned."""
+    def _end(self, given: list[int], why: BaseException, size: int, hva: Hva) -> None:
+        """Bring a call to the end where nothing is mapped or owned; it can be done twice."""
         live = self._space.live
-        if ours and iova in live:
-            item = live.at(iova)
-            if (item.range.size, item.hva) == ours:
-                self._space.unmap(iova, item.range.size)
-        self._keep.pop(iova, None)
-        with contextlib.suppress(NotAllocatedError):
-            self._allocator.release(iova)
+        for start in given:
+            iova = Iova(start)
+            # Of a call that was refused the address alone is ours; of one that was interrupted,
+            # what the space has of it in its book, too.
+            if not isinstance(why, OSError) and iova in live:
+                item = live.at(iova)
+                if (item.range.size, item.hva) == (size, hva):
+                    self._space.unmap(iova, size)
+            self._keep.pop(iova, None)
+            with contextlib.suppress(NotAllocatedError):
+                self._allocator.release(iova)
 
     def _align(self, hva: Hva, size: int) -> int:
         """Align so that memory and IOVA are congruent for the largest page that could be used."""
@@ -174,12 +177,10 @@ class DynamicMaps:
             size = self._space.unmap(iova, live.at(iova).range.size) if iova in live else 0
             del self._keep[iova]
             self._allocator.release(iova)
-        except DmaError:
-            raise
-        except BaseException:
+        except BaseException as exc:
             # An interrupt: as soon as it is not mapped any more, the rest follows.
-            if iova not in live:
-                self._end(iova, None)
+            if iova not in live and not isinstance(exc, DmaError):
+                self._end([iova], exc, 0, Hva(0))
             raise
         return size
 

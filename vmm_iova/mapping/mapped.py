@@ -143,38 +143,52 @@ def map_pieces(
             if progress is not None:
                 progress(bytes_done, total)
         return Mapped(space, wanted)
-    except DmaError as exc:
-        left = _take_back(space, wanted[:done])
-        piece = wanted[done]
-        raise MappingError(
-            f"{piece}, number {done + 1} of {len(wanted)}: {exc.message}",
-            errno=exc.errno or 0,
-            ioctl=exc.ioctl,
-            index=done,
-            tag=piece.tag,
-            left=left,
-            iova=piece.iova,
-            length=piece.size,
-            hva=piece.hva,
-            hint=exc.hint,
-        ) from exc
     except BaseException as exc:
-        # What was there before is not ours: the kernel has refused to map over it.
-        noted = [
-            piece
-            for piece in in_doubt
-            if piece.iova in space.live and not any(piece.range.overlaps(item) for item in before)
-        ]
-        left = _take_back(space, [*wanted[:done], *noted])
+        try:
+            left = _undo(space, wanted[:done], in_doubt, before)
+        except BaseException:
+            # Ctrl-C meanwhile: once more from the start, what is gone is gone.
+            _undo(space, wanted[:done], in_doubt, before)
+            raise
+        if isinstance(exc, DmaError):
+            piece = wanted[done]
+            raise MappingError(
+                f"{piece}, number {done + 1} of {len(wanted)}: {exc.message}",
+                errno=exc.errno or 0,
+                ioctl=exc.ioctl,
+                index=done,
+                tag=piece.tag,
+                left=left,
+                iova=piece.iova,
+                length=piece.size,
+                hva=piece.hva,
+                hint=exc.hint,
+            ) from exc
         for where, tag, why in left:
             exc.add_note(f"still mapped: {where} ({tag}): {why}")
         raise
 
 
+def _undo(
+    space: AddressSpace,
+    done: Sequence[Piece],
+    in_doubt: Sequence[Piece],
+    before: Sequence[AddrRange],
+) -> Left:
+    """Unmap what was mapped of a list; return what could not be."""
+    # What was there before is not ours: the kernel has refused to map over it.
+    noted = [
+        piece
+        for piece in in_doubt
+        if piece.iova in space.live and not any(piece.range.overlaps(item) for item in before)
+    ]
+    return _take_back(space, [*done, *noted])
+
+
 def _sound(piece: Piece) -> bool:
     """Tell whether a piece can be written into the kernel's structure at all."""
     last = ADDRESS_LAST + 1 - piece.size
-    return piece.size > 0 and 0 <= piece.iova <= last and 0 <= piece.hva <= last
+    return 0 < piece.size <= ADDRESS_LAST and 0 <= piece.iova <= last and 0 <= piece.hva <= last
 
 
 def _chunks(pieces: Sequence[Piece]) -> Iterator[Sequence[Piece]]:

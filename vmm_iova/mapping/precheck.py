@@ -110,6 +110,13 @@ def _shape(piece: Piece, granule: int) -> Iterator[IovaError]:
         return
     if not (piece.read or piece.write):
         yield RequestError(f"{piece} may be neither read nor written", field="read", value=False)
+    if piece.size > ADDRESS_LAST:
+        yield RangeOverflowError(
+            f"{piece} has more bytes than one call can name, 2^64-1",
+            field="size",
+            value=piece.size,
+        )
+        return
     for field, start in (("iova", piece.iova), ("hva", piece.hva)):
         if start < 0 or start + piece.size - 1 > ADDRESS_LAST:
             yield RangeOverflowError(

@@ -19,9 +19,12 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_iova.host.facts import Limits
 from vmm_iova.kernel import uapi
 from vmm_iova.kernel.syscalls import Kernel, LockBudget, ioctl_one_by_one
 from vmm_iova.ranges import BASE_PAGE, MIB, AddrRange, RangeSet
+from vmm_iova.simulated.files import DeviceFile, GroupFile, device_info
+from vmm_iova.simulated.host import groups_of, host_of, release_of, with_a_device
 from vmm_iova.simulated.iommufd import SimIommufd
 from vmm_iova.simulated.model import SimGroup, SimMemory, SimSettings, refuse
 from vmm_iova.simulated.objects import SimDevice
@@ -31,6 +34,8 @@ from vmm_iova.simulated.type1 import SimContainer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from vmm_iova.host.evidence import Aperture
+    from vmm_iova.host.host import Host
     from vmm_iova.simulated.ioas import SimIoas
     from vmm_iova.simulated.model import SimArea
 
@@ -52,24 +57,7 @@ class Fault:
     change: Callable[[bytearray], None] | None = None
 
 
-class _GroupFile:
-    def __init__(self, group: SimGroup) -> None:
-        self.group = group
-        self.container: SimContainer | SimIommufd | None = None
-        self.devices = 0
-
-
-class _DeviceFile:
-    """A device, had through its group or through its own node."""
-
-    def __init__(self, bdf: str, group: SimGroup, parent: _GroupFile | None) -> None:
-        self.bdf = bdf
-        self.group = group
-        self.parent = parent
-        self.bound: tuple[SimIommufd, SimDevice] | None = None
-
-
-_File = SimContainer | SimIommufd | _GroupFile | _DeviceFile
+_File = SimContainer | SimIommufd | GroupFile | DeviceFile
 
 
 class SimulatedKernel:
@@ -122,12 +110,65 @@ class SimulatedKernel:
             has_cdev=cdev and iommufd and release >= (6, 6),
         )
         self.faults: list[Fault] = []
+        self._host: Host | None = None
         self.calls = 0
         self._files: dict[int, _File] = {}
         # Above every descriptor that a process can have, so that none is mistaken for a real one.
         self._next = itertools.count(1 << 24)
 
-    # Faults.
+    @classmethod
+    def from_host(
+        cls,
+        host: Host,
+        *,
+        aperture: Aperture | None = None,
+        release: tuple[int, int] | None = None,
+        iommufd: bool = True,
+        compat_container: bool = False,
+    ) -> SimulatedKernel:
+        """Make the kernel of a host: its groups, reserved regions, page and limits.
+
+        Every PCI device is bound to vfio-pci, as it will be when it is used; facts that name none
+        get one, `0000:00:01.0`. A group of which nothing says what it can map is left out.
+
+        Args:
+            host: from `vmm_iova.load_host`: a bundled host, a snapshot, a paste.
+            aperture: what the IOMMU translates, where the facts do not say it; as in `Host.usable`.
+            release: of the kernel; default the host's own, as far as the simulation knows it.
+            iommufd: whether it was configured.
+            compat_container: whether /dev/vfio/vfio is an iommufd.
+
+        Raises:
+            EvidenceError: of no group is known what may be mapped.
+        """
+        memlock, entries = host.limits.memlock, host.limits.dma_entries
+        host = with_a_device(host)
+        groups = groups_of(host, aperture)
+        # Where no source states the page, it is one that every granule of the judge fits.
+        granules = [group.page_sizes & -group.page_sizes for group in groups]
+        kernel = cls(
+            groups,
+            release=release_of(host, (7, 3)) if release is None else release,
+            page=host.page_size or max(granules, default=BASE_PAGE),
+            dma_entry_limit=65535 if entries is None else entries,
+            memlock=None if memlock is None or memlock < 0 else memlock,
+            iommufd=iommufd,
+            compat_container=compat_container,
+        )
+        kernel._host = host
+        return kernel
+
+    def devices(self) -> tuple[str, ...]:
+        """Return the BDFs of all devices, ascending."""
+        return tuple(sorted(bdf for group in self.sysfs.groups.values() for bdf in group.devices))
+
+    def host(self) -> Host:
+        """Return the facts of this host: those that it was made of, or what its sysfs says."""
+        if self._host:
+            return self._host
+        limit = self.memory.limit
+        limits = Limits(self.settings.dma_entry_limit, -1 if limit is None else limit)
+        return host_of(self.sysfs.groups.values(), self.memory.page, limits)
 
     def inject(self, number: int, *, request: int | None = None, after: int = 0) -> None:
         """Let one ioctl fail.
@@ -155,8 +196,6 @@ class SimulatedKernel:
                 self.faults.remove(fault)
         return due
 
-    # System calls.
-
     def open(self, path: str) -> int:
         """Open a node."""
         node = self.sysfs.node(path)
@@ -164,7 +203,7 @@ class SimulatedKernel:
         if isinstance(node, SimGroup):
             file = self._open_group(node)
         elif isinstance(node, tuple):
-            file = _DeviceFile(*node, None)
+            file = DeviceFile(*node, None)
         elif node is NodeKind.CONTAINER and not self.settings.compat_container:
             file = SimContainer(self.settings, self.memory)
         else:
@@ -173,20 +212,20 @@ class SimulatedKernel:
         self._files[fd] = file
         return fd
 
-    def _open_group(self, group: SimGroup) -> _GroupFile:
+    def _open_group(self, group: SimGroup) -> GroupFile:
         for other in self._files.values():
-            busy = isinstance(other, _GroupFile) and other.group is group
-            bound = isinstance(other, _DeviceFile) and other.bound and other.group is group
+            busy = isinstance(other, GroupFile) and other.group is group
+            bound = isinstance(other, DeviceFile) and other.bound and other.group is group
             if busy or bound:
                 raise refuse(errno.EBUSY)
-        return _GroupFile(group)
+        return GroupFile(group)
 
     def close(self, fd: int) -> None:
         """Close a descriptor; what hangs on it goes as with the real kernel."""
         item = self._files.pop(fd, None)
         if item is None:
             raise refuse(errno.EBADF)
-        if isinstance(item, _DeviceFile):
+        if isinstance(item, DeviceFile):
             if item.bound:
                 iommufd, device = item.bound
                 iommufd.objects.detach(device)
@@ -195,12 +234,12 @@ class SimulatedKernel:
             if item.parent:
                 item.parent.devices -= 1
                 self._leave_if_unused(item.parent)
-        elif isinstance(item, _GroupFile):
+        elif isinstance(item, GroupFile):
             self._leave_if_unused(item)
         elif isinstance(item, SimIommufd):
             self._retire(item)
 
-    def _leave_if_unused(self, item: _GroupFile) -> None:
+    def _leave_if_unused(self, item: GroupFile) -> None:
         # An open device keeps its group in the container although the group's file is closed.
         if item.devices or item in self._files.values() or item.container is None:
             return
@@ -211,7 +250,7 @@ class SimulatedKernel:
     def _retire(self, iommufd: SimIommufd) -> None:
         """Free an iommufd when neither its file nor a bound device is left."""
         held = any(
-            isinstance(other, _DeviceFile) and other.bound and other.bound[0] is iommufd
+            isinstance(other, DeviceFile) and other.bound and other.bound[0] is iommufd
             for other in self._files.values()
         )
         if not held and iommufd not in self._files.values():
@@ -226,9 +265,9 @@ class SimulatedKernel:
         fault = self._due(request)
         if fault is not None and fault.errno:
             raise refuse(fault.errno)
-        if isinstance(item, _GroupFile):
+        if isinstance(item, GroupFile):
             answer = self._group_ioctl(item, request, arg)
-        elif isinstance(item, _DeviceFile):
+        elif isinstance(item, DeviceFile):
             answer = self._device_ioctl(item, request, arg)
         else:
             answer = item.ioctl(request, arg)
@@ -240,7 +279,7 @@ class SimulatedKernel:
         """Answer many ioctls; faults count each."""
         return ioctl_one_by_one(self, fd, request, records, stride)
 
-    def _group_ioctl(self, item: _GroupFile, request: int, arg: int | bytes | bytearray) -> int:
+    def _group_ioctl(self, item: GroupFile, request: int, arg: int | bytes | bytearray) -> int:
         if request == uapi.GROUP_GET_STATUS and isinstance(arg, bytearray):
             if struct.unpack_from("=I", arg)[0] < uapi.GROUP_STATUS.size:
                 raise refuse(errno.EINVAL)
@@ -266,9 +305,9 @@ class SimulatedKernel:
             return self._open_device(item, bdf)
         raise refuse(errno.ENOTTY)
 
-    def _open_device(self, item: _GroupFile, bdf: str) -> int:
+    def _open_device(self, item: GroupFile, bdf: str) -> int:
         """Open a device through its group; behind an iommufd it is attached at that moment."""
-        made = _DeviceFile(bdf, item.group, item)
+        made = DeviceFile(bdf, item.group, item)
         container = item.container
         if isinstance(container, SimIommufd):
             made.bound = (container, self._claim(container, bdf, item.group))
@@ -294,7 +333,7 @@ class SimulatedKernel:
         iommufd.objects.add(device)
         return device
 
-    def _set_container(self, item: _GroupFile, fd: int) -> int:
+    def _set_container(self, item: GroupFile, fd: int) -> int:
         if item.container is not None:
             raise refuse(errno.EINVAL)
         container = self._files.get(fd)
@@ -315,13 +354,13 @@ class SimulatedKernel:
         item.container = container
         return 0
 
-    def _device_ioctl(self, item: _DeviceFile, request: int, arg: int | bytes | bytearray) -> int:
+    def _device_ioctl(self, item: DeviceFile, request: int, arg: int | bytes | bytearray) -> int:
         if request == uapi.DEVICE_BIND_IOMMUFD and isinstance(arg, bytearray):
             return self._bind(item, arg)
         if item.parent is None and item.bound is None:
             raise refuse(errno.EINVAL)
         if request == uapi.DEVICE_GET_INFO and isinstance(arg, bytearray):
-            return _device_info(item.group, arg)
+            return device_info(item.group, arg)
         if request == uapi.DEVICE_RESET:
             return 0
         if item.bound is None or not isinstance(arg, bytearray):
@@ -341,18 +380,18 @@ class SimulatedKernel:
             return 0
         raise refuse(errno.ENOTTY)
 
-    def _bind(self, item: _DeviceFile, arg: bytearray) -> int:
+    def _bind(self, item: DeviceFile, arg: bytearray) -> int:
         argsz, flags, fd = struct.unpack_from("=IIi", arg)
         if argsz < uapi.BIND.minimum or flags or fd < 0 or item.parent or item.bound:
             raise refuse(errno.EINVAL)
         others = [other for other in self._files.values() if other is not item]
-        if any(isinstance(other, _GroupFile) and other.group is item.group for other in others):
+        if any(isinstance(other, GroupFile) and other.group is item.group for other in others):
             raise refuse(errno.EBUSY)
         iommufd = self._files.get(fd)
         if not isinstance(iommufd, SimIommufd):
             raise refuse(errno.EBADF)
         if any(
-            isinstance(other, _DeviceFile) and other.bound and other.bdf == item.bdf
+            isinstance(other, DeviceFile) and other.bound and other.bdf == item.bdf
             for other in others
         ):
             raise refuse(errno.EINVAL)
@@ -360,8 +399,6 @@ class SimulatedKernel:
         item.bound = (iommufd, device)
         struct.pack_into("=I", arg, 12, iommufd.objects.id_of(device))
         return 0
-
-    # Files.
 
     def read_text(self, path: str) -> str:
         """Return the content of a file."""
@@ -442,7 +479,7 @@ class SimulatedKernel:
     def _seen_by(self, bdf: str) -> list[SimContainer | SimIoas]:
         found: list[SimContainer | SimIoas] = []
         for item in self._files.values():
-            if isinstance(item, _DeviceFile) and item.bdf == bdf:
+            if isinstance(item, DeviceFile) and item.bdf == bdf:
                 if item.parent and isinstance(item.parent.container, SimContainer):
                     found.append(item.parent.container)
                 elif item.bound and item.bound[1].table:
@@ -451,33 +488,11 @@ class SimulatedKernel:
 
     def _note_written(self, bdf: str, iova: int, size: int) -> None:
         for item in self._files.values():
-            if isinstance(item, _DeviceFile) and item.bdf == bdf and item.bound:
+            if isinstance(item, DeviceFile) and item.bdf == bdf and item.bound:
                 table = item.bound[1].table
                 if table and table.tracking:
                     page = self.memory.page
                     table.written.update(range(iova & -page, iova + size, page))
 
 
-def _device_info(group: SimGroup, arg: bytearray) -> int:
-    argsz = struct.unpack_from("=I", arg)[0]
-    if argsz < uapi.DEVICE_INFO.minimum:
-        raise refuse(errno.EINVAL)
-    flags, chain = uapi.DEVICE_FLAG_RESET | uapi.DEVICE_FLAG_PCI, b""
-    if group.zpci:
-        chain = uapi.ZPCI_BASE.codec.pack(
-            1, 1, 0, group.zpci.start, group.zpci.last, 0, 0, 64, 0, 0
-        )
-        flags |= uapi.DEVICE_FLAG_CAPS
-    total, offset = argsz, 0
-    if chain and argsz < 24 + len(chain):
-        total = 24 + len(chain)
-    elif chain:
-        offset = 24
-        arg[24 : 24 + len(chain)] = chain
-    head = struct.pack("=IIIIII", total, flags, 9, 5, offset, 0)
-    arg[: min(argsz, 24)] = head[: min(argsz, 24)]
-    return 0
-
-
-_KERNEL: type[Kernel] = SimulatedKernel
-"""Checked by mypy: whatever drives a real kernel drives this one."""
+_KERNEL: type[Kernel] = SimulatedKernel  # mypy: whatever drives a real kernel drives this one
