@@ -31,8 +31,8 @@ BUGS = {
     ),
     "explain": (
         "vmm_iova/report/diagnosis.py",
-        "elif call.iova is not None and call.op",
-        "elif call.op",
+        '"device": call.device,',
+        '"device": call.device[0],',
     ),
     "keep": (
         "vmm_iova/planning/layout.py",
