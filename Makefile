@@ -7,13 +7,17 @@
 #   make lab      boot real kernels with real IOMMU drivers and run the tests inside (lab/README.md)
 #   make bench    timings
 #   make long     the allocator under sanitizers, without AVX2, and a million steps (minutes)
+#   make fuzz     each target of fuzz/ for FUZZ_SECONDS (120), two at a time
+#   make mutants  what the tests notice of MUTANTS (300) small changes to the code that decides
 #   make docs     write everything in docs/ and README.md anew that is printed or drawn
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: plan check test lint package lab bench long docs clean
+.PHONY: plan check test lint package lab bench long fuzz mutants docs clean
 
 VENV ?= .venv
 PYTHON ?= python3
+FUZZ_SECONDS ?= 120
+MUTANTS ?= 300
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # As many at once as there are CPUs.
@@ -49,6 +53,14 @@ bench: $(VENV)/.tested
 
 long: $(VENV)/.tested
 	PYTHON=$(abspath $(BIN)/python) .ci/allocator-long
+
+fuzz: $(VENV)/.tested
+	$(PIP) 'vmm-iova[fuzz]'
+	$(BIN)/python -m fuzz.every $(FUZZ_SECONDS)
+
+mutants: $(VENV)/.tested
+	$(PIP) 'vmm-iova[mutants]'
+	$(BIN)/python -m tools.mutants $(MUTANTS)
 
 docs: $(VENV)/.tested
 	VMM_IOVA_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/repo/test_docs.py

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fuzzing: what is read, typed, shared or interrupted, from random bytes."""
+"""Coverage-guided fuzzing of everything that reads what it did not write (see README.md)."""

@@ -335,10 +335,10 @@ def test_map_of_a_sparse_member_without_end_is_refused_after_a_megabyte() -> Non
     member = tarfile.TarInfo("a.json")
     member.size = 1 << 33
     head = header.tobuf(tarfile.GNU_FORMAT) + record.ljust(512, b"\0")
-    head += member.tobuf(tarfile.GNU_FORMAT) + b"999999999\n" + b"1\n" * (2 * MIB)
+    head += member.tobuf(tarfile.GNU_FORMAT) + b"999999999\n" + b"1\n" * MIB
     what, peak, _ = _peak(Zeros(head, 0))
     assert what == "a header is larger than 1024 KiB"
-    assert peak < 200 * MIB  # the head itself, and a million short numbers
+    assert peak < 100 * MIB  # the head itself, and half a million short numbers
 
 
 @pytest.mark.parametrize("name", ["a.json", "core"])
@@ -438,7 +438,7 @@ def test_limits_grow_with_the_size_of_the_archive() -> None:
     limits = ArchiveLimits().of_size(100 * MIB)
     assert limits.unpacked == (16 << 30) + 1000 * 100 * MIB
     assert limits.seconds == 160
-    assert limits.clock is time.monotonic
+    assert limits.clock is time.process_time
 
 
 def test_xz_that_needs_much_memory_is_refused(read) -> None:

@@ -55,7 +55,7 @@ class ArchiveLimits:
         unpacked: bytes that it may unpack to.
         skipped: bytes of those that may be passed over, because they are no snapshots.
         members: members.
-        seconds: seconds that may be spent reading it, without the time between members.
+        seconds: seconds of CPU that may be spent on it, without the time between members.
         clock: what measures them.
     """
 
@@ -63,7 +63,7 @@ class ArchiveLimits:
     skipped: int = 1 << 30
     members: int = 4_000_000
     seconds: float = 60.0
-    clock: Callable[[], float] = field(default=time.monotonic, repr=False)
+    clock: Callable[[], float] = field(default=time.process_time, repr=False)
 
     def of_size(self, size: int) -> ArchiveLimits:
         """Return those of an archive of a size in bytes: a thousandfold, and 1 s for each MiB."""

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 _DMAR = re.compile(r"\b(?:DMAR|dmar)(?:-IR)?:\s*(?P<rest>.*)")
 _UNIT = re.compile(
     r"(?P<name>dmar\d+|IOMMU \d+): reg_base_addr (?P<base>[0-9a-f]+) ver \S+ "
-    r"cap (?P<cap>[0-9a-f]+) ecap (?P<ecap>[0-9a-f]+)"
+    r"cap (?P<cap>[0-9a-f]{1,16}) ecap (?P<ecap>[0-9a-f]{1,16})\b"
 )
 _RMRR = re.compile(r"RMRR base: (?P<start>0x[0-9a-f]+) end: (?P<last>0x[0-9a-f]+)")
 _HAW = re.compile(r"Host address width (?P<bits>\d{1,3})\b")

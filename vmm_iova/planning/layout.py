@@ -364,7 +364,8 @@ def check_layout(saved: dict[str, Any], name: str) -> dict[str, Any]:
     Raises:
         HostDataError: it is of another version, or a part is missing.
     """
-    version = saved.get("schema", {}).get("version")
+    schema = saved.get("schema") if isinstance(saved, dict) else None
+    version = schema.get("version") if isinstance(schema, dict) else None
     if version != LAYOUT_FORMAT:
         raise HostDataError(
             f"{name}: layout version {version!r} is not {LAYOUT_FORMAT}",
@@ -372,14 +373,23 @@ def check_layout(saved: dict[str, Any], name: str) -> dict[str, Any]:
             hint="update vmm-iova, or plan again",
         )
     try:
+        if "ram" in saved:
+            int(saved["ram"], 16)
         for item in saved["items"]:
             places = [item[key] for key in ("gpa", "iova") if item[key] is not None]
-            whole = [item["kind"], item["name"], *(place[k] for place in places for k in _ENDS)]
+            if not places:
+                raise TypeError("a place")
+            for place in places:
+                _span_of(place)
+            texts = [item.get(key) for key in ("start_cause", "last_cause", "node")]
+            whole = [item["kind"], item["name"], *(text for text in texts if text is not None)]
             if not all(isinstance(part, str) for part in whole):
                 raise TypeError("a part is not text")
         for entry in saved["guest_reserved"]:
-            _ = entry["start"] + entry["last"]
-    except (KeyError, TypeError) as error:
+            _span_of(entry)
+            if not isinstance(entry.get("cause", ""), str):
+                raise TypeError("a cause")
+    except (KeyError, TypeError, ValueError, AttributeError, IovaError) as error:
         raise HostDataError(
             f"{name} is no layout: {error} is missing or of a wrong kind", source=name
         ) from error
