@@ -275,7 +275,8 @@ class TestCapture:
     def test_facts_of_another_file_are_added(self, capsys: Output, tmp_path: Path) -> None:
         ranges = tmp_path / "ranges.txt"
         ranges.write_text("0x0 - 0x7ffffff\n0x8100000 - 0xffffffffffff\n")
-        arguments = ("--host", "arm-multisocket-2021", "--facts", str(ranges), "--ram", "4G")
+        facts = ("--facts", f"ranges:{ranges}")
+        arguments = ("--host", "arm-multisocket-2021", *facts, "--ram", "4G")
         assert run("plan", "--machine", "virt", *arguments) == 0
         assert "kernel range list, ranges.txt:1" in capsys.readouterr().out
 

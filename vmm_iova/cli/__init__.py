@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any, TextIO
@@ -16,10 +17,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 from vmm_iova.cli.parser import make_parser
 from vmm_iova.errors import IovaError
 from vmm_iova.plain import for_terminal, one_line
+from vmm_iova.report.answer import MARKS
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
+
+
+_MARK = re.compile(f"([{''.join(MARKS)}])")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +57,10 @@ class _Terminal:
     def write(self, text: str) -> int:
         if self._stream is None:  # as under pythonw
             return len(text)
-        return self._stream.write(for_terminal(text, getattr(self._stream, "encoding", None)))
+        encoding = getattr(self._stream, "encoding", None)
+        parts = _MARK.split(text)  # colours of our own; no other escape reaches a terminal
+        shown = (MARKS.get(part) or for_terminal(part, encoding) for part in parts)
+        return self._stream.write("".join(shown))
 
     def flush(self) -> None:
         if self._stream is not None:

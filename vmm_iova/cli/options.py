@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import vmm_iova
 from vmm_iova.errors import EvidenceError, HostUnavailableError, RequestError
 from vmm_iova.files import write_text
-from vmm_iova.host.load import load_host
+from vmm_iova.host.load import load_facts, load_host
 from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def host_of(options: argparse.Namespace, spec: str | None = None) -> Host:
     """Load the host that the options name, or `spec`, with the facts that are added to it."""
     host = load_host(options.host if spec is None else spec, sysroot=options.sysroot)
     for more in options.facts:
-        host = host.with_facts(load_host(more))
+        host = host.with_facts(load_facts(more))
     return _ask_kernel(host, options) if options.ask_kernel else host
 
 

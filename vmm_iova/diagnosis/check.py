@@ -166,6 +166,9 @@ def _warnings(usable: Usable, wanted: AddrRange) -> list[str]:
     found = [
         f"overlaps direct-relaxable {region.range} ({region.source}): allowed once the host's "
         "driver has let go of the device"
+        if region.kind is RegionKind.DIRECT_RELAXABLE
+        else f"overlaps the RMRR {region.range} ({region.source}), which is no hole for a device "
+        "that can be assigned"
         for region in usable.relaxable
         if region.range.overlaps(wanted)
     ]
