@@ -303,7 +303,8 @@ WINDOW_HOST = Remedy(
 )
 BAR_BY_GUEST = Remedy(
     "nothing for the IOMMU: a guest sizes a BAR by writing zeros or ones, which the VMM may take "
-    "for a move, or it asked for a place that its bus does not have; another firmware (rust-hypervisor-firmware instead of OVMF) leaves BARs where they are",
+    "for a move, or it asked for a place that its bus does not have; another firmware of the guest "
+    "(rust-hypervisor-firmware instead of OVMF) leaves BARs where they are",
     source="cloud-hypervisor/cloud-hypervisor#6147",
 )
 
