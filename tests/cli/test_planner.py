@@ -152,4 +152,4 @@ def test_direct_region_is_said_first_although_the_width_is_not_known(
     host = tmp_path / "regions.txt"
     host.write_text("0x00000000a0000000 0x00000000a00fffff direct\n")
     assert cli.main(["show", "--host", str(host)]) == 1
-    assert capsys.readouterr().out.startswith("warning: the devices of the pasted text cannot")
+    assert capsys.readouterr().out.startswith("NOT ASSIGNABLE: the devices of the pasted text")

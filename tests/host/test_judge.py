@@ -104,8 +104,8 @@ def test_refusal_says_what_settles_it():
     settles = " / ".join(caught.value.settles)
     assert "--aperture" in settles
     assert "VFIO" in settles
-    assert "lower bound" in settles
-    assert "settles" in str(caught.value)
+    assert "a width that you are sure of" in settles
+    assert "give one of" in str(caught.value)
 
 
 def test_refusal_names_the_group_and_the_host():

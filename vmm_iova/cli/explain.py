@@ -53,7 +53,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="add kernel history and the rarer causes"
     )
-    add_host_options(parser, host=False)
+    add_host_options(parser, host=False, bytes_=False)
     parser.add_argument(
         "--host", help="facts of the host, as for the other commands; without it, the likely causes"
     )

@@ -99,7 +99,7 @@ def check(
 def check_holes(
     holes: Usable, wanted: AddrRange, *, program: str | None = None, part: str | None = None
 ) -> Verdict | None:
-    """Say which hole forbids a range although nothing says how wide the IOVA space is.
+    """Say which hole forbids a range although is unknown the IOVA space is.
 
     Args:
         holes: `Host.usable` with an aperture of 64 bits: its holes count, its top does not.
