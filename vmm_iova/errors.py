@@ -325,7 +325,7 @@ class EvidenceError(IovaError):
         if self.looked_at:
             self.detail = "looked at: " + "; ".join(self.looked_at)
         if self.settles:
-            self.hint = "any of these settles it: " + "; ".join(self.settles)
+            self.hint = "give one of: " + "; ".join(self.settles)
 
 
 class HostDataError(IovaError, ValueError):

@@ -137,7 +137,9 @@ def test_seams_below_unmoved_ram_are_said_to_need_several_calls(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     host = tmp_path / "ranges.txt"
-    host.write_text("0x0 - 0xfedfffff\n0xfef00000 - 0x13fffffff\n0x140000000 - 0x7fffffffff\n")
+    host.write_text(
+        "usable ranges\n0x0 - 0xfedfffff\n0xfef00000 - 0x13fffffff\n0x140000000 - 0x7fffffffff\n"
+    )
     assert cli.main(["plan", "--host", str(host), "--ram", "8G", "--on-hole", "refuse"]) == 0
     assert "must map RAM in one call for each piece" in capsys.readouterr().out
     assert cli.main(["plan", "--host", str(host), "--ram", "3G", "--on-hole", "refuse"]) == 0
@@ -150,4 +152,4 @@ def test_direct_region_is_said_first_although_the_width_is_not_known(
     host = tmp_path / "regions.txt"
     host.write_text("0x00000000a0000000 0x00000000a00fffff direct\n")
     assert cli.main(["show", "--host", str(host)]) == 1
-    assert capsys.readouterr().out.startswith("warning: the devices of the pasted text cannot")
+    assert capsys.readouterr().out.startswith("NOT ASSIGNABLE: the devices of the pasted text")

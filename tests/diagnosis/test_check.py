@@ -70,7 +70,7 @@ def test_range_that_fits_is_ok_without_fixes(laptop: vi.Usable) -> None:
 
 def test_range_across_a_seam_needs_two_mappings() -> None:
     text = "0x0 - 0xfffff\n0x100000 - 0x7fffffffff\n"
-    usable = parse_text(text, "list")[0].usable(granule=4096)
+    usable = parse_text(text, "list", "iova_ranges")[0].usable(granule=4096)
     verdict = vi.check(usable, AddrRange(0xF0000, 0x10FFFF))
     assert verdict.kind == "straddle"
     assert "0xf0000-0xfffff" in verdict.fixes[0]

@@ -44,7 +44,8 @@ MIXED = [
 @pytest.mark.parametrize("case", cases("fleet"), ids=lambda c: c["id"])
 def test_intersection_of_hosts_is_what_the_case_says(case: dict[str, Any]) -> None:
     texts = [
-        "".join(f"{start} - {last}\n" for start, last in host).encode() for host in case["hosts"]
+        "".join(f"range: {start} - {last}\n" for start, last in host).encode()
+        for host in case["hosts"]
     ]
     sources = [fleet.SourceText(f"h{n}", text) for n, text in enumerate(texts)]
     request = fleet.FleetRequest(Guest("q35", "1G"), granule=4096)

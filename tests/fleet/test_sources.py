@@ -234,7 +234,7 @@ class TestCommand:
 
     def test_facts_that_do_not_settle_it_have_status_9(self, capsys: Output) -> None:
         assert run("fleet", "amd-epyc-1tb", "s390x-32g", "--ram", "16G") == 9
-        assert "a width is not guessed" in capsys.readouterr().out
+        assert "none of its facts states an aperture" in capsys.readouterr().out
 
     def test_answer_as_json_is_whole(self, capsys: Output, folder: Path) -> None:
         assert run("fleet", str(folder), "--ram", "16G", "-J", "--workers", "2") == 0

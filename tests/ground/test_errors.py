@@ -98,7 +98,7 @@ def test_list_given_to_an_error_is_kept_as_a_tuple() -> None:
         (
             errors.EvidenceError("x", looked_at=["a", "b"], settles=["c"]),
             "looked at: a; b",
-            "any of these settles it: c",
+            "give one of: c",
         ),
         (errors.EvidenceError("x", looked_at=[], settles=[]), None, None),
         (

@@ -164,12 +164,19 @@ def test_region_up_to_the_last_address_is_kept():
 # -- length 0 ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("word", ["reserved", "direct", "msi"])
+def test_region_of_everything_is_taken_at_its_word(word):
+    # Length 0 at 0 prints the same: what cannot be told apart must not leave everything usable.
+    found = parse(line(0x0, TOP, word))
+    assert [(item.range.start, item.range.last) for item in found.regions] == [(0x0, TOP)]
+    assert found.empty_regions == ()
+
+
 @pytest.mark.parametrize(
     ("start", "last", "word"),
     [
         (0x1000, 0xFFF, "reserved"),
         (0x1000, 0xFFF, "direct"),  # AMD IVMD with length 0
-        (0x0, TOP, "reserved"),  # length 0 at 0 prints as if it were everything
         (TOP, TOP - 1, "msi"),
     ],
 )

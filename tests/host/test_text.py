@@ -28,8 +28,8 @@ from vmm_iova.host.text import parse_text
 BUNDLED = files("vmm_iova.host") / "bundled"
 
 
-def one(text, name="paste"):
-    (found,) = parse_text(text, name)
+def one(text, name="paste", kind=None):
+    (found,) = parse_text(text, name, kind)
     return found
 
 
@@ -189,46 +189,47 @@ def test_empty_text_is_an_empty_file_which_means_nothing(text):
     ],
 )
 def test_range_in_any_common_form_is_read_as_hex(text):
-    assert listed(one(text + "\n")) == [(0x1000, 0xFEDFFFFF)]
+    assert listed(one(text + "\n", kind="iova_ranges")) == [(0x1000, 0xFEDFFFFF)]
 
 
 def test_range_list_out_of_order_is_sorted():
-    assert listed(one("0xfef00000 - 0xffffffff\n0x0 - 0xfedfffff\n")) == [
+    text = "usable ranges:\n0xfef00000 - 0xffffffff\n0x0 - 0xfedfffff\n"
+    assert listed(one(text)) == [
         (0x0, 0xFEDFFFFF),
         (0xFEF00000, 0xFFFFFFFF),
     ]
 
 
 def test_touching_ranges_stay_two():
-    found = one("0x0 - 0xffff\n0x10000 - 0xfffff\n")
+    found = one("0x0 - 0xffff\n0x10000 - 0xfffff\n", kind="iova_ranges")
     assert listed(found) == [(0x0, 0xFFFF), (0x10000, 0xFFFFF)]
     assert found.kernel_ranges[0].ranges.seams == (0x10000,)
 
 
 def test_repeated_range_counts_once_and_is_noted():
-    found = one("0x0 - 0xffff\n0x0 - 0xffff\n")
+    found = one("0x0 - 0xffff\n0x0 - 0xffff\n", kind="iova_ranges")
     assert listed(found) == [(0x0, 0xFFFF)]
     assert "repeats" in note_texts(found)
 
 
 def test_overlapping_ranges_are_cut_with_a_warning():
-    found = one("0x0 - 0x1ffff\n0x10000 - 0x2ffff\n")
+    found = one("0x0 - 0x1ffff\n0x10000 - 0x2ffff\n", kind="iova_ranges")
     assert listed(found) == [(0x0, 0x1FFFF), (0x20000, 0x2FFFF)]
     assert "overlaps" in warnings_of(found)[0]
 
 
 def test_range_inside_of_another_is_dropped_with_a_warning():
-    found = one("0x0 - 0xfffff\n0x1000 - 0x1fff\n0x2000 - 0x2fff\n")
+    found = one("0x0 - 0xfffff\n0x1000 - 0x1fff\n0x2000 - 0x2fff\n", kind="iova_ranges")
     assert listed(found) == [(0x0, 0xFFFFF)]
     assert len(warnings_of(found)) == 2
 
 
 def test_range_list_up_to_the_last_address_is_read():
-    assert listed(one("0x1000 - 0xffffffffffffffff\n")) == [(0x1000, TOP)]
+    assert listed(one("iova range 0: 0x1000 - 0xffffffffffffffff\n")) == [(0x1000, TOP)]
 
 
 def test_range_list_remembers_where_it_was_read():
-    found = one("# comment\n0x0 - 0xffff\n")
+    found = one("# the usable IOVA ranges\n0x0 - 0xffff\n")
     assert (found.kernel_ranges[0].api, found.kernel_ranges[0].source) == (
         "text",
         Source("paste", 2),
@@ -257,7 +258,53 @@ def test_range_that_breaks_off_is_an_error(text):
 
 def test_bracketed_range_that_breaks_off_is_a_warning_that_names_the_line():
     # losing a range leaves less room, which is safe; losing it in silence is not
-    assert "line 2" in warnings_of(one("0x0 - 0xfff\n[0x1000, ]\n"))[0]
+    assert "line 2" in warnings_of(one("0x0 - 0xfff\n[0x1000, ]\n", kind="iova_ranges"))[0]
+
+
+# -- what pairs are ------------------------------------------------------------------------------
+
+
+def test_bare_pair_is_no_range_list() -> None:
+    with pytest.raises(HostDataError, match="nothing says of what") as caught:
+        one("0xB5DA5000-0xB5DDDFFF\n")
+    assert "--facts ranges:FILE" in str(caught.value.hint)
+
+
+def test_bare_pair_beside_facts_is_noted_and_does_not_count() -> None:
+    found = one(f"{MSI_LINE}0xB5DA5000-0xB5DDDFFF\n")
+    assert found.kernel_ranges == ()
+    assert "line 2 is a pair of addresses" in warnings_of(found)[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# kind: iova_ranges\n0x1000 - 0x1fff\n",
+        "Usable IOVA ranges:\n  0x1000 - 0x1fff\n",
+        "iova range 0 is [0x1000; 0x1fff]\n",  # libvfn
+        "iova_ranges\n0x1000-0x1fff\n",
+        "range 0: 0x1000 - 0x1fff\n",
+    ],
+)
+def test_pair_with_a_heading_or_label_is_the_kernels(text: str) -> None:
+    assert listed(one(text)) == [(0x1000, 0x1FFF)]
+
+
+def test_pairs_under_a_heading_of_rmrrs_are_rmrrs() -> None:
+    found = one("# kind: rmrr\n0xB5DA5000-0xB5DDDFFF\n")
+    assert [item.range.start for item in found.log_regions] == [0xB5DA_5000]
+    assert found.kernel_ranges == ()
+
+
+def test_pairs_under_a_heading_of_reserved_regions_are_reserved() -> None:
+    found = one("reserved regions\n0x1000-0x1fff\n")
+    assert group_spans(found) == {"pasted": [(0x1000, 0x1FFF)]}
+
+
+def test_each_heading_counts_for_the_pairs_behind_it() -> None:
+    found = one("usable IOVA ranges\n0x0-0xfedfffff\nRMRRs:\n0x1000-0x1fff\n")
+    assert listed(found) == [(0x0, 0xFEDFFFFF)]
+    assert len(found.log_regions) == 1
 
 
 # -- kernel log ----------------------------------------------------------------------------------
@@ -445,7 +492,7 @@ def test_blank_lines_outside_of_a_collection_part_nothing():
 
 def test_mixture_of_everything_gives_every_fact():
     found = one(
-        "# source: a chat\n# arch: x86_64\nhello, my host says:\n"
+        "# source: a chat\n# arch: x86_64\nhello, my host says:\nusable IOVA ranges\n"
         f"{MSI_LINE}[0x0, 0xfedfffff]\n[0xfef00000, 0xffffffffffff]\n"
         f"[    0.1] DMAR: {UNIT}\nDMAR: {RMRR}\n"
     )

@@ -21,6 +21,10 @@ def run(*arguments: str) -> int:
 def error_of(output: Output) -> str:
     """The complaint: one line that begins as ours do, then labelled lines."""
     first, *rest = output.readouterr().err.splitlines()
+    for word in ("REFUSED: ", "UNKNOWN: "):  # an answer: verdict, what would do, why
+        if first.startswith(word):
+            assert all(line.startswith(("Do:  ", "Why:  ", "      ")) for line in rest)
+            return first.removeprefix(word)
     assert first.startswith("vmm-iova: error: ")
     assert all(line.startswith(("  hint: ", "  detail: ")) for line in rest)
     return first.removeprefix("vmm-iova: error: ")

@@ -11,7 +11,10 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 """The repository."""
 
-FAILED_MAPS = ROOT / "tests/data/failed-maps-2016-2026.txt"
+DATA = ROOT / "tests/data"
+"""The folder of them."""
+
+FAILED_MAPS = DATA / "failed-maps-2016-2026.txt"
 """Maps that failed for real people, one a line."""
 
 

@@ -18,7 +18,7 @@ GUEST = vi.Guest("q35", "16G", bars=[vi.Bar("gpu", "8G", required=True)])
 
 
 def _usable(text: str) -> vi.Usable:
-    return parse_text(text, "list")[0].usable()
+    return parse_text(text, "list", "iova_ranges")[0].usable()
 
 
 def _saved(layout: vi.Layout) -> dict[str, object]:

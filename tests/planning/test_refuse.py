@@ -23,7 +23,7 @@ SPLIT, MOVE, REFUSE = map(Policy, HolePolicy)
 
 
 def _site(guest: vi.Guest, ranges: str = HOLE) -> Site:
-    usable = parse_text(ranges, "list")[0].usable()
+    usable = parse_text(ranges, "list", "iova_ranges")[0].usable()
     return site_of(resolve(guest, usable), usable)
 
 

@@ -19,7 +19,7 @@ HOLE = "0x0 - 0xfedfffff\n0xfef00000 - 0x17fffffff\n0x200000000 - 0xffffffffff\n
 
 
 def _site(guest: vi.Guest, ranges: str = HOLE) -> Site:
-    usable = parse_text(ranges, "list")[0].usable()
+    usable = parse_text(ranges, "list", "iova_ranges")[0].usable()
     return site_of(resolve(guest, usable), usable)
 
 
@@ -86,7 +86,7 @@ class TestEdges:
         assert _site(vi.Guest("q35", "1G")).pushed(0x1_4000_0000, 0x1_3000_0000) is None
 
     def test_address_zero_is_not_chosen_where_iovas_are_allocated(self) -> None:
-        usable = parse_text("0x0 - 0xffffffff\n", "list")[0].usable()
+        usable = parse_text("0x0 - 0xffffffff\n", "list", "iova_ranges")[0].usable()
         site = site_of(resolve(vi.Guest("s390x", "1G"), usable), usable)
         cause = site.cause_below(0x1000)
         assert cause is not None

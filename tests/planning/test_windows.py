@@ -23,7 +23,7 @@ LAST = 0x2_7FFF_FFFF  # of 8 GiB on q35
 
 
 def _site(guest: vi.Guest, ranges: str = OPEN) -> Site:
-    usable = parse_text(ranges, "list")[0].usable()
+    usable = parse_text(ranges, "list", "iova_ranges")[0].usable()
     return site_of(resolve(guest, usable), usable)
 
 

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vmm_iova.cli.parser import make_parser
-from vmm_iova.errors import IovaError
+from vmm_iova.errors import EvidenceError, IovaError, PlanError
 from vmm_iova.plain import for_terminal, one_line
+from vmm_iova.report.answer import MARKS, show_answer
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
+
+
+_MARK = re.compile(f"([{''.join(MARKS)}])")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +57,10 @@ class _Terminal:
     def write(self, text: str) -> int:
         if self._stream is None:  # as under pythonw
             return len(text)
-        return self._stream.write(for_terminal(text, getattr(self._stream, "encoding", None)))
+        encoding = getattr(self._stream, "encoding", None)
+        parts = _MARK.split(text)  # colours of our own; no other escape reaches a terminal
+        shown = (MARKS.get(part) or for_terminal(part, encoding) for part in parts)
+        return self._stream.write("".join(shown))
 
     def flush(self) -> None:
         if self._stream is not None:
@@ -67,8 +75,12 @@ class _Terminal:
 
 def _main(arguments: Sequence[str] | None) -> int:
     try:
-        options = make_parser(arguments).parse_args(arguments)
-        run: Callable[[argparse.Namespace], int] = options.run
+        parser = make_parser(arguments)
+        options = parser.parse_args(arguments)
+        run: Callable[[argparse.Namespace], int] | None = getattr(options, "run", None)
+        if run is None:  # the program alone
+            parser.print_help()
+            return 0
         status = run(options)
         sys.stdout.flush()
     except IovaError as error:
@@ -109,6 +121,11 @@ def _warn(
 
 
 def _complain(error: IovaError) -> int:
+    if isinstance(error, (PlanError, EvidenceError)):  # an answer, and not a fault of the command
+        from vmm_iova.report.verdicts import refusal_answer
+
+        print(show_answer(refusal_answer(error)), end="", file=sys.stderr)
+        return error.exit_code
     print(f"vmm-iova: error: {one_line(error.message)}", file=sys.stderr)
     for label, more in (("detail", error.detail), ("hint", error.hint)):
         if more:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def _judged(
     options: argparse.Namespace, wanted: Sequence[tuple[str | None, AddrRange]]
 ) -> tuple[Usable, list[tuple[str | None, Verdict]]]:
-    """Judge the ranges; where nothing says how wide the IOVA space is, a hole may still settle it.
+    """Judge the ranges; where is unknown the IOVA space is, a hole may still settle it.
 
     Raises:
         EvidenceError: for one of them no hole does.
@@ -57,7 +57,7 @@ def _judged(
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     parser = command(commands, "check", run)
-    add_host_options(parser)
+    add_host_options(parser, bytes_=False)
     parser.add_argument(
         "--range", action="append", default=[], help="START-LAST or START+SIZE; may be repeated"
     )

@@ -25,6 +25,8 @@ from vmm_iova.planning.difference import (
     layout_changes,
 )
 from vmm_iova.report import data, text
+from vmm_iova.report.answer import answer_data, show_answer
+from vmm_iova.report.verdicts import difference_answer
 
 if TYPE_CHECKING:
     import argparse
@@ -62,13 +64,16 @@ def run(options: argparse.Namespace) -> int:
             left, right, *judged, guest, machine=options.machine, on_hole=options.on_hole
         )
         difference = replace(difference, guest=changes)
+    answer = difference_answer(difference, options.first, options.second)
     if options.json:
         payload = {
+            **answer_data(answer),
             "same": difference.same,
             "guest": list(difference.guest),
             "difference": difference.to_json(),
         }
-        print(data.dump("vmm-iova-diff", GENERATOR, payload), end="")
+        print(data.dump("vmm-iova-diff", GENERATOR, payload, version=2), end="")
     else:
+        print(show_answer(answer))
         print(text.show_difference(difference, options.first, options.second), end="")
     return 0 if difference.same else REFUSED

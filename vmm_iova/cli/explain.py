@@ -23,7 +23,7 @@ from vmm_iova.diagnosis.places import clue_host
 from vmm_iova.diagnosis.why import Api, Op
 from vmm_iova.errors import EvidenceError, RequestError
 from vmm_iova.host.host import Host
-from vmm_iova.host.load import load_host, read_text
+from vmm_iova.host.load import load_facts, read_text
 from vmm_iova.report import data, diagnosis
 from vmm_iova.units import parse_address, parse_size
 
@@ -53,7 +53,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="add kernel history and the rarer causes"
     )
-    add_host_options(parser, host=False)
+    add_host_options(parser, host=False, bytes_=False)
     parser.add_argument(
         "--host", help="facts of the host, as for the other commands; without it, the likely causes"
     )
@@ -102,9 +102,9 @@ def _host(options: argparse.Namespace) -> Host | None:
         options.host = "LIVE"
     if options.host is None and options.facts:
         first, *rest = options.facts
-        host = load_host(first)
+        host = load_facts(first)
         for more in rest:
-            host = host.with_facts(load_host(more))
+            host = host.with_facts(load_facts(more))
         return host
     if options.host is not None:
         return host_of(options)

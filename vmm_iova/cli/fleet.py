@@ -68,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
     # Few runs are about fleets: the others start faster without these.
     from vmm_iova.fleet import analyse, read_sources, survey_fleet
     from vmm_iova.report import fleet as report
+    from vmm_iova.report.answer import answer_data, show_answer
+    from vmm_iova.report.verdicts import fleet_answer
 
     if not 1 <= options.workers <= 1024:
         raise RequestError(
@@ -102,12 +104,18 @@ def run(options: argparse.Namespace) -> int:
             hint="of folders and archives the .json and .txt files are read",
         )
     fleet = analyse(survey, request)
-    document = data.dump("vmm-iova-fleet", GENERATOR, report.fleet_data(fleet))
+    answer = fleet_answer(fleet, report.answer(fleet))
+    payload = {**answer_data(answer), **report.fleet_data(fleet)}
+    document = data.dump("vmm-iova-fleet", GENERATOR, payload, version=2)
     if as_json:
         write(options.output, document)
     elif options.output:
         print(f"wrote {options.output}", file=sys.stderr)
-    print(document if options.json else report.show_fleet(fleet, bytes_=options.bytes), end="")
+    if options.json:
+        print(document, end="")
+    else:
+        print(show_answer(answer))
+        print(report.show_fleet(fleet, bytes_=options.bytes), end="")
     return _status(fleet)
 
 

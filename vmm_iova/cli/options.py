@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import vmm_iova
 from vmm_iova.errors import EvidenceError, HostUnavailableError, RequestError
 from vmm_iova.files import write_text
-from vmm_iova.host.load import load_host
-from vmm_iova.units import parse_size
+from vmm_iova.host.load import load_facts, load_host
+from vmm_iova.units import parse_size, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,12 +41,57 @@ ROOMS = {  # in the order of the help
 """Commands, each with its room of that name in this package, and what it does."""
 
 
+EXAMPLES = {
+    "show": (
+        "vmm-iova show                              this machine",
+        "vmm-iova show --host dmesg.txt -g 12       from a log; group 12 alone",
+        "vmm-iova show --host amd-epyc-1tb -J       a bundled host, as JSON",
+    ),
+    "plan": (
+        "vmm-iova plan --machine q35 --ram 64G",
+        "vmm-iova plan --host host.json --machine q35 --ram 1.5TiB -o map.svg",
+        "vmm-iova plan --ram 64G --bar gpu=128G,required --dry-run",
+    ),
+    "check": (
+        "vmm-iova check --range 0xfd00000000+4G",
+        "vmm-iova check --host host.json --range 0x380000000000-0x38000fffffff",
+    ),
+    "explain": (
+        "vmm-iova explain 'vfio_dma_map(0x..., 0x382000000000, 0x10000000, 0x...) = -22'",
+        "dmesg | vmm-iova explain -",
+        "vmm-iova explain --file qemu.log --host host.json -v",
+    ),
+    "machines": ("vmm-iova machines", "vmm-iova machines q35"),
+    "fleet": (
+        "vmm-iova fleet captures/ --ram 64G",
+        "vmm-iova fleet hosts.tar.gz --machine q35 --ram 1TiB -o rows.csv",
+    ),
+    "diff": (
+        "vmm-iova diff before.json after.json",
+        "vmm-iova diff amd-epyc-1tb intel-dmar-i7-2600 --ram 16G",
+    ),
+    "capture": (
+        "vmm-iova capture -o host.json",
+        "vmm-iova capture --ask-kernel -s 0000:01:00.0 -o host.json",
+    ),
+}
+"""A few ways to call each command."""
+
+_CHOICE = re.compile(r"invalid choice: '(?P<given>[^']{1,60})' \(choose from (?P<known>.*)\)")
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose complaint looks like every other one of ours."""
 
     def error(self, message: str) -> NoReturn:
         """Print one sentence and a hint, and exit with status 2."""
-        print(f"vmm-iova: error: {message}\n  hint: {self.prog} --help", file=sys.stderr)
+        hint = f"{self.prog} --help"
+        choice = _CHOICE.search(message)
+        if choice is not None:
+            known = [item.strip(" '") for item in choice["known"].split(",")]
+            close = difflib.get_close_matches(choice["given"], known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}? {hint}" if close else hint
+        print(f"vmm-iova: error: {message}\n  hint: {hint}", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -53,39 +100,51 @@ def command(
 ) -> argparse.ArgumentParser:
     """Add a command that prints text or JSON."""
     about = ROOMS[name]
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
+    shown = "\n".join(f"  {line}" for line in EXAMPLES[name])
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=about,
+        description=f"{about[0].upper()}{about[1:]}.",
+        epilog=f"examples:\n{shown}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.set_defaults(run=run)
     return parser
 
 
-def add_host_options(parser: argparse.ArgumentParser, *, host: bool = True) -> None:
+def add_host_options(
+    parser: argparse.ArgumentParser, *, host: bool = True, bytes_: bool = True
+) -> None:
     """Add the options that say which host, which devices of it, and how to print.
 
     Args:
         parser: of a command.
         host: False if the command has its own way to name hosts.
+        bytes_: False if the command prints no table of sizes.
     """
+    group = parser.add_argument_group("host")
     if host:
-        parser.add_argument(
+        group.add_argument(
             "--host",
             default="LIVE",
             help="LIVE (default: this machine), a file, - for stdin, a directory, a bundled host",
         )
-    parser.add_argument("--sysroot", default="/", metavar="DIR", help="for LIVE: where sys/ is")
-    parser.add_argument(
+    group.add_argument("--sysroot", default="/", metavar="DIR", help="for LIVE: where sys/ is")
+    group.add_argument(
         "--facts",
         action="append",
         default=[],
         metavar="FILE",
-        help="more facts of the same host, such as the kernel's range list; may be repeated",
+        help="more facts of the same host; ranges:FILE for the kernel's range list as bare pairs; "
+        "may be repeated",
     )
-    parser.add_argument(
+    group.add_argument(
         "-g", "--groups", action="append", help="IOMMU groups, comma separated (default: all)"
     )
-    parser.add_argument(
+    group.add_argument(
         "-s", "--devices", action="append", metavar="BDF", help="devices, comma separated"
     )
-    parser.add_argument(
+    group.add_argument(
         "--ask-kernel",
         nargs="?",
         const="auto",
@@ -94,22 +153,27 @@ def add_host_options(parser: argparse.ArgumentParser, *, host: bool = True) -> N
         "kernel's own range list; nothing is mapped",
     )
     add_judge_options(parser)
-    add_print_options(parser)
+    add_print_options(parser, bytes_=bytes_)
 
 
 def add_judge_options(parser: argparse.ArgumentParser) -> None:
     """Add what the user states about a host."""
-    parser.add_argument("--aperture", help="width in bits or a range, where no evidence is at hand")
-    parser.add_argument("--granule", help="smallest mapping unit, like 4K, if you know it")
-    parser.add_argument(
-        "--strict", action="store_true", help="treat direct-relaxable regions as holes"
+    group = parser.add_argument_group("what you know of the host")
+    group.add_argument("--aperture", help="width in bits or a range, where no evidence is at hand")
+    group.add_argument("--granule", help="smallest mapping unit, like 4K, if you know it")
+    group.add_argument(
+        "--strict",
+        action="store_true",
+        help="treat direct-relaxable regions, and RMRRs of a log, as holes",
     )
 
 
-def add_print_options(parser: argparse.ArgumentParser) -> None:
+def add_print_options(parser: argparse.ArgumentParser, *, bytes_: bool = True) -> None:
     """Add how to print."""
-    parser.add_argument("-J", "--json", action="store_true", help="print JSON")
-    parser.add_argument("-b", "--bytes", action="store_true", help="print sizes in bytes")
+    group = parser.add_argument_group("output")
+    group.add_argument("-J", "--json", action="store_true", help="print JSON")
+    if bytes_:
+        group.add_argument("-b", "--bytes", action="store_true", help="print sizes in bytes")
 
 
 def split(values: list[str] | None) -> list[str] | None:
@@ -121,9 +185,18 @@ def split(values: list[str] | None) -> list[str] | None:
 
 def host_of(options: argparse.Namespace, spec: str | None = None) -> Host:
     """Load the host that the options name, or `spec`, with the facts that are added to it."""
-    host = load_host(options.host if spec is None else spec, sysroot=options.sysroot)
+    named = options.host if spec is None else spec
+    for field, given in (("sysroot", "--sysroot"), ("ask_kernel", "--ask-kernel")):
+        if getattr(options, field) not in (None, "/") and named != "LIVE":
+            raise RequestError(
+                f"{given} is about this machine, and {shorten(named)} is another host",
+                field=field,
+                value=getattr(options, field),
+                hint=f"leave out {given}, or the host",
+            )
+    host = load_host(named, sysroot=options.sysroot)
     for more in options.facts:
-        host = host.with_facts(load_host(more))
+        host = host.with_facts(load_facts(more))
     return _ask_kernel(host, options) if options.ask_kernel else host
 
 
@@ -155,7 +228,7 @@ def usable_of(host: Host, options: argparse.Namespace) -> Usable:
 
 
 def holes_of(host: Host, options: argparse.Namespace) -> Usable | None:
-    """Judge the selection where nothing says how wide it is: its holes count, its top does not."""
+    """Judge the selection where is unknown it is: its holes count, its top does not."""
     stated = argparse.Namespace(**{**vars(options), "aperture": 64})
     return usable_or_none(host, stated)
 

@@ -34,7 +34,7 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=_version())
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
     for name, about in ROOMS.items():
         if name == called:
             import_module(f"vmm_iova.cli.{name}").add(commands)

@@ -24,6 +24,8 @@ from vmm_iova.planning.budget import budget, compare_costs
 from vmm_iova.planning.memory_maps import FORMATS, write_map
 from vmm_iova.planning.plan import plan
 from vmm_iova.report import data, text
+from vmm_iova.report.answer import show_answer
+from vmm_iova.report.verdicts import layout_answer
 from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ def run(options: argparse.Namespace) -> int:
     elif options.json:
         print(document, end="")
     else:
+        print(show_answer(layout_answer(layout, cost)))
         shown = text.show_layout(layout, cost, bytes_=options.bytes, compared=compared)
         print(shown + rehearsed, end="")
     return REFUSED if layout.changes else status_of(layout.usable)

@@ -14,10 +14,12 @@ from vmm_iova.cli.options import (
     status_of,
     usable_of,
 )
-from vmm_iova.errors import EvidenceError, HostDataError, HostUnavailableError
+from vmm_iova.errors import EvidenceError, HostDataError, HostUnavailableError, IovaError
 from vmm_iova.host.load import bundled_hosts
 from vmm_iova.host.snapshot import snapshot_data
 from vmm_iova.report import data, text
+from vmm_iova.report.answer import answer_data, show_answer
+from vmm_iova.report.verdicts import host_answer
 
 if TYPE_CHECKING:
     import argparse
@@ -39,20 +41,26 @@ def run(options: argparse.Namespace) -> int:
         return 0
     host = host_of(options)
     usable, why_not, holes = None, None, None
+    problem: IovaError | None = None
     try:
         usable = usable_of(host, options)
     except EvidenceError as error:
-        why_not = str(error).replace("\n", "\n  ")
+        why_not, problem = str(error).replace("\n", "\n  "), error
         holes = holes_of(host, options)
     except (HostDataError, HostUnavailableError) as error:
-        why_not = error.message
+        why_not, problem = error.message, error
+    answer = host_answer(host, usable, problem, holes)
     if options.json:
         judged = None if usable is None else data.usable_data(usable)
-        payload = {"host": snapshot_data(host), "usable": judged, "why_not": why_not}
-        print(data.dump("vmm-iova-show", GENERATOR, payload), end="")
+        payload = {
+            **answer_data(answer),
+            "host": snapshot_data(host),
+            "usable": judged,
+            "why_not": why_not,
+        }
+        print(data.dump("vmm-iova-show", GENERATOR, payload, version=2), end="")
     else:
-        if holes is not None:  # firmware forbids a device, however wide its IOMMU is
-            print("".join(f"warning: {entry.text}\n" for entry in holes.unassignable), end="")
+        print(show_answer(answer))
         print(text.show_host(host, usable, why_not, bytes_=options.bytes), end="")
     judged_ = usable or holes
     return 0 if judged_ is None else status_of(judged_)

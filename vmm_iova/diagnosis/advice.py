@@ -213,7 +213,9 @@ def _memlock(case: Case) -> Iterator[Advice]:
     else:
         yield fill(say.LOCK_SOMETHING, way)
     yield fill(say.LOCK_CAPABILITY)
-    if qemu is None or qemu.containers > 1:
+    if qemu is not None and qemu.containers > 1:
+        yield fill(say.LOCK_NO_VIOMMU, viommu=qemu.viommu)
+    else:
         yield fill(say.LOCK_ONE_CONTAINER)
     yield fill(say.LOCK_PLAN)
 
@@ -257,6 +259,8 @@ def _no_iommu(case: Case) -> Iterator[Advice]:
         yield fill(say.IOMMU_ON_INTEL)
     else:
         yield fill(say.IOMMU_ON)
+    if case.failure.device is not None:
+        yield fill(say.SEE_GROUP, bdf=case.failure.device)
     yield fill(say.READ_IOMMU_LOG)
     if case.failure.op is Op.PROBE:
         yield fill(say.NO_IOMMU_MODE)

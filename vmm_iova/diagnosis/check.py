@@ -99,7 +99,7 @@ def check(
 def check_holes(
     holes: Usable, wanted: AddrRange, *, program: str | None = None, part: str | None = None
 ) -> Verdict | None:
-    """Say which hole forbids a range although nothing says how wide the IOVA space is.
+    """Say which hole forbids a range although is unknown the IOVA space is.
 
     Args:
         holes: `Host.usable` with an aperture of 64 bits: its holes count, its top does not.
@@ -166,6 +166,9 @@ def _warnings(usable: Usable, wanted: AddrRange) -> list[str]:
     found = [
         f"overlaps direct-relaxable {region.range} ({region.source}): allowed once the host's "
         "driver has let go of the device"
+        if region.kind is RegionKind.DIRECT_RELAXABLE
+        else f"overlaps the RMRR {region.range} ({region.source}), which is no hole for a device "
+        "that can be assigned"
         for region in usable.relaxable
         if region.range.overlaps(wanted)
     ]

@@ -60,7 +60,8 @@ def diagnose(
     _words(case)
     _unwound(case)
     _listing(case)
-    if failure.op in (Op.MAP, Op.FAULT) or failure.sign is Why.OUTSIDE:
+    placed = failure.op in (Op.MAP, Op.FAULT) and failure.sign is not Why.INVALID_REQUEST
+    if placed or failure.sign is Why.OUTSIDE:
         judge_place(case)
     _fault(case)
     _cpu(case)

@@ -184,7 +184,7 @@ _RAM_BASES = (0x0, 0xC_0000, 0xE_0000, 0x10_0000, 0x4000_0000, 0x8000_0000, 1 <<
 _NO_GUEST = ("DPDK", "SPDK", "libvfn", "libevpl", "unvme")
 _MMIO_FLOOR = 1 << 36  # RAM of a VMM begins lower, or at 1 TiB
 _DEVICE = re.compile(
-    r"(?:Request device|device=|client:|devid:|vfio|vfio-pci|pci|EAL:)\s{0,2}\[?(?:0x)?"
+    r"(?:Request device|device=|client:|devid:|vfio(?: error:)?|vfio-pci|pci|EAL:)\s{0,2}\[?(?:0x)?"
     r"(?P<dev>(?:[0-9a-f]{4}:)?(?:0x)?[0-9a-f]{2}:(?:0x)?[01][0-9a-f]\.[0-7])"
 )
 _HOLDER = re.compile(

@@ -24,9 +24,14 @@ def headline(case: Case, findings: Sequence[Finding], *, harmless: bool) -> str:
         return _open(case, len(findings))
     first = findings[0]
     if harmless and call.op is Op.MAP:
-        on_type1 = first.why is Why.WIDTH
-        because = f": {_of(Why.WIDTH, case, first)}" if on_type1 else ""
-        return f"QEMU could not map {_what(case)} for peer-to-peer DMA, and goes on{because}"
+        because = {
+            Why.WIDTH: "; it lies beyond the IOMMU's address width",
+            Why.BAR: "; iommufd does not map device memory by its address",
+        }.get(first.why, "")
+        return (
+            f"QEMU only warns that it cannot map {_what(case)} for peer-to-peer DMA: it is not "
+            f"why a guest fails{because}"
+        )
     return _of(first.why, case, first)
 
 
@@ -172,7 +177,8 @@ _HEADLINES = {
     Why.HARDWARE: "the IOMMU waits in vain for a command: a device or the IOMMU itself hangs",
     Why.UNTRANSLATED: "the kernel could not set the IOMMU up for {dev}: nothing translates for it",
     Why.NO_SPACE: "{bar} found no room in the PCI window",
-    Why.BAR_MOVED: "not about DMA: the guest moved {bar} to where its PCI bus has no room",
+    Why.BAR_MOVED: "not about DMA: the guest sized {bar}, or moved it to where its PCI bus has no "
+    "room",
     Why.BAR_HELD: "the host's console still holds a BAR of {dev}",
     Why.GUEST_BITS: "the guest has too few address bits for its RAM and PCI window",
     Why.BACKING: "there is not enough memory for the guest's RAM",

@@ -82,7 +82,7 @@ def judge_place(case: Case) -> None:
 
 
 def _holes_only(case: Case, holes: Usable, wanted: AddrRange) -> None:
-    """Compare with the holes that the host names, where nothing says how wide it is."""
+    """Compare with the holes that the host names, where is unknown it is."""
     call = case.failure
     case.verdict = check_holes(holes, wanted, program=call.program, part=call.part)
     if case.verdict is not None:

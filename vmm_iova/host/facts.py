@@ -36,7 +36,7 @@ class RegionKind(enum.Enum):
     MSI = "msi"
     """Writes become interrupts; sysfs has one word for hardware and software windows."""
     FIRMWARE = "firmware"
-    """An RMRR seen only in a kernel log, which says neither device nor `direct` or relaxable."""
+    """An RMRR seen only in a kernel log, which names no device: a hole of none that can be had."""
     UNKNOWN = "unknown"
     """A word this program does not know: treated as not mappable, kept as it was read."""
 

@@ -32,6 +32,8 @@ from vmm_iova.ranges import AddrRange, RangeSet
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+_RELAXED = (RegionKind.DIRECT_RELAXABLE, RegionKind.FIRMWARE)
+"""Regions that no device has to keep while user space has it; `strict` keeps them."""
 _ARCHITECTURE = Source("fixed by the architecture")
 
 
@@ -69,7 +71,7 @@ class Holes:
     Attributes:
         causes: holes, each with its cause, in order of precedence.
         regions: all reserved regions of the selection.
-        relaxable: `direct-relaxable` regions that are no holes here.
+        relaxable: `direct-relaxable` regions, and RMRRs of a log, that are no holes here.
         notes: what a person should know.
     """
 
@@ -102,7 +104,7 @@ class Holes:
         regions += self._from_log()
         regions += self._platform(regions)
         for same in _alike(regions):
-            if same[0].kind is RegionKind.DIRECT_RELAXABLE and not self.strict:
+            if same[0].kind in _RELAXED and not self.strict:
                 self.relaxable.append(same[0])
                 continue
             self.causes.append(self._hole(same))
@@ -111,7 +113,7 @@ class Holes:
     def _missing(self, group: Group) -> None:
         problem = group.damaged or group.unreadable
         if group.id in self.listed:
-            what = problem or f"{group.title} has no reserved_regions file"
+            what = problem or f"{group.title} has no list of reserved regions"
             self.notes.append(Note(f"{what}: the kernel's own list has the holes", False))
         elif group.damaged:
             raise HostDataError(
@@ -127,15 +129,15 @@ class Holes:
             )
         elif not is_x86(self.host):
             raise EvidenceError(
-                f"{group.title} has no reserved_regions file (kernel before 4.11), so nothing says "
-                "where its holes are",
+                f"{group.title} has no list of reserved regions (none before 4.11), so "
+                "nothing says where its holes are",
                 looked_at=("sysfs reserved_regions: no such file",),
                 settles=("the kernel's own range list (VFIO, Linux 5.4)", "a newer kernel"),
             )
         else:
             self.notes.append(
                 Note(
-                    f"{group.title} has no reserved_regions file (kernel before 4.11): firmware "
+                    f"{group.title} has no list of reserved regions (none before 4.11): firmware "
                     "regions (RMRR, IVMD) are not known; the holes of the architecture are kept"
                 )
             )
@@ -150,7 +152,11 @@ class Holes:
             )
 
     def _from_log(self) -> list[ReservedRegion]:
-        """RMRRs of a log name no device: holes, unless something better names the holes."""
+        """RMRRs of a log name no device, and are holes of none that can be assigned.
+
+        VT-d skips those of USB and graphics (`direct-relaxable`), and any other keeps its device
+        from user space (drivers/iommu/intel/iommu.c, device_rmrr_is_relaxable; require_direct).
+        """
         log = list(self.host.log_regions)
         if not log:
             return []
@@ -163,10 +169,14 @@ class Holes:
                 Note(f"{len(log)} RMRR lines of the log were not used: {better} is better", False)
             )
             return []
+        spans = ", ".join(str(region.range) for region in log[:3])
+        more = ", ..." if len(log) > 3 else ""
+        strict = "taken as holes (strict)" if self.strict else "no holes"
         self.notes.append(
             Note(
-                f"the log names {len(log)} RMRRs but not their devices: all are taken as holes; "
-                "a device that has one which is not USB or graphics cannot be assigned at all"
+                f"RMRRs of the log, whose devices it does not name ({spans}{more}): {strict}; if "
+                "one is the assigned device's, USB and graphics let go of it, and any other device "
+                "is kept by the kernel"
             )
         )
         return log
@@ -190,7 +200,7 @@ class Holes:
             text = f"{name}, fixed by the architecture"
             return Cause(CauseKind.PLATFORM, region.range, text, region)
         also = f" ({name})" if name else ""
-        why = " (strict)" if region.kind is RegionKind.DIRECT_RELAXABLE else ""
+        why = " (strict)" if region.kind in _RELAXED else ""
         text = f"{region.word} region {region.range}{self._owners(same)}{also}{why}, "
         text += str(region.source) + (f" and {len(same) - 1} more" if len(same) > 1 else "")
         return Cause(CauseKind.REGION, region.range, text, region)
@@ -211,7 +221,7 @@ class Holes:
             listed = item.ranges.as_set()
             for same in _alike(regions):
                 region = same[0]
-                relaxed = region.kind is RegionKind.DIRECT_RELAXABLE
+                relaxed = region.kind in _RELAXED
                 if not relaxed and not RangeSet([region.range]).isdisjoint(listed):
                     self.notes.append(
                         Note(

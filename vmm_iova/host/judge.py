@@ -245,8 +245,8 @@ class _Judge:
         ids = sorted({name for item in self.host.kernel_ranges for name in item.groups or ()})
         select = [f"only the groups that the kernel was asked about: --groups {','.join(ids)}"]
         return EvidenceError(
-            f"host {self.host.name}: nothing says how wide the IOVA space is{of}, and a width is "
-            "not guessed",
+            f"the IOVA width of {self.host.name} is unknown{of}: none of its facts states an "
+            "aperture",
             looked_at=looked,
             settles=(
                 *(select if ids else ()),
@@ -257,7 +257,7 @@ class _Judge:
                 "vmm-iova capture --ask-kernel -s BDF",
                 "the zPCI base capability (start_dma, end_dma) of the device, Linux 5.10"
                 if self._is_s390()
-                else "a lower bound that is surely there, such as --aperture 32",
+                else "a width that you are sure of, such as --aperture 32",
             ),
         )
 

@@ -108,6 +108,28 @@ def parse_hosts(content: str, name: str) -> tuple[Host, ...]:
     return parse_text(content, name)
 
 
+def load_facts(spec: str) -> Host:
+    """Read more facts of a host: as `load_host`, or `ranges:FILE`.
+
+    Args:
+        spec: a file, or `ranges:FILE` for pairs of addresses that are the kernel's own range list.
+
+    Raises:
+        UnknownNameError, HostUnavailableError, HostDataError: as for `load_host`.
+
+    Complexity: O(size).
+    Synchronization: none required.
+    """
+    path = spec.removeprefix(_RANGES)
+    if path == spec or is_there(Path(spec)):
+        return load_host(spec)
+    content, name = read_text(path)
+    return parse_text(content, name, "iova_ranges")[0]
+
+
+_RANGES = "ranges:"
+
+
 def bundled_text(name: str) -> str | None:
     """Return the text of a bundled host, or None if there is none of that name."""
     if name not in bundled_hosts():

@@ -22,14 +22,16 @@ _GROUP_HEADER = re.compile(r"==>\s*(?:\S*/)?(?P<group>\d{1,9})/reserved_regions\
 
 _NUMBER = r"(?:0[xX])?[0-9a-fA-F]+"
 _COUNT = re.compile(
-    r"(?:(?:(?:valid|usable|iova|iommu)\s+)*(?:ranges?|iova)\s*)?(?:\[\d{1,4}\]|#?\d{1,4}(?=\s*[:)]))?"
-    r"\s*[:)=]?\s*",
+    r"(?:(?:(?:valid|usable|iova|iommu)\s+)*(?:ranges?|iova)\s*)?"
+    r"(?:\[\d{1,4}\]|#?\d{1,4}(?=\s*[:)])|\d{1,4}\s+is\b)?\s*[:)=]?\s*",
     re.IGNORECASE,
 )
 _PAIR = re.compile(
-    rf"[\[{{(]?\s*({_NUMBER})\s*(?:-|\u2013|\.\.\.?|,|\bto\b)\s*({_NUMBER})\s*[\]}})]?\s*[,;]?\s*"
+    rf"[\[{{(]?\s*({_NUMBER})\s*(?:-|\u2013|\.\.\.?|,|;|\bto\b)\s*({_NUMBER})\s*[\]}})]?\s*[,;]?\s*"
 )
-_BRACKETED = re.compile(rf"[\[{{(]\s*({_NUMBER})\s*(?:-|\.\.|,)\s*({_NUMBER})\s*[\]}})]\s*[,;]?\s*")
+_BRACKETED = re.compile(
+    rf"[\[{{(]\s*({_NUMBER})\s*(?:-|\.\.|,|;)\s*({_NUMBER})\s*[\]}})]\s*[,;]?\s*"
+)
 _TWO_NUMBERS = re.compile(rf"\b{_NUMBER}\b\W+{_NUMBER}\b")
 _FIRST_HEX = re.compile(r"0[xX][0-9a-fA-F]+\b")
 _NEXT_HEX = re.compile(r"\b0[xX][0-9a-fA-F]")
@@ -93,6 +95,37 @@ def ranges_in(line: str) -> list[tuple[int, int]] | None:
                 return None
             return [(int(start, 16), int(last, 16)) for start, last in pairs]
     return None
+
+
+def is_labelled(line: str) -> bool:
+    """Tell whether a line of ranges says itself that it is one: `usable IOVA range 0: ...`."""
+    label = _COUNT.match(line)
+    return label is not None and any(char.isalpha() for char in label[0])
+
+
+_HEADINGS = (
+    ("rmrr", re.compile(r"\brmrrs?\b", re.IGNORECASE)),
+    (
+        "ranges",
+        re.compile(
+            r"\b(?:usable|valid|mappable|allowed)\s+(?:iova|ranges?)|\biova[_ ]ranges?\b|"
+            r"\brange list\b",
+            re.IGNORECASE,
+        ),
+    ),
+    ("reserved", re.compile(r"\breserved[_ ]?(?:regions?|memory)\b", re.IGNORECASE)),
+)
+
+
+def heading_of(line: str) -> str | None:
+    """Return what a line says that the pairs of addresses behind it are.
+
+    Returns:
+        `ranges` (what the kernel lets be mapped), `rmrr`, `reserved`, or None.
+    """
+    if looks_like_range(line):
+        return None
+    return next((kind for kind, pattern in _HEADINGS if pattern.search(line)), None)
 
 
 def _surely_hex(start: str, last: str) -> bool:

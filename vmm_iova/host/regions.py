@@ -77,7 +77,8 @@ def parse_region_line(
             text=shorten(text.strip()),
         )
     kind, word = region_kind(tokens[2].strip())
-    if last == (start - 1) & ADDRESS_LAST:
+    # A region of length 0 at 0 prints like the whole space: what cannot be told apart is kept.
+    if last == (start - 1) & ADDRESS_LAST and start:
         return EmptyRegion(start, kind, word, source, group)
     if last < start:
         raise HostDataError(

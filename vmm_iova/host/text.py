@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from vmm_iova.errors import HostDataError
+from vmm_iova.host.dumps import is_listed, read_dumps
 from vmm_iova.host.facts import (
     PASTED,
     Device,
@@ -31,6 +32,8 @@ from vmm_iova.host.paste import (
     MAP_LINE,
     clean,
     header_group,
+    heading_of,
+    is_labelled,
     looks_like_range,
     looks_like_region,
     ranges_in,
@@ -58,7 +61,7 @@ _TOO_NARROW = re.compile(r"iommu width \((?P<bits>\d{1,2})\) is not sufficient")
 _MUST_READ = ("reg_base_addr", "Host address width", "iommu width (")
 _EFR = re.compile(r"AMD-Vi: Extended features \((?P<efr>0x[0-9a-f]+)(?:, (?P<efr2>0x[0-9a-f]+))?\)")
 _RELEASE = re.compile(r"Linux version (?P<release>\d+\.\d+\S*)")
-_KIND = re.compile(r"#\s*kind:\s*(?P<kind>.*)")
+_KIND = re.compile(r"#.*?\bkind:\s*(?P<kind>.*)")
 _ARCH = re.compile(r"#\s*arch:\s*(?P<arch>\w+)")
 _SOURCE = re.compile(r"#\s*source:\s*(?P<text>.*)")
 _LOG_LINE = re.compile(r"(?:<\d+>)?\[[ \d.]+\]|\[?[A-Z][a-z]{2} .*kernel:|DMAR|ACPI|AMD-Vi|iommu:")
@@ -94,19 +97,25 @@ class _Reading:
     empty_regions: bool = False
     facts: int = 0
     log_lines: int = 0
+    pairs_are: str | None = None
+    bare: list[int] = field(default_factory=list)
+    listed: list[str] = field(default_factory=list)
 
 
-def parse_text(text: str, name: str) -> tuple[Host, ...]:
+def parse_text(text: str, name: str, kind: str | None = None) -> tuple[Host, ...]:
     """Read the facts of one or more hosts from a text.
 
     Understood, in any mixture: `reserved_regions` lines (also with the file name in front, as
-    `grep .` prints them), IOVA ranges (`START - LAST`, `START..LAST`, `[START, LAST]`), and kernel
-    log lines about DMAR units, RMRRs, AMD-Vi features and too narrow widths, with or without time
-    stamps. `#` begins a comment; `# source:` and `# arch:` say where and what the host is.
+    `grep .` prints them), IOVA ranges (`START - LAST`, `START..LAST`, `[START, LAST]`) that say
+    what they are (a label, a heading such as `usable IOVA ranges`, or `# kind: iova_ranges`),
+    listings of `lspci`, `lscpu` and /sys/kernel/iommu_groups, and kernel log lines about DMAR
+    units, RMRRs, AMD-Vi features and too narrow widths, with or without time stamps. `#` begins
+    a comment; `# source:` and `# arch:` say where and what the host is.
 
     Args:
         text: the text; a text whose `# kind:` says `collection` holds one host a paragraph.
         name: its name for messages.
+        kind: what it is, in the words of a `# kind:` line, where the text does not say.
 
     Returns:
         The hosts, one unless the text is a collection.
@@ -117,7 +126,7 @@ def parse_text(text: str, name: str) -> tuple[Host, ...]:
     Complexity: O(n log n) in lines.
     """
     lines = [one_line(line) for line in text.splitlines()]
-    kind = next((m["kind"] for m in map(_KIND.match, lines) if m), "")
+    kind = kind or next((m["kind"] for m in map(_KIND.match, lines) if m), "")
     numbered = list(enumerate(lines, 1))
     if "collection" not in kind:
         return (_host(_read(numbered, name, kind), text),)
@@ -141,7 +150,7 @@ def parse_text(text: str, name: str) -> tuple[Host, ...]:
 
 
 def _read(lines: list[tuple[int, str]], name: str, kind: str) -> _Reading:
-    reading = _Reading(name)
+    reading = _Reading(name, pairs_are=heading_of(kind))
     content = False
     for number, line in lines:
         stripped = line.strip()
@@ -151,6 +160,8 @@ def _read(lines: list[tuple[int, str]], name: str, kind: str) -> _Reading:
             source, arch = _SOURCE.match(stripped), _ARCH.match(stripped)
             reading.arch = arch["arch"] if arch else reading.arch
             reading.origin = reading.origin or (source["text"] if source else "")
+            if not source:
+                reading.pairs_are = heading_of(stripped) or reading.pairs_are
             continue
         content = True
         body = clean(line)
@@ -177,8 +188,17 @@ def _read_line(reading: _Reading, line: str, source: Source) -> None:
     group = device or named or reading.group
     if device:
         reading.members[device] = device
-    if _read_ranges(reading, body, source) or _read_log(reading, line, source):
+    if ranges_in(body) is not None:
+        reading.facts += _read_pairs(reading, body, source)
+        return
+    if _read_log(reading, line, source):
         reading.facts += 1
+        return
+    if is_listed(line):
+        return  # `read_dumps` has it
+    heading = heading_of(line)
+    if heading is not None:
+        reading.pairs_are = heading
         return
     if read_failed_map(line) is not None:
         reading.failed_maps += 1
@@ -214,7 +234,12 @@ def _keep_unread(reading: _Reading, line: str, source: Source) -> None:
         reading.unread.append((source.line or 0, line))
 
 
-def _read_ranges(reading: _Reading, line: str, source: Source) -> bool:
+def _read_pairs(reading: _Reading, line: str, source: Source) -> bool:
+    """Take pairs of addresses for what the text says that they are; a bare pair is no fact.
+
+    A pair that stood for the kernel's list by itself would make an RMRR the only usable place.
+    """
+    kind = "ranges" if is_labelled(line) else reading.pairs_are
     for start, last in ranges_in(line) or ():
         if last > ADDRESS_LAST or start > ADDRESS_LAST:
             raise HostDataError(
@@ -231,8 +256,18 @@ def _read_ranges(reading: _Reading, line: str, source: Source) -> bool:
                 text=shorten(line),
                 hint="ranges are written START - LAST, both in hex and both included",
             )
-        reading.ranges.append((AddrRange(start, last), source))
-    return ranges_in(line) is not None
+        span = AddrRange(start, last)
+        if kind == "ranges":
+            reading.ranges.append((span, source))
+        elif kind == "rmrr":
+            _read_rmrr(reading, start, last, source)
+        elif kind == "reserved":
+            region = ReservedRegion(span, RegionKind.RESERVED, "reserved", source, reading.group)
+            reading.region_bytes.setdefault(reading.group, [])
+            reading.regions.append(region)
+    if kind is None:
+        reading.bare.append(source.line or 0)
+    return kind is not None
 
 
 def _read_log(reading: _Reading, line: str, source: Source) -> bool:
@@ -298,7 +333,8 @@ def _read_rmrr(reading: _Reading, start: int, last: int, source: Source) -> None
 
 def _host(reading: _Reading, text: str) -> Host:
     name = reading.name
-    if not reading.facts and not reading.empty_regions:
+    dumps = read_dumps(text.splitlines(), name)
+    if not reading.facts and not reading.empty_regions and not dumps:
         raise _no_facts(reading, text)
     for number, line in reading.unread if reading.ranges else ():
         if looks_like_range(line):
@@ -321,35 +357,43 @@ def _host(reading: _Reading, text: str) -> Host:
     if reading.host_width is not None:
         notes.append(
             Note(
-                f"{name}: host address width {reading.host_width} is the width of *physical* "
-                "addresses; it says nothing about IOVA",
+                f"{name}: host address width {reading.host_width} of the DMAR table bounds "
+                "*physical* DMA addresses (emulated VT-d prints its own width there); it never "
+                "limits IOVAs",
                 False,
             )
         )
+    notes += dumps.notes
+    if reading.bare:
+        notes.append(Note(f"{name}: {_bare(reading)}; {_BARE_HINT}"))
     groups = [*reading.region_bytes] or ([PASTED] if reading.empty_regions else [])
+    groups += [group for group in dumps.groups if group not in groups]
     regions_of = _by_group(regions)
     empty_of = _by_group(reading.empty)
     return Host(
         name=name,
         origin=reading.origin or f"text {name}",
-        arch=reading.arch,
+        arch=reading.arch or dumps.arch,
         release=reading.release,
         groups=tuple(
             Group(
                 group,
-                devices=(group,) if group in reading.members else (),
-                regions=tuple(regions_of.get(group, ())),
+                devices=(group,) if group in reading.members else dumps.groups.get(group, ()),
+                regions=_regions_of(reading, group, regions_of),
                 empty_regions=tuple(empty_of.get(group, ())),
             )
             for group in sorted(groups, key=by_number)
         ),
         units=tuple(reading.units),
-        devices=tuple(Device(name, group=name) for name in sorted(reading.members)),
+        devices=(
+            *(Device(name, group=name) for name in sorted(reading.members)),
+            *(item for item in dumps.devices if item.name not in reading.members),
+        ),
         kernel_ranges=_kernel_ranges(reading, notes),
         widths=tuple(reading.widths),
         log_regions=rmrrs,
         notes=tuple(notes),
-        cpu_bits=reading.cpu_bits,
+        cpu_bits=reading.cpu_bits or dumps.cpu_bits,
         cpu_source=reading.cpu_source or "/proc/cpuinfo",
     )
 
@@ -360,6 +404,26 @@ def _by_group(items: Iterable[_Region]) -> dict[str | None, list[_Region]]:
     for item in items:
         by_group.setdefault(item.group, []).append(item)
     return by_group
+
+
+def _regions_of(
+    reading: _Reading, group: str, regions: dict[str | None, list[ReservedRegion]]
+) -> tuple[ReservedRegion, ...] | None:
+    """Regions of a group; None where a listing names it and no list of regions does."""
+    known = group in reading.region_bytes or group == PASTED
+    return tuple(regions.get(group, ())) if known else None
+
+
+_BARE_HINT = (
+    "put '# kind: iova_ranges' above them if they are the kernel's usable ranges (or give --facts "
+    "ranges:FILE), '# kind: rmrr' or '# kind: reserved_regions' if they are those"
+)
+
+
+def _bare(reading: _Reading) -> str:
+    first, count = reading.bare[0], len(reading.bare)
+    what = f"line {first} is a pair" if count == 1 else f"{count} lines, from {first} on, are pairs"
+    return f"{what} of addresses, and nothing says of what"
 
 
 def _kernel_ranges(reading: _Reading, notes: list[Note]) -> tuple[KernelRanges, ...]:
@@ -416,6 +480,10 @@ def _no_facts(reading: _Reading, text: str) -> HostDataError:
             f"{reading.name} is a map in the manner of /proc/iomem, which says nothing about IOVA",
             source=reading.name,
             hint="give what the kernel said: reserved_regions, its range list, or a snapshot",
+        )
+    if reading.bare:
+        return HostDataError(
+            f"{reading.name}: {_bare(reading)}", source=reading.name, hint=_BARE_HINT
         )
     lines = text.count("\n") + 1
     return HostDataError(

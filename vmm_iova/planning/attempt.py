@@ -159,6 +159,8 @@ def _translated_maps(site: Site) -> Iterator[Note]:
 
 def _relaxable(site: Site, ram: Sequence[Item]) -> Iterator[Note]:
     for region in site.usable.relaxable:
+        if region.kind is RegionKind.FIRMWARE:
+            continue  # the judge's own note has said what it is
         if any(item.iova and item.iova.overlaps(region.range) for item in ram):
             yield Note(
                 f"RAM overlaps direct-relaxable {region.range} ({region.source}): allowed once "

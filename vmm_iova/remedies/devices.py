@@ -30,6 +30,9 @@ IOMMU_ON_GUEST = Remedy(
     "with intel_iommu=on",
     tried="QEMU 7.2.22, as the lab's machines are started",
 )
+SEE_GROUP = Remedy(
+    "see whether it has a group: ls -l /sys/bus/pci/devices/{bdf}/iommu_group", tried=SHELL
+)
 READ_IOMMU_LOG = Remedy(
     "see what the kernel found: dmesg | grep -i 'DMAR\\|AMD-Vi\\|smmu'", tried=SHELL
 )
@@ -112,7 +115,7 @@ NODE_OF_DEVICE = Remedy(
 )
 NODE_BY_GROUP = Remedy(
     "go by the group, /dev/vfio/GROUP, which needs no such node, or boot a kernel with "
-    "CONFIG_VFIO_DEVICE_CDEV=y (Linux 6.6 and later)",
+    "CONFIG_VFIO_DEVICE_CDEV=y and CONFIG_IOMMUFD (Linux 6.6 and later)",
     tried=LAB,
     ways=(
         ("QEMU", Remedy("leave out iommufd=", tried=QEMUS)),
@@ -299,8 +302,9 @@ WINDOW_HOST = Remedy(
     source="Documentation/admin-guide/kernel-parameters.txt, pci=realloc",
 )
 BAR_BY_GUEST = Remedy(
-    "nothing for the IOMMU: the guest asked for a place that its PCI bus does not have; another "
-    "guest firmware (rust-hypervisor-firmware instead of OVMF) leaves BARs where they are",
+    "nothing for the IOMMU: a guest sizes a BAR by writing zeros or ones, which the VMM may take "
+    "for a move, or it asked for a place that its bus does not have; another firmware of the guest "
+    "(rust-hypervisor-firmware instead of OVMF) leaves BARs where they are",
     source="cloud-hypervisor/cloud-hypervisor#6147",
 )
 

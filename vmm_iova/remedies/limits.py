@@ -48,6 +48,10 @@ LOCK_CAPABILITY = Remedy(
 LOCK_ONE_CONTAINER = Remedy(
     "put all devices into one container or IOAS: each container counts the RAM again", tried=LAB
 )
+LOCK_NO_VIOMMU = Remedy(
+    "or leave the guest's own IOMMU out (-device {viommu}): then all devices share one container",
+    source="hw/vfio/container.c of QEMU; kubevirt/kubevirt#17805",
+)
 LOCK_PLAN = Remedy(
     "vmm-iova plan prints the locked memory of a guest before anything is mapped",
     tried="this program",

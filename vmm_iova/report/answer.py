@@ -13,6 +13,8 @@ import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from vmm_iova.plain import for_terminal
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -20,7 +22,14 @@ if TYPE_CHECKING:
 
 Tone = Literal["good", "bad", "unsure"]
 _COLUMNS, _INDENT, _WAY = 80, 8, 9
-_COLOURS: dict[Tone, str] = {"good": "32", "bad": "31", "unsure": "33"}
+MARKS: dict[str, str] = {
+    "\ue000": "\x1b[1;32m",
+    "\ue001": "\x1b[1;31m",
+    "\ue002": "\x1b[1;33m",
+    "\ue003": "\x1b[0m",
+}
+"""Stand-ins for colours, as the escapes of a text from outside never reach a terminal."""
+_COLOURS: dict[Tone, str] = {"good": "\ue000", "bad": "\ue001", "unsure": "\ue002"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +70,12 @@ def answer_data(answer: Answer) -> dict[str, Any]:
 
 def show_answer(answer: Answer, more: Iterable[str] = ()) -> str:
     """Print it, with more lines of the kind `label: text` behind."""
-    return "\n".join([*_lines(answer), *more]) + "\n"
+    first, *rest = (for_terminal(line) for line in (*_lines(answer), *more))
+    return "\n".join([_coloured(first, answer), *rest]) + "\n"
 
 
 def _lines(answer: Answer) -> Iterator[str]:
-    word = _coloured(answer.word, answer.tone)
-    yield from wrapped(f"{word}: {answer.verdict}.", indent=2, hidden=len(word) - len(answer.word))
+    yield from wrapped(f"{answer.word}: {answer.verdict}.", indent=2)
     for label, texts in (
         ("Do:", list(_actions(answer.actions))),
         ("Why:", list(answer.reasons)),
@@ -96,13 +105,12 @@ def labelled(label: str, texts: Iterable[str]) -> Iterator[str]:
         yield from wrapped(f"{head:<{_INDENT}}{text}", indent=_INDENT)
 
 
-def wrapped(text: str, *, indent: int, hidden: int = 0) -> list[str]:
+def wrapped(text: str, *, indent: int) -> list[str]:
     """Cut a line at blanks so that it fits the terminal; in a pipe it stays whole.
 
     Args:
         text: the line.
         indent: of the lines that continue it.
-        hidden: characters of it that take no column, such as those of a colour.
     """
     if not _on_terminal():
         return [text]
@@ -114,7 +122,7 @@ def wrapped(text: str, *, indent: int, hidden: int = 0) -> list[str]:
     width = min(columns or _COLUMNS, _COLUMNS)
     return textwrap.wrap(
         text,
-        width + hidden,
+        width,
         subsequent_indent=" " * max(indent, lead),
         break_long_words=False,
         break_on_hyphens=False,
@@ -127,7 +135,7 @@ def _on_terminal() -> bool:
     return bool(sys.stdout is not None and sys.stdout.isatty())
 
 
-def _coloured(word: str, tone: Tone) -> str:
+def _coloured(line: str, answer: Answer) -> str:
     if not _on_terminal() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        return word
-    return f"\x1b[1;{_COLOURS[tone]}m{word}\x1b[0m"
+        return line
+    return f"{_COLOURS[answer.tone]}{answer.word}\ue003{line.removeprefix(answer.word)}"

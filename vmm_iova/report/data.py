@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from vmm_iova.host.registers import least_bits
 from vmm_iova.planning.memory_maps import map_data
+from vmm_iova.report.answer import answer_data
+from vmm_iova.report.verdicts import layout_answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +37,8 @@ def dump_layout(
 ) -> str:
     """Return a layout, what the guest must be told, and its cost as a JSON document."""
     document = layout.to_json()
-    root = {"schema": document.pop("schema"), "generator": generator, **document}
+    answer = answer_data(layout_answer(layout, cost))
+    root = {"schema": document.pop("schema"), "generator": generator, **answer, **document}
     root["told"] = map_data(layout)
     root["cost"] = budget_data(cost)
     if compared:

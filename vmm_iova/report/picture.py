@@ -117,7 +117,7 @@ def _relaxed(box: Box, region: AddrRange, why: str) -> list[Box]:
     shared = box.range.intersect(region) if box.css == "usable" else None
     if shared is None:
         return [box]
-    where, name = f"relaxable-{shared.start:#x}", "usable with a warning: direct-relaxable"
+    where, name = f"relaxable-{shared.start:#x}", "usable with a warning: direct-relaxable or RMRR"
     rest = RangeSet([box.range]) - RangeSet([shared])
     marked = Box(where, "relaxable", shared, name, f"{name}\n{why}", proof=why)
     return [marked, *map(usable_box, rest)]

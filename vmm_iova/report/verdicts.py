@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `show`, `plan`, `diff` and `fleet` answer first, and how a refusal reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm_iova.errors import EvidenceError, PlanError
+from vmm_iova.report.answer import Answer, Tone
+from vmm_iova.units import show_size
+
+if TYPE_CHECKING:
+    from vmm_iova.fleet import Fleet
+    from vmm_iova.host.host import Host
+    from vmm_iova.host.usable import Usable
+    from vmm_iova.planning.budget import Budget
+    from vmm_iova.planning.difference import Difference
+    from vmm_iova.planning.layout import Layout
+
+
+def layout_answer(layout: Layout, cost: Budget) -> Answer:
+    """Say whether the guest fits, in how many pieces, and what to set."""
+    blocked = layout.usable.unassignable
+    pieces = len(layout.ram)
+    count = "1 piece" if pieces == 1 else f"{pieces} pieces"
+    how = {"as is": "where its VMM puts it", "split": "cut around holes", "move": "moved up"}
+    done = f"{how.get(layout.policy, layout.policy)}, in {count}"
+    guest = f"{show_size(layout.ram_bytes)} of RAM in {layout.machine.name}, {done}"
+    bound = any(item.bound for item in layout.usable.evidence)
+    certainty = "likely" if bound else "certain"
+    if layout.changes:
+        return Answer(
+            "CHANGED",
+            f"the saved layout cannot stay; planned anew: {guest}",
+            "unsure",
+            reasons=tuple(layout.changes),
+            certainty=certainty,
+        )
+    settings = tuple(cost.settings)
+    if blocked:
+        devices = ", ".join(dict.fromkeys(entry.group.title for entry in blocked))
+        return Answer(
+            "FITS, BUT",
+            f"a requested device cannot be assigned on current kernels ({devices}); {guest}",
+            "unsure",
+            actions=settings,
+            reasons=tuple(entry.text for entry in blocked[:1]),
+            certainty=certainty,
+        )
+    verdict = f"{guest}; {layout.address_bits} address bits"
+    return Answer("FITS", verdict, "good", actions=settings, certainty=certainty)
+
+
+def host_answer(
+    host: Host, usable: Usable | None, error: Exception | None, holes: Usable | None = None
+) -> Answer:
+    """Say how much may be mapped on a host, or what is missing to know it."""
+    if holes is not None and holes.unassignable:  # firmware forbids a device, however wide it is
+        entry = holes.unassignable[0]
+        unknown = (getattr(error, "message", ""),) if error else ()
+        settles = error.settles if isinstance(error, EvidenceError) else ()
+        return Answer("NOT ASSIGNABLE", entry.text, "bad", tuple(settles), unknown)
+    if usable is None:
+        settles = error.settles if isinstance(error, EvidenceError) else ()
+        hint = getattr(error, "hint", None)
+        word = "UNKNOWN" if isinstance(error, EvidenceError) else "NOT USABLE"
+        verdict = getattr(error, "message", None) or "nothing says what may be mapped"
+        actions = tuple(settles) or ((hint,) if hint else ())
+        return Answer(word, verdict, "unsure", actions=actions, certainty="certain")
+    if not usable.ranges:
+        return Answer("NOTHING", f"on {host.name} nothing may be mapped", "bad")
+    top, count = usable.ranges[-1].last, len(usable.ranges)
+    ranges = "1 range" if count == 1 else f"{count} ranges"
+    size = show_size(sum(item.size for item in usable.ranges))
+    verdict = f"{size} of IOVAs on {host.name}, in {ranges} up to {top:#x}"
+    bound = any(item.bound for item in usable.evidence)
+    certainty = "likely" if bound else "certain"
+    if usable.unassignable:
+        reasons = tuple(entry.text for entry in usable.unassignable)
+        return Answer("USABLE, BUT", verdict, "unsure", reasons=reasons, certainty=certainty)
+    return Answer("USABLE", verdict, "good", certainty=certainty)
+
+
+def difference_answer(difference: Difference, left: str, right: str) -> Answer:
+    """Say whether two hosts or layouts differ for a guest."""
+    if difference.same:
+        return Answer("SAME", f"{left} and {right}: no difference for a guest", "good")
+    guest = tuple(difference.guest)
+    changes = "nothing changes for a guest" if not guest else f"a guest sees {len(guest)} changes"
+    if len(guest) == 1:
+        changes = "a guest sees 1 change"
+    return Answer("DIFFERENT", f"{left} and {right}: {changes}", "unsure", reasons=guest[:3])
+
+
+def fleet_answer(fleet: Fleet, verdict: str) -> Answer:
+    """Say how many hosts can have the guest, and who stands in the way first."""
+    able = fleet.counts.get("fits", 0)
+    word = "ALL FIT" if able == fleet.hosts else "SOME FIT" if able else "NONE FITS"
+    tone: Tone = "good" if able == fleet.hosts else "unsure" if able else "bad"
+    fixes = [text for item in fleet.blockers for text in item.fixes]
+    return Answer(word, verdict, tone, actions=tuple(fixes[:1]))
+
+
+def refusal_answer(error: PlanError | EvidenceError) -> Answer:
+    """Say that a plan is refused, or cannot be judged, what would do, and what is in the way."""
+    reasons = (error.detail,) if error.detail else ()
+    if isinstance(error, EvidenceError):
+        actions = tuple(error.settles)
+        return Answer("UNKNOWN", error.message, "unsure", actions=actions, reasons=reasons)
+    actions = tuple(error.fixes) or ((error.hint,) if error.hint else ())
+    return Answer("REFUSED", error.message, "bad", actions=actions, reasons=reasons)
