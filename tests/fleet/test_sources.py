@@ -180,7 +180,7 @@ from vmm_iova import cli, fleet
 text = sys.stdin.buffer.read()
 def sources(_):
     for n in itertools.count():
-        if n == 1000:
+        if n == 300:
             print("under way", flush=True)
         yield fleet.SourceText(f"h{n}", text)
 fleet.read_sources = sources
