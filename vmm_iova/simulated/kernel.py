@@ -17,7 +17,7 @@ import errno
 import itertools
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from vmm_iova.host.facts import Limits
 from vmm_iova.kernel import uapi
@@ -125,7 +125,7 @@ class SimulatedKernel:
         release: tuple[int, int] | None = None,
         iommufd: bool = True,
         compat_container: bool = False,
-    ) -> SimulatedKernel:
+    ) -> Self:
         """Make the kernel of a host: its groups, reserved regions, page and limits.
 
         Every PCI device is bound to vfio-pci, as it will be when it is used; facts that name none
