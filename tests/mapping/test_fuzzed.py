@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fuzz.targets import caps as caps_target
+from fuzz.targets import capabilities as caps_target
 from fuzz.targets import mapping as mapping_target
 from vmm_iova.errors import IovaError
 from vmm_iova.kernel import caps
