@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import struct
 import sys
 from pathlib import Path
@@ -22,21 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import kvm
 
 import vmm_iova as vi
-from vmm_iova.kernel import device_region, open_space, with_kernel_facts
+from vmm_iova.kernel import Device, open_space, with_kernel_facts
 from vmm_iova.mapping import GuestMemory, TerminalProgress, map_pieces, prefault
 from vmm_iova.planning.layout import ItemKind
 
 CODE, SENT, ARRIVED = 0x1000, 0x20_0000, 0x30_0000
 MESSAGE = b"written by the guest, moved by the device, seen by the VMM"
-CONFIG_REGION = 7
-COMMAND, BUS_MASTER = 4, 0b110
-
-
-def let_it_dma(device: int) -> None:
-    """Set memory space and bus master in the command register."""
-    offset, _ = device_region(device, CONFIG_REGION)
-    (command,) = struct.unpack("<H", os.pread(device, 2, offset + COMMAND))
-    os.pwrite(device, struct.pack("<H", command | BUS_MASTER), offset + COMMAND)
 
 
 def guest_code(bar: int) -> bytes:
@@ -63,7 +53,7 @@ def main(bdf: str) -> int:
         for item in layout.items:
             print(f"{item.place}  {item.kind.value}: {item.name}")
         window = next(item for item in layout.items if item.kind is ItemKind.WINDOW)
-        device = space.device_fd(bdf)
+        device = space.device(bdf)
         with (
             GuestMemory.for_layout(layout, largest_page=space.facts().largest_page) as memory,
             kvm.Machine() as machine,
@@ -73,7 +63,7 @@ def main(bdf: str) -> int:
                 for item, piece in zip(layout.ram, memory.pieces, strict=True):
                     machine.add_memory(item.place.start, piece.size, piece.hva)
                 bar = pass_bar_through(machine, device, window.place.start)
-                let_it_dma(device)
+                device.enable(memory=True, bus_master=True)
                 memory.write(CODE, guest_code(window.place.start))
                 memory.write(SENT, MESSAGE)
 
@@ -85,11 +75,11 @@ def main(bdf: str) -> int:
     return 0 if said == 42 and arrived == MESSAGE else 1
 
 
-def pass_bar_through(machine: kvm.Machine, device: int, gpa: int) -> mmap.mmap:
+def pass_bar_through(machine: kvm.Machine, device: Device, gpa: int) -> mmap.mmap:
     """Let the guest see the registers of the device, without an exit for each access."""
-    offset, size = device_region(device, 0)
-    bar = mmap.mmap(device, size, offset=offset)
-    machine.add_memory(gpa, size, ctypes.addressof(ctypes.c_char.from_buffer(bar)))
+    region = device.region(0)
+    bar = mmap.mmap(device.fd, region.size, offset=region.offset)
+    machine.add_memory(gpa, region.size, ctypes.addressof(ctypes.c_char.from_buffer(bar)))
     return bar
 
 

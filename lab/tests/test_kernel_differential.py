@@ -148,7 +148,7 @@ def test_divergence_on_purpose_is_caught(
     wider = AddrRange(groups[0].aperture.start, groups[0].aperture.last - pools.page)
     wrong = SimulatedKernel(
         [dataclasses.replace(groups[0], aperture=wider), groups[1]],
-        release=twins[0].release,
+        release=twins[0].settings.release,
         page=pools.page,
         allow_unsafe_interrupts=True,
     )

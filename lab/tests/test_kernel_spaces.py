@@ -26,7 +26,7 @@ from vmm_iova.errors import (
     PrecheckError,
     ReservedError,
 )
-from vmm_iova.kernel.device import device_facts, open_space
+from vmm_iova.kernel import device_facts, open_space
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.syscalls import LINUX
 from vmm_iova.kernel.type1 import Type1Container

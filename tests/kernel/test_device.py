@@ -16,8 +16,8 @@ import pytest
 from tests.kit.kernels import GPU, NIC, NIC_GROUP
 from vmm_iova import AddrRange
 from vmm_iova.errors import DeviceOpenError, DmaError, RequestError
-from vmm_iova.kernel import syscalls, uapi
-from vmm_iova.kernel.device import DeviceSite, device_facts, find_device, open_space
+from vmm_iova.kernel import device_facts, syscalls, uapi
+from vmm_iova.kernel.device import DeviceSite, find_device, open_space
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.syscalls import LinuxKernel
 from vmm_iova.kernel.type1 import Type1Container

@@ -41,6 +41,7 @@ WING_OF = {"_fast": "allocator", "__init__": "cli", "__main__": "cli"}
 LATE = {
     "vmm_iova.cli": "a command starts with what it uses",
     "vmm_iova.__main__": "the same",
+    "vmm_iova.testing.plugin": "pytest loads it in every project that has the package",
 }
 """Wings in whose functions imports may stand, and why. Elsewhere they would hide a circle."""
 

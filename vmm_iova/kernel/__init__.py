@@ -13,14 +13,21 @@ from vmm_iova.kernel.caps import DeviceFacts, Type1Facts, ZpciFacts
 from vmm_iova.kernel.device import (
     DeviceSite,
     Via,
-    device_facts,
-    device_region,
     find_device,
     open_space,
 )
 from vmm_iova.kernel.facts import with_kernel_facts
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.iommufd import HardwareInfo, Iommufd, VfioCdev
+from vmm_iova.kernel.registers import (
+    Device,
+    Event,
+    InterruptKind,
+    Order,
+    Region,
+    Width,
+    device_facts,
+)
 from vmm_iova.kernel.space import (
     AddressSpace,
     LiveMapping,
@@ -35,9 +42,12 @@ from vmm_iova.kernel.type1 import Type1Container
 __all__ = [
     "LINUX",
     "AddressSpace",
+    "Device",
     "DeviceFacts",
     "DeviceSite",
+    "Event",
     "HardwareInfo",
+    "InterruptKind",
     "Ioas",
     "Iommufd",
     "Kernel",
@@ -46,15 +56,17 @@ __all__ = [
     "LiveMappings",
     "LockBudget",
     "Mappable",
+    "Order",
+    "Region",
     "SpaceFacts",
     "SpaceKind",
     "Type1Container",
     "Type1Facts",
     "VfioCdev",
     "Via",
+    "Width",
     "ZpciFacts",
     "device_facts",
-    "device_region",
     "find_device",
     "open_space",
     "with_kernel_facts",

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Literal
 
 from vmm_iova import remedies as say
 from vmm_iova.errors import DeviceOpenError, DmaError, RequestError
-from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.iommufd import Iommufd, VfioCdev
 from vmm_iova.kernel.syscalls import LINUX, Kernel
@@ -343,56 +342,6 @@ def _explain_file(site: DeviceSite, exc: DmaError, path: str) -> DeviceOpenError
         return _refusal(site, "unreadable", text, number, exc.ioctl, hint)
     problem: OpenProblem = "no-node" if number == errno.ENOENT else "refused"
     return _refusal(site, problem, exc.message, number, exc.ioctl, exc.hint or path)
-
-
-def device_facts(fd: int, kernel: Kernel = LINUX) -> caps.DeviceFacts:
-    """Ask an open device what it is; s390 functions tell their DMA window.
-
-    Args:
-        fd: from `AddressSpace.device_fd`.
-        kernel: where the call goes.
-
-    Raises:
-        DmaError: the kernel refused.
-        CapabilityError: the answer contradicts itself.
-    """
-    try:
-        answer = uapi.grow_by_argsz(
-            lambda buffer: kernel.ioctl(fd, uapi.DEVICE_GET_INFO, buffer), uapi.DEVICE_INFO
-        )
-    except OSError as exc:
-        raise DmaError(
-            f"the device does not say what it is: {exc.strerror}",
-            errno=exc.errno or 0,
-            ioctl="VFIO_DEVICE_GET_INFO",
-        ) from exc
-    return caps.read_device_info(answer)
-
-
-def device_region(fd: int, index: int, kernel: Kernel = LINUX) -> tuple[int, int]:
-    """Return where a region of an open device lies in its file, and how many bytes it has.
-
-    Args:
-        fd: from `AddressSpace.device_fd`.
-        index: 0 to 5 are the BARs, 7 is the configuration space.
-        kernel: where the call goes.
-
-    Raises:
-        DmaError: `EINVAL` no such region.
-
-    Source: include/uapi/linux/vfio.h, VFIO_DEVICE_GET_REGION_INFO (Linux 3.6).
-    """
-    arg = uapi.REGION_INFO.pack(argsz=uapi.REGION_INFO.size, index=index)
-    try:
-        kernel.ioctl(fd, uapi.DEVICE_GET_REGION_INFO, arg)
-    except OSError as exc:
-        raise DmaError(
-            f"the device has no region {index}: {exc.strerror}",
-            errno=exc.errno or 0,
-            ioctl="VFIO_DEVICE_GET_REGION_INFO",
-        ) from exc
-    told = uapi.REGION_INFO.read(arg)
-    return told["offset"], told["size"]
 
 
 _SPACES: tuple[type[AddressSpace], ...] = (Type1Container, Ioas)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.errors import RequestError
 from vmm_iova.host.facts import DmaWindow, KernelRanges, Limits, Source
-from vmm_iova.kernel.device import device_facts
+from vmm_iova.kernel.registers import device_facts
 
 if TYPE_CHECKING:
     from vmm_iova.host.host import Host

@@ -17,6 +17,7 @@ from vmm_iova.kernel.batch import IOAS_MAP as _MAP
 from vmm_iova.kernel.batch import pack_ioas
 from vmm_iova.kernel.dirty import DirtyTables
 from vmm_iova.kernel.handle import IOMMUFD_MAP_HINTS, map_refusal
+from vmm_iova.kernel.registers import Device
 from vmm_iova.kernel.space import (
     Doubtful,
     LiveMappings,
@@ -181,6 +182,14 @@ class Ioas:
             ClosedError: this address space is closed.
         """
         return self._device(bdf).fd
+
+    def device(self, bdf: str) -> Device:
+        """Return a device with its registers and interrupts; raises as `device_fd`, and DmaError.
+
+        It is as open as this is.
+        """
+        self.device_fd(bdf)
+        return Device(self.kernel, lambda: self.device_fd(bdf), bdf)
 
     def ranges(self) -> tuple[MappableRanges, int]:
         """Return where mappings may lie now, and the alignment in bytes.

@@ -28,6 +28,7 @@ from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange, Hva, Iova, MappableRan
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from vmm_iova.kernel.registers import Device
     from vmm_iova.kernel.syscalls import Kernel, LockBudget
 
 
@@ -159,6 +160,9 @@ class AddressSpace(Protocol):
 
         Raises UnknownNameError if it is not attached, ClosedError when the space is closed.
         """
+
+    def device(self, bdf: str) -> Device:
+        """Return an attached device with its registers and interrupts; raises as `device_fd`."""
 
     def __enter__(self) -> Self:
         """Return this; leaving closes."""

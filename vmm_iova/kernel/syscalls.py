@@ -61,6 +61,12 @@ class Kernel(Protocol):
     def ioctl(self, fd: int, request: int, arg: int | bytearray = 0, /) -> int:
         """Make an ioctl; a bytearray is read and written in place, an int goes by value."""
 
+    def pread(self, fd: int, size: int, offset: int, /) -> bytes:
+        """Read from a descriptor in one access."""
+
+    def pwrite(self, fd: int, data: bytes, offset: int, /) -> int:
+        """Write to a descriptor in one access; return the bytes."""
+
     def ioctl_many(self, fd: int, request: int, records: bytearray, stride: int) -> tuple[int, int]:
         """Make an ioctl for each record of `stride` bytes until one is refused.
 
@@ -122,6 +128,8 @@ class LinuxKernel:
     # These three are C all the way: with a frame of Python around them, Ctrl-C could come when a
     # file is open and nobody knows of it, or closed and still known.
     close = staticmethod(os.close)
+    pread = staticmethod(os.pread)
+    pwrite: ClassVar[Callable[..., int]] = staticmethod(os.pwrite)
     ioctl: ClassVar[Callable[..., int]] = staticmethod(fcntl.ioctl)
 
     def __init__(self, sysroot: str | Path = "/") -> None:

@@ -19,6 +19,7 @@ from vmm_iova.kernel.batch import TYPE1_MAP as _MAP
 from vmm_iova.kernel.batch import pack_type1
 from vmm_iova.kernel.group import VfioGroup
 from vmm_iova.kernel.handle import ATTACH_HINTS, TYPE1_MAP_HINTS, Handle, map_refusal
+from vmm_iova.kernel.registers import Device
 from vmm_iova.kernel.space import (
     Doubtful,
     LiveMappings,
@@ -236,6 +237,14 @@ class Type1Container(Handle):
                 f"device {bdf} is not open", kind="device", name=bdf, known=sorted(self._devices)
             )
         return self._devices[bdf]
+
+    def device(self, bdf: str) -> Device:
+        """Return a device with its registers and interrupts; raises as `device_fd`, and DmaError.
+
+        It is as open as this is.
+        """
+        self.device_fd(bdf)
+        return Device(self.kernel, lambda: self.device_fd(bdf), bdf)
 
     def close_device(self, bdf: str) -> None:
         """Close a device; nothing happens when it is closed already."""

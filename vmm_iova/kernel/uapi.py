@@ -124,6 +124,8 @@ GROUP_UNSET_CONTAINER = request(105)
 GROUP_GET_DEVICE_FD = request(106)
 DEVICE_GET_INFO = request(107)
 DEVICE_GET_REGION_INFO = request(108)
+DEVICE_GET_IRQ_INFO = request(109)
+DEVICE_SET_IRQS = request(110)
 DEVICE_RESET = request(111)
 IOMMU_GET_INFO = request(112)
 IOMMU_MAP_DMA = request(113)
@@ -165,6 +167,14 @@ DIRTY_GET = 4
 DEVICE_FLAG_RESET = 1
 DEVICE_FLAG_PCI = 2
 DEVICE_FLAG_CAPS = 128
+REGION_FLAG_READ = 1
+REGION_FLAG_WRITE = 2
+IRQ_INFO_EVENTFD = 1
+IRQ_DATA_NONE = 1
+IRQ_DATA_EVENTFD = 4
+IRQ_MASK = 8
+IRQ_UNMASK = 16
+IRQ_TRIGGER = 32
 
 CAP_IOVA_RANGE = 1
 """Linux 5.4; absent when the list is empty (a container that has mediated devices only)."""
@@ -210,6 +220,8 @@ DEVICE_INFO = Record(
     minimum=16,
 )
 REGION_INFO = Record("vfio_region_info", "argsz:I flags:I index:I cap_offset:I size:Q offset:Q")
+IRQ_INFO = Record("vfio_irq_info", "argsz:I flags:I index:I count:I")
+IRQ_SET = Record("vfio_irq_set", "argsz:I flags:I index:I start:I count:I")
 BIND = Record(
     "vfio_device_bind_iommufd",
     "argsz:I flags:I iommufd:i out_devid:I token_uuid_ptr:Q",
@@ -230,7 +242,7 @@ GROW_LIMIT = 16
 """Rounds of a "tell me the size" protocol before an answer that keeps growing is given up."""
 
 
-def grow_by_argsz(call: Callable[[bytearray], object], record: Record) -> bytearray:
+def grow_by_argsz(call: Callable[[bytearray], object], record: Record, **fields: int) -> bytearray:
     """Ask until the answer fits: the `argsz` protocol of VFIO's INFO calls.
 
     The needed size may grow between two calls (hotplug), and kernels before 5.4 leave everything
@@ -239,6 +251,7 @@ def grow_by_argsz(call: Callable[[bytearray], object], record: Record) -> bytear
     Args:
         call: makes the ioctl on a buffer, in and out.
         record: the fixed part; its first field is `argsz`.
+        fields: other fields that the question has.
 
     Returns:
         The answer, cut to the size that the kernel gives.
@@ -251,7 +264,7 @@ def grow_by_argsz(call: Callable[[bytearray], object], record: Record) -> bytear
     """
     size = record.size
     for _ in range(GROW_LIMIT):
-        buffer = record.pack(size, argsz=size)
+        buffer = record.pack(size, argsz=size, **fields)
         call(buffer)
         told = struct.unpack_from("=I", buffer)[0]
         if told < record.minimum:

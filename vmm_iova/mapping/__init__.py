@@ -6,9 +6,10 @@ memory that large IOMMU pages can map; `DynamicMaps` joins an allocator and an a
 `rehearse_attach` answers before an attach what the kernel answers with EINVAL after it.
 """
 
+from vmm_iova.mapping.buffer import DmaBuffer, DmaPart, DmaPool
 from vmm_iova.mapping.dirty import fewest_ranges, written_ranges
 from vmm_iova.mapping.dryrun import DryRun, dry_run
-from vmm_iova.mapping.dynamic import Allocator, DynamicMaps, Policy
+from vmm_iova.mapping.dynamic import Allocator, DynamicMaps, Page, Policy
 from vmm_iova.mapping.mapped import Mapped, map_pieces
 from vmm_iova.mapping.memory import Backing, GuestMemory
 from vmm_iova.mapping.piece import Buffer, Piece
@@ -27,12 +28,16 @@ __all__ = [
     "Allocator",
     "Backing",
     "Buffer",
+    "DmaBuffer",
+    "DmaPart",
+    "DmaPool",
     "DryRun",
     "DynamicMaps",
     "GuestMemory",
     "Judge",
     "Mapped",
     "Owned",
+    "Page",
     "Piece",
     "Policy",
     "Rehearsal",

@@ -6,20 +6,84 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self, TypedDict, get_args
 
 from vmm_iova.errors import DmaError, MisalignedError, NotAllocatedError, RequestError, UndoError
-from vmm_iova.kernel.syscalls import hold
-from vmm_iova.ranges import Hva, Iova
+from vmm_iova.kernel.syscalls import PAGE_SIZE, hold
+from vmm_iova.mapping.buffer import DmaBuffer
+from vmm_iova.mapping.memory import BACKINGS, GuestMemory
+from vmm_iova.mapping.populate import populate
+from vmm_iova.ranges import AddrRange, Hva, Iova
 
 if TYPE_CHECKING:
     from vmm_iova.kernel.space import AddressSpace
+    from vmm_iova.mapping.memory import Backing
     from vmm_iova.mapping.piece import Buffer
-    from vmm_iova.ranges import AddrRange
 
 
 Policy = Literal["first", "last", "best"]
 """Which of the free ranges that would do is taken: the lowest, the highest, the tightest."""
+
+
+Page = Literal["4KiB", "2MiB", "1GiB"]
+"""Pages that back memory for DMA; the first stands for those of the process, whatever they are."""
+
+_BACKINGS: dict[Page, Backing] = {
+    "4KiB": "anonymous",
+    "2MiB": "hugetlb-2m",
+    "1GiB": "hugetlb-1g",
+}
+
+
+class _Own(NamedTuple):
+    """Memory that `allocate` has made, and that goes with its mapping."""
+
+    memory: GuestMemory
+
+
+class _Options(TypedDict):
+    read: bool
+    write: bool
+    policy: Policy
+    tag: object
+
+
+def _memory(size: int, page: Page, granule: int, largest: int, tag: object) -> GuestMemory:
+    """Have memory of whole pages, small ones where there are no huge ones free."""
+    if page not in _BACKINGS:
+        raise RequestError(
+            f"there is no page {page!r}; there are {', '.join(get_args(Page))}",
+            field="page",
+            value=page,
+        )
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise RequestError(
+            f"size {size!r} is not a positive number of bytes", field="size", value=size
+        )
+    backing = _BACKINGS[page]
+    for choice in dict.fromkeys((backing, _BACKINGS["4KiB"])):
+        whole = max(BACKINGS[choice], PAGE_SIZE, granule)
+        span = AddrRange.from_size(0, -(-size // whole) * whole)
+        try:
+            memory = GuestMemory([(span, tag)], backing=choice, largest_page=largest)
+        except DmaError:
+            if choice == "anonymous":
+                raise
+            continue
+        if choice != "anonymous" and not _backed(memory):
+            memory.close()
+            continue
+        return memory
+    raise AssertionError("anonymous memory is had, or refused above")
+
+
+def _backed(memory: GuestMemory) -> bool:
+    """Whether the huge pages are there: mmap may promise what a fault then does not keep."""
+    try:
+        populate(memory.pieces[0].hva, memory.pieces[0].size)
+    except DmaError:
+        return False
+    return True
 
 
 class Allocator(Protocol):
@@ -59,8 +123,26 @@ class DynamicMaps:
     def __len__(self) -> int:
         return len(self._keep)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.unmap_all()
+
+    def __repr__(self) -> str:
+        total = sum(item.range.size for item in self._space.live if item.range.start in self._keep)
+        return f"<DynamicMaps by {self._space.kind}, {len(self)} maps of {total:#x} bytes>"
+
     def map(
-        self, buffer: Buffer, *, read: bool = True, write: bool = True, tag: object = None
+        self,
+        buffer: Buffer,
+        *,
+        read: bool = True,
+        write: bool = True,
+        within: AddrRange | None = None,
+        align: int | None = None,
+        policy: Policy = "first",
+        tag: object = None,
     ) -> Iova:
         """Map a buffer of this process at a free place.
 
@@ -71,6 +153,9 @@ class DynamicMaps:
             buffer: writable contiguous memory, such as an `mmap.mmap`.
             read: the device may read.
             write: the device may write.
+            within: where the IOVA is to lie, such as below 4 GiB for a device of 32 bits.
+            align: bytes, a power of two; what large pages need of it comes by itself.
+            policy: which of the free ranges that would do.
             tag: for the allocator.
 
         Returns:
@@ -91,7 +176,15 @@ class DynamicMaps:
         pinned = (ctypes.c_char * view.nbytes).from_buffer(view)
         hva = Hva(ctypes.addressof(pinned))
         return self.map_address(
-            hva, view.nbytes, read=read, write=write, tag=tag, keep=(view, pinned)
+            hva,
+            view.nbytes,
+            read=read,
+            write=write,
+            within=within,
+            align=align,
+            policy=policy,
+            tag=tag,
+            keep=(view, pinned),
         )
 
     def map_address(
@@ -101,6 +194,9 @@ class DynamicMaps:
         *,
         read: bool = True,
         write: bool = True,
+        within: AddrRange | None = None,
+        align: int | None = None,
+        policy: Policy = "first",
         tag: object = None,
         keep: object = None,
     ) -> Iova:
@@ -111,6 +207,9 @@ class DynamicMaps:
             size: bytes, likewise.
             read: the device may read.
             write: the device may write.
+            within: as in `map`.
+            align: as in `map`.
+            policy: as in `map`.
             tag: for the allocator.
             keep: any object to hold until `unmap`.
         """
@@ -124,7 +223,14 @@ class DynamicMaps:
                     align=self._granule,
                     hint="mmap gives whole pages",
                 )
-        allocate = partial(self._allocator.allocate, size, align=self._align(hva, size), tag=tag)
+        allocate = partial(
+            self._allocator.allocate,
+            size,
+            align=max(self._align(hva, size), 1 if align is None else align),
+            policy=policy,
+            within=within,
+            tag=tag,
+        )
         given: list[int] = []
         try:
             hold(given, allocate)
@@ -139,6 +245,51 @@ class DynamicMaps:
                 raise
             raise
         return iova
+
+    def allocate(
+        self,
+        size: int,
+        *,
+        page: Page = "4KiB",
+        read: bool = True,
+        write: bool = True,
+        within: AddrRange | None = None,
+        align: int | None = None,
+        policy: Policy = "first",
+        tag: object = None,
+    ) -> DmaBuffer:
+        """Make memory for DMA and map it: whole pages of it, whatever size was asked for.
+
+        Args:
+            size: bytes, from 1.
+            page: what backs it. Where there are no free huge pages, small ones do, and
+                `DmaBuffer.page` says so.
+            read: the device may read.
+            write: the device may write.
+            within: as in `map`.
+            align: as in `map`.
+            policy: as in `map`.
+            tag: for the allocator.
+
+        Returns:
+            The buffer; use it in `with`, or close it.
+
+        Raises:
+            RequestError: a size below 1, or no such page.
+            NoSpaceError: no free range.
+            DmaError: no memory, or the kernel refused; nothing is left.
+        """
+        memory = _memory(size, page, self._granule, self._largest, tag)
+        try:
+            piece = memory.pieces[0]
+            options: _Options = {"read": read, "write": write, "policy": policy, "tag": tag}
+            iova = self.map_address(
+                piece.hva, piece.size, within=within, align=align, keep=_Own(memory), **options
+            )
+            return DmaBuffer(self.unmap, iova, size, memory)
+        except BaseException:
+            memory.close()
+            raise
 
     def _end(self, given: list[int], why: BaseException, size: int, hva: Hva) -> None:
         """Bring a call to the end where nothing is mapped or owned; it can be done twice."""
@@ -175,8 +326,11 @@ class DynamicMaps:
         live = self._space.live
         try:
             size = self._space.unmap(iova, live.at(iova).range.size) if iova in live else 0
+            kept = self._keep[iova]
             del self._keep[iova]
             self._allocator.release(iova)
+            if isinstance(kept, _Own):
+                kept.memory.close()
         except BaseException as exc:
             # An interrupt: as soon as it is not mapped any more, the rest follows.
             if iova not in live and not isinstance(exc, DmaError):

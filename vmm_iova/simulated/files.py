@@ -3,18 +3,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import struct
 from typing import TYPE_CHECKING
 
 from vmm_iova.kernel import uapi
 from vmm_iova.simulated.model import refuse
+from vmm_iova.simulated.type1 import SimContainer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vmm_iova.simulated.edu import SimEdu
+    from vmm_iova.simulated.ioas import SimIoas
     from vmm_iova.simulated.iommufd import SimIommufd
     from vmm_iova.simulated.model import SimGroup
     from vmm_iova.simulated.objects import SimDevice
-    from vmm_iova.simulated.type1 import SimContainer
 
 
 class GroupFile:
@@ -29,10 +34,11 @@ class GroupFile:
 class DeviceFile:
     """A device, had through its group or through its own node."""
 
-    def __init__(self, bdf: str, group: SimGroup, parent: GroupFile | None) -> None:
+    def __init__(self, bdf: str, group: SimGroup, parent: GroupFile | None, edu: SimEdu) -> None:
         self.bdf = bdf
         self.group = group
         self.parent = parent
+        self.edu = edu
         self.bound: tuple[SimIommufd, SimDevice] | None = None
 
 
@@ -56,3 +62,55 @@ def device_info(group: SimGroup, arg: bytearray) -> int:
     head = struct.pack("=IIIIII", total, flags, 9, 5, offset, 0)
     arg[: min(argsz, 24)] = head[: min(argsz, 24)]
     return 0
+
+
+def device_call(item: DeviceFile, request: int, arg: int | bytes | bytearray) -> int | None:
+    """Answer a call that is about the device alone; None for any other."""
+    if request == uapi.DEVICE_RESET:
+        item.edu.reset()
+        return 0
+    if not isinstance(arg, bytearray):
+        return None
+    if request == uapi.DEVICE_GET_INFO:
+        return device_info(item.group, arg)
+    handler = {
+        uapi.DEVICE_GET_REGION_INFO: item.edu.region_info,
+        uapi.DEVICE_GET_IRQ_INFO: item.edu.irq_info,
+        uapi.DEVICE_SET_IRQS: item.edu.set_irqs,
+    }.get(request)
+    return None if handler is None else handler(arg)
+
+
+def do_dma(
+    files: Iterable[object], page: int, bdf: str, iova: int, size: int, data: bytes | None
+) -> bytes:
+    """Let a device read memory at an IOVA, or write it if there is `data`.
+
+    Raises:
+        OSError: `EFAULT`, where a real IOMMU would log a fault.
+    """
+    mine = [item for item in files if isinstance(item, DeviceFile) and item.bdf == bdf]
+    tables = [item.bound[1].table for item in mine if item.bound and item.bound[1].table]
+    seen: list[SimContainer | SimIoas] = [
+        item.parent.container
+        for item in mine
+        if item.parent and isinstance(item.parent.container, SimContainer)
+    ]
+    seen += [table.ioas for table in tables]
+    read = bytearray()
+    at = iova
+    while at < iova + size:
+        area = next((found for space in seen if (found := space.areas.first(at, at))), None)
+        if area is None or not (area.read if data is None else area.write):
+            raise refuse(errno.EFAULT)
+        step = min(iova + size, area.last + 1) - at
+        where = area.hva + (at - area.start)
+        if data is None:
+            read += ctypes.string_at(where, step)
+        else:
+            ctypes.memmove(where, data[at - iova : at - iova + step], step)
+            for table in tables:
+                if table.tracking:
+                    table.written.update(range(at & -page, at + step, page))
+        at += step
+    return bytes(read)

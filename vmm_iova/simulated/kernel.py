@@ -12,18 +12,19 @@ is mapped for DMA need not exist, unless `device_read` or `device_write` is used
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import itertools
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Self
 
 from vmm_iova.host.facts import Limits
 from vmm_iova.kernel import uapi
 from vmm_iova.kernel.syscalls import Kernel, LockBudget, ioctl_one_by_one
 from vmm_iova.ranges import BASE_PAGE, MIB, AddrRange, RangeSet
-from vmm_iova.simulated.files import DeviceFile, GroupFile, device_info
+from vmm_iova.simulated.edu import SimEdu
+from vmm_iova.simulated.files import DeviceFile, GroupFile, device_call, do_dma
 from vmm_iova.simulated.host import groups_of, host_of, release_of, with_a_device
 from vmm_iova.simulated.iommufd import SimIommufd
 from vmm_iova.simulated.model import SimGroup, SimMemory, SimSettings, refuse
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from vmm_iova.host.evidence import Aperture
     from vmm_iova.host.host import Host
-    from vmm_iova.simulated.ioas import SimIoas
     from vmm_iova.simulated.model import SimArea
 
 
@@ -111,6 +111,7 @@ class SimulatedKernel:
         )
         self.faults: list[Fault] = []
         self._host: Host | None = None
+        self._edus: dict[str, SimEdu] = {}
         self.calls = 0
         self._files: dict[int, _File] = {}
         # Above every descriptor that a process can have, so that none is mistaken for a real one.
@@ -125,7 +126,7 @@ class SimulatedKernel:
         release: tuple[int, int] | None = None,
         iommufd: bool = True,
         compat_container: bool = False,
-    ) -> SimulatedKernel:
+    ) -> Self:
         """Make the kernel of a host: its groups, reserved regions, page and limits.
 
         Every PCI device is bound to vfio-pci, as it will be when it is used; facts that name none
@@ -203,7 +204,7 @@ class SimulatedKernel:
         if isinstance(node, SimGroup):
             file = self._open_group(node)
         elif isinstance(node, tuple):
-            file = DeviceFile(*node, None)
+            file = DeviceFile(*node, None, self._edu(node[0]))
         elif node is NodeKind.CONTAINER and not self.settings.compat_container:
             file = SimContainer(self.settings, self.memory)
         else:
@@ -275,6 +276,24 @@ class SimulatedKernel:
             fault.change(arg)
         return answer
 
+    def _edu(self, bdf: str) -> SimEdu:
+        """Return the registers of a device, which outlive its files."""
+        return self._edus.setdefault(bdf, SimEdu(partial(self._dma, bdf)))
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        """Read registers of a device."""
+        return self._device_file(fd).edu.pread(size, offset)
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> int:
+        """Write registers of a device; return the bytes."""
+        return self._device_file(fd).edu.pwrite(data, offset)
+
+    def _device_file(self, fd: int) -> DeviceFile:
+        item = self._files.get(fd)
+        if not isinstance(item, DeviceFile):
+            raise refuse(errno.EBADF if item is None else errno.EINVAL)
+        return item
+
     def ioctl_many(self, fd: int, request: int, records: bytearray, stride: int) -> tuple[int, int]:
         """Answer many ioctls; faults count each."""
         return ioctl_one_by_one(self, fd, request, records, stride)
@@ -307,7 +326,7 @@ class SimulatedKernel:
 
     def _open_device(self, item: GroupFile, bdf: str) -> int:
         """Open a device through its group; behind an iommufd it is attached at that moment."""
-        made = DeviceFile(bdf, item.group, item)
+        made = DeviceFile(bdf, item.group, item, self._edu(bdf))
         container = item.container
         if isinstance(container, SimIommufd):
             made.bound = (container, self._claim(container, bdf, item.group))
@@ -359,10 +378,9 @@ class SimulatedKernel:
             return self._bind(item, arg)
         if item.parent is None and item.bound is None:
             raise refuse(errno.EINVAL)
-        if request == uapi.DEVICE_GET_INFO and isinstance(arg, bytearray):
-            return device_info(item.group, arg)
-        if request == uapi.DEVICE_RESET:
-            return 0
+        answer = device_call(item, request, arg)
+        if answer is not None:
+            return answer
         if item.bound is None or not isinstance(arg, bytearray):
             raise refuse(errno.ENOTTY)
         iommufd, device = item.bound
@@ -457,42 +475,7 @@ class SimulatedKernel:
         return self._dma(bdf, iova, size, None)
 
     def _dma(self, bdf: str, iova: int, size: int, data: bytes | None) -> bytes:
-        read = bytearray()
-        at = iova
-        while at < iova + size:
-            area = next(
-                (found for space in self._seen_by(bdf) if (found := space.areas.first(at, at))),
-                None,
-            )
-            if area is None or not (area.read if data is None else area.write):
-                raise refuse(errno.EFAULT)
-            step = min(iova + size, area.last + 1) - at
-            where = area.hva + (at - area.start)
-            if data is None:
-                read += ctypes.string_at(where, step)
-            else:
-                ctypes.memmove(where, data[at - iova : at - iova + step], step)
-                self._note_written(bdf, at, step)
-            at += step
-        return bytes(read)
-
-    def _seen_by(self, bdf: str) -> list[SimContainer | SimIoas]:
-        found: list[SimContainer | SimIoas] = []
-        for item in self._files.values():
-            if isinstance(item, DeviceFile) and item.bdf == bdf:
-                if item.parent and isinstance(item.parent.container, SimContainer):
-                    found.append(item.parent.container)
-                elif item.bound and item.bound[1].table:
-                    found.append(item.bound[1].table.ioas)
-        return found
-
-    def _note_written(self, bdf: str, iova: int, size: int) -> None:
-        for item in self._files.values():
-            if isinstance(item, DeviceFile) and item.bdf == bdf and item.bound:
-                table = item.bound[1].table
-                if table and table.tracking:
-                    page = self.memory.page
-                    table.written.update(range(iova & -page, iova + size, page))
+        return do_dma(self._files.values(), self.memory.page, bdf, iova, size, data)
 
 
 _KERNEL: type[Kernel] = SimulatedKernel  # mypy: whatever drives a real kernel drives this one
