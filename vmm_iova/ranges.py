@@ -304,9 +304,9 @@ class RangeSet(_Ranges):
     @classmethod
     def _of(cls, ascending: Iterable[AddrRange]) -> RangeSet:
         """Wrap ranges known to be ascending, disjoint and not touching."""
-        made = cls.__new__(cls)
-        made._ranges = tuple(ascending)
-        return made
+        wrapped = cls.__new__(cls)
+        wrapped._ranges = tuple(ascending)
+        return wrapped
 
     @classmethod
     def everything(cls) -> RangeSet:

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import vmm_iova
-from vmm_iova.errors import EvidenceError, HostUnavailableError, RequestError
+from vmm_iova.errors import EvidenceError, ExitCode, HostUnavailableError, RequestError
 from vmm_iova.files import write_text
 from vmm_iova.host.load import load_facts, load_host
 from vmm_iova.units import parse_size, shorten
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 GENERATOR = f"vmm-iova {vmm_iova.__version__}"
 """Name and version of this program, for the documents that it writes."""
 
-UNASSIGNABLE, REFUSED, DAMAGED, UNSETTLED = 1, 3, 5, 9
-"""Exit statuses of answers (see `errors.EXIT_CODES`)."""
+UNASSIGNABLE, REFUSED = ExitCode.UNASSIGNABLE, ExitCode.REFUSED
+DAMAGED, UNSETTLED = ExitCode.DAMAGED, ExitCode.UNSETTLED
+"""Exit statuses of answers."""
 
 
 ROOMS = {  # in the order of the help

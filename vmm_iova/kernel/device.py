@@ -117,8 +117,8 @@ def _cdev(base: str, kernel: Kernel) -> str | None:
         names = kernel.list_dir(f"{base}/vfio-dev")
     except OSError:
         return None
-    found = [name for name in names if kernel.exists(f"{base}/vfio-dev/{name}/dev")]
-    return f"/dev/vfio/devices/{found[0]}" if found else None
+    nodes = [name for name in names if kernel.exists(f"{base}/vfio-dev/{name}/dev")]
+    return f"/dev/vfio/devices/{nodes[0]}" if nodes else None
 
 
 def _node(group: int | None, kernel: Kernel) -> str | None:
@@ -202,9 +202,9 @@ def _explain(site: DeviceSite, exc: DmaError, kernel: Kernel, module: _Module) -
     else:
         problem, why = "refused", exc.message
         hint = exc.hint or say.READ_LOG
-    made = _refusal(site, problem, f"{site.bdf}: {why}", number, exc.ioctl, hint)
-    made.detail = exc.message
-    return made
+    error = _refusal(site, problem, f"{site.bdf}: {why}", number, exc.ioctl, hint)
+    error.detail = exc.message
+    return error
 
 
 def _foreign(site: DeviceSite) -> str:

@@ -161,10 +161,10 @@ class Iommufd(Handle):
                     raise
                 count = record.read(arg)["num_iovas"]
                 continue
-            told = record.read(arg)
-            used = room.content()[: told["num_iovas"] * abi.IOVA_RANGE_ITEM.size]
+            answer = record.read(arg)
+            used = room.content()[: answer["num_iovas"] * abi.IOVA_RANGE_ITEM.size]
             pairs = sorted(abi.IOVA_RANGE_ITEM.codec.iter_unpack(used))
-            return caps.checked_ranges(pairs), told["out_iova_alignment"]
+            return caps.checked_ranges(pairs), answer["out_iova_alignment"]
         raise CapabilityError("the list of IOVA ranges keeps growing", offset=0)
 
     def hw_info(self, device_id: int) -> HardwareInfo:
@@ -183,11 +183,11 @@ class Iommufd(Handle):
                 data_uptr=room.address if data else 0,
             )
             self.call("IOMMU_GET_HW_INFO", abi.GET_HW_INFO, arg)
-            told = abi.HW_INFO_ARG.read(arg)
-            if told["data_len"] <= len(data):
-                kept = room.content()[: told["data_len"]]
-                return HardwareInfo(told["out_data_type"], kept, told["out_capabilities"])
-            data = bytes(told["data_len"])
+            answer = abi.HW_INFO_ARG.read(arg)
+            if answer["data_len"] <= len(data):
+                kept = room.content()[: answer["data_len"]]
+                return HardwareInfo(answer["out_data_type"], kept, answer["out_capabilities"])
+            data = bytes(answer["data_len"])
         raise CapabilityError("the answer to IOMMU_GET_HW_INFO keeps growing", offset=0)
 
     def set_dirty(self, hwpt_id: int, *, enable: bool) -> None:

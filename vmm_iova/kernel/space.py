@@ -277,13 +277,13 @@ class LiveMappings:
 
         Complexity: O(log n + k) for k mappings that are crossed.
         """
-        found = self.overlapping(AddrRange(iova, min(iova + size - 1, ADDRESS_LAST)))
-        if not found or found[0].range.start > iova:
+        near = self.overlapping(AddrRange(iova, min(iova + size - 1, ADDRESS_LAST)))
+        if not near or near[0].range.start > iova:
             raise NotAllocatedError(f"nothing is mapped at {iova:#x}", address=iova)
-        first = found[0]
+        first = near[0]
         hva = first.hva + (iova - first.range.start)
         got = first.range.last - iova + 1
-        for item in found[1:]:
+        for item in near[1:]:
             if item.range.start != iova + got or item.hva != hva + got:
                 break
             got += item.range.size
@@ -303,8 +303,8 @@ class LiveMappings:
         Raises:
             NotAllocatedError: there is none; the message names what is there instead.
         """
-        found = self._book().get(start)
-        if found is not None and found[0] == size:
+        entry = self._book().get(start)
+        if entry is not None and entry[0] == size:
             return self.at(start)
         near = self.overlapping(AddrRange(start, min(start + max(size, 1) - 1, ADDRESS_LAST)))
         there = ", ".join(str(item.range) for item in near[:4]) or "nothing"

@@ -274,18 +274,18 @@ class Type1Container(Handle):
             CapabilityError: the answer contradicts itself.
             EvidenceError: the kernel gives no page sizes.
         """
-        told = self.info()
-        if not told.page_sizes:
+        info = self.info()
+        if not info.page_sizes:
             raise EvidenceError(
                 "the container does not say which page sizes its IOMMU takes",
                 looked_at=["VFIO_IOMMU_GET_INFO: flag PGSIZES is clear"],
                 settles=["a kernel from 3.6 on that sets it"],
             )
         return SpaceFacts(
-            told.ranges,
-            told.page_sizes & -told.page_sizes,
-            told.page_sizes,
-            None if self.compat else told.entries_left,
+            info.ranges,
+            info.page_sizes & -info.page_sizes,
+            info.page_sizes,
+            None if self.compat else info.entries_left,
             "VFIO_IOMMU_GET_INFO",
             # Behind an iommufd a group's devices are attached when they are opened, not before.
             final=not self.compat or bool(self._devices),

@@ -266,16 +266,16 @@ def grow_by_argsz(call: Callable[[bytearray], object], record: Record, **fields:
     for _ in range(GROW_LIMIT):
         buffer = record.pack(size, argsz=size, **fields)
         call(buffer)
-        told = struct.unpack_from("=I", buffer)[0]
-        if told < record.minimum:
+        needed = struct.unpack_from("=I", buffer)[0]
+        if needed < record.minimum:
             raise CapabilityError(
-                f"the kernel says that {record.name} has {told} bytes, fewer than the fixed part",
+                f"the kernel says that {record.name} has {needed} bytes, fewer than the fixed part",
                 offset=0,
             )
-        if told <= size:
+        if needed <= size:
             # The compat layer gives the exact total, the native one leaves argsz as it was.
             return buffer
-        size = told
+        size = needed
     raise CapabilityError(
         f"{record.name} grew {GROW_LIMIT} times while it was read; last {size} bytes",
         offset=0,

@@ -63,11 +63,11 @@ def written_ranges(bitmap: bytes, iova: Iova, granule: int) -> RangeSet:
     Complexity: O(pages / 8 + k) for k runs of written pages.
     """
     bits = bin(uapi.read_bits(bitmap))[:1:-1]
-    found = []
+    runs = []
     at = bits.find("1")
     while at >= 0:
         stop = bits.find("0", at)
         stop = len(bits) if stop < 0 else stop
-        found.append(AddrRange.from_size(iova + at * granule, (stop - at) * granule))
+        runs.append(AddrRange.from_size(iova + at * granule, (stop - at) * granule))
         at = bits.find("1", stop)
-    return RangeSet(found)
+    return RangeSet(runs)

@@ -75,17 +75,17 @@ class _Region:
     """
 
     hva = _NOWHERE
-    _found: Sequence[int] = ()
+    _answers: Sequence[int] = ()
 
     def __init__(self, size: int, modulus: int, shift: int) -> None:
         # Where it is: stored by C, so that no interrupt comes between. The rest of the state is
         # changed before each call that changes the memory, without a look for signals between.
-        self._found = found = list[int]()
+        self._answers = answers = list[int]()
         self._views: list[weakref.ref[ctypes.Array[ctypes.c_char]]] = []
         self.hva, self.size = _NOWHERE, size + modulus
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        hold(found, _libc.mmap, 0, self.size, _PROT_NONE, flags, -1, 0)
-        base = self.hva = Hva(_checked(self._found, size))
+        hold(answers, _libc.mmap, 0, self.size, _PROT_NONE, flags, -1, 0)
+        base = self.hva = Hva(_checked(self._answers, size))
         first = base + (shift - base) % modulus
         if first > base:
             self.hva, self.size = Hva(first), base + self.size - first
@@ -114,8 +114,8 @@ class _Region:
 
     def __del__(self) -> None:
         # Between the call and its note, the only one that knows where the memory is, is the list.
-        where = self.hva or (self._found[0] if self._found else _FAILED)
-        self.hva, self._found = _NOWHERE, ()
+        where = self.hva or (self._answers[0] if self._answers else _FAILED)
+        self.hva, self._answers = _NOWHERE, ()
         if where and where != _FAILED:
             _libc.munmap(where, self.size)
 

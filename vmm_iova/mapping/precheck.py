@@ -72,8 +72,8 @@ def precheck(
     Synchronization: external.
     """
     facts = space.facts()
-    told = facts.ranges if facts.final else None  # before an attach a list means nothing
-    ranges = told if told is not None else usable.ranges if usable else None
+    refusal = facts.ranges if facts.final else None  # before an attach a list means nothing
+    ranges = refusal if refusal is not None else usable.ranges if usable else None
     if ranges is None:
         raise EvidenceError(
             "nothing says which IOVAs this container can map",
@@ -87,14 +87,14 @@ def precheck(
     problems: list[IovaError] = []
     sound: list[tuple[Piece, AddrRange]] = []
     for piece in pieces:
-        found = list(_shape(piece, facts.granule))
-        problems += found
+        wrong = list(_shape(piece, facts.granule))
+        problems += wrong
         try:
             where = piece.range
         except RequestError:
             continue  # _shape has said so
         sound.append((piece, where))
-        if not found:
+        if not wrong:
             problem = _place(piece, where, ranges, usable, facts)
             if problem is not None:
                 problems.append(problem)
@@ -141,10 +141,10 @@ def _place(
     usable: Judge | None,
     facts: SpaceFacts,
 ) -> IovaError | None:
-    told = usable.refusal(where) if usable is not None else None
-    if told is not None:
-        told.add_note(f"for {piece}")
-        return told
+    refusal = usable.refusal(where) if usable is not None else None
+    if refusal is not None:
+        refusal.add_note(f"for {piece}")
+        return refusal
     if where in ranges:
         return None
     if where in RangeSet(ranges):

@@ -100,7 +100,7 @@ def do_dma(
     read = bytearray()
     at = iova
     while at < iova + size:
-        area = next((found for space in seen if (found := space.areas.first(at, at))), None)
+        area = next((hit for space in seen if (hit := space.areas.first(at, at))), None)
         if area is None or not (area.read if data is None else area.write):
             raise refuse(errno.EFAULT)
         step = min(iova + size, area.last + 1) - at

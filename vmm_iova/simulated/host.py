@@ -90,9 +90,9 @@ def groups_of(host: Host, aperture: Aperture | None) -> list[SimGroup]:
             (region.range, _WORDS.get(region.kind, "reserved")) for region in group.regions or ()
         ]
         number = int(group.id) if group.id.isdecimal() else index
-        made = group_of(usable, number, devices, regions)
-        if made is not None:
-            groups.append(made)
+        simulated = group_of(usable, number, devices, regions)
+        if simulated is not None:
+            groups.append(simulated)
     if unsettled and not groups:
         raise unsettled[0]
     return groups
@@ -100,8 +100,10 @@ def groups_of(host: Host, aperture: Aperture | None) -> list[SimGroup]:
 
 def release_of(host: Host, newest: tuple[int, int]) -> tuple[int, int]:
     """Return the kernel release of a host, as far as the simulation knows it."""
-    found = re.match(r"(\d+)\.(\d+)", host.release or "")
-    return newest if found is None else min(newest, max((4, 4), (int(found[1]), int(found[2]))))
+    version = re.match(r"(\d+)\.(\d+)", host.release or "")
+    return (
+        newest if version is None else min(newest, max((4, 4), (int(version[1]), int(version[2]))))
+    )
 
 
 def host_of(groups: Iterable[SimGroup], page: int, limits: Limits) -> Host:

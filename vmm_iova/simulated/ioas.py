@@ -289,7 +289,7 @@ class SimIoas:
 
     def _free(self, start: int, last: int) -> list[AddrRange]:
         """Spans of start..last that are neither reserved nor mapped, ascending."""
-        found: list[AddrRange] = []
+        spans_left: list[AddrRange] = []
         for hole in self.holes():
             piece = hole.intersect(AddrRange(start, last))
             if piece is None:
@@ -298,12 +298,12 @@ class SimIoas:
             area = self.areas.first(at, piece.last)
             while area is not None and at <= piece.last:
                 if at < area.start:
-                    found.append(AddrRange(at, area.start - 1))
+                    spans_left.append(AddrRange(at, area.start - 1))
                 at = area.last + 1
                 area = self.areas.first(at, piece.last) if at <= piece.last else None
             if at <= piece.last:
-                found.append(AddrRange(at, piece.last))
-        return found
+                spans_left.append(AddrRange(at, piece.last))
+        return spans_left
 
     def parts_of(self, iova: int, length: int) -> list[SimPart]:
         """iopt_get_pages: what a copy is made of; the source must be mapped without a gap."""

@@ -102,22 +102,22 @@ class SimIommufd:
 
     def _destroy(self, arg: bytearray) -> int:
         number = struct.unpack_from("=I", arg, 4)[0]
-        found = self.objects.get(number)
-        if found is None:
+        item = self.objects.get(number)
+        if item is None:
             raise refuse(errno.ENOENT)
-        if isinstance(found, SimDevice):
+        if isinstance(item, SimDevice):
             raise refuse(errno.EBUSY)
-        if isinstance(found, SimHwpt):
-            if found.users or found.auto:
+        if isinstance(item, SimHwpt):
+            if item.users or item.auto:
                 raise refuse(errno.EBUSY)
-            found.ioas.remove_domain(found)
+            item.ioas.remove_domain(item)
         else:
-            if found.domains:
+            if item.domains:
                 raise refuse(errno.EBUSY)
-            found.clear()
-            if self.compat.ioas is found:
+            item.clear()
+            if self.compat.ioas is item:
                 self.compat.ioas = None
-        self.objects.forget(found)
+        self.objects.forget(item)
         return 0
 
     def _ioas_alloc(self, arg: bytearray) -> int:

@@ -326,19 +326,19 @@ class SimulatedKernel:
 
     def _open_device(self, item: GroupFile, bdf: str) -> int:
         """Open a device through its group; behind an iommufd it is attached at that moment."""
-        made = DeviceFile(bdf, item.group, item, self._edu(bdf))
+        file = DeviceFile(bdf, item.group, item, self._edu(bdf))
         container = item.container
         if isinstance(container, SimIommufd):
-            made.bound = (container, self._claim(container, bdf, item.group))
+            file.bound = (container, self._claim(container, bdf, item.group))
             try:
-                container.objects.attach(made.bound[1], container.compat.id())
+                container.objects.attach(file.bound[1], container.compat.id())
             except OSError:
-                container.objects.forget(made.bound[1])
+                container.objects.forget(file.bound[1])
                 raise
         elif container is None or not container.type:
             raise refuse(errno.EINVAL)
         fd = next(self._next)
-        self._files[fd] = made
+        self._files[fd] = file
         item.devices += 1
         return fd
 
@@ -446,13 +446,13 @@ class SimulatedKernel:
         return RangeSet(AddrRange(area.start, area.last) for area in areas)
 
     def _spaces(self) -> list[Iterable[SimArea]]:
-        found: list[Iterable[SimArea]] = []
+        books: list[Iterable[SimArea]] = []
         for item in self._files.values():
             if isinstance(item, SimContainer):
-                found.append(item.areas)
+                books.append(item.areas)
             elif isinstance(item, SimIommufd):
-                found.extend(space.areas for space in item.objects.address_spaces())
-        return found
+                books.extend(space.areas for space in item.objects.address_spaces())
+        return books
 
     def describe(self) -> str:
         """Say in one text what every open file holds, for reports."""

@@ -236,10 +236,10 @@ class SimContainer:
             raise refuse(errno.EINVAL)
         if not size or (size | iova | vaddr) & (self.granule - 1) or wraps:
             raise refuse(errno.EINVAL)
-        found = self._overlap(iova, size)
+        there = self._overlap(iova, size)
         if set_vaddr:
-            return self._set_vaddr(found, iova, size, vaddr)
-        if found:
+            return self._set_vaddr(there, iova, size, vaddr)
+        if there:
             raise refuse(errno.EEXIST)
         if not self.avail:
             raise refuse(errno.ENOSPC)
@@ -258,12 +258,12 @@ class SimContainer:
             return None
         return self.areas.first(iova, iova + size - 1)
 
-    def _set_vaddr(self, found: SimArea | None, iova: int, size: int, vaddr: int) -> int:
-        if found is None:
+    def _set_vaddr(self, there: SimArea | None, iova: int, size: int, vaddr: int) -> int:
+        if there is None:
             raise refuse(errno.ENOENT)
-        if found.vaddr_valid or found.start != iova or found.size != size:
+        if there.vaddr_valid or there.start != iova or there.size != size:
             raise refuse(errno.EINVAL)
-        found.hva, found.vaddr_valid = vaddr, True
+        there.hva, there.vaddr_valid = vaddr, True
         self.invalid -= 1
         return 0
 
