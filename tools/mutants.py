@@ -111,9 +111,8 @@ def main() -> int:
             print(f"\nsurvived: {name}{' (no test)' * (code == _UNTESTED)}\n{diffs[name]}")
     tally = Counter(tried.values())
     noticed = len(tried) - tally[_SURVIVED] - tally[_UNTESTED]
-    print(
-        f"\n{noticed} of {len(tried)} noticed ({100 * noticed / max(1, len(tried)):.1f} %), seed {seed}"
-    )
+    rate = 100 * noticed / max(1, len(tried))
+    print(f"\n{noticed} of {len(tried)} noticed ({rate:.1f} %), seed {seed}")
     return 0
 
 
