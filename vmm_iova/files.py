@@ -19,7 +19,7 @@ from pathlib import Path
 from vmm_iova.errors import HostDataError, HostUnavailableError
 from vmm_iova.plain import one_line
 
-LARGEST = 16 << 20
+LARGEST = 8 << 20
 """Bytes of one file, or of all files of a tree: no capture comes near it, and what is made of them
 stays below a gigabyte."""
 _MOST_NAMES = 1 << 16  # in one directory; no host has as many groups

@@ -491,7 +491,7 @@ def test_snapshot_of_a_folder_that_is_too_large_is_named(tmp_path: Path) -> None
     with (tmp_path / "big.json").open("wb") as file:
         file.truncate(1 << 40)
     (only,) = fleet.read_sources([str(tmp_path)])
-    assert only.problem == "is larger than 16 MiB: these are not the facts of one host"
+    assert only.problem == "is larger than 8 MiB: these are not the facts of one host"
 
 
 def test_whole_archive_stays_in_bounded_memory(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_file_that_became_a_fifo_meanwhile_is_not_waited_for(
 
 
 def test_sparse_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    with pytest.raises(HostDataError, match="sparse is larger than 16 MiB"):
+    with pytest.raises(HostDataError, match="sparse is larger than 8 MiB"):
         read_bytes(endless(tmp_path / "sparse"))
 
 

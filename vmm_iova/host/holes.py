@@ -84,6 +84,7 @@ class Holes:
     regions: list[ReservedRegion] = field(default_factory=list)
     relaxable: list[ReservedRegion] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
+    _x86: bool = field(default=False, init=False)
 
     @property
     def all_listed(self) -> bool:
@@ -94,6 +95,7 @@ class Holes:
 
     def find(self) -> None:
         """Add a cause for each hole."""
+        self._x86 = is_x86(self.host)  # looks at all groups, and is asked for each of them
         regions = self.regions
         for group in self.groups:
             if group.regions is None:
@@ -127,7 +129,7 @@ class Holes:
                 source=group.id,
                 hint="capture as a user who may read it, or bring the kernel's range list",
             )
-        elif not is_x86(self.host):
+        elif not self._x86:
             raise EvidenceError(
                 f"{group.title} has no list of reserved regions (none before 4.11), so "
                 "nothing says where its holes are",
@@ -143,7 +145,7 @@ class Holes:
             )
 
     def _empty(self, group: Group) -> None:
-        if not is_x86(self.host):
+        if not self._x86:
             self.notes.append(
                 Note(
                     f"{group.title}: reserved_regions is empty, which does not mean unrestricted "
@@ -183,7 +185,7 @@ class Holes:
 
     def _platform(self, regions: Sequence[ReservedRegion]) -> Iterable[ReservedRegion]:
         """Add what x86 hardware never translates where no source names it."""
-        if self.all_listed or not is_x86(self.host):
+        if self.all_listed or not self._x86:
             return
         fixed = [(MSI_X86, RegionKind.MSI)]
         if is_amd(self.host) and not any(group.regions for group in self.groups):

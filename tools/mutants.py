@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests notice: small changes to the code that decides, each tried on the tests (mutmut).
+
+`python -m tools.mutants [COUNT [SEED]]` takes a sample of COUNT one-token changes of comparisons,
+operators, constants and conditions, without those of texts for people, in the files that
+`[tool.mutmut]` of pyproject.toml names; COUNT 0 takes all. Survivors are printed as diffs, and
+the rate at the end. Everything happens in `mutants/`, a copy.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import io
+import json
+import random
+import re
+import subprocess
+import sys
+import tokenize
+from collections import Counter
+from pathlib import Path
+
+FOLDER = Path("mutants")
+_MUTANT = re.compile(r"(?P<of>.+)__mutmut_(?P<number>\d+)")
+_HEAD = re.compile(r"(x\w*)__mutmut_\w+\(")
+_SURVIVED, _UNTESTED = 0, 33  # exit codes; others are ways to be noticed, a hang among them
+_WORDS = {"and", "or", "not", "in", "is", "True", "False", "continue", "break", "return"}
+
+
+def mutmut(*arguments: str) -> int:
+    """Run mutmut."""
+    return subprocess.run([Path(sys.executable).with_name("mutmut"), *arguments]).returncode
+
+
+def decides(before: str, after: str) -> bool:
+    """Tell whether a change is one of comparisons, operators, numbers or conditions alone."""
+    olds, news = _tokens(before), _tokens(after)
+    changes = [
+        (olds[a:b], news[c:d])
+        for tag, a, b, c, d in difflib.SequenceMatcher(
+            None, olds, news, autojunk=False
+        ).get_opcodes()
+        if tag != "equal"
+    ]
+    changed = [token for old, new in changes for token in (*old, *new)]
+    return bool(changed) and len(changed) <= 4 and all(map(_counts, changed))
+
+
+def _tokens(source: str) -> list[str]:
+    readline = io.StringIO(source).readline
+    skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    return [item.string for item in tokenize.generate_tokens(readline) if item.type not in skipped]
+
+
+def _counts(token: str) -> bool:
+    if token in _WORDS:
+        return True
+    return not token[:1].isalpha() and token[:1] not in "_'\"" and token not in (",", ":", "(", ")")
+
+
+def candidates() -> dict[str, str]:
+    """Names of the mutants that count, each with its diff."""
+    found = {}
+    for meta in sorted(FOLDER.rglob("*.py.meta")):
+        names = json.loads(meta.read_text())["exit_code_by_key"]
+        if not names:
+            continue
+        source = meta.with_suffix("").read_text("utf-8")
+        parts = {
+            node.name: re.sub(
+                r"(x\w*)__mutmut_\w+\(", r"\1(", ast.get_source_segment(source, node) or ""
+            )
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.FunctionDef)
+        }
+        for name in names:
+            short = name.rpartition(".")[2]
+            match = _MUTANT.fullmatch(short)
+            assert match is not None, name
+            before, after = parts.get(f"{match['of']}__mutmut_orig"), parts.get(short)
+            if before and after and decides(before, after):
+                lines = difflib.unified_diff(
+                    before.split("\n"), after.split("\n"), lineterm="", n=1
+                )
+                found[name] = "\n".join(list(lines)[2:])
+    return found
+
+
+def results() -> dict[str, int | None]:
+    """Exit codes of the mutants that were tried."""
+    codes: dict[str, int | None] = {}
+    for meta in FOLDER.rglob("*.py.meta"):
+        codes |= json.loads(meta.read_text())["exit_code_by_key"]
+    return codes
+
+
+def main() -> int:
+    """Try a sample; print what survived, and the rate."""
+    count, seed = (*map(int, sys.argv[1:]), *(300, 1)[len(sys.argv) - 1 :])
+    mutmut("run", "no-such-mutant")  # makes them, and learns which test runs what
+    diffs = candidates()
+    names = sorted(diffs)
+    chosen = random.Random(seed).sample(names, min(count, len(names))) if count else names
+    print(f"{len(chosen)} of {len(names)} mutants that count", flush=True)
+    mutmut("run", *chosen)
+    codes = results()
+    tried = {name: codes[name] for name in chosen if codes[name] is not None}
+    for name, code in sorted(tried.items()):
+        if code in (_SURVIVED, _UNTESTED):
+            print(f"\nsurvived: {name}{' (no test)' * (code == _UNTESTED)}\n{diffs[name]}")
+    tally = Counter(tried.values())
+    noticed = len(tried) - tally[_SURVIVED] - tally[_UNTESTED]
+    rate = 100 * noticed / max(1, len(tried))
+    print(f"\n{noticed} of {len(tried)} noticed ({rate:.1f} %), seed {seed}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
