@@ -223,7 +223,7 @@ class TestCommand:
         assert run("fleet", str(folder), "--ram", "1T") == 3
         text = capsys.readouterr().out
         assert "no layout fits every host: 1 host stands in the way, the other 2 share" in text
-        assert "1 host (a.json): q35 RAM of 1 TiB does not fit" in text
+        assert "1 host (a.json): 1 TiB of RAM does not fit in q35" in text
 
     def test_damaged_snapshot_is_named_and_has_status_5(self, capsys: Output, folder: Path) -> None:
         (folder / "z.json").write_text('{"')

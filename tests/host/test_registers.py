@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from tests.kit.data import cases
 from vmm_iova.host.registers import (
+    amd_features,
     amd_width,
     release_of,
+    vtd_features,
     vtd_first_stage,
     vtd_page_sizes,
     vtd_width,
@@ -204,3 +206,37 @@ def test_amd_features_that_are_no_register_give_no_width(features):
 )
 def test_release_gives_major_and_minor(release, expected):
     assert release_of(release) == expected
+
+
+class TestFeatures:
+    def test_register_of_a_server_with_scalable_mode_is_told_in_words(self) -> None:
+        ecap = 1 << 26 | 1 << 40 | 1 << 43 | 1 << 45
+        found = vtd_features(1 << 34 | 1 << 35, ecap)
+        assert found == (
+            "2 MiB pages",
+            "1 GiB pages",
+            "nested translation",
+            "PASID",
+            "scalable mode",
+            "dirty tracking (second stage)",
+        )
+
+    def test_desktop_of_2011_has_neither_nested_translation_nor_pasid(self) -> None:
+        found = vtd_features(0xC9008020660262, 0xF0105A)  # intel-dmar-i7-2600
+        assert "interrupt remapping" in found
+        assert not {"nested translation", "PASID", "scalable mode"} & set(found)
+
+    @pytest.mark.parametrize(
+        ("text", "release", "dirty"),
+        [
+            (f"{1 << 52:x}", None, True),
+            (f"0:{1 << 52:x}", "6.1", True),
+            (f"{1 << 52:x}:0", "6.12", True),
+            (f"{1 << 52:x}:0", None, False),  # which half is which is not known
+            ("junk", "6.12", False),
+        ],
+    )
+    def test_dirty_tracking_of_amd_is_read_where_the_half_is_certain(
+        self, text: str, release: str | None, dirty: bool
+    ) -> None:
+        assert ("dirty tracking" in amd_features(text, release)) == dirty

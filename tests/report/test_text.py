@@ -103,7 +103,10 @@ class TestHost:
         named = replace(host.groups[0], devices=("0000:01:00.0", "0000:01:00.1"), type="DMA")
         shown = text.show_host(replace(host, groups=(named,)), host.usable(), None, bytes_=False)
         assert shown.splitlines()[0] == "host    box (x86_64 Linux 6.18.3)"
-        assert section(shown, "iommu") == [f"dmar0 cap {CAP_48:x} ecap f020de"]
+        assert section(shown, "iommu") == [
+            f"dmar0 cap {CAP_48:x} ecap f020de: 2 MiB pages, 1 GiB pages, queued invalidation, "
+            "device TLBs (ATS), interrupt remapping, pass-through, snoop control"
+        ]
         assert section(shown, "groups") == ["1 DMA: 0000:01:00.0 (vfio-pci, dmar0), 0000:01:00.1"]
 
     def test_damaged_group_says_what_is_wrong_with_it(self) -> None:

@@ -242,12 +242,16 @@ def _vtd(unit: IommuUnit, looked: list[str]) -> Iterator[_Width]:
     if not width.usable_bits:
         looked.append(f"{text}: makes no sense")
         return
-    bits = width.usable_bits
+    bits, stage = width.usable_bits, ""
     first_stage = vtd_first_stage(unit.cap, unit.ecap or 0)
     if first_stage is not None and first_stage < bits:
         bits = first_stage
-        text += ", lower half of first-stage tables (scalable mode)"
-    yield _Width(bits, width.usable_bits, True, f"{text}: {bits} bits", unit.source)
+        stage = "; the lower half of first-stage tables, scalable mode"
+    shown = (
+        f"IOMMU {unit.name} translates {bits} bits, up to {(1 << bits) - 1:#x} (cap {unit.cap:x}, "
+        f"{unit.source}{stage})"
+    )
+    yield _Width(bits, width.usable_bits, True, shown, unit.source)
 
 
 def _amd(unit: IommuUnit, release: str | None, looked: list[str]) -> Iterator[_Width]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
 from vmm_iova.errors import EvidenceError, HostUnavailableError, RequestError
+from vmm_iova.host.agreement import compare_sources, open_gap
 from vmm_iova.host.evidence import (
     Aperture,
     Evidence,
@@ -204,6 +205,7 @@ class _Judge:
                 if strongest is EvidenceKind.KERNEL_LIST:
                     self.listed.add(group.id if group else None)
                 same = [item for item in findings.evidence if item.kind is strongest]
+                self.notes += compare_sources(self.host, group, findings.evidence)
                 self.evidence += (item for item in same if item not in self.evidence)
             elif claim is None:
                 raise self._no_evidence(group, looked)
@@ -241,6 +243,7 @@ class _Judge:
         return ranges & cap.ranges
 
     def _no_evidence(self, group: Group | None, looked: Sequence[str]) -> EvidenceError:
+        gap = open_gap(group)
         of = f" for {group.title}" if group else ""
         ids = sorted({name for item in self.host.kernel_ranges for name in item.groups or ()})
         select = [f"only the groups that the kernel was asked about: --groups {','.join(ids)}"]
@@ -250,7 +253,9 @@ class _Judge:
             looked_at=looked,
             settles=(
                 *(select if ids else ()),
-                "--aperture START-LAST, if you know it (DMA does not begin at 0 on s390)"
+                f"--aperture {gap}, which its reserved regions leave open"
+                if gap is not None
+                else "--aperture START-LAST, if you know it (DMA does not begin at 0 on s390)"
                 if self._is_s390()
                 else "--aperture BITS or --aperture START-LAST, if you know it",
                 "the kernel's own range list (VFIO or iommufd), pasted, or captured on that host: "
@@ -276,14 +281,15 @@ class _Judge:
         if not inner:
             side = "below" if gap.start == 0 and hull is not None else "above"
             edge = hull and (hull.start if side == "below" else hull.last)
-            text = f"aperture: {side} {edge:#x}, {item.text}" if hull else f"aperture: {item.text}"
+            bound = item.bound and side == "above"  # which says itself up to where
+            text = item.text if bound or not hull else f"{side} {edge:#x}, {item.text}"
             return Cause(CauseKind.APERTURE, gap, text)
         name = familiar(gap)
         also = f" ({name})" if name else ""
         if item.kind is EvidenceKind.KERNEL_LIST:
             text = f"left out of the kernel's range list{also}, {item.source}"
             return Cause(CauseKind.KERNEL_GAP, gap, text)
-        return Cause(CauseKind.APERTURE, gap, f"aperture: left out{also}, {item.text}")
+        return Cause(CauseKind.APERTURE, gap, f"left out{also}, {item.text}")
 
     # -- holes ---------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from vmm_iova.host.facts import IommuUnit
+
 
 @dataclass(frozen=True, slots=True)
 class Width:
@@ -104,6 +106,87 @@ def vtd_page_sizes(cap: int) -> int:
     Source: cap bits 34 (2 MiB) and 35 (1 GiB) of SLLPS; drivers/iommu/intel/iommu.h.
     """
     return 1 << 12 | (cap >> 34 & 1) << 21 | (cap >> 35 & 1) << 30
+
+
+_VTD_CAP = (
+    (7, "caching mode (an emulated IOMMU)"),
+    (34, "2 MiB pages"),
+    (35, "1 GiB pages"),
+    (56, "1 GiB first-stage pages"),
+    (59, "posted interrupts"),
+    (60, "5-level first-stage tables"),
+)
+_VTD_ECAP = (
+    (1, "queued invalidation"),
+    (2, "device TLBs (ATS)"),
+    (3, "interrupt remapping"),
+    (6, "pass-through"),
+    (7, "snoop control"),
+    (26, "nested translation"),
+    (29, "page requests (PRI)"),
+    (40, "PASID"),
+    (43, "scalable mode"),
+    (45, "dirty tracking (second stage)"),
+    (46, "second-stage tables in scalable mode"),
+    (47, "first-stage tables in scalable mode"),
+)
+
+
+def vtd_features(cap: int, ecap: int | None) -> tuple[str, ...]:
+    """Return what a VT-d unit can do, in words.
+
+    Nested translation, PASID and dirty tracking are what a VMM asks for that gives its guest an
+    IOMMU of its own, or migrates an assigned device.
+
+    Source: drivers/iommu/intel/iommu.h (Linux 7.3), cap_* and ecap_*; VT-d specification, 11.4.
+    """
+    found = [name for bit, name in _VTD_CAP if cap >> bit & 1]
+    found += [name for bit, name in _VTD_ECAP if (ecap or 0) >> bit & 1]
+    return tuple(found)
+
+
+_AMD_EFR = (
+    (0, "prefetch"),
+    (1, "page requests (PPR)"),
+    (2, "x2APIC"),
+    (4, "guest translation (nested)"),
+    (6, "invalidate all"),
+    (7, "guest virtual APIC"),
+    (49, "access tracking"),
+    (52, "dirty tracking"),
+)
+
+
+def amd_features(features: str, release: str | None) -> tuple[str, ...]:
+    """Return what AMD's IOMMU can do, in words; nothing where the register is not certain.
+
+    Source: drivers/iommu/amd/amd_iommu_types.h, FEATURE_* (Linux 7.3).
+    """
+    efr = _amd_efr(features, release)
+    return () if efr is None else tuple(name for bit, name in _AMD_EFR if efr >> bit & 1)
+
+
+def unit_features(unit: IommuUnit, release: str | None) -> tuple[str, ...]:
+    """Return what a remapping unit can do, as far as its registers are published."""
+    if unit.cap is not None and unit.vendor == "intel":
+        return vtd_features(unit.cap, unit.ecap)
+    if unit.features is not None and unit.vendor == "amd":
+        return amd_features(unit.features, release)
+    return ()
+
+
+def _amd_efr(features: str, release: str | None) -> int | None:
+    """The first extended feature register of the `features` file, as `amd_width` takes it."""
+    try:
+        halves = [int(part, 16) for part in features.strip().split(":")]
+    except ValueError:
+        return None
+    if len(halves) == 1:
+        return halves[0]
+    version = release_of(release)
+    if len(halves) != 2 or version is None or (6, 5) < version < (6, 8):
+        return None
+    return halves[1] if version <= (6, 5) else halves[0]
 
 
 @dataclass(frozen=True, slots=True)

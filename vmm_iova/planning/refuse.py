@@ -119,8 +119,8 @@ def describe(misfit: Misfit, site: Site) -> tuple[str, list[Reason]]:
         takers = "; ".join(cause.text for cause in named) or "the machine has no more room"
         left = show_size(site.wanted.ram - misfit.fits)
         message = (
-            f"{machine.name} RAM of {show_size(site.wanted.ram)} does not fit: {left} are left "
-            f"over; what takes the room: {takers}"
+            f"{show_size(site.wanted.ram)} of RAM does not fit in {machine.name}: {left} too much; "
+            f"{takers}"
         )
         reasons = [Reason(item, misfit.span, cause, misfit.fits) for cause in named]
         return _first(site.usable, message), reasons

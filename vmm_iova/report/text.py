@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
 from vmm_iova.host.facts import PASTED
-from vmm_iova.host.registers import least_bits
+from vmm_iova.host.registers import least_bits, unit_features
 from vmm_iova.host.usable import CauseKind, Usable
 from vmm_iova.plain import whole_number
 from vmm_iova.planning.layout import Item, ItemKind, Layout
@@ -79,7 +79,9 @@ def _unit(host: Host, index: int) -> str:
         f"ecap {unit.ecap:x}" if unit.ecap is not None else "",
         f"features {unit.features}" if unit.features else "",
     ]
-    return " ".join(filter(None, (unit.name, *registers)))
+    features = unit_features(unit, host.release)
+    able = f": {', '.join(features)}" if features else ""
+    return " ".join(filter(None, (unit.name, *registers))) + able
 
 
 def _groups(host: Host) -> Iterator[str]:
