@@ -364,7 +364,7 @@ def test_bomb_in_a_zip_is_named_and_takes_no_memory(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         sources = list(fleet.read_sources([str(HOSTILE / "bzip2-bomb.zip")]))
-        assert tracemalloc.get_traced_memory()[1] < 4 * files.LARGEST
+        assert tracemalloc.get_traced_memory()[1] < 5 * files.LARGEST
     finally:
         tracemalloc.stop()
     assert [(item.name, bool(item.problem)) for item in sources] == [

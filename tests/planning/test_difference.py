@@ -59,7 +59,7 @@ def test_guest_that_no_longer_fits_is_said_with_the_reason() -> None:
     (sentence,) = changes("amd-epyc-1tb", "intel-dmar-i7-2600", guest=vi.Guest("q35", "1T"))
     assert sentence.startswith("the guest no longer fits: 1 TiB of RAM does not fit in q35")
     (sentence,) = changes("intel-dmar-i7-2600", "amd-epyc-1tb", guest=vi.Guest("q35", "1T"))
-    assert sentence.startswith("the guest fits now; before, q35 RAM of 1 TiB does not fit")
+    assert sentence.startswith("the guest fits now; before, 1 TiB of RAM does not fit in q35")
     (sentence,) = changes("intel-dmar-i7-2600", "intel-dmar-i7-2600", guest=vi.Guest("q35", "1T"))
     assert sentence.startswith("the guest fits on neither")
 
