@@ -18,7 +18,7 @@ from fuzz.names import target_names
 ROOT = Path(__file__).parents[1]
 SECONDS = 300
 BUGS = {
-    "allocator": ("vmm_iova/allocator/pure.py", "if place >= low:", "if place > low:"),
+    "allocator": ("vmm_iova/allocator/orders.py", "if place >= low:", "if place > low:"),
     "archives": (
         "vmm_iova/fleet/archives.py",
         "raise ArchiveError(cut) from error",

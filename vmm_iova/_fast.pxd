@@ -17,6 +17,8 @@ cdef extern from *:
     """
     typedef struct iova_tree iova_tree;
     typedef struct iova_entry iova_entry;
+    typedef struct iova_span iova_span;
+    typedef struct iova_facts iova_facts;
     """
     ctypedef struct iova_tree:
         pass
@@ -24,17 +26,43 @@ cdef extern from *:
         uint64_t start
         uint64_t len
         int fixed
+    ctypedef struct iova_facts:
+        bint any
+        uint64_t first
+        uint64_t last
+        uint64_t aligned
+        uint64_t total
+    ctypedef struct iova_span:
+        uint64_t first
+        uint64_t last
 
 
 cdef struct iova_parked  # released ranges of one size
+cdef struct iova_step  # what a transaction may have to undo
+
+cdef class Spans:  # usable ranges in units, or any spans
+    cdef iova_span *at
+    cdef size_t count
+
+
+cdef class Entries:  # allocations of one moment
+    cdef iova_entry *at
+    cdef size_t count
+    cdef list tags
+
+
+cdef class Transaction:
+    cdef Core core
+    cdef Py_ssize_t mark  # how many steps there were when it began; -1 when it is not open
 
 
 cdef class Core:
     cdef iova_tree *tree
     cdef readonly object granule
     cdef readonly bint allow_zero
-    cdef readonly object _usable
+    cdef readonly object _usable  # None until it is set up
     cdef readonly object _ranges
+    cdef Spans spans  # the usable ranges in units
     cdef int shift  # log2 of the granule
     cdef uint64_t mask  # granule - 1
     cdef uint64_t highest  # last unit of the 64-bit space
@@ -43,30 +71,40 @@ cdef class Core:
     cdef uint64_t window_high
     cdef uint64_t units  # allocated, in granules
     cdef Py_ssize_t count  # allocations
-    cdef list pairs  # the usable ranges as (start, last)
     cdef dict tags
     cdef bint tagged  # there are tags
     cdef iova_parked *parked  # the size cache, by size; NULL when it was not asked for
     cdef uint64_t parked_count
-    cdef list journal  # what to undo, or None outside of transactions
-    cdef Py_ssize_t depth
+    cdef Py_ssize_t depth  # open transactions
+    cdef list opened
+    cdef iova_step *steps
+    cdef Py_ssize_t step_count
+    cdef Py_ssize_t step_room
+    cdef list before
 
-    cdef iova_tree *build(self, list pairs) except NULL
-    cdef list swap(self, usable, ranges, list pairs)
-    cdef tuple fill(
-        self, const uint64_t *size, uint64_t *start, Py_ssize_t count, int shift, int number,
-        uint64_t low, uint64_t high, bint plain, align, window_low, window_high,
-    )
+    cdef Py_ssize_t fill(
+        self, const uint64_t *size, uint64_t *out, Py_ssize_t count, int shift, int number,
+        uint64_t low, uint64_t high, bint plain, iova_facts *facts,
+    ) except -1
     cdef tuple empty(self, const uint64_t *start, const uint64_t *size, Py_ssize_t count)
     cdef object owned(self, uint64_t first, uint64_t length, tag)
-    cdef int disowned(self, uint64_t first, uint64_t length) except -1
+    cdef int disowned(self, uint64_t first, uint64_t length, address) except -1
+    cdef int let_go(self, uint64_t first, uint64_t *length) noexcept
     cdef object allocate_slow(self, size, align, policy, within, tag)
     cdef object allocate_at_slow(self, start, size, tag, align)
     cdef object release_slow(self, start, size)
     cdef tuple held(self, const iova_entry *entry)
-    cdef bint zero_free(self) except -1
-    cdef bint zero_waits(self) except -1
-    cdef tuple facts(self, align, low, high)
+    cdef tuple held_if(self, const iova_entry *entry, uint64_t unit)
+    cdef Entries outside(self, Spans spans)
+    cdef tuple facts_of(self, const iova_facts *facts)
+    cdef int make_step_room(self, Py_ssize_t count) except -1
+    cdef void step(
+        self, int kind, uint64_t first, uint64_t length, iova_tree *tree, before
+    ) noexcept
+    cdef void forget_steps(self, Py_ssize_t mark) noexcept
+    cdef int begin(self, Transaction transaction) except -1
+    cdef int finish(self, Transaction transaction, bint failed) except -1
+    cdef int undo(self, Transaction transaction) except -1
 
     cdef int place(
         self, uint64_t size, uint64_t align, int policy, uint64_t low, uint64_t last,

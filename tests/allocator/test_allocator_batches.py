@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches, the size cache, memory that runs out, and the functions to cimport."""
 
+import contextlib
+import ctypes
 import random
 import subprocess
 import sys
 import sysconfig
 import threading
 from array import array
+from ctypes import c_double, c_int64, c_size_t, c_uint64, c_ulong, c_void_p
 from pathlib import Path
 
 import pytest
@@ -15,9 +18,11 @@ import vmm_iova
 from vmm_iova.allocator import allocator_class
 from vmm_iova.errors import (
     EngineError,
+    IovaError,
     MisalignedError,
     NoSpaceError,
     NotAllocatedError,
+    OccupiedError,
     RequestError,
     SizeMismatchError,
 )
@@ -30,6 +35,27 @@ WIDE = RangeSet([AddrRange(0x1_0000, (1 << 40) - 1)])
 
 def numbers(*values):
     return array("Q", values)
+
+
+class Pair(ctypes.Structure):
+    """Eight bytes that are no integer."""
+
+    _fields_ = (("a", ctypes.c_uint32), ("b", ctypes.c_uint32))
+
+
+FITTING = ["Q", "q", "L", "l", "N", "n", "@Q", "@l", c_uint64, c_int64, c_ulong, c_size_t]
+OTHER = ["d", "@d", "P", c_double, c_void_p, Pair]
+OTHER += (
+    [c_uint64.__ctype_be__, c_int64.__ctype_be__, c_double.__ctype_be__]
+    if sys.byteorder == "little"
+    else [c_uint64.__ctype_le__, c_int64.__ctype_le__, c_double.__ctype_le__]
+)
+
+
+def one_item(kind, value):
+    """A writable buffer of one item with the format of `memoryview`, or of a type of ctypes."""
+    raw = bytearray(value.to_bytes(8, sys.byteorder))
+    return memoryview(raw).cast(kind) if isinstance(kind, str) else (kind * 1).from_buffer(raw)
 
 
 @pytest.fixture
@@ -87,6 +113,80 @@ class TestBatches:
         for act in (low.allocate_many, low.release_many, low.lookup_many):
             with pytest.raises(RequestError, match="64-bit"):
                 act(buffer)
+
+    @pytest.mark.parametrize("kind", FITTING, ids=repr)
+    def test_buffers_of_native_64_bit_integers_are_taken(self, low, kind):
+        sizes, out = one_item(kind, PAGE), one_item(kind, 0)
+
+        assert low.allocate_many(sizes, out) is out
+        assert bytes(out) == (0x1_0000).to_bytes(8, sys.byteorder)
+        starts, lasts = low.lookup_many(out, one_item(kind, 0))
+        assert bytes(starts) == bytes(out)
+        assert list(lasts) == [0x1_0FFF]
+        low.release_many(out, sizes)
+        assert len(low) == 0
+
+    @pytest.mark.parametrize("kind", OTHER, ids=repr)
+    def test_buffers_of_anything_else_of_eight_bytes_raise_request_error(self, low, kind):
+        # Doubles and the other byte order, too, have items of eight bytes.
+        buffer = one_item(kind, PAGE)
+
+        for act in (low.allocate_many, low.release_many, low.lookup_many):
+            with pytest.raises(RequestError, match="native 64-bit integers"):
+                act(buffer)
+        with pytest.raises(RequestError, match="native 64-bit integers"):
+            low.allocate_many(numbers(PAGE), buffer)
+        with pytest.raises(RequestError, match="native 64-bit integers"):
+            low.release_many(numbers(0x1_0000), buffer)
+        assert len(low) == 0
+
+    def test_buffer_that_is_not_contiguous_raises_request_error(self, low):
+        every_other = memoryview(numbers(PAGE, 0, PAGE, 0))[::2]
+
+        with pytest.raises(RequestError, match="contiguous"):
+            low.allocate_many(every_other)
+        with pytest.raises(RequestError, match="contiguous"):
+            low.lookup_many(numbers(1, 2), every_other)
+
+    def test_buffer_of_two_dimensions_is_taken_in_order(self, low):
+        table = memoryview(numbers(PAGE, 2 * PAGE, PAGE, PAGE)).cast("B").cast("Q", shape=[2, 2])
+        out = memoryview(bytearray(32)).cast("Q", shape=[2, 2])
+
+        low.allocate_many(table, out)
+        assert out.tolist() == [[0x1_0000, 0x1_1000], [0x1_3000, 0x1_4000]]
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"align": 3},
+            {"align": -1},
+            {"align": "4K"},
+            {"policy": "lowest"},
+            {"policy": None},
+            {"within": (0, 1)},
+        ],
+    )
+    def test_options_are_checked_although_the_batch_is_empty(self, low, options):
+        with pytest.raises(RequestError) as caught:
+            low.allocate_many(numbers(), **options)
+        assert caught.value.field == next(iter(options))
+
+    def test_refused_batch_leaves_its_buffers_as_they_were(self, low):
+        sizes = numbers(PAGE, 0x10_0000)
+        with pytest.raises(NoSpaceError):
+            low.allocate_many(sizes, sizes)
+        assert list(sizes) == [PAGE, 0x10_0000]
+
+    def test_output_may_overlap_the_sizes_anyhow(self, low):
+        both = numbers(PAGE, 2 * PAGE, 3 * PAGE, 0)
+        view = memoryview(both)
+
+        with low.transaction() as transaction:
+            low.allocate_many(view[:3], view[1:])
+            assert list(both)[1:] == [0x1_0000, 0x1_1000, 0x1_3000]
+            transaction.rollback()
+        assert len(low) == 0
+        low._check()
 
     def test_buffers_of_another_length_raise_request_error(self, low):
         with pytest.raises(RequestError):
@@ -224,6 +324,137 @@ class TestSizeCache:
         allocator.release(allocator.allocate(2 * PAGE))
 
         assert allocator.allocate_at(0x1_1000, PAGE) == 0x1_1000
+
+    @pytest.fixture
+    def caching(self, make):
+        """Six pages owned, then the second and the fifth kept: the fifth comes first."""
+        allocator = make(LOW, granule=PAGE, size_cache=True)
+        places = [allocator.allocate(PAGE) for _ in range(6)]
+        allocator.release(places[1])
+        allocator.release(places[4])
+        return allocator
+
+    @pytest.mark.parametrize(
+        "look",
+        [
+            lambda a: list(a),
+            lambda a: list(a.free_spans()),
+            lambda a: a.allocation_at(0x1_1000),
+            lambda a: 0x1_1000 in a,
+            lambda a: a.lookup_many(numbers(0x1_1000, 0x1_0000)),
+            lambda a: (len(a), a.free_bytes, a.allocated_bytes, repr(a)),
+            lambda a: a._check(),
+            lambda a: a.lookup_many(numbers()),
+            lambda a: a.allocate_many(numbers()),
+            lambda a: a.release_many(numbers()),
+        ],
+    )
+    def test_to_look_at_it_leaves_what_is_kept(self, caching, look):
+        look(caching)
+
+        assert list(caching.allocate_many(numbers(PAGE, PAGE))) == [0x1_4000, 0x1_1000]
+
+    @pytest.mark.parametrize(
+        "refused",
+        [
+            lambda a: a.allocate_at((1 << 64) - PAGE, 2 * PAGE),
+            lambda a: a.allocate_at(0x1_0001, PAGE),
+            lambda a: a.allocate(PAGE + 1),
+            lambda a: a.allocate(PAGE, policy="lowest"),
+            lambda a: a.allocate(PAGE, within=AddrRange(0x1_1001, 0x1_1FFF)),
+            lambda a: a.release(0x1_1000),
+            lambda a: a.release(0x1_0000, 2 * PAGE),
+            lambda a: a.release_many(numbers(0x1_0000, 0x1_2000, 0x1_1000)),
+            lambda a: a.allocate_many(numbers(PAGE, PAGE, 0)),
+            lambda a: a.narrow(RangeSet()),
+            lambda a: a.narrow(WIDE),
+        ],
+    )
+    def test_request_that_makes_no_sense_or_is_not_owned_leaves_what_is_kept(
+        self, caching, refused
+    ):
+        with pytest.raises(IovaError):
+            refused(caching)
+
+        assert list(caching.allocate_many(numbers(PAGE, PAGE))) == [0x1_4000, 0x1_1000]
+        caching._check()
+
+    @pytest.mark.parametrize(
+        "act",
+        [
+            lambda a: a.allocate(0x10_0000),
+            lambda a: a.allocate_many(numbers(PAGE, 0x10_0000)),
+            lambda a: a.allocate_at(0x1_0000, PAGE),
+            lambda a: a.allocate_at(0x1_4000, PAGE),
+            lambda a: a.transaction().__enter__().__exit__(None, None, None),
+            lambda a: a.narrow(RangeSet([AddrRange(0x1_0000, 0x1_8FFF)])),
+        ],
+    )
+    def test_what_is_kept_goes_back_where_nothing_else_fits(self, caching, act):
+        with contextlib.suppress(NoSpaceError, OccupiedError):
+            act(caching)
+
+        assert caching.allocate(PAGE) == 0x1_1000
+        caching._check()
+
+    def test_nothing_is_kept_inside_a_transaction(self, caching):
+        with caching.transaction() as transaction:
+            caching.release(0x1_3000)
+            caching.release_many(numbers(0x1_5000))
+            transaction.rollback()
+        for place in (0x1_3000, 0x1_5000):
+            assert place in caching
+        caching.release(0x1_5000)
+        assert [caching.allocate(PAGE) for _ in range(3)] == [0x1_5000, 0x1_1000, 0x1_4000]
+
+    def test_rollback_keeps_nothing_of_what_was_undone(self, make):
+        # The compiled engine used to keep what a rollback released, and chose it later.
+        allocator = make(WIDE, granule=PAGE, size_cache=True)
+        kept, other, hole = (allocator.allocate(PAGE) for _ in range(3))
+        with allocator.transaction() as transaction:
+            allocator.release(other)
+            allocator.allocate_at(0x9_0000, PAGE)
+            transaction.rollback()
+        allocator.release(other)
+        with allocator.transaction() as transaction:
+            allocator.allocate_at(0x9_0000, PAGE)
+            transaction.rollback()
+        assert [allocator.allocate(PAGE) for _ in range(2)] == [other, hole + PAGE]
+        assert kept in allocator
+
+    def test_batch_keeps_what_it_releases_and_takes_it_as_single_calls_do(self, make):
+        batch, single = (make(WIDE, granule=PAGE, size_cache=True) for _ in range(2))
+        sizes = numbers(PAGE, 2 * PAGE, PAGE, 65 * PAGE, 64 * PAGE, PAGE)
+        starts = batch.allocate_many(sizes)
+        for size in sizes:
+            single.allocate(size)
+
+        batch.release_many(starts, sizes)
+        for start in starts:
+            single.release(start)
+        again = batch.allocate_many(sizes)
+        assert list(again) == [single.allocate(size) for size in sizes]
+        assert list(again) == [starts[5], starts[1], starts[2], starts[3], starts[4], starts[0]]
+        batch._check()
+
+    def test_no_more_than_126_of_a_size_are_kept(self, make):
+        allocator = make(WIDE, granule=PAGE, size_cache=True)
+        starts = allocator.allocate_many(numbers(*[PAGE] * 200))
+
+        allocator.release_many(starts)
+        # 126 are kept, the last of them the 126th; the 74 above are free, with what follows.
+        assert allocator.allocate(PAGE) == starts[125]
+        assert allocator.allocate(74 * PAGE) == starts[126]
+        allocator._check()
+
+    def test_refused_batch_gives_back_what_it_took_in_its_order(self, caching):
+        with pytest.raises(RequestError):
+            caching.allocate_many(numbers(PAGE, PAGE, PAGE, 1))
+        assert list(caching.allocate_many(numbers(PAGE, PAGE, PAGE))) == [
+            0x1_4000,
+            0x1_1000,
+            0x1_6000,
+        ]
 
     def test_engines_agree_with_the_size_cache(self):
         pytest.importorskip("vmm_iova._fast")

@@ -6,6 +6,7 @@ import inspect
 import pickle
 import pydoc
 import threading
+from array import array
 from dataclasses import dataclass
 
 import pytest
@@ -86,6 +87,92 @@ class TestConstruction:
         assert usable is allocator.usable
         assert MappableRanges([AddrRange(0x2_0000, 0x2_FFFF)]) == allocator.ranges
         assert allocator.granule == 0x1_0000
+
+
+class Forgetful:
+    """To be mixed in: a constructor that does not call the one above it."""
+
+    def __init__(self):
+        self.mine = True
+
+
+CHANGES = {
+    "allocate": lambda a: a.allocate(PAGE),
+    "allocate with all options": lambda a: a.allocate(PAGE, PAGE, "best", AddrRange(0, TOP), "tag"),
+    "allocate_at": lambda a: a.allocate_at(0, 1, "tag"),
+    "release": lambda a: a.release(0, 1),
+    "allocate_many": lambda a: a.allocate_many(array("Q", [PAGE])),
+    "allocate_many of nothing": lambda a: a.allocate_many(array("Q")),
+    "release_many": lambda a: a.release_many(array("Q", [0])),
+    "narrow": lambda a: a.narrow(RangeSet()),
+    "widen": lambda a: a.widen(LOW),
+    "transaction": lambda a: a.transaction().__enter__(),
+}
+
+
+class TestSetUp:
+    """An allocator that was not set up, or is set up again. The compiled one used to crash."""
+
+    @pytest.fixture
+    def bare(self, make):
+        """One whose constructor never ran."""
+        return type("Mine", (Forgetful, make), {})()
+
+    @pytest.mark.parametrize("act", CHANGES.values(), ids=CHANGES)
+    def test_change_without_the_constructor_raises_request_error(self, bare, act):
+        with pytest.raises(RequestError, match="never set up") as caught:
+            act(bare)
+        assert "super().__init__" in caught.value.hint
+        bare._check()
+
+    def test_looking_without_the_constructor_shows_an_allocator_of_nothing(self, bare):
+        assert (len(bare), bare.allocated_bytes, bare.free_bytes) == (0, 0, 0)
+        assert list(bare) == list(bare.free_spans()) == list(bare.ranges) == []
+        assert 0 not in bare
+        assert bare.allocation_at(TOP) is None
+        assert [list(part) for part in bare.lookup_many(array("Q", [0]))] == [[1], [0]]
+        assert "0 allocations" in repr(bare)
+
+    def test_constructor_that_raised_can_be_called_again(self, make):
+        allocator = make.__new__(make)
+        for wrong in ({"granule": 3}, {"granule": PAGE, "size_cache": Truthless()}):
+            with pytest.raises((RequestError, ZeroDivisionError)):
+                allocator.__init__(LOW, **wrong)
+            with pytest.raises(RequestError, match="never set up"):
+                allocator.allocate(PAGE)
+
+        allocator.__init__(LOW, granule=PAGE)
+        assert allocator.allocate(PAGE) == 0x1_0000
+
+    def test_second_constructor_raises_request_error_and_changes_nothing(self, low):
+        for _ in range(3):
+            low.allocate(PAGE, tag="kept")
+        before = list(low)
+
+        for _ in range(2):
+            with pytest.raises(RequestError, match="set up already"):
+                low.__init__(RangeSet([AddrRange(0, 0xFFFF)]), granule=1, size_cache=True)
+        assert before == list(low)
+        assert (low.granule, low.usable) == (PAGE, LOW)
+        low.release_many(array("Q", [item.range.start for item in before]))
+        low._check()
+
+    def test_derived_class_that_calls_the_constructor_works(self, make):
+        class Mine(make):
+            def __init__(self, pages):
+                super().__init__(RangeSet([AddrRange(0, pages * PAGE - 1)]), granule=PAGE)
+
+        assert Mine(4).allocate(PAGE) == PAGE
+
+    @pytest.mark.parametrize("name", ["granule", "allow_zero", "ranges", "usable"])
+    def test_what_it_was_made_with_cannot_be_set(self, low, name):
+        with pytest.raises(AttributeError):
+            setattr(low, name, 1)
+
+
+class Truthless:
+    def __bool__(self):
+        raise ZeroDivisionError
 
 
 class TestPolicies:
@@ -593,6 +680,48 @@ class TestLargeSpaces:
         assert allocator.allocate(PAGE) == 0
 
 
+class TestNoSpaceAtZero:
+    """Address 0 is free although it is not chosen: part of its span, but not across a seam."""
+
+    @pytest.mark.parametrize(
+        ("ranges", "taken", "largest", "aligned", "total"),
+        [
+            ([(0, 0xFFF), (0x1000, 0x3FFF)], [], (0x1000, 0x3FFF), 0x3000, 0x4000),
+            ([(0, 0x3FFF)], [], (0, 0x3FFF), 0x3000, 0x4000),
+            ([(0, 0x1FFF), (0x2000, 0x3FFF)], [], (0, 0x1FFF), 0x2000, 0x4000),
+            ([(0, 0xFFF), (0x1000, 0x1FFF)], [], (0, 0xFFF), 0x1000, 0x2000),
+            ([(0, 0xFFF), (0x2000, 0x3FFF)], [], (0x2000, 0x3FFF), 0x2000, 0x3000),
+            ([(0, 0xFFF)], [], (0, 0xFFF), 0, 0x1000),
+            ([(0, 0xFFF), (0x1000, 0x3FFF)], [0x1000], (0x2000, 0x3FFF), 0x2000, 0x3000),
+            ([(0, 0x3FFF)], [0x1000], (0x2000, 0x3FFF), 0x2000, 0x3000),
+            ([(0, 0x3FFF)], [0], (0x1000, 0x3FFF), 0x3000, 0x3000),
+            ([(0, 0xFFF), (0x1000, 0x3FFF)], [0], (0x1000, 0x3FFF), 0x3000, 0x3000),
+        ],
+    )
+    def test_facts(self, make, ranges, taken, largest, aligned, total):
+        allocator = make(MappableRanges(AddrRange(*item) for item in ranges), granule=PAGE)
+        for start in taken:
+            allocator.allocate_at(start, PAGE)
+
+        with pytest.raises(NoSpaceError) as caught:
+            allocator.allocate(0x10_0000)
+        assert AddrRange(*largest) == caught.value.largest_free
+        assert (caught.value.largest_aligned, caught.value.total_free) == (aligned, total)
+        assert AddrRange(*largest) in list(allocator.free_spans())
+
+    def test_address_0_is_named_as_what_is_missing(self, make):
+        allocator = make(RangeSet([AddrRange(0, 0x3FFF)]), granule=PAGE)
+
+        with pytest.raises(NoSpaceError, match="address 0 is not chosen by itself"):
+            allocator.allocate(0x4000)
+
+    def test_pieces_are_the_cure_where_a_seam_is_between(self, make):
+        seamed = MappableRanges([AddrRange(0, 0xFFF), AddrRange(0x1000, 0x3FFF)])
+
+        with pytest.raises(NoSpaceError, match="in several pieces"):
+            make(seamed, granule=PAGE).allocate(0x4000)
+
+
 class TestNoSpace:
     def test_facts_of_a_request_too_large(self, low):
         low.allocate_at(0x1_2000, PAGE)
@@ -783,6 +912,106 @@ class TestTransaction:
         with pytest.raises(RequestError):
             transaction.rollback()
 
+    def test_transaction_entered_twice_raises_request_error(self, low):
+        with low.transaction() as transaction:
+            low.allocate(PAGE, tag="outer")
+            with pytest.raises(RequestError, match="open already"), transaction:
+                pass
+            low.allocate(PAGE)
+            transaction.rollback()
+            assert len(low) == 0
+        low._check()
+
+    def test_transaction_may_be_entered_again_when_it_was_left(self, low):
+        transaction = low.transaction()
+        for _ in range(2):
+            with pytest.raises(KeyError), transaction:  # noqa: PT012
+                low.allocate(PAGE)
+                raise KeyError
+        assert len(low) == 0
+
+    @pytest.mark.parametrize("failed", [False, True])
+    def test_leaving_a_transaction_that_is_not_open_raises_request_error(self, low, failed):
+        stray = low.transaction()
+        kind = KeyError if failed else None
+        for _ in range(2):
+            with pytest.raises(RequestError, match="is not open"):
+                stray.__exit__(kind, None, None)
+
+        with low.transaction() as transaction:
+            low.allocate(PAGE)
+            with pytest.raises(RequestError, match="is not open"):
+                stray.__exit__(kind, None, None)
+            transaction.rollback()
+        assert len(low) == 0
+        with low.transaction():
+            low.allocate(PAGE)
+        assert len(low) == 1
+        low._check()
+
+    def test_outer_rollback_takes_the_beginning_of_the_inner_with_it(self, low):
+        # As where two threads interleave theirs.
+        outer, inner = low.transaction(), low.transaction()
+        low.allocate(PAGE, tag="before")
+        before = list(low)
+        outer.__enter__()
+        low.allocate(PAGE)
+        inner.__enter__()
+        low.allocate(PAGE)
+        outer.rollback()
+        assert before == list(low)
+        low.allocate(2 * PAGE)
+        low.allocate(3 * PAGE)
+        low.release(0x1_0000)
+        inner.rollback()
+        assert before == list(low)
+        outer.__exit__(None, None, None)
+        low.allocate(PAGE)
+        inner.__exit__(KeyError, None, None)
+        assert before == list(low)
+        low._check()
+
+    def test_ranges_changed_twice_and_back_are_restored(self, low):
+        low.allocate(PAGE, tag="kept")
+        low.allocate(2 * PAGE)
+        before = list(low)
+        with low.transaction() as transaction:
+            low.release(0x1_1000)
+            low.narrow(RangeSet([AddrRange(0x1_0000, 0x1_7FFF)]))
+            low.allocate(PAGE, tag="between")
+            low.narrow(RangeSet([AddrRange(0x1_0000, 0x1_3FFF)]))
+            low.release(0x1_0000)
+            low.widen(LOW)
+            low.allocate(5 * PAGE, tag="last")
+            transaction.rollback()
+            assert (before, low.usable) == (list(low), LOW)
+            low._check()
+            low.narrow(RangeSet([AddrRange(0x1_0000, 0x1_3FFF)]))
+        assert low.ranges == MappableRanges([AddrRange(0x1_0000, 0x1_3FFF)])
+        assert before == list(low)
+        low._check()
+
+    def test_many_steps_with_tags_are_undone(self, low):
+        for n in range(8):
+            low.allocate(PAGE, tag=n)
+        before = list(low)
+        with low.transaction() as transaction:
+            for n in range(50):
+                start = 0x1_0000 + PAGE * (n % 8)
+                low.release(start)
+                low.allocate_at(start, PAGE, None if n % 3 else f"again {n}")
+            transaction.rollback()
+        assert before == list(low)
+        low._check()
+
+    def test_transaction_is_that_of_the_public_module(self, low, engine):
+        transaction = low.transaction()
+        assert type(transaction).__name__ == "Transaction"
+        assert inspect.getdoc(type(transaction)) == inspect.getdoc(module.Transaction)
+        assert inspect.getdoc(transaction.rollback) == inspect.getdoc(module.Transaction.rollback)
+        if engine == module.engine_name():
+            assert isinstance(transaction, module.Transaction)
+
     def test_zero_is_restored(self, make):
         allocator = make(RangeSet([AddrRange(0, 0xFFFF)]), granule=PAGE)
         allocator.allocate_at(0, PAGE, "zero")
@@ -832,7 +1061,22 @@ class TestLooking:
 
         assert 0x1_0FFF in low
         assert 0x1_1000 not in low
-        assert "x" not in low
+
+    @pytest.mark.parametrize(
+        "value", [-1, -(1 << 70), 1 << 64, (1 << 64) + 0x1_0000, "x", None, 65536.0, True, b"", []]
+    )
+    def test_what_is_no_address_is_not_a_member(self, low, value):
+        low.allocate(PAGE)
+
+        assert value not in low
+
+    def test_member_may_act_as_an_index(self, low):
+        class Address:
+            def __index__(self):
+                return 0x1_0000
+
+        low.allocate(PAGE)
+        assert Address() in low
 
     def test_counters_follow(self, low):
         low.allocate(3 * PAGE)

@@ -31,7 +31,9 @@ def test_forced_engine_is_taken(engine):
 
 def test_without_fast_the_pure_engine_is_taken_and_said_once():
     result = run(
-        WITHOUT_FAST + SHOW + "; import vmm_iova.allocator.engine as e; e.core(); e.engine_name()"
+        WITHOUT_FAST
+        + SHOW
+        + "; import vmm_iova.allocator.engine as e; e.load('pure'); e.engine_name()"
     )
 
     assert result.stdout == "pure\n"

@@ -2,6 +2,7 @@
 """Both engines against the slow model, step by step, with every option mixed."""
 
 import copy
+from array import array
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.kit.allocator import Model
 from tests.kit.examples import examples
 from vmm_iova.allocator import allocator_class
-from vmm_iova.errors import EngineError, IovaError, NoSpaceError, OccupiedError
+from vmm_iova.errors import EngineError, IovaError, NoSpaceError, OccupiedError, RequestError
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 
 TOP = 1 << 64
@@ -53,14 +54,17 @@ def worlds(draw):
 class EnginesAgainstModel(RuleBasedStateMachine):
     """What one does, all do; what one refuses, all refuse in the same words."""
 
-    @initialize(world=worlds(), allow_zero=st.booleans())
-    def begin(self, world, allow_zero):
+    @initialize(world=worlds(), allow_zero=st.booleans(), cache=st.booleans())
+    def begin(self, world, allow_zero, cache):
         granule, ranges = world
         self.granule = granule
-        self.model = Model(ranges, granule, allow_zero)
+        self.model = Model(ranges, granule, allow_zero, cache)
         self.full = list(ranges)
         usable = MappableRanges(AddrRange(*item) for item in ranges)
-        self.subjects = [made(usable, granule=granule, allow_zero=allow_zero) for made in engines()]
+        self.subjects = [
+            kind(usable, granule=granule, allow_zero=allow_zero, size_cache=cache)
+            for kind in engines()
+        ]
         self.open = []
 
     def step(self, act):
@@ -71,7 +75,7 @@ class EnginesAgainstModel(RuleBasedStateMachine):
                 results.append((act(subject), None, None))
             except IovaError as error:
                 facts = {k: v for k, v in vars(error).items() if k != "value"}
-                results.append((None, type(error), facts))
+                results.append((None, type(error), facts | {"text": str(error)}))
         assert all(result == results[0] for result in results), results
         return results[0]
 
@@ -116,7 +120,7 @@ class EnginesAgainstModel(RuleBasedStateMachine):
         align = self.granule << close if align is None else align
         size, within = self.size(data), self.window(data)
         low, high = (0, ADDRESS_LAST) if within is None else (within.start, within.last)
-        expected = self.model.choose(size, align, policy, low, high)
+        expected = self.model.allocate(size, align, policy, (low, high), tag)
 
         place, refusal, facts = self.step(
             lambda a: a.allocate(size, align=align, policy=policy, within=within, tag=tag)
@@ -125,11 +129,90 @@ class EnginesAgainstModel(RuleBasedStateMachine):
         assert place == expected, (hex(size), hex(align), policy, within)
         if place is None:
             assert refusal is NoSpaceError
-            largest, aligned, total = self.model.facts(max(align, self.granule), low, high)
-            assert facts["largest_free"] == (None if largest is None else AddrRange(*largest))
-            assert (facts["largest_aligned"], facts["total_free"]) == (aligned, total)
+            self.facts_fit(facts, align, low, high)
+
+    def facts_fit(self, facts, align, low, high, model=None):
+        largest, aligned, total = (model or self.model).facts(max(align, self.granule), low, high)
+        assert facts["largest_free"] == (None if largest is None else AddrRange(*largest))
+        assert (facts["largest_aligned"], facts["total_free"]) == (aligned, total)
+
+    @rule(data=st.data(), tag=st.sampled_from([None, None, "plain"]))
+    def allocate_plainly(self, data, tag):
+        size = self.size(data)
+        expected = self.model.allocate(size, tag=tag)
+
+        place, refusal, facts = self.step(lambda a: a.allocate(size, tag=tag))
+
+        assert place == expected, hex(size)
+        if place is None:
+            assert refusal is NoSpaceError
+            self.facts_fit(facts, 1, 0, ADDRESS_LAST)
+
+    @rule(data=st.data(), policy=st.sampled_from([None, "first", "last", "best"]))
+    def allocate_many(self, data, policy):
+        sizes = [self.size(data) for _ in range(data.draw(st.integers(0, 5), "count"))]
+        if data.draw(st.integers(0, 5), "bad") == 0 and sizes:
+            sizes[data.draw(st.integers(0, len(sizes) - 1))] = data.draw(
+                st.sampled_from([0, 1, self.granule + 1])
+            )
+        within = None if policy is None else self.window(data)
+        window = None if within is None else (within.start, within.last)
+        if max(sizes, default=0) >= TOP:
+            return  # more than a buffer of 64-bit integers can say
+        outcome, moment = self.model.allocate_many(sizes, None, policy or "first", window)
+
+        batch = array("Q", sizes)
+        places, refusal, facts = self.step(
+            lambda a: list(a.allocate_many(batch, policy=policy or "first", within=within))
+        )
+
+        if moment is None:
+            assert places == outcome
+        elif sizes[outcome] == 0 or sizes[outcome] % self.granule:
+            assert issubclass(refusal, RequestError)
+            assert facts["__notes__"][0].startswith(f"item {outcome} ")
         else:
-            self.model.taken[place] = (place + size - 1, tag)
+            assert refusal is NoSpaceError
+            assert facts["__notes__"][0].startswith(f"item {outcome} ")
+            self.facts_fit(facts, 1, *(window or (0, ADDRESS_LAST)), moment)
+
+    @rule(data=st.data(), sized=st.booleans())
+    def release_many(self, data, sized):
+        known = sorted(self.model.taken)
+        starts = data.draw(st.lists(st.sampled_from(known), unique=True) if known else st.just([]))
+        sizes = [self.model.taken[start][0] - start + 1 for start in starts]
+        bad = data.draw(st.integers(0, 3), "bad") == 0
+        if bad:
+            where = data.draw(st.integers(0, len(starts)), "where")
+            again = starts[0] if where else TOP - 1
+            starts.insert(where, again)
+            sizes.insert(where, self.granule)
+        if any(size >= TOP for size in sizes):
+            return
+
+        _, refusal, _ = self.step(
+            lambda a: a.release_many(array("Q", starts), array("Q", sizes) if sized else None)
+        )
+
+        if bad and again not in self.model.taken:
+            assert refusal.__name__ == "NotAllocatedError"
+        elif bad:
+            assert refusal.__name__ in ("NotAllocatedError", "SizeMismatchError")
+        else:
+            assert refusal is None
+            for start in starts:
+                self.model.release(start)
+
+    @rule(data=st.data())
+    def look_up_many(self, data):
+        addresses = [self.address(data, "address") for _ in range(3)]
+        expected = [self.model.at(address) or (1, 0) for address in addresses]
+
+        results, _, _ = self.step(
+            lambda a: [list(part) for part in a.lookup_many(array("Q", addresses))]
+        )
+
+        assert results == [[item[0] for item in expected], [item[1] for item in expected]]
 
     @rule(data=st.data(), tag=st.sampled_from([None, "bar"]))
     def allocate_at(self, data, tag):
@@ -152,7 +235,8 @@ class EnginesAgainstModel(RuleBasedStateMachine):
             )
         else:
             assert place == start
-            self.model.taken[start] = (last, tag)
+        if last <= ADDRESS_LAST:
+            assert self.model.allocate_at(start, size, tag) == (place is not None)
 
     @rule(data=st.data())
     def release(self, data):
@@ -171,7 +255,7 @@ class EnginesAgainstModel(RuleBasedStateMachine):
             assert refusal.__name__ == "SizeMismatchError"
         else:
             assert refusal is None
-            del self.model.taken[address]
+            self.model.release(address)
 
     @rule(data=st.data())
     def look_up(self, data):
@@ -232,6 +316,7 @@ class EnginesAgainstModel(RuleBasedStateMachine):
         else:
             assert refusal is None
             self.model.ranges = new
+            self.model.kept.clear()
 
     @precondition(lambda self: len(self.open) < 3)
     @rule()
@@ -239,12 +324,16 @@ class EnginesAgainstModel(RuleBasedStateMachine):
         handles = [subject.transaction() for subject in self.subjects]
         for handle in handles:
             handle.__enter__()
+        self.model.kept.clear()
         self.open.append((handles, copy.deepcopy(self.model)))
+        self.model.open = len(self.open)
 
     @precondition(lambda self: self.open)
-    @rule(how=st.sampled_from(["commit", "error", "rollback"]))
-    def leave(self, how):
-        handles, before = self.open.pop() if how != "rollback" else self.open[-1]
+    @rule(data=st.data(), how=st.sampled_from(["commit", "error", "rollback"]))
+    def leave(self, data, how):
+        # Mostly the innermost; but threads may leave theirs in any order.
+        number = data.draw(st.sampled_from([len(self.open) - 1] * 3 + [0]), "which")
+        handles, before = self.open[number]
         for handle in handles:
             if how == "rollback":
                 handle.rollback()
@@ -253,6 +342,11 @@ class EnginesAgainstModel(RuleBasedStateMachine):
                 handle.__exit__(type(error) if error else None, error, None)
         if how != "commit":
             self.model = copy.deepcopy(before)
+            # What was entered after it began from what is true now.
+            self.open[number:] = [(later, before) for later, _ in self.open[number:]]
+        if how != "rollback":
+            del self.open[number]
+        self.model.open = len(self.open)
 
     @invariant()
     def same(self):

@@ -7,6 +7,7 @@
 
 import os
 import random
+from array import array
 
 import pytest
 
@@ -56,19 +57,21 @@ def attempt(act):
     try:
         return act()
     except IovaError as error:
-        return type(error).__name__, str(error)
+        return type(error).__name__, str(error), getattr(error, "__notes__", None)
 
 
 class Walk:
     """One random walk over two allocators that must never differ."""
 
-    def __init__(self, world, seed):
+    def __init__(self, world, seed, cache):
         self.granule, self.ranges, self.live, self.sizes, self.aligns = WORLDS[world]
-        self.random = random.Random(f"{world} {seed}")
+        self.random = random.Random(f"{world} {seed} {cache}")
         self.usable = MappableRanges(AddrRange(*item) for item in self.ranges)
         allow_zero = self.random.random() < 0.5
         self.pair = [
-            allocator_class(name)(self.usable, granule=self.granule, allow_zero=allow_zero)
+            allocator_class(name)(
+                self.usable, granule=self.granule, allow_zero=allow_zero, size_cache=cache
+            )
             for name in ("pure", "fast")
         ]
         self.held = []
@@ -104,6 +107,9 @@ class Walk:
         elif choice < grow:
             start, size = self.place(), self.random.choice(self.sizes) * self.granule
             done = self.both(lambda a: a.allocate_at(start, size))
+        elif choice > 0.995:
+            done = None
+            self.batch()
         elif choice < 0.97:
             done = None
             if self.held:
@@ -122,6 +128,32 @@ class Walk:
             self.both(lambda a: a.release(min(self.place_again, (1 << 64) - 1)))
         if isinstance(done, int):
             self.held.append(done)
+
+    def batch(self):
+        """A batch of allocations or of releases; now and then one that is refused."""
+        count = self.random.randint(0, 24)
+        bad = self.random.random() < 0.3
+        if self.random.random() < 0.5:
+            sizes = [self.random.choice(self.sizes) * self.granule for _ in range(count)]
+            if bad:
+                sizes.insert(self.random.randint(0, count), self.random.choice([0, 1 << 63]))
+            within = self.window() if self.random.random() < 0.2 else None
+            policy = self.random.choice(["first", "first", "last", "best"])
+            places = self.both(
+                lambda a: list(a.allocate_many(array("Q", sizes), policy=policy, within=within))
+            )
+            self.held += places if isinstance(places, list) else []
+            return
+        self.random.shuffle(self.held)
+        count = min(count, len(self.held))
+        starts, rest = self.held[:count], self.held[count:]
+        if bad:
+            extra = starts[0] if starts else self.place_again
+            starts.insert(self.random.randint(0, count), min(extra, (1 << 64) - 1))
+        if self.both(lambda a: a.release_many(array("Q", starts))) is None:
+            self.held = rest
+        addresses = array("Q", [min(self.place(), (1 << 64) - 1) for _ in range(3)])
+        self.both(lambda a: [list(part) for part in a.lookup_many(addresses)])
 
     @property
     def place_again(self):
@@ -155,13 +187,14 @@ class Walk:
         self.pair[1]._check()
 
 
+@pytest.mark.parametrize("cache", [False, True], ids=["plain", "cache"])
 @pytest.mark.parametrize("world", WORLDS)
-def test_engines_agree_on_a_long_walk(world):
+def test_engines_agree_on_a_long_walk(world, cache):
     pytest.importorskip("vmm_iova._fast")
-    walk = Walk(world, SEED)
+    walk = Walk(world, SEED, cache)
     done = 0
     try:
-        for done in range(STEPS // len(WORLDS)):
+        for done in range(STEPS // len(WORLDS) // 2):
             walk.step()
             if done % 997 == 500:
                 walk.rollback()

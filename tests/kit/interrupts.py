@@ -79,7 +79,10 @@ class Interrupter:
         if self._at is not None and self.count > self._at and self.place is None:
             code = frame.f_code
             self.place = f"{Path(code.co_filename).stem}.{code.co_qualname}:{frame.f_lineno}"
-            raise KeyboardInterrupt(self.place)
+            self._meet()
+
+    def _meet(self) -> None:
+        raise KeyboardInterrupt(self.place)
 
     def run(self, action: Callable[[], object]) -> BaseException | None:
         """Do it; return the exception that comes out."""

@@ -57,6 +57,27 @@ class Allocation:
     tag: object = None
 
 
+_Class = TypeVar("_Class", bound=type)
+
+
+def _with_engine(part: type[Any]) -> Callable[[_Class], _Class]:
+    """Put the engine's part before a class: methods of the engine, with the words of the class.
+
+    So a call of the compiled engine is a call into C with nothing between.
+    """
+
+    def combine(words: _Class) -> _Class:
+        for name, method in vars(words).items():
+            if name in vars(part) and not name.startswith("_"):
+                engine.describe(vars(part)[name], method)
+        scope = {name: getattr(words, name) for name in ("__doc__", "__module__", "__qualname__")}
+        combined: _Class = type(words)(words.__name__, (part, words), {"__slots__": (), **scope})
+        return combined
+
+    return combine
+
+
+@_with_engine(engine.load(engine_name()).Transaction)
 class Transaction:
     """A stretch of changes to one allocator that stays whole, or is undone whole.
 
@@ -66,21 +87,15 @@ class Transaction:
     Synchronization: external (one thread enters and leaves it).
     """
 
-    __slots__ = ("_allocator", "_mark")
+    __slots__ = ()
 
-    def __init__(self, allocator: IovaAllocator) -> None:
-        self._allocator = allocator
-        self._mark = -1
+    if TYPE_CHECKING:
 
-    def __enter__(self) -> Transaction:
-        self._mark = self._allocator._begin()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
-    ) -> None:
-        mark, self._mark = self._mark, -1
-        self._allocator._finish(mark, kind is not None)
+        def __init__(self, allocator: IovaAllocator) -> None: ...
+        def __enter__(self) -> Transaction: ...
+        def __exit__(
+            self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
+        ) -> None: ...
 
     def rollback(self) -> None:
         """Undo now everything since the transaction was entered.
@@ -89,33 +104,13 @@ class Transaction:
 
         Raises:
             RequestError: the transaction is not open.
+
+        Complexity: O(k log n) to undo k changes.
         """
-        if self._mark < 0:
-            raise RequestError("the transaction is not open", field="transaction", value=self)
-        self._allocator._undo(self._mark)
+        raise NotImplementedError
 
 
-_Class = TypeVar("_Class", bound=type)
-
-
-def _searching_with(core: type[Any]) -> Callable[[_Class], _Class]:
-    """Put an engine before a class: its methods are the engine's, their words are the class's.
-
-    So a call of the compiled engine is a call into C with nothing between.
-    """
-
-    def combine(words: _Class) -> _Class:
-        for name, method in vars(words).items():
-            if name in vars(core) and not name.startswith("_"):
-                core._describe(method)
-        scope = {name: getattr(words, name) for name in ("__doc__", "__module__", "__qualname__")}
-        combined: _Class = type(words)(words.__name__, (core, words), {"__slots__": (), **scope})
-        return combined
-
-    return combine
-
-
-@_searching_with(engine.core())
+@_with_engine(engine.load(engine_name()).Core)
 class IovaAllocator(Contract):
     """Gives out IOVAs and takes them back, exactly as asked.
 
@@ -158,13 +153,13 @@ class IovaAllocator(Contract):
         # Of the engine: each is one atomic step.
         allow_zero: bool
 
+        def __len__(self) -> int: ...
         def _setup(
             self, usable: Any, ranges: Any, granule: int, allow_zero: bool, size_cache: bool
         ) -> None: ...
         def _at(self, address: int) -> Held | None: ...
-        def _begin(self) -> int: ...
-        def _undo(self, mark: int) -> None: ...
-        def _finish(self, mark: int, failed: bool) -> None: ...
+
+    _transaction = Transaction
 
     def __init__(
         self,
@@ -348,9 +343,10 @@ class IovaAllocator(Contract):
         raise TypeError("an allocator is not pickled; its allocations, ranges and errors are")
 
     def __repr__(self) -> str:
+        ranges, allocated, count = self._counts()
         return (
-            f"<IovaAllocator of {len(self._ranges)} ranges, granule {self.granule:#x}: "
-            f"{len(self)} allocations, {format_size(self._allocated())}>"
+            f"<IovaAllocator of {len(ranges)} ranges, granule {self.granule:#x}: "
+            f"{count} allocations, {format_size(allocated)}>"
         )
 
     def __iter__(self) -> Iterator[Allocation]:
@@ -361,7 +357,10 @@ class IovaAllocator(Contract):
 
     def __contains__(self, address: object) -> bool:
         """Tell whether an address is allocated."""
-        return isinstance(address, int) and self._at(address) is not None
+        try:
+            return self._at(address_of(address, "address")) is not None
+        except RequestError:
+            return False  # no address at all
 
     @property
     def usable(self) -> RangeSet | MappableRanges | UsableLike:
@@ -377,12 +376,13 @@ class IovaAllocator(Contract):
     @property
     def allocated_bytes(self) -> int:
         """Bytes allocated, 0 to 2^64."""
-        return self._allocated()
+        return self._counts()[1]
 
     @property
     def free_bytes(self) -> int:
         """Bytes free, 0 to 2^64; a free granule at address 0 counts."""
-        return self._ranges.size - self._allocated()
+        ranges, allocated, _ = self._counts()
+        return ranges.size - allocated
 
     def allocation_at(self, address: int) -> Allocation | None:
         """Return the allocation that holds an address, or None.
@@ -430,16 +430,7 @@ class IovaAllocator(Contract):
         Complexity: O(n).
         Synchronization: internally locked; one call is atomic.
         """
-        ranges = self._new_ranges(usable)
-        extra = ranges.as_set() - self._ranges.as_set()
-        if extra:
-            raise RequestError(
-                f"narrow() was given {extra[0]}, which is not usable now",
-                field="usable",
-                value=usable,
-                hint="take what a detached device gives back with widen()",
-            )
-        self._adopt(usable, ranges)
+        self._change_ranges(usable, wider=False)
 
     def widen(self, usable: RangeSet | MappableRanges | UsableLike) -> None:
         """Take a larger set of usable ranges, because a device was detached: all or nothing.
@@ -455,16 +446,7 @@ class IovaAllocator(Contract):
         Complexity: O(n).
         Synchronization: internally locked; one call is atomic.
         """
-        ranges = self._new_ranges(usable)
-        lost = self._ranges.as_set() - ranges.as_set()
-        if lost:
-            raise RequestError(
-                f"widen() was given ranges without {lost[0]}, which is usable now",
-                field="usable",
-                value=usable,
-                hint="take what an attached device forbids with narrow()",
-            )
-        self._adopt(usable, ranges)
+        self._change_ranges(usable, wider=True)
 
     def transaction(self) -> Transaction:
         """Return a context that restores allocations, tags and usable ranges if its body raises.
@@ -475,7 +457,7 @@ class IovaAllocator(Contract):
         Synchronization: each change is atomic, the transaction as a whole is not: other threads
             see its changes at once, and what they change meanwhile is undone with it.
         """
-        return Transaction(self)
+        return self._transaction(self)
 
 
 @cache
@@ -488,8 +470,11 @@ def allocator_class(name: str | None = None) -> type[IovaAllocator]:
     Raises:
         EngineError: there is no such engine here.
     """
-    core = engine.core(name)
-    if issubclass(IovaAllocator, core):
+    module = engine.load(name or engine_name())
+    if issubclass(IovaAllocator, module.Core):
         return IovaAllocator
-    words = IovaAllocator.__mro__[2]  # after itself and its engine
-    return _searching_with(core)(words)
+    # The classes of the words come after the public ones and their engine.
+    words: list[Any] = [IovaAllocator.__mro__[2], Transaction.__mro__[2]]
+    combined: type[IovaAllocator] = _with_engine(module.Core)(words[0])
+    combined._transaction = _with_engine(module.Transaction)(words[1])
+    return combined

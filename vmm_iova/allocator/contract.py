@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from contextlib import contextmanager
 from operator import index
@@ -37,6 +38,10 @@ Policy = Literal["first", "last", "best"]
 Held = tuple[int, int, object]
 """An allocation as the engines give it: first and last address, tag."""
 
+Facts = tuple[tuple[int, int] | None, int, int]
+"""Of a refusal: the largest free span, the largest size that fits at that alignment, all free."""
+
+_NATIVE_ORDER = ("", "@", "=", "<" if sys.byteorder == "little" else ">")
 _POLICIES = {"first": 0, "last": 1, "best": 2}
 _SHOWN_CONFLICTS = 4
 
@@ -56,21 +61,71 @@ class UsableLike(Protocol):
         """Return the error that says what forbids `range`, or None when nothing does."""
 
 
+def never_set_up() -> RequestError:
+    """Return the error of a change to an allocator whose `__init__` did not run to its end."""
+    return RequestError(
+        "this allocator was never set up",
+        field="self",
+        value=None,
+        hint="a class derived from IovaAllocator must call super().__init__(...) first",
+    )
+
+
+def set_up_twice() -> RequestError:
+    """Return the error of a second `__init__`."""
+    return RequestError(
+        "this allocator is set up already, and may have given out addresses",
+        field="self",
+        value=None,
+        hint="make another one instead of calling __init__ again",
+    )
+
+
+def open_already(transaction: object) -> RequestError:
+    """Return the error of entering a transaction that is open."""
+    return RequestError(
+        "the transaction is open already",
+        field="transaction",
+        value=transaction,
+        hint="call transaction() again to nest another in it",
+    )
+
+
+def not_open(transaction: object) -> RequestError:
+    """Return the error of leaving, or rolling back, a transaction that is not open."""
+    return RequestError(
+        "the transaction is not open",
+        field="transaction",
+        value=transaction,
+        hint="enter it with a `with` statement first; after that its changes are final",
+    )
+
+
 class Contract:
     """The rules that stand between a caller and an engine."""
 
     __slots__ = ()
 
-    if TYPE_CHECKING:
-        granule: int
-        _usable: Any
-        _ranges: MappableRanges
+    _set_up_twice = staticmethod(set_up_twice)
+    _open_already = staticmethod(open_already)
+    _not_open = staticmethod(not_open)
 
-        def __len__(self) -> int: ...
-        def _swap(self, usable: Any, ranges: MappableRanges) -> list[Held]: ...
+    if TYPE_CHECKING:
+        # Of the engine: each is one atomic step.
+        @property
+        def granule(self) -> int:
+            """Bytes; sizes and places are multiples of it."""
+
+        @property
+        def _usable(self) -> Any: ...
+        @property
+        def _ranges(self) -> MappableRanges: ...
+        def _swap(
+            self, before: MappableRanges, usable: Any, ranges: MappableRanges
+        ) -> list[Held] | None: ...
+        def _counts(self) -> tuple[MappableRanges, int, int]: ...
         def _snapshot(self) -> tuple[Any, Any, dict[int, object]]: ...
         def _gaps(self, start: int, last: int) -> tuple[Any, Any]: ...
-        def _allocated(self) -> int: ...
         def _check_core(self) -> None: ...
 
     # What a request may look like. The engines come here for everything but the plainest form.
@@ -109,11 +164,16 @@ class Contract:
             )
         return start, AddrRange.from_size(start, size).last
 
-    @staticmethod
-    def _request_release(start: Any, size: Any) -> tuple[int, int | None]:
+    def _request_release(self, start: Any, size: Any) -> tuple[int, int | None]:
+        self._must_be_set_up()
         return address_of(start, "start"), None if size is None else _integer(size, "size")
 
+    def _must_be_set_up(self) -> None:
+        if self._usable is None:
+            raise never_set_up()
+
     def _size(self, value: Any) -> int:
+        self._must_be_set_up()
         size = _integer(value, "size")
         if not 1 <= size <= ADDRESS_LAST + 1:
             raise RequestError(
@@ -148,10 +208,9 @@ class Contract:
         size: int,
         align: int,
         within: AddrRange | None,
-        largest: tuple[int, int] | None,
-        largest_aligned: int,
-        total_free: int,
+        facts: Facts,
     ) -> NoReturn:
+        largest, largest_aligned, total_free = facts
         where = "" if within is None else f" within {within}"
         span = None if largest is None else AddrRange(*largest)
         if span is None:
@@ -164,6 +223,9 @@ class Contract:
         hint = "release something, or take more of the address space"
         if where:
             hint = "widen the window, or release something inside it"
+        elif span is not None and span.size >= size and align == self.granule:
+            hint = "address 0 is not chosen by itself: place it with allocate_at(), or make the "
+            hint += "allocator with allow_zero=True"
         elif span is not None and span.size >= size:
             hint = f"ask for a smaller alignment: {span} is large enough"
         elif total_free >= size:
@@ -179,11 +241,14 @@ class Contract:
             hint=hint,
         )
 
-    def _refuse_at(self, start: int, last: int, owner: Held | None) -> NoReturn:
+    @staticmethod
+    def _refuse_at(
+        start: int, last: int, owner: Held | None, usable: Any, ranges: MappableRanges
+    ) -> NoReturn:
         """Say why a place cannot be had: not usable, or owned by `owner`."""
         wanted = AddrRange(start, last)
-        if owner is None or wanted not in self._ranges:
-            raise self._unusable(wanted)
+        if owner is None or wanted not in ranges:
+            raise _unusable(wanted, usable, ranges)
         held = AddrRange(owner[0], owner[1])
         raise OccupiedError(
             f"{wanted} overlaps the allocation {held}{_of_tag(owner[2])}",
@@ -193,32 +258,8 @@ class Contract:
             hint="release it first, or choose another place",
         )
 
-    def _unusable(self, wanted: AddrRange) -> IovaError:
-        usable = self._usable
-        if _asks(usable):
-            reason: PlacementError | None = usable.refusal(wanted)
-            if reason is not None:
-                return reason
-        ranges = self._ranges
-        if wanted in ranges.as_set():
-            seam = next(item for item in ranges.seams if item > wanted.start)
-            return StraddleError(
-                f"{wanted} crosses {seam:#x}, where one usable range stops and the next begins",
-                range=wanted,
-                seam=seam,
-            )
-        home = ranges.as_set().range_at(wanted.start)
-        bad = wanted.start if home is None else home.last + 1
-        below = [item.last for item in ranges if item.last < bad]
-        limit = below[-1] if below else None
-        return ApertureError(
-            f"{wanted} is not usable from {bad:#x} on"
-            + ("" if limit is None else f"; the last usable address below is {limit:#x}"),
-            range=wanted,
-            limit=limit,
-        )
-
-    def _refuse_release(self, start: Any, size: Any, owner: Held | None) -> NoReturn:
+    @staticmethod
+    def _refuse_release(start: Any, size: Any, owner: Held | None) -> NoReturn:
         """Say why `start` cannot be released; `owner` is the allocation that holds it, or None."""
         if owner is None:
             raise NotAllocatedError(f"nothing is allocated at {start:#x}", address=start)
@@ -238,9 +279,10 @@ class Contract:
 
     # New ranges.
 
-    def _new_ranges(self, usable: Any) -> MappableRanges:
-        ranges = ranges_of(usable)
-        if _asks(usable) and usable.granule > self.granule:
+    def _change_ranges(self, usable: Any, *, wider: bool) -> None:
+        """Adopt ranges that have no address less than the present ones, or no address more."""
+        self._must_be_set_up()
+        if _asks(usable) and hasattr(usable, "refusal") and usable.granule > self.granule:
             raise RequestError(
                 f"the new ranges have the granule {usable.granule:#x}, above the {self.granule:#x} "
                 "of what was already allocated",
@@ -248,10 +290,26 @@ class Contract:
                 value=usable,
                 hint="begin with the largest granule of all devices that will be attached",
             )
-        return ranges.align_inward(self.granule)
-
-    def _adopt(self, usable: Any, ranges: MappableRanges) -> None:
-        conflicts = self._swap(usable, ranges)
+        ranges = ranges_of(usable).align_inward(self.granule)
+        conflicts = None
+        while conflicts is None:  # once, but where another call changes the ranges meanwhile
+            before = self._ranges
+            lost, extra = before.as_set() - ranges.as_set(), ranges.as_set() - before.as_set()
+            if wider and lost:
+                raise RequestError(
+                    f"widen() was given ranges without {lost[0]}, which is usable now",
+                    field="usable",
+                    value=usable,
+                    hint="take what an attached device forbids with narrow()",
+                )
+            if not wider and extra:
+                raise RequestError(
+                    f"narrow() was given {extra[0]}, which is not usable now",
+                    field="usable",
+                    value=usable,
+                    hint="take what a detached device gives back with widen()",
+                )
+            conflicts = self._swap(before, usable, ranges)
         if conflicts:
             named = [
                 f"{AddrRange(start, last)}{_of_tag(tag)}"
@@ -288,7 +346,7 @@ class Contract:
             total += last - start + 1
             count += 1
         # INVARIANT: the counters tell what the allocations add up to.
-        if total != self._allocated() or count != len(self):
+        if self._counts() != (self._ranges, total, count):
             raise InvariantError(f"{count} allocations of {total:#x} bytes, but {self!r}")
         # INVARIANT: allocated and free together are the usable ranges, disjoint.
         free = [AddrRange(*span) for span in zip(*self._gaps(0, ADDRESS_LAST), strict=True)]
@@ -298,27 +356,61 @@ class Contract:
             raise InvariantError("a free span is out of place")
 
 
+def _unusable(wanted: AddrRange, usable: Any, ranges: MappableRanges) -> IovaError:
+    if _asks(usable):
+        reason: PlacementError | None = usable.refusal(wanted)
+        if reason is not None:
+            return reason
+    if wanted in ranges.as_set():
+        seam = next(item for item in ranges.seams if item > wanted.start)
+        return StraddleError(
+            f"{wanted} crosses {seam:#x}, where one usable range stops and the next begins",
+            range=wanted,
+            seam=seam,
+        )
+    home = ranges.as_set().range_at(wanted.start)
+    bad = wanted.start if home is None else home.last + 1
+    below = [item.last for item in ranges if item.last < bad]
+    limit = below[-1] if below else None
+    return ApertureError(
+        f"{wanted} is not usable from {bad:#x} on"
+        + ("" if limit is None else f"; the last usable address below is {limit:#x}"),
+        range=wanted,
+        limit=limit,
+    )
+
+
 def numbers_of(buffer: Any, field: str) -> memoryview:
-    """Open a buffer of 64-bit integers, as unsigned."""
+    """Open a buffer of 64-bit integers of this machine's byte order, as unsigned ones in a row."""
     try:
         view = memoryview(buffer)
-        fits = view.itemsize == 8 and view.c_contiguous and view.format[-1] in "QqLlNn"
-    except TypeError:
-        fits = False
-    if not fits:
+    except (TypeError, BufferError):
+        view = memoryview(b"")
+    order, letter = view.format[:-1], view.format[-1:]
+    if (
+        view.itemsize != 8
+        or not view.c_contiguous
+        or order not in _NATIVE_ORDER
+        or letter not in ("Q", "q", "L", "l", "N", "n")
+    ):
         raise RequestError(
-            f"{field} must be a buffer of 64-bit integers", field=field, value=buffer
+            f"{field} must be a contiguous buffer of native 64-bit integers",
+            field=field,
+            value=buffer,
         )
-    return view.cast("B").cast("Q")
+    # A cast refuses a shape that has a 0 in it.
+    return view.cast("B").cast("Q") if view.nbytes else memoryview(bytearray()).cast("Q")
 
 
 def output_of(buffer: Any, count: int, field: str) -> tuple[Numbers, memoryview]:
     """Return what the caller gets, and how to write to it."""
     result = array("Q", bytes(8 * count)) if buffer is None else buffer
     view = numbers_of(result, field)
-    if view.readonly or len(view) != count:
+    if memoryview(result).readonly:
+        raise RequestError(f"{field} must be writable", field=field, value=buffer)
+    if len(view) != count:
         raise RequestError(
-            f"{field} must be writable and have {count} items", field=field, value=buffer
+            f"{field} must have {count} items, not {len(view)}", field=field, value=buffer
         )
     return result, view
 

@@ -1,171 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine in Python, on sortedcontainers: the same answers as `_fast`, slower.
-
-Free spans stand in three orders: by address, by size, and by address within each power of two of
-size. The last makes first fit a look at some 64 lists instead of a walk over all spans; only spans
-whose size lies between the request and the power of two above it must be looked at one by one.
-"""
+"""The engine in Python: the same answers as `_fast`, slower."""
 
 from __future__ import annotations
 
 from array import array
-from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from sortedcontainers import SortedList
-
-from vmm_iova.allocator.contract import Contract, numbers_of, output_of
+from vmm_iova.allocator.book import NOTHING_KEPT, Book, Change, State, Transaction
+from vmm_iova.allocator.contract import Contract, numbers_of, output_of, set_up_twice
+from vmm_iova.allocator.orders import Orders
 from vmm_iova.errors import InvariantError, RequestError
 from vmm_iova.ranges import AddrRange, Iova, MappableRanges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from contextlib import AbstractContextManager
-    from types import FunctionType
+    from collections.abc import Sequence
 
-    from vmm_iova.allocator.contract import Held, Numbers, Policy
+    from vmm_iova.allocator.book import Kept, Owned
+    from vmm_iova.allocator.contract import Facts, Held, Numbers, Policy
 
-Span = tuple[int, int]  # first and last address
+__all__ = ["Core", "Transaction"]
 
-FIRST, LAST, BEST = 0, 1, 2
-
-PARKED_SIZES = 64  # granules: the largest size that the size cache keeps
-PARKED_DEEP = 126  # released ranges of one size that it keeps
-
-
-class _FreeSpans:
-    """Disjoint spans in the three orders that the policies search."""
-
-    __slots__ = ("by_class", "by_size", "lasts", "starts")
-
-    def __init__(self) -> None:
-        self.lasts: dict[int, int] = {}
-        self.starts: SortedList[int] = SortedList()
-        self.by_size: SortedList[Span] = SortedList()  # (extent, start): ties go to the lowest
-        self.by_class: dict[int, SortedList[int]] = {}
-
-    def add(self, start: int, last: int) -> None:
-        extent = last - start
-        self.lasts[start] = last
-        self.starts.add(start)
-        self.by_size.add((extent, start))
-        self.by_class.setdefault(extent.bit_length(), SortedList()).add(start)
-
-    def remove(self, start: int) -> int:
-        last = self.lasts.pop(start)
-        extent = last - start
-        self.starts.remove(start)
-        self.by_size.remove((extent, start))
-        group = self.by_class[extent.bit_length()]
-        group.remove(start)
-        if not group:
-            del self.by_class[extent.bit_length()]
-        return last
-
-    def at(self, address: int) -> Span | None:
-        """Return the span that holds an address."""
-        place = self.starts.bisect_right(address) - 1
-        if place < 0:
-            return None
-        start = self.starts[place]
-        last = self.lasts[start]
-        return (start, last) if address <= last else None
-
-    def within(self, low: int, high: int) -> Iterator[Span]:
-        """Yield the spans that share an address with the window, cut to it, ascending."""
-        edge = self.at(low)
-        if edge is not None and edge[0] < low:
-            yield low, min(edge[1], high)
-        for start in self.starts.irange(low, high):
-            yield start, min(self.lasts[start], high)
-
-    def first(self, extent: int, align: int, low: int, high: int) -> int | None:
-        """Return the lowest place inside the window."""
-        edge = self.at(low)
-        if edge is not None and edge[0] < low:
-            place = (low + align - 1) & -align
-            if place + extent <= min(edge[1], high):
-                return place
-        best = None
-        bound = high
-        for size, group in self.by_class.items():
-            if size < extent.bit_length():
-                continue
-            for start in group.irange(low, bound):
-                place = (start + align - 1) & -align
-                if place + extent <= min(self.lasts[start], high):
-                    best, bound = place, start
-                    break
-        return best
-
-    def last(self, extent: int, align: int, low: int, high: int) -> int | None:
-        """Return the highest place inside the window."""
-        best = None
-        bound = low
-        for size, group in self.by_class.items():
-            if size < extent.bit_length():
-                continue
-            for start in group.irange(bound, high, reverse=True):
-                place = (min(self.lasts[start], high) - extent) & -align
-                if place >= start:
-                    best, bound = place, start
-                    break
-        if best is not None:
-            return best
-        edge = self.at(low)
-        if edge is not None and edge[0] < low:
-            place = (min(edge[1], high) - extent) & -align
-            if place >= low:
-                return place
-        return None
-
-    def best(self, extent: int, align: int, low: int, high: int) -> int | None:
-        """Return the lowest place in the smallest span of the window, the lowest among equals."""
-        cut: tuple[int, int, int] | None = None  # extent of the span, its start, the place
-        for edge in {self.at(low), self.at(high)} - {None}:
-            assert edge is not None
-            start, last = max(edge[0], low), min(edge[1], high)
-            place = (start + align - 1) & -align
-            if (start, last) != edge and place + extent <= last:
-                candidate = (last - start, start, place)
-                cut = candidate if cut is None else min(cut, candidate)
-        for span, start in self.by_size.irange((extent, 0)):
-            if cut is not None and (span, start) >= cut[:2]:
-                break
-            place = (start + align - 1) & -align
-            if low <= start and start + span <= high and place + extent <= start + span:
-                return place
-        return None if cut is None else cut[2]
+KEPT_SIZES = 64  # granules: the largest size that the size cache keeps
+KEPT_DEEP = 126  # released ranges of one size that it keeps
 
 
 class Core(Contract):
-    """Free spans and allocations, and the steps on them that must be atomic."""
+    """The requests of the pure engine, each one step on what is true."""
 
-    __slots__ = (
-        "_depth",
-        "_free",
-        "_journal",
-        "_lasts",
-        "_lock",
-        "_parked",
-        "_ranges",
-        "_starts",
-        "_tags",
-        "_total",
-        "_usable",
-        "allow_zero",
-        "granule",
-    )
+    __slots__ = ("_book", "_caches", "_unit", "_zero")
 
-    if TYPE_CHECKING:
-        allow_zero: bool
+    _book: Book
 
-        transaction: Callable[[], AbstractContextManager[object]]
-
-    @classmethod
-    def _describe(cls, method: FunctionType) -> None:
-        """Give a method its words: they stand once, in `vmm_iova.allocator`."""
-        vars(cls)[method.__name__].__doc__ = method.__doc__
+    def __new__(cls, *_args: object, **_options: object) -> Self:
+        """Make an allocator of nothing, until it is set up."""
+        self = super().__new__(cls)
+        self._book = Book(MappableRanges())
+        self._unit, self._zero, self._caches = 1, False, False
+        return self
 
     def _setup(
         self,
@@ -175,23 +46,37 @@ class Core(Contract):
         allow_zero: bool,
         size_cache: bool,
     ) -> None:
-        self.granule = granule
-        self.allow_zero = allow_zero
-        self._lock = RLock()
-        self._usable = usable
-        self._ranges = ranges
-        self._starts: SortedList[int] = SortedList()
-        self._lasts: dict[int, int] = {}
-        self._tags: dict[int, object] = {}
-        self._total = 0
-        self._journal: list[Callable[[], None]] = []
-        self._depth = 0
-        # The size cache: released ranges that wait for a request of their size.
-        self._parked: dict[int, list[int]] | None = {} if size_cache else None
-        self._free = self._spans_of(ranges)
+        def act(state: State, orders: Orders) -> tuple[None, State]:
+            if state.usable is not None:
+                raise set_up_twice()
+            self._unit, self._zero, self._caches = granule, allow_zero, size_cache
+            orders.spoilt = True
+            return None, State(usable, ranges)
+
+        self._book.alone(act)
+
+    @property
+    def granule(self) -> int:
+        """Bytes; sizes and places are multiples of it."""
+        return self._unit
+
+    @property
+    def allow_zero(self) -> bool:
+        """Whether address 0 may be chosen."""
+        return self._zero
+
+    @property
+    def _usable(self) -> Any:
+        return self._book.state.usable
+
+    @property
+    def _ranges(self) -> MappableRanges:
+        return self._book.state.ranges
 
     def __len__(self) -> int:
-        return len(self._lasts)
+        return self._book.state.number
+
+    # Single requests.
 
     def allocate(
         self,
@@ -202,84 +87,108 @@ class Core(Contract):
         tag: object = None,
     ) -> Iova:
         """Choose a free range, own it, and return its first address."""
-        plain = align is None and within is None
-        size, align, number, low, high = self._request(size, align, policy, within)
-        with self._lock:
-            kept = self._parked.get(size) if self._parked and plain and number == FIRST else None
-            if kept:
-                start = kept.pop()
-                self._free_again(start, start + size - 1)
-                self._own(start, start + size - 1, tag)
-                return Iova(start)
-            bottom = low if self.allow_zero else max(low, self.granule)
-            place = self._search(number, size - 1, align, bottom, high)
-            if place is None and self._flush():
-                place = self._search(number, size - 1, align, bottom, high)
-            if place is not None:
-                self._own(place, place + size - 1, tag)
-                return Iova(place)
-            facts = self._facts(align, low, bottom, high)
-        return self._no_space(size, align, within, *facts)
+        plain = align is None and within is None and policy == "first"
+        request = self._request(size, align, policy, within)
+
+        def act(state: State, orders: Orders) -> tuple[int | Facts, State]:
+            place, kept = self._choose(orders, state.kept, plain, *request)
+            if place is None:
+                facts = self._facts(orders, *request[1:])
+                return facts, state if kept is state.kept else state._replace(change={}, kept=kept)
+            change: Change = {place: (place + request[0] - 1, tag)}
+            return place, self._book.changed(state, change, kept=kept)
+
+        answer = self._book.alone(act)
+        if isinstance(answer, int):
+            return Iova(answer)
+        return self._no_space(request[0], request[1], within, answer)
 
     def allocate_at(
         self, start: int, size: int, tag: object = None, *, align: int | None = None
     ) -> Iova:
         """Own the range at a place that the caller chose."""
         start, last = self._request_at(start, size, align)
-        with self._lock:
-            self._flush()
-            span = self._free.at(start)
-            if span is not None and last <= span[1]:
-                self._own(start, last, tag)
-                return Iova(start)
-            owner = self._overlap(start, last)
-        return self._refuse_at(start, last, owner)
+
+        def act(state: State, orders: Orders) -> tuple[Any, State]:
+            kept = state.kept
+            span = orders.free_at(start)
+            if kept and (span is None or last > span[1]):
+                orders.give_all(kept)
+                kept, span = NOTHING_KEPT, orders.free_at(start)
+            if span is None or last > span[1]:
+                owner = self._overlap(orders, start, last)
+                return (owner, state.usable, state.ranges), state._replace(change={}, kept=kept)
+            orders.own(start, last)
+            return None, self._book.changed(state, {start: (last, tag)}, kept=kept)
+
+        refusal = self._book.alone(act)
+        if refusal is not None:
+            self._refuse_at(start, last, *refusal)
+        return Iova(start)
 
     def release(self, start: int, size: int | None = None) -> None:
         """Give an allocation back."""
         start, size = self._request_release(start, size)
-        with self._lock:
-            last = self._lasts.get(start)
-            if last is not None and size in (None, last - start + 1):
-                if not self._park(start, last):
-                    self._disown(start)
-                return
-            owner = self._at(start)
-        self._refuse_release(start, size, owner)
 
-    def _search(self, number: int, extent: int, align: int, low: int, high: int) -> int | None:
-        if low > high:
-            return None
-        return (self._free.first, self._free.last, self._free.best)[number](
-            extent, align, low, high
-        )
+        def act(state: State, orders: Orders) -> tuple[Held | bool | None, State]:
+            last = self._last_of(start, size)
+            if last is None:
+                return self._held_at(orders, start), state
+            kept = self._let_go(state, orders, state.kept, start, last)
+            return True, self._book.changed(state, {start: None}, kept=kept)
 
-    # The size cache. A parked range is in no list but its own.
+        answer = self._book.alone(act)
+        if not isinstance(answer, bool):
+            self._refuse_release(start, size, answer)
 
-    def _park(self, start: int, last: int) -> bool:
-        """Keep an allocation that is being released, if it is one of the sizes that are kept."""
+    def _choose(
+        self,
+        orders: Orders,
+        kept: Kept,
+        plain: bool,
+        size: int,
+        align: int,
+        policy: int,
+        low: int,
+        high: int,
+    ) -> tuple[int | None, Kept]:
+        """Choose a place and own it in the orders; return it, and what is then kept."""
+        if plain and kept.get(size):
+            *others, place = kept[size]
+            orders.starts.add(place)
+            return place, {**kept, size: tuple(others)}
+        bottom = low if self._zero else max(low, self._unit)
+        chosen = orders.search(policy, size - 1, align, bottom, high)
+        if chosen is None and kept and low <= high:
+            orders.give_all(kept)
+            kept = NOTHING_KEPT
+            chosen = orders.search(policy, size - 1, align, bottom, high)
+        if chosen is not None:
+            orders.own(chosen, chosen + size - 1)
+        return chosen, kept
+
+    def _let_go(self, state: State, orders: Orders, kept: Kept, start: int, last: int) -> Kept:
+        """Take an allocation out of the orders, free or kept; return what is then kept."""
         size = last - start + 1
-        if self._parked is None or self._depth or size > PARKED_SIZES * self.granule or not start:
-            return False
-        kept = self._parked.setdefault(size, [])
-        if len(kept) == PARKED_DEEP:
-            return False
-        kept.append(start)
-        del self._lasts[start]
-        self._starts.remove(start)
-        self._tags.pop(start, None)
-        self._total -= size
-        return True
+        waiting = kept.get(size, ())
+        if (
+            self._caches
+            and not state.opened
+            and start
+            and size <= KEPT_SIZES * self._unit
+            and len(waiting) < KEPT_DEEP
+        ):
+            orders.starts.remove(start)
+            return {**kept, size: (*waiting, start)}
+        orders.disown(start, last)
+        return kept
 
-    def _flush(self) -> bool:
-        """Make all that is parked free; tell whether there was any."""
-        any_kept = False
-        for size, kept in (self._parked or {}).items():
-            while kept:
-                start = kept.pop()
-                self._free_again(start, start + size - 1)
-                any_kept = True
-        return any_kept
+    def _last_of(self, start: int, size: int | None) -> int | None:
+        """Return the last address of the allocation at `start`, if it is of that size."""
+        held = self._book.owned.get(start)
+        if held is None or size not in (None, held[0] - start + 1):
+            return None
+        return held[0]
 
     # Batches.
 
@@ -293,16 +202,41 @@ class Core(Contract):
         within: AddrRange | None = None,
     ) -> Numbers:
         """Allocate a range for each size: all or nothing."""
-        wanted = numbers_of(sizes, "sizes")
+        plain = align is None and within is None and policy == "first"
+        options = self._request(self.granule, align, policy, within)[1:]
+        wanted = numbers_of(sizes, "sizes").tolist()
         result, places = output_of(out, len(wanted), "out")
-        with self._lock, self.transaction():
-            for i, size in enumerate(wanted.tolist()):
-                with self._naming_item(i):
-                    places[i] = self.allocate(size, align, policy, within)
+        unit = self._unit
+        fine = next((i for i, size in enumerate(wanted) if not size or size % unit), len(wanted))
+
+        def act(state: State, orders: Orders) -> tuple[tuple[list[int], Facts | None], State]:
+            kept, change, starts = state.kept, Change(), []
+            for size in wanted[:fine]:
+                place, kept = self._choose(orders, kept, plain, size, *options)
+                if place is None:
+                    break
+                starts.append(place)
+                change[place] = (place + size - 1, None)
+            if len(starts) == len(wanted):
+                return (starts, None), self._book.changed(state, change, kept=kept)
+            facts = None if len(starts) == fine else self._facts(orders, *options)
+            orders.spoilt = True
+            # What was put back for want of space stays free; what was taken is kept again.
+            kept = NOTHING_KEPT if kept is NOTHING_KEPT else state.kept
+            return (starts, facts), state._replace(change={}, kept=kept)
+
+        starts, facts = self._book.alone(act)
+        if len(starts) < len(wanted):
+            with self._naming_item(len(starts)):
+                size = self._size(wanted[len(starts)])
+                assert facts is not None
+                self._no_space(size, options[0], within, facts)
+        places[:] = memoryview(array("Q", starts))
         return result
 
     def release_many(self, starts: Numbers, sizes: Numbers | None = None) -> None:
         """Release the allocation that begins at each address: all or nothing."""
+        self._must_be_set_up()
         places = numbers_of(starts, "starts").tolist()
         lengths = [None] * len(places) if sizes is None else numbers_of(sizes, "sizes").tolist()
         if len(lengths) != len(places):
@@ -311,65 +245,101 @@ class Core(Contract):
                 field="sizes",
                 value=sizes,
             )
-        with self._lock, self.transaction():
+
+        def act(state: State, orders: Orders) -> tuple[tuple[int, Held | None], State]:
+            change, kept = Change(), state.kept
             for i, (start, size) in enumerate(zip(places, lengths, strict=True)):
-                with self._naming_item(i):
-                    self.release(start, size)
+                last = self._last_of(start, size)
+                if last is None or start in change:
+                    orders.spoilt = bool(change)
+                    owner = None if start in change else self._held_at(orders, start)
+                    return (i, owner), state
+                kept = self._let_go(state, orders, kept, start, last)
+                change[start] = None
+            return (len(places), None), self._book.changed(state, change, kept=kept)
+
+        done, owner = self._book.alone(act)
+        if done < len(places):
+            with self._naming_item(done):
+                self._refuse_release(places[done], lengths[done], owner)
 
     def lookup_many(
         self, addresses: Numbers, starts: Numbers | None = None, lasts: Numbers | None = None
     ) -> tuple[Numbers, Numbers]:
         """Find the allocation that holds each address."""
-        wanted = numbers_of(addresses, "addresses")
+        wanted = numbers_of(addresses, "addresses").tolist()
         first, first_view = output_of(starts, len(wanted), "starts")
         last, last_view = output_of(lasts, len(wanted), "lasts")
-        with self._lock:
-            for i, address in enumerate(wanted.tolist()):
-                held = self._at(address)
-                first_view[i], last_view[i] = (1, 0) if held is None else held[:2]
+
+        def act(state: State, orders: Orders) -> tuple[list[Held | None], State]:
+            return [self._held_at(orders, address) for address in wanted], state
+
+        for i, held in enumerate(self._book.alone(act)):
+            first_view[i], last_view[i] = (1, 0) if held is None else held[:2]
         return first, last
 
     # Steps that the public class calls.
 
+    def _counts(self) -> tuple[MappableRanges, int, int]:
+        """Return the usable ranges, the bytes allocated and the number of allocations."""
+        state = self._book.state
+        return state.ranges, state.total, state.number
+
     def _at(self, address: int) -> Held | None:
-        with self._lock:
-            self._flush()
-            place = self._starts.bisect_right(address) - 1
-            if place < 0:
-                return None
-            start = self._starts[place]
-            last = self._lasts[start]
-            return (start, last, self._tags.get(start)) if address <= last else None
+        return self._book.alone(lambda state, orders: (self._held_at(orders, address), state))
 
-    def _overlap(self, start: int, last: int) -> Held | None:
+    def _held_at(self, orders: Orders, address: int) -> Held | None:
+        start = orders.owner(address)
+        if start is None:
+            return None
+        last, tag = self._book.owned[start]
+        return (start, last, tag) if address <= last else None
+
+    def _overlap(self, orders: Orders, start: int, last: int) -> Held | None:
         """Return the lowest allocation that shares an address with the range."""
-        owner = self._at(start)
-        if owner is None:
-            above = next(self._starts.irange(start, last), None)
-            owner = None if above is None else self._at(above)
-        return owner
-
-    def _allocated(self) -> int:
-        return self._total
+        above = next(orders.starts.irange(start, last), last)
+        return self._held_at(orders, start) or self._held_at(orders, above)
 
     def _snapshot(self) -> tuple[Sequence[int], Sequence[int], dict[int, object]]:
-        with self._lock:
-            self._flush()
-            starts = array("Q", self._starts)
-            return starts, array("Q", map(self._lasts.__getitem__, starts)), self._tags.copy()
+        def act(state: State, orders: Orders) -> tuple[list[tuple[int, Owned]], State]:
+            return [(start, self._book.owned[start]) for start in orders.starts], state
+
+        items = self._book.alone(act)
+        return (
+            array("Q", [start for start, _ in items]),
+            array("Q", [last for _, (last, _) in items]),
+            {start: tag for start, (_, tag) in items if tag is not None},
+        )
 
     def _gaps(self, start: int, last: int) -> tuple[Sequence[int], Sequence[int]]:
-        with self._lock:
-            self._flush()
-            spans = list(self._free.within(start, last))
+        """Return what is free in a window, cut to it: what no allocation has, kept or not."""
+
+        def act(state: State, orders: Orders) -> tuple[list[tuple[int, int]], State]:
+            spans = []
+            for home in state.ranges:
+                low, high = max(home.start, start), min(home.last, last)
+                if low > high:
+                    continue
+                held = self._held_at(orders, low)
+                if held is not None:
+                    low = held[1] + 1
+                for first in orders.starts.irange(low, high):
+                    spans.append((low, first - 1))
+                    low = self._book.owned[first][0] + 1
+                spans.append((low, high))
+            return [span for span in spans if span[0] <= span[1]], state
+
+        spans = self._book.alone(act)
         return array("Q", [a for a, _ in spans]), array("Q", [b for _, b in spans])
 
-    def _facts(self, align: int, low: int, bottom: int, high: int) -> tuple[Span | None, int, int]:
-        largest: Span | None = None
+    def _facts(self, orders: Orders, align: int, _policy: int, low: int, high: int) -> Facts:
+        """Return the largest free span, the largest size that fits at `align`, all that is free."""
+        largest: tuple[int, int] | None = None
         aligned = total = 0
         if low > high:
             return None, 0, 0
-        for start, last in self._free.within(low, high):
+        bottom = low if self._zero else max(low, self._unit)
+        for start, last in orders.free_within(low, high):
             if largest is None or last - start > largest[1] - largest[0]:
                 largest = (start, last)
             place = (max(start, bottom) + align - 1) & -align
@@ -377,120 +347,37 @@ class Core(Contract):
             total += last - start + 1
         return largest, aligned, total
 
-    def _swap(self, usable: Any, ranges: MappableRanges) -> list[Held]:
-        """Take new usable ranges, or return the allocations that they do not cover."""
-        with self._lock:
-            self._flush()
-            conflicts = [
-                (start, self._lasts[start], self._tags.get(start))
-                for start in self._starts
-                if AddrRange(start, self._lasts[start]) not in ranges
-            ]
-            if conflicts:
-                return conflicts
-            before = (self._usable, self._ranges)
-            free = self._spans_of(ranges)
-            self._usable, self._ranges, self._free = usable, ranges, free
-            if self._depth:
-                self._journal.append(lambda: self._put_back(*before))
-        return []
+    def _swap(
+        self, before: MappableRanges, usable: Any, ranges: MappableRanges
+    ) -> list[Held] | None:
+        """Take new usable ranges, or return the allocations that they do not cover.
 
-    # Transactions: a list of what undoes each step.
+        None, and nothing is done, where the present ranges are not `before`.
+        """
 
-    def _begin(self) -> int:
-        with self._lock:
-            self._depth += 1
-            return len(self._journal)
+        def act(state: State, orders: Orders) -> tuple[list[Held] | None, State]:
+            if state.ranges is not before:
+                return None, state
+            held = [(start, *self._book.owned[start]) for start in orders.starts]
+            outside = [item for item in held if AddrRange(item[0], item[1]) not in ranges]
+            if outside:
+                return outside, state
+            orders.spoilt = True
+            kept = NOTHING_KEPT
+            return [], self._book.changed(state, {}, usable=usable, ranges=ranges, kept=kept)
 
-    def _undo(self, mark: int) -> None:
-        with self._lock:
-            depth, self._depth = self._depth, 0
-            try:
-                while len(self._journal) > mark:
-                    self._journal.pop()()
-            finally:
-                self._depth = depth
-
-    def _finish(self, mark: int, failed: bool) -> None:
-        with self._lock:
-            if failed:
-                self._undo(mark)
-            self._depth -= 1
-            if not self._depth:
-                self._journal = []
-
-    def _own(self, start: int, last: int, tag: object) -> None:
-        span = self._free.at(start)
-        assert span is not None
-        self._free.remove(span[0])
-        if span[0] < start:
-            self._free.add(span[0], start - 1)
-        if last < span[1]:
-            self._free.add(last + 1, span[1])
-        self._starts.add(start)
-        self._lasts[start] = last
-        if tag is not None:
-            self._tags[start] = tag
-        self._total += last - start + 1
-        if self._depth:
-            self._journal.append(lambda: self._disown(start))
-
-    def _disown(self, start: int) -> None:
-        last = self._lasts.pop(start)
-        self._starts.remove(start)
-        tag = self._tags.pop(start, None)
-        self._total -= last - start + 1
-        self._free_again(start, last)
-        if self._depth:
-            self._journal.append(lambda: self._own(start, last, tag))
-
-    def _free_again(self, start: int, last: int) -> None:
-        home = self._ranges.range_at(start)
-        assert home is not None
-        low, high = start, last
-        below = self._free.at(start - 1) if home.start < start else None
-        if below is not None:
-            low = below[0]
-            self._free.remove(low)
-        if last < home.last and last + 1 in self._free.lasts:
-            high = self._free.remove(last + 1)
-        self._free.add(low, high)
-
-    def _put_back(self, usable: Any, ranges: MappableRanges) -> None:
-        self._usable, self._ranges, self._free = usable, ranges, self._spans_of(ranges)
-
-    def _spans_of(self, ranges: MappableRanges) -> _FreeSpans:
-        """Work out the free spans from the usable ranges and the allocations."""
-        free = _FreeSpans()
-        for home in ranges:
-            low = home.start
-            for start in self._starts.irange(home.start, home.last):
-                if low < start:
-                    free.add(low, start - 1)
-                low = self._lasts[start] + 1
-            if low <= home.last:
-                free.add(low, home.last)
-        return free
+        return self._book.alone(act)
 
     def _check_core(self) -> None:
-        self._flush()
-        free = self._free
-        # INVARIANT: the orders hold the same spans, and those are what the allocations leave.
-        same = (
-            sorted(free.lasts) == list(free.starts)
-            and sorted((last - start, start) for start, last in free.lasts.items())
-            == list(free.by_size)
-            and sorted(start for group in free.by_class.values() for start in group)
-            == list(free.starts)
-            and all(
-                (free.lasts[start] - start).bit_length() == size
-                for size, group in free.by_class.items()
-                for start in group
-            )
-            and self._spans_of(self._ranges).lasts == free.lasts
-        )
-        # INVARIANT: tags belong to allocations; a journal exists only inside a transaction.
-        if not same or not self._tags.keys() <= self._lasts.keys():
-            raise InvariantError("the orders of the free spans differ")
-        if sorted(self._lasts) != list(self._starts) or (self._journal and not self._depth):
-            raise InvariantError("the allocations or the journal are out of order")
+        def act(state: State, orders: Orders) -> tuple[str | None, State]:
+            # INVARIANT: the orders are what the allocations, ranges and size cache make of them.
+            if orders.differs_from(Orders(state.ranges, self._book.owned, state.kept)):
+                return "the orders of the free spans differ", state
+            # INVARIANT: a log exists only inside a transaction, where the size cache is empty.
+            if (state.log and not state.opened) or (state.opened and state.kept):
+                return "the log or the size cache is out of order", state
+            return None, state
+
+        wrong = self._book.alone(act)
+        if wrong is not None:
+            raise InvariantError(wrong)

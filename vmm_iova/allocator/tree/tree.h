@@ -1072,96 +1072,6 @@ IOVA_INLINE int iova_mark_any(iova_tree *t, uint64_t start, uint64_t *len, int f
 IOVA_EACH_WIDTH(int, iova_mark, (iova_tree *t, uint64_t start, uint64_t *len, int fixed), t, start,
 		len, fixed)
 
-/* What can be said of the gaps of a window: of those that its edges may cut, where they lie, and
- * of those between in all, how large the largest is, and how many units they have.
- */
-typedef struct {
-	uint64_t low_first, low_last; /* none where first > last */
-	uint64_t high_first, high_last;
-	uint64_t max; /* the largest gap between; 0 when there is none */
-	uint64_t max_start;
-	uint64_t max_aligned;
-	uint64_t sum;
-} iova_facts;
-
-static uint64_t facts_of(const iova_leaf *l, const iova_tree *t, int k, uint32_t from, uint32_t below)
-{
-	uint64_t all = 0;
-
-	for (uint32_t i = from; i < below; i++) {
-		uint64_t one = k == IOVA_SUM ? leaf_gap(l, i) : leaf_usable(l, i, t->mask[k]);
-
-		all = k == IOVA_SUM ? all + one : one > all ? one : all;
-	}
-	return all;
-}
-
-/* The largest, or the sum, over the gaps strictly between two entries. */
-static uint64_t facts_between(const iova_tree *t, const iova_path *a, uint32_t i,
-			      const iova_path *b, uint32_t j, int k)
-{
-	uint64_t all, one;
-
-	if (a->leaf == b->leaf)
-		return facts_of(a->leaf, t, k, i + 1, j);
-	all = facts_of(a->leaf, t, k, i + 1, a->leaf->count);
-	one = facts_of(b->leaf, t, k, 0, j);
-	all = k == IOVA_SUM ? all + one : one > all ? one : all;
-	for (int level = 1; level <= t->height; level++) {
-		const iova_inner *n = a->node[level];
-		int same = n == b->node[level];
-		uint32_t below = same ? b->at[level] : n->count;
-
-		for (int side = 0; side < 2; side++) {
-			for (uint32_t c = side ? 0 : a->at[level] + 1; c < below; c++) {
-				one = plane_of(n, k)->at[c];
-				all = k == IOVA_SUM ? all + one : one > all ? one : all;
-			}
-			if (same)
-				return all;
-			n = b->node[level];
-			below = b->at[level];
-		}
-	}
-	return all;
-}
-
-/* Gather the facts of [low, high] at the alignment 1 << shift. */
-static int iova_tell(iova_tree *t, int shift, uint64_t low, uint64_t high, iova_facts *f)
-{
-	iova_path a, b;
-	uint32_t i, j;
-
-	if (shift && !t->class_of[shift] && !tree_class(t, shift))
-		return IOVA_NOMEM;
-	if (!t->sums && !tree_sums(t))
-		return IOVA_NOMEM;
-	memset(&a, 0, sizeof a);
-	memset(&b, 0, sizeof b);
-	path_down(t, &a, low);
-	path_down(t, &b, high);
-	i = leaf_seek(a.leaf, low);
-	j = leaf_seek(b.leaf, high);
-	memset(f, 0, sizeof *f);
-	f->low_first = f->high_first = 1;
-	if (leaf_gap(a.leaf, i)) {
-		f->low_first = leaf_stop(a.leaf, i);
-		f->low_last = leaf_next(a.leaf, i) - 1;
-	}
-	if (a.leaf == b.leaf && i == j)
-		return IOVA_OK;
-	if (leaf_gap(b.leaf, j)) {
-		f->high_first = leaf_stop(b.leaf, j);
-		f->high_last = leaf_next(b.leaf, j) - 1;
-	}
-	f->max = facts_between(t, &a, i, &b, j, 0);
-	f->max_aligned = facts_between(t, &a, i, &b, j, t->class_of[shift]);
-	f->sum = facts_between(t, &a, i, &b, j, IOVA_SUM);
-	if (f->max)
-		choose_first(t, &b, &j, f->max, 0, leaf_next(a.leaf, i), high, &f->max_start);
-	return IOVA_OK;
-}
-
 /* Walks entries upward: begins with the last that starts at x or below. */
 typedef struct {
 	iova_path path;
@@ -1203,6 +1113,7 @@ static int iova_next(const iova_tree *t, iova_cursor *c, iova_entry *entry, uint
 	return 1;
 }
 
+#include "ranges.h"
 #include "check.h"
 
 /* Bytes that the tree holds. */
