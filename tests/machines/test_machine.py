@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import vmm_iova as vi
-from vmm_iova.machines.model import RamWindow
+from vmm_iova.machines.parts import RamWindow
 from vmm_iova.ranges import AddrRange
 
 MONITORS = ("QEMU", "cloud-hypervisor", "firecracker", "crosvm", "kvmtool")

@@ -22,7 +22,8 @@ import vmm_iova as vi
 from tests.kit.examples import examples
 from vmm_iova.host.facts import Group, RegionKind, ReservedRegion, Source
 from vmm_iova.host.host import Host
-from vmm_iova.machines.model import Machine, Pci64Window, RamWindow
+from vmm_iova.machines.model import Machine
+from vmm_iova.machines.parts import Pci64Window, RamWindow
 from vmm_iova.planning.bars import Packing
 from vmm_iova.planning.page_tables import cost_of
 from vmm_iova.planning.request import WantedBar

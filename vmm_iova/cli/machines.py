@@ -29,8 +29,9 @@ def run(options: argparse.Namespace) -> int:
     models = [load_machine(name) for name in names]
     if options.output:
         from vmm_iova.cli.plan import picture
+        from vmm_iova.planning.guest import Guest
         from vmm_iova.planning.plan import plan
-        from vmm_iova.planning.request import Guest, bare_usable
+        from vmm_iova.planning.request import bare_usable
 
         if options.name is None:
             raise RequestError("say which machine to draw", field="name", value=None)

@@ -67,8 +67,11 @@ def usual_machine(arch: str | None) -> str:
 
 @lru_cache
 def _bundled(name: str) -> Machine:
-    path = resources.files("vmm_iova.machines") / f"{name}.toml"
-    return parse_machine(path.read_text("utf-8"), f"{name}.toml")
+    return parse_machine(_text(name), f"{name}.toml", _text)
+
+
+def _text(name: str) -> str:
+    return (resources.files("vmm_iova.machines") / f"{name}.toml").read_text("utf-8")
 
 
 def load_machine(name: str | os.PathLike[str]) -> Machine:

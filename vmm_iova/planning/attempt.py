@@ -9,6 +9,7 @@ from vmm_iova.diagnosis.check import HOLES
 from vmm_iova.host.evidence import MSI_ARM_SOFTWARE, MSI_X86
 from vmm_iova.host.facts import Note, RegionKind
 from vmm_iova.host.usable import Cause, CauseKind
+from vmm_iova.planning.firmware_bars import by_firmware
 from vmm_iova.planning.layout import GuestReserved, Item, ItemKind, Layout
 from vmm_iova.planning.misfit import Misfit
 from vmm_iova.planning.ram import place_ram
@@ -36,9 +37,13 @@ def attempt(site: Site, policy: Policy) -> Layout:
         Misfit: there is none; what stopped the first placement.
     """
     first: Misfit | None = None
-    for ram in place_ram(site, policy):
+    placements = place_ram(site, policy)
+    while True:
         try:
-            placed = place_windows(site, ram.last, policy)
+            ram = next(placements)
+            placed = place_windows(site, ram, policy)
+        except StopIteration:
+            break
         except Misfit as misfit:
             first = first or misfit
             continue
@@ -57,7 +62,7 @@ def assemble(site: Site, ram: PlacedRam, placed: Placed, on_hole: OnHole) -> Lay
         on_hole: the policy that was asked for.
     """
     wanted, host = site.wanted, site.host
-    items = [*ram.items, *placed.items, *_reserved(site), *_fixed(site), *_msi(site)]
+    items = [*ram.items, *placed.items, *_reserved(site), *_fixed(site, ram), *_msi(site)]
     items.sort(key=lambda item: (item.place, item.kind.value, item.name))
     return Layout(
         machine=wanted.machine,
@@ -80,6 +85,7 @@ def assemble(site: Site, ram: PlacedRam, placed: Placed, on_hole: OnHole) -> Lay
         viommu=wanted.viommu,
         devices=wanted.devices,
         widths=site.widths,
+        vmm_reserved=site.board(ram.spans).reserved,
     )
 
 
@@ -88,9 +94,9 @@ def _reserved(site: Site) -> Iterator[Item]:
         yield Item(ItemKind(item.kind), item.name, item.range)
 
 
-def _fixed(site: Site) -> Iterator[Item]:
+def _fixed(site: Site, ram: PlacedRam) -> Iterator[Item]:
     windows = {cause.range for cause in _msi_causes(site)}
-    for fixed in site.wanted.machine.fixed:
+    for fixed in by_firmware(site, ram.spans):
         if fixed.kind == "doorbell" and fixed.range in windows:
             continue  # the host's window at the same place is shown instead
         yield Item(ItemKind(fixed.kind), fixed.name, fixed.range)

@@ -26,14 +26,14 @@ _ENDS = ("start", "last")
 LAYOUT_FORMAT = 1
 """Version of the saved form: another one cannot be read."""
 
-LAYOUT_RULES = 1
+LAYOUT_RULES = 2
 """Version of the placement rules: the same input gives the same layout within a version.
 
 A layout that was saved under other rules is read and kept all the same.
 """
 
-OnHole = Literal["split", "move", "refuse"]
-"""Policies for RAM whose own place is not free."""
+OnHole = Literal["auto", "split", "move", "refuse"]
+"""What to do with RAM whose own place is not free; `auto`: what the VMM does by itself."""
 
 Done = Literal["as is", "split", "move"]
 """What was done with RAM whose own place was not free."""
@@ -125,6 +125,7 @@ class Layout:
         changes: what differs from the layout that was to be kept, and why; empty if nothing does.
         kept: True if a saved layout was kept as it was.
         rules: version of the rules that placed it.
+        vmm_reserved: what the VMM itself reports as reserved, whatever the host has.
 
     Synchronization: none required (immutable).
     """
@@ -144,6 +145,7 @@ class Layout:
     changes: tuple[str, ...] = ()
     kept: bool = False
     rules: int = LAYOUT_RULES
+    vmm_reserved: tuple[AddrRange, ...] = ()
 
     @property
     def ram(self) -> tuple[Item, ...]:
@@ -216,6 +218,7 @@ class Layout:
                 changes=tuple(map(str, saved["changes"])),
                 kept=saved["kept"] is True,
                 rules=int(saved.get("rules", 1)),  # those of the first release were not numbered
+                vmm_reserved=tuple(map(_span_of, saved.get("vmm_reserved", ()))),
             )
         except (KeyError, TypeError, ValueError, IovaError) as error:
             if isinstance(error, UnknownNameError):
@@ -265,6 +268,7 @@ class Layout:
             ],
             "kept": self.kept,
             "changes": list(self.changes),
+            "vmm_reserved": [_span(span) for span in self.vmm_reserved],
         }
 
 

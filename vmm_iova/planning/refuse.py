@@ -16,17 +16,23 @@ from vmm_iova.host.facts import RegionKind
 from vmm_iova.host.registers import width_line
 from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.planning.bars import fit
+from vmm_iova.planning.firmware_bars import ovmf_megabytes
 from vmm_iova.planning.misfit import (
+    AreaMisfit,
     BarMisfit,
+    BarUnreached,
     Misfit,
     RamBlocked,
+    RamHidden,
     RamLeft,
     RamTooMuch,
     RamTooWide,
     RoomMisfit,
+    StartRefused,
     TopUnknown,
     WindowMisfit,
 )
+from vmm_iova.planning.request import AddressLimit
 from vmm_iova.planning.site import HolePolicy, Policy, beyond, site_of
 from vmm_iova.planning.trials import Trials
 from vmm_iova.planning.windows import NO_TOP
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
     from vmm_iova.planning.site import Site
     from vmm_iova.planning.trials import Attempt
 
+_LEAST_BITS = 36  # fewer address bits make no guest that starts
 _LEAST_BAR = MIB  # smallest size that a resizable BAR can have (PCIe specification, 7.8.6)
 
 
@@ -91,7 +98,7 @@ def explain(misfit: Misfit, site: Site, policy: Policy, attempt: Attempt) -> Pla
         fixes = list(_fixes_of_room(misfit, trials))
     else:
         fixes = list(_other_fixes(misfit, trials))
-    if not isinstance(misfit, RamTooMuch | TopUnknown | WindowMisfit):
+    if not isinstance(misfit, RamTooMuch | TopUnknown | WindowMisfit | StartRefused):
         fixes, widths = _with_widths(fixes, reasons, trials)
         detail = "; ".join(filter(None, (detail, widths))) or None
     if isinstance(misfit, RamLeft) and not fixes:
@@ -146,6 +153,8 @@ def describe(misfit: Misfit, site: Site) -> tuple[str, list[Reason]]:
             f"{cause.text}"
         )
         return message, [Reason(item, misfit.span, cause, 0)]
+    if isinstance(misfit, StartRefused | RamHidden | AreaMisfit | BarUnreached):
+        return _vmm_in_words(misfit, site)
     edge = site.usable.edge_above(ADDRESS_LAST)
     if isinstance(misfit, TopUnknown):
         message = f"{item} has no place: the 64-bit PCI window {NO_TOP}"
@@ -205,6 +214,36 @@ def _bar_in_words(misfit: BarMisfit, site: Site) -> tuple[str, list[Reason]]:
     return f"{name} has no place in the {kind}: {cause.text}", [reason]
 
 
+def _vmm_in_words(misfit: Misfit, site: Site) -> tuple[str, list[Reason]]:
+    """What the VMM or its firmware would do, and why that cannot be."""
+    title, item, span = site.wanted.machine.title, misfit.item, misfit.span
+    if isinstance(misfit, StartRefused):
+        bits = span.last.bit_length()
+        message = (
+            f"{title} does not start: with its 64-bit PCI window the guest reaches {span.last:#x}, "
+            f"which takes {bits} address bits; {misfit.causes[0].text}"
+        )
+        return message, [Reason(item, span, misfit.causes[0], 0)]
+    if isinstance(misfit, RamHidden):
+        message = (
+            f"the guest of {title} loses RAM {span}: the 64-bit PCI window lies over it, and the "
+            "VMM does not say so"
+        )
+        cause = Cause(CauseKind.GUEST, span, "the 64-bit PCI window")
+        return message, [Reason(item, span, cause, misfit.fits)]
+    if isinstance(misfit, AreaMisfit):
+        reasons = [Reason(item, span, cause, 0) for cause in misfit.causes]
+        return f"{reasons[0]} ({title} has it right above RAM)", reasons
+    assert isinstance(misfit, BarUnreached)
+    where = f"{misfit.firmware} puts BAR {misfit.bar.name} ({show_size(misfit.bar.size)}) at {span}"
+    if misfit.inside is not None:
+        cause = Cause(CauseKind.GUEST, span, misfit.inside)
+        return f"{where}, {misfit.inside}", [Reason(item, span, cause, 0)]
+    reasons = [Reason(item, span, cause, 0) for cause in misfit.causes]
+    causes = "; ".join(dict.fromkeys(str(cause) for cause in misfit.causes[:3]))
+    return f"{where}, where peers do not reach it: {causes}", reasons
+
+
 # -- what helps ------------------------------------------------------------------------------------
 
 
@@ -235,7 +274,10 @@ def _fixes_of_blocked(misfit: RamBlocked, reasons: list[Reason], trials: Trials)
             "a device whose group does not have this hole, or a VMM whose memory can lie elsewhere"
         )
     if not policies and trials.policy.on_hole is not HolePolicy.SPLIT:
-        return [*_less(trials), *fixes]
+        fixes = [*_less(trials), *fixes]
+    if trials.policy.on_hole is HolePolicy.AUTO and not most:
+        less = trials.most_ram(trials.site.wanted.ram >> 20)
+        fixes = [*([f"{_ram(less << 20)} fits"] if less else []), *fixes]
     return fixes
 
 
@@ -244,7 +286,8 @@ def _less(trials: Trials) -> Iterator[str]:
     site = trials.site
     pieces, over = site.around_holes()
     fits = (site.wanted.ram - over) >> 20 << 20
-    if not pieces or not fits or not site.wanted.machine.identity:
+    machine = site.wanted.machine
+    if not pieces or not fits or not machine.identity or "split" not in machine.can:
         return
     if trials.ram_works(fits, HolePolicy.SPLIT):
         yield f"with --on-hole split, --ram {fits >> 20}MiB fits"
@@ -316,7 +359,7 @@ def _next(fits: int, trials: Trials) -> list[str]:
         return ["another machine, or a device behind another IOMMU"]
     less = site_of(trials.with_ram(fits << 20), trials.site.host, trials.site)
     try:
-        trials.attempt(less, Policy(trials.policy.on_hole))
+        trials.attempt(less, Policy(trials.policy.on_hole, own=True))
     except Misfit as misfit:
         message, _ = describe(misfit, less)
         return [f"less RAM is not enough: with --ram {fits}MiB, {message}"]
@@ -372,6 +415,49 @@ def _other_fixes(misfit: Misfit, trials: Trials) -> Iterator[str]:
         yield f"--phys-bits N{f' ({option})' if option else ''}"
     elif isinstance(misfit, WindowMisfit):
         yield "a smaller --pci64, or --pci64 0 for none"
+    elif isinstance(misfit, StartRefused):
+        wanted = trials.site.wanted
+        yield from _wider(trials)
+        if wanted.pci64 is not None and trials.works(replace(wanted, pci64=None)):
+            option = machine.option("pci64_none")
+            yield f"--pci64 0{f' ({option})' if option else ''} starts"
+        if wanted.hotplug and trials.works(replace(wanted, hotplug=0)):
+            yield "less --maxmem, or fewer --slots"
+        yield from _fitting_ram(trials)
+    elif isinstance(misfit, RamHidden | AreaMisfit):
+        if isinstance(misfit, AreaMisfit) and trials.works(replace(trials.site.wanted, hotplug=0)):
+            yield "without --maxmem it fits"
+        yield from _fitting_ram(trials)
+    elif isinstance(misfit, BarUnreached):
+        yield from _fixes_of_place(misfit, trials)
+
+
+def _fitting_ram(trials: Trials) -> Iterator[str]:
+    most = trials.most_ram(trials.site.wanted.ram >> 20)
+    if most:
+        yield f"{_ram(most << 20)} fits"
+
+
+def _fixes_of_place(misfit: BarUnreached, trials: Trials) -> Iterator[str]:
+    """Levers on where firmware puts BARs: its own switch, address bits, another release."""
+    wanted, machine, bar = trials.site.wanted, trials.site.wanted.machine, misfit.bar
+    if misfit.firmware.kind == "ovmf" and wanted.ovmf_window is None:
+        mib = ovmf_megabytes([item for item in wanted.bars if item.bits == 64])
+        option = machine.option("ovmf_window", mib=mib)
+        if option and trials.works(replace(wanted, ovmf_window=mib << 20)):
+            yield f"--ovmf-window {mib}MiB ({option})"
+    reach = trials.site.host.ranges.hull
+    bits = (reach.last + 1).bit_length() - 1 if reach else 0
+    if wanted.limits and _LEAST_BITS <= bits < wanted.limits[0].bits:
+        fewer = replace(wanted, limits=(AddressLimit(bits, ""),))
+        if trials.works(fewer):
+            option = machine.option("phys_bits", bits=bits)
+            yield f"--phys-bits {bits}" + (f" ({option})" if option else "")
+    for firmware in wanted.firmware:
+        if len(wanted.firmware) > 1 and trials.works(replace(wanted, firmware=(firmware,))):
+            yield f"--firmware {firmware.option}, if the VMM has that release"
+    if bar.required and trials.works(trials.with_bar(bar, replace(bar, required=False))):
+        yield "mark it optional: only peer-to-peer between devices is lost"
 
 
 def _with_widths(
