@@ -62,14 +62,17 @@ from vmm_iova.machines.parts import FirmwareKind as FirmwareKind
 from vmm_iova.machines.parts import FixedItem as FixedItem
 from vmm_iova.machines.parts import FixedKind as FixedKind
 from vmm_iova.machines.parts import Hotplug as Hotplug
+from vmm_iova.machines.parts import OpenDoorbell as OpenDoorbell
 from vmm_iova.machines.parts import Pci64Window as Pci64Window
 from vmm_iova.machines.parts import RamWindow as RamWindow
 from vmm_iova.planning.budget import Budget as Budget
 from vmm_iova.planning.budget import LargePages as LargePages
 from vmm_iova.planning.budget import budget as budget
 from vmm_iova.planning.budget import compare_costs as compare_costs
+from vmm_iova.planning.describe import Reason as Reason
 from vmm_iova.planning.guest import Bar as Bar
 from vmm_iova.planning.guest import BarBits as BarBits
+from vmm_iova.planning.guest import Doorbell as Doorbell
 from vmm_iova.planning.guest import Guest as Guest
 from vmm_iova.planning.guest import Node as Node
 from vmm_iova.planning.guest import Room as Room
@@ -86,7 +89,6 @@ from vmm_iova.planning.memory_maps import exclude as exclude
 from vmm_iova.planning.page_tables import PageTables as PageTables
 from vmm_iova.planning.plan import Prefer as Prefer
 from vmm_iova.planning.plan import plan as plan
-from vmm_iova.planning.refuse import Reason as Reason
 from vmm_iova.ranges import AddrRange as AddrRange
 from vmm_iova.ranges import Gpa as Gpa
 from vmm_iova.ranges import Hva as Hva

@@ -10,9 +10,10 @@ import pytest
 import vmm_iova as vi
 from vmm_iova.host.text import parse_text
 from vmm_iova.planning.attempt import attempt
+from vmm_iova.planning.describe import describe
 from vmm_iova.planning.layout import Layout
 from vmm_iova.planning.misfit import Misfit
-from vmm_iova.planning.refuse import describe, explain
+from vmm_iova.planning.refuse import explain
 from vmm_iova.planning.request import resolve
 from vmm_iova.planning.site import HolePolicy, Policy, Site, site_of
 from vmm_iova.planning.trials import Trials

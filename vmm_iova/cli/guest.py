@@ -10,7 +10,7 @@ from vmm_iova.errors import HostDataError, RequestError
 from vmm_iova.host.load import read_text
 from vmm_iova.machines.parts import CpuVendor, FixedItem
 from vmm_iova.plain import one_line, parse_json
-from vmm_iova.planning.guest import Bar, Guest, Node, Room
+from vmm_iova.planning.guest import Bar, Doorbell, Guest, Node, Room
 from vmm_iova.planning.layout import OnHole, check_layout
 from vmm_iova.units import parse_range
 
@@ -65,6 +65,9 @@ def add_guest_options(parser: argparse.ArgumentParser, *, ram: str) -> None:
     )
     add("--ovmf-window", metavar="SIZE", help="size of OVMF's 64-bit window, where it is told one")
     add("--phys-bits", type=int, metavar="BITS", help="guest physical address bits")
+    add(
+        "--doorbell", action="append", default=[], metavar="NAME=SIZE", help="MSI doorbell to place"
+    )
     add("--viommu", action="store_true", help="the guest has an IOMMU of its own")
 
 
@@ -103,6 +106,7 @@ def guest_of(options: argparse.Namespace) -> Guest:
         cpu=options.cpu,
         firmware=options.firmware,
         ovmf_window=options.ovmf_window,
+        doorbells=[Doorbell(*_named(item, "doorbell")) for item in options.doorbell],
     )
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         FirmwareKind,
         FixedItem,
         Hotplug,
+        OpenDoorbell,
         Pci64Window,
         RamWindow,
     )
@@ -55,6 +56,7 @@ class Machine:
         above: what stands between RAM and the 64-bit PCI window, in order.
         can: what its VMM can do with RAM whose own place is not free.
         hotplug: where memory goes that is plugged in later; None when it has none.
+        open_doorbells: doorbells whose place is open.
         firmware: the firmware that gives out its BARs when none is named; None when the place of
             BARs does not depend on it.
 
@@ -81,6 +83,7 @@ class Machine:
     can: tuple[Ability, ...] = ABILITIES
     hotplug: Hotplug | None = None
     firmware: FirmwareKind | None = None
+    open_doorbells: tuple[OpenDoorbell, ...] = ()
 
     def __post_init__(self) -> None:
         check_machine(self)
@@ -196,6 +199,14 @@ def _faults(machine: Machine) -> Iterator[_Fault]:
     yield from _ram_max(machine)
     if machine.pci64 is not None:
         yield from _pci64(machine, machine.pci64)
+    for index, bell in enumerate(machine.open_doorbells):
+        for key in ("size", "align"):
+            yield from _power_of_two(f"doorbell[{index}].{key}", getattr(bell, key))
+        if bell.range.size < bell.size:
+            yield (
+                f"doorbell[{index}].last",
+                f"doorbell[{index}] {bell.name!r}: {bell.size:#x} bytes do not fit {bell.range}",
+            )
     if machine.hotplug is not None:
         yield from _power_of_two("hotplug.align", machine.hotplug.align)
         for key in ("slot", "floor"):

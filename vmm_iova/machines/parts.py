@@ -133,6 +133,23 @@ class Pci64Window:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenDoorbell:
+    """A doorbell whose place the machine leaves open: where a guest's devices write interrupts.
+
+    Attributes:
+        name: what it is, such as `its`.
+        size: bytes, a power of two.
+        align: bytes, a power of two.
+        range: where it may be.
+    """
+
+    name: str
+    size: int
+    align: int
+    range: AddrRange
+
+
+@dataclass(frozen=True, slots=True)
 class Hotplug:
     """Where the VMM has memory that is plugged in later: above RAM, before the 64-bit window.
 

@@ -24,6 +24,7 @@ from vmm_iova.machines.parts import (
     AboveItem,
     FixedItem,
     Hotplug,
+    OpenDoorbell,
     Pci64Window,
     RamWindow,
 )
@@ -58,6 +59,7 @@ _ROOT = (
     "firmware",
     "base",
     "without",
+    "doorbell",
 )
 _RAM = (
     "name",
@@ -89,6 +91,7 @@ ARCHES = ("aarch64", "i686", "loongarch64", "ppc64", "ppc64le", "riscv64", "s390
 """Architectures on which Linux has VFIO, as `uname -m` prints them (drivers/vfio/Kconfig)."""
 OPTIONS = {
     "phys_bits": ("bits",),
+    "least_bits": ("bits",),
     "pci64": ("size", "mib"),
     "pci64_start": ("start",),
     "pci64_none": (),
@@ -160,6 +163,7 @@ def parse_machine(text: str, name: str, base: Callable[[str], str] | None = None
             can=_can(table),
             hotplug=_hotplug(table.table("hotplug")) if "hotplug" in data else None,
             firmware=_one_of(table, "firmware", FIRMWARE_KINDS),
+            open_doorbells=tuple(_doorbell(item) for item in table.tables("doorbell")),
         )
     except RequestError as error:  # a rule of machine_rules: the field is the path of a key
         path, _, key = error.field.rpartition(".")
@@ -256,6 +260,16 @@ def _above(table: _Table) -> AboveItem:
     size = table.power_of_two("size")
     align = table.power_of_two("align") if "align" in table.data else size
     return AboveItem(table.text("name"), _kind(table, FIXED_KINDS), size, align)
+
+
+def _doorbell(table: _Table) -> OpenDoorbell:
+    table.only(("name", "size", "align", "start", "last"))
+    size = table.power_of_two("size")
+    align = table.power_of_two("align") if "align" in table.data else size
+    start, last = table.address("start", 0), table.address("last", ADDRESS_LAST)
+    if start is None or last is None or last < start:
+        raise table.wrong("last", "is below start")
+    return OpenDoorbell(table.text("name"), size, align, AddrRange(start, last))
 
 
 def _pci64(table: _Table) -> Pci64Window:

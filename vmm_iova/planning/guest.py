@@ -67,6 +67,21 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True)
+class Doorbell:
+    """Where a guest's interrupt controller takes MSI writes, for a VMM that chooses the place.
+
+    Attributes:
+        name: what it is, such as `its`; one of the machine's open doorbells keeps its limits.
+        size: text or bytes, a power of two of at least a page.
+        align: text or bytes, a power of two; default the size.
+    """
+
+    name: str
+    size: str | int
+    align: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Guest:
     """What a VMM wants.
 
@@ -92,6 +107,7 @@ class Guest:
             host's.
         firmware: what gives out the BARs of a PC, such as `ovmf` or `seabios-1.16.3`; None for the
             machine's usual one, of any version.
+        doorbells: MSI doorbells to place, beside those that the machine leaves open.
         ovmf_window: size of OVMF's window for 64-bit BARs, where it is told one
             (opt/ovmf/X-PciMmio64Mb): it then begins right above RAM.
         viommu: True if the guest has an IOMMU of its own: each device then has its own container.
@@ -116,3 +132,4 @@ class Guest:
     cpu: CpuVendor | None = None
     firmware: str | None = None
     ovmf_window: str | int | None = None
+    doorbells: Sequence[Doorbell] = ()

@@ -126,6 +126,7 @@ class Layout:
         kept: True if a saved layout was kept as it was.
         rules: version of the rules that placed it.
         vmm_reserved: what the VMM itself reports as reserved, whatever the host has.
+        settings: what the VMM has to be told for this layout, beside the sizes that were asked for.
 
     Synchronization: none required (immutable).
     """
@@ -146,6 +147,12 @@ class Layout:
     kept: bool = False
     rules: int = LAYOUT_RULES
     vmm_reserved: tuple[AddrRange, ...] = ()
+    settings: tuple[str, ...] = ()
+
+    @property
+    def starts(self) -> bool:
+        """True if the VMM of the machine has this layout by itself, or by its options."""
+        return self.policy != "split" or "split" in self.machine.can
 
     @property
     def ram(self) -> tuple[Item, ...]:
@@ -219,6 +226,7 @@ class Layout:
                 kept=saved["kept"] is True,
                 rules=int(saved.get("rules", 1)),  # those of the first release were not numbered
                 vmm_reserved=tuple(map(_span_of, saved.get("vmm_reserved", ()))),
+                settings=tuple(map(str, saved.get("settings", ()))),
             )
         except (KeyError, TypeError, ValueError, IovaError) as error:
             if isinstance(error, UnknownNameError):
@@ -269,6 +277,7 @@ class Layout:
             "kept": self.kept,
             "changes": list(self.changes),
             "vmm_reserved": [_span(span) for span in self.vmm_reserved],
+            "settings": list(self.settings),
         }
 
 

@@ -129,6 +129,13 @@ def _tree(layout: Layout) -> Iterator[str]:
             node = number[item.node] if stated is None else stated
             yield f"\tnuma-node-id = <{node}>;"
         yield "};"
+    fixed = {item.range for item in layout.machine.fixed}
+    for item in layout.items:
+        if item.kind is ItemKind.DOORBELL and item.place not in fixed:
+            yield f"msi-controller@{item.place.start:x} {{\t/* {item.name} */"
+            yield "\tmsi-controller;"
+            yield f"\t{_reg(item.place)}"
+            yield "};"
     reserved = list(_reserved_nodes(layout))
     if not reserved:
         return

@@ -121,6 +121,10 @@ class BarUnreached(Misfit):
         self.inside = inside
 
 
+class DoorbellMisfit(Misfit):
+    """A doorbell has no place; `fits` is the largest gap there is for it."""
+
+
 class WindowMisfit(Misfit):
     """The 64-bit PCI window has no room above RAM."""
 

@@ -16,7 +16,7 @@ from vmm_iova.host.host import Host
 from vmm_iova.machines.catalogue import load_machine, usual_machine
 from vmm_iova.machines.firmware import candidates
 from vmm_iova.machines.model import Machine, check_disjoint
-from vmm_iova.machines.parts import CPU_VENDORS, FixedItem, Pci64Window
+from vmm_iova.machines.parts import CPU_VENDORS, FixedItem, OpenDoorbell, Pci64Window
 from vmm_iova.planning.guest import Node
 from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, GIB, MIB, TIB, AddrRange, check_granule
 from vmm_iova.units import format_size, parse_size
@@ -83,6 +83,7 @@ class Wanted:
         cpu: vendor of the guest's CPU.
         firmware: what may give out its BARs: one release, or all that may be meant.
         ovmf_window: bytes that OVMF is told for its window, or None.
+        doorbells: those to place, in order.
     """
 
     machine: Machine
@@ -101,6 +102,7 @@ class Wanted:
     cpu: CpuVendor = "other"
     firmware: tuple[Firmware, ...] = ()
     ovmf_window: int | None = None
+    doorbells: tuple[OpenDoorbell, ...] = ()
 
     @property
     def address_last(self) -> int:
@@ -179,7 +181,40 @@ def resolve(guest: Guest, usable: Usable) -> Wanted:
         guest.cpu or _cpu_of(usable),
         firmware,
         _ovmf_window(guest, firmware),
+        tuple(_doorbells(guest, machine)),
     )
+
+
+def _doorbells(guest: Guest, machine: Machine) -> Iterable[OpenDoorbell]:
+    """Those that the machine leaves open, as the guest wants them, and the guest's own."""
+    asked = {bell.name: bell for bell in guest.doorbells}
+    if len(asked) < len(guest.doorbells) or asked.keys() & {item.name for item in machine.fixed}:
+        raise RequestError(
+            "two doorbells have one name, or one has its fixed place on the machine",
+            field="doorbells",
+            value=tuple(asked),
+        )
+    if asked and not machine.identity:
+        raise RequestError(
+            f"machine {machine.name}: interrupts go to no address, so no doorbell has a place",
+            field="doorbells",
+            value=tuple(asked),
+        )
+    everywhere = AddrRange(0, ADDRESS_LAST)
+    limits = {bell.name: bell.range for bell in machine.open_doorbells}
+    yield from (own for own in machine.open_doorbells if own.name not in asked)
+    for name, bell in asked.items():
+        size = check_granule(parse_size(bell.size, f"size of doorbell {name}"), "size")
+        align = size
+        if bell.align is not None:
+            align = check_granule(parse_size(bell.align, f"align of doorbell {name}"), "align")
+        if min(size, align) < BASE_PAGE:
+            raise RequestError(
+                f"doorbell {name}: size {size:#x} and alignment {align:#x} are not whole pages",
+                field="doorbells",
+                value=size,
+            )
+        yield OpenDoorbell(name, size, align, limits.get(name, everywhere))
 
 
 def _ovmf_window(guest: Guest, firmware: Sequence[Firmware]) -> int | None:

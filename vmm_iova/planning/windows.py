@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from vmm_iova.planning.site import Policy, Site
 
 _SPLITTING = (HolePolicy.SPLIT, HolePolicy.AUTO)
+PLUGGED = "memory plugged in later"
+"""Name of the area for hotplugged memory."""
+
 NO_TOP = "reaches up to the top of the guest's addresses, which nothing states (--phys-bits N)"
 
 
@@ -96,8 +99,8 @@ def _hotplug_area(site: Site, ram: PlacedRam, policy: Policy) -> Iterator[Item |
         if other is not None and other.start > area.start:
             cause, area = site.pushed(other.start, area.start), other
     if not RangeSet([area]) <= free:
-        raise AreaMisfit("memory plugged in later", area, site.usable.causes_of(area))
-    yield Item(ItemKind.ROOM, "memory plugged in later", area, area, cause, required=True)
+        raise AreaMisfit(PLUGGED, area, site.usable.causes_of(area))
+    yield Item(ItemKind.ROOM, PLUGGED, area, area, cause, required=True)
     if ram.done == "move":
         yield from _unmoved(site)
 
