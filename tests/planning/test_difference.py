@@ -57,9 +57,9 @@ def test_guest_that_is_given_is_planned_on_both() -> None:
 
 def test_guest_that_no_longer_fits_is_said_with_the_reason() -> None:
     (sentence,) = changes("amd-epyc-1tb", "intel-dmar-i7-2600", guest=vi.Guest("q35", "1T"))
-    assert sentence.startswith("the guest no longer fits: q35 RAM of 1 TiB does not fit")
+    assert sentence.startswith("the guest no longer fits: 1 TiB of RAM does not fit")
     (sentence,) = changes("intel-dmar-i7-2600", "amd-epyc-1tb", guest=vi.Guest("q35", "1T"))
-    assert sentence.startswith("the guest fits now; before, q35 RAM of 1 TiB does not fit")
+    assert sentence.startswith("the guest fits now; before, 1 TiB of RAM does not fit")
     (sentence,) = changes("intel-dmar-i7-2600", "intel-dmar-i7-2600", guest=vi.Guest("q35", "1T"))
     assert sentence.startswith("the guest fits on neither")
 

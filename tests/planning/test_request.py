@@ -275,7 +275,9 @@ class TestRoomAndReserve:
         assert ram == "--ram 314GiB leaves room"
         size = room.removeprefix("--room hotplug=").removesuffix(" fits")
         assert vi.plan(vi.Guest("own-x86", "400G", rooms=[vi.Room("hotplug", size)]), laptop).items
-        assert vi.plan(vi.Guest("own-x86", "314G", rooms=[vi.Room("hotplug", "164G")]), laptop).items
+        assert vi.plan(
+            vi.Guest("own-x86", "314G", rooms=[vi.Room("hotplug", "164G")]), laptop
+        ).items
 
     def test_area_kept_where_ram_must_be_is_to_go_elsewhere(self, amd: vi.Usable) -> None:
         kept = [vi.FixedItem("fb", "reserved", AddrRange(0, 0xFF_FFFF))]

@@ -12,6 +12,7 @@ from vmm_iova.host.text import parse_text
 from vmm_iova.machines.firmware import BarNeed, Board, Firmware, candidates, place
 from vmm_iova.planning.layout import ItemKind
 from vmm_iova.ranges import GIB, MIB, TIB, AddrRange
+from vmm_iova.report.verdicts import layout_answer
 
 OPEN = vi.Host("open").usable(aperture=64, granule=4096)
 GPU = [vi.Bar("gpu", "16G")]
@@ -102,7 +103,7 @@ class TestHotplug:
             vi.plan(guest, host)
 
     def test_area_of_s390_is_at_the_next_gib(self) -> None:
-        usable = parse_text("0x1000 - 0xfffffffffff\n", "list")[0].usable()
+        usable = parse_text("0x1000 - 0xfffffffffff\n", "list", "iova_ranges")[0].usable()
         layout = vi.plan(vi.Guest("s390x", "4G", maxmem="8G", slots=2), usable)
         assert _place(layout, "memory plugged in later") == AddrRange(1 << 32, 0x1_FFFF_FFFF)
 
@@ -186,7 +187,7 @@ class TestFirmware:
         assert _place(seabios, "fb") == AddrRange.from_size(0xC000_0000, 512 * MIB)
 
     def test_required_32_bit_bar_over_an_rmrr_is_refused_where_ovmf_puts_it(self) -> None:
-        host = vi.load_host("intel-dmar-thinkpad-t450s").usable()
+        host = vi.load_host("intel-dmar-thinkpad-t450s").usable(strict=True)
         bars = [vi.Bar("fb", "512M", bits=32, required=True)]
         with pytest.raises(
             vi.PlanError, match=r"OVMF 2026.08 puts BAR fb|OVMF 2025.02 puts BAR fb"
@@ -229,3 +230,29 @@ def test_bars_of_a_vmm_of_ones_own_are_where_it_says() -> None:
     place_ = _place(layout, "gpu")
     assert place_ is not None
     assert place_ in window.place
+
+
+class TestAnswer:
+    """The first lines of a plan: whether the VMM starts such a guest, and what to set."""
+
+    def test_guest_that_the_vmm_moves_says_where_and_what_to_set(self) -> None:
+        layout = vi.plan(_q35("1.5TiB"), vi.load_host("amd-epyc-1tb").usable())
+        answer = layout_answer(layout, vi.budget(layout))
+        assert answer.word == "FITS"
+        assert "moved to 0x10000000000 by its VMM" in answer.verdict
+        assert answer.actions[0] == "QEMU: -cpu host, or -cpu MODEL,phys-bits=42"
+
+    def test_guest_that_takes_another_vmm_says_so_first(self) -> None:
+        usable = vi.load_host("amd-epyc-1tb").usable()
+        layout = vi.plan(_q35("1.5TiB", cpu="intel"), usable)
+        answer = layout_answer(layout, vi.budget(layout))
+        assert answer.word == "NOT AS IT IS"
+        assert "--machine own-x86" in answer.actions[0]
+
+    @pytest.mark.parametrize("machine", ["q35", "i440fx", "virt"])
+    @pytest.mark.parametrize("host", ["amd-epyc-1tb", "arm-hisilicon-d05-group3"])
+    def test_every_answer_is_one_of_three(self, machine: str, host: str) -> None:
+        usable = vi.load_host(host).usable(aperture=48)
+        layout = vi.plan(vi.Guest(machine, "16G"), usable)
+        word = layout_answer(layout, vi.budget(layout)).word
+        assert word == ("FITS" if layout.starts else "NOT AS IT IS")

@@ -246,11 +246,9 @@ class TestMachines:
 class TestLayout:
     def test_head_names_guest_host_policy_and_bits(self) -> None:
         layout = a_layout("4G")
-        start, options, guest, host, policy, blank, *_ = text.show_layout(
+        guest, host, policy, blank, *_ = text.show_layout(
             layout, a_cost(), bytes_=False
         ).splitlines()
-        assert start == "start   yes, all RAM is in the machine's own place"
-        assert options == "set     nothing"
         assert guest == f"guest   {layout.machine.title}, 4 GiB RAM"
         assert host == "host    box, groups 1"
         assert policy == (
@@ -372,21 +370,8 @@ class TestLayout:
         layout = vi.plan(vi.Guest("q35", "4G"), usable)
         shown = text.show_layout(layout, a_cost(), bytes_=False)
         (entry,) = usable.unassignable
-        assert shown.startswith(f"warning: {entry.text}\nstart   yes, ")
+        assert shown.startswith(f"warning: {entry.text}\nguest ")
         assert shown.count(entry.text) == 1
-
-    def test_layout_that_takes_another_vmm_says_so_first(self) -> None:
-        usable = vi.load_host("amd-epyc-1tb").usable()
-        layout = vi.plan(vi.Guest("q35", "1.5TiB", cpu="intel"), usable)
-        start, options, *_ = text.show_layout(layout, a_cost(), bytes_=False).splitlines()
-        assert start.startswith("start   not QEMU q35")
-        assert "--machine own-x86" in options
-
-    def test_layout_that_the_vmm_moves_says_what_to_set(self) -> None:
-        layout = vi.plan(vi.Guest("q35", "1.5TiB"), vi.load_host("amd-epyc-1tb").usable())
-        start, options, *_ = text.show_layout(layout, a_cost(), bytes_=False).splitlines()
-        assert start == "start   yes, with RAM above 4 GiB moved to 0x10000000000"
-        assert options == "set     QEMU: -cpu host, or -cpu MODEL,phys-bits=42"
 
     def test_layout_held_as_saved_says_so(self) -> None:
         layout = a_layout()

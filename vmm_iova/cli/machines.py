@@ -19,9 +19,7 @@ def add(commands: Any) -> None:
     """Add the command to the parser."""
     parser = command(commands, "machines", run)
     parser.add_argument("name", nargs="?", help="model or a .toml file (default: list all)")
-    parser.add_argument(
-        "--ram", help="RAM of the guest that is drawn (default 8G)"
-    )
+    parser.add_argument("--ram", help="RAM of the guest that is drawn (default 8G)")
     parser.add_argument("-o", "--output", metavar="FILE", help="write a picture (.svg)")
     add_print_options(parser)
 

@@ -12,7 +12,7 @@ from vmm_iova.host.usable import CauseKind, Usable
 from vmm_iova.plain import whole_number
 from vmm_iova.planning.layout import Item, ItemKind, Layout
 from vmm_iova.planning.memory_maps import viommu_lines
-from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
@@ -252,7 +252,6 @@ def show_layout(
     """Show where everything went, what cut it, what the guest must be told and what it costs."""
     machine = layout.machine
     lines = [f"warning: {entry.text}" for entry in layout.usable.unassignable]
-    lines += _start(layout)
     lines += [
         f"guest   {machine.title}, {show_size(layout.ram_bytes)} RAM",
         f"host    {layout.usable.host}" + _of_groups(layout.usable),
@@ -295,22 +294,6 @@ def _compared(compared: Sequence[tuple[str, str, Budget | None]]) -> Iterator[st
 def _of_groups(usable: Usable) -> str:
     named = [group for group in usable.groups if whole_number(group) is not None]
     return f", groups {', '.join(named)}" if named else ""
-
-
-def _start(layout: Layout) -> list[str]:
-    """Whether the VMM starts such a guest, and what it has to be told for it."""
-    if not layout.starts:
-        return [
-            f"start   not {layout.machine.title}: this takes a VMM that cuts RAM around holes",
-            "set     --machine own-x86 or own-arm plans for such a VMM",
-        ]
-    base = next((item.place.start for item in layout.ram if item.place.start >= 4 * GIB), 0)
-    how = {
-        "as is": "yes, all RAM is in the machine's own place",
-        "move": f"yes, with RAM above 4 GiB moved to {base:#x}",
-        "split": "yes, with RAM cut around the holes of the host",
-    }
-    return [f"start   {how[layout.policy]}", f"set     {'; '.join(layout.settings) or 'nothing'}"]
 
 
 def _done(layout: Layout) -> str:
