@@ -5,6 +5,7 @@
 #   make lint     style and types
 #   make package  build what is handed out, and try it in empty environments
 #   make lab      boot real kernels with real IOMMU drivers and run the tests inside (lab/README.md)
+#   make vmm      start real QEMUs and their firmware, and compare plans with them (lab/README.md)
 #   make bench    timings
 #   make long     the allocator under sanitizers, without AVX2, and a million steps (minutes)
 #   make fuzz     each target of fuzz/ for FUZZ_SECONDS (120), two at a time
@@ -12,7 +13,7 @@
 #   make docs     write everything in docs/ and README.md anew that is printed or drawn
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: plan check test lint package lab bench long fuzz mutants docs clean
+.PHONY: plan check test lint package lab vmm bench long fuzz mutants docs clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -28,7 +29,7 @@ SOURCES := pyproject.toml setup.py $(shell find vmm_iova -name '*.pyx' -o -name 
 unexport PYTHONDONTWRITEBYTECODE
 
 plan: $(VENV)/.installed
-	$(BIN)/vmm-iova plan --host amd-epyc-1tb --machine q35 --ram 1.5TiB -o map.svg
+	$(BIN)/vmm-iova plan --host amd-epyc-1tb --machine own-x86 --ram 1.5TiB -o map.svg
 
 check: $(VENV)/.tested
 	$(PYTEST) -m "not slow" --hypothesis-profile=check
@@ -47,6 +48,9 @@ package: $(VENV)/.packaged
 lab: $(VENV)/.tested
 	$(BIN)/python -m pytest lab/checks
 	$(BIN)/python -m lab run
+
+vmm: $(VENV)/.tested
+	$(BIN)/python -m lab.vmm
 
 bench: $(VENV)/.tested
 	$(BIN)/python -m pytest bench --benchmark-only

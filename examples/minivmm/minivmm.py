@@ -49,7 +49,7 @@ def main(bdf: str) -> int:
     """Run the guest; 0 when the bytes arrived."""
     with open_space([bdf]) as space:
         host = with_kernel_facts(vi.load_host(), space)
-        layout = vi.plan(vi.Guest(machine="q35", ram="64MiB"), host.usable(devices=[bdf]))
+        layout = vi.plan(vi.Guest(machine="own-x86", ram="64MiB"), host.usable(devices=[bdf]))
         for item in layout.items:
             print(f"{item.place}  {item.kind.value}: {item.name}")
         window = next(item for item in layout.items if item.kind is ItemKind.WINDOW)

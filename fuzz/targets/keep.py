@@ -14,7 +14,7 @@ from vmm_iova.plain import parse_json
 from vmm_iova.planning.difference import compare_layouts, layout_changes
 from vmm_iova.planning.layout import Layout, check_layout
 from vmm_iova.planning.plan import plan
-from vmm_iova.planning.request import Guest
+from vmm_iova.planning.guest import Guest
 from vmm_iova.report import text
 
 if TYPE_CHECKING:

@@ -17,10 +17,11 @@ from vmm_iova.ranges import AddrRange
 
 from lab.say import LabError
 
-SECONDS = 120.0
+SECONDS = 40.0
 _REGION = re.compile(
     r"^\s+([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, [^)]*\): (?:alias )?(\S+)", re.MULTILINE
 )
+_HIGH = ("pcie-mmio-high", "pcie-mmio64")
 _FW_CFG = (0x510, 0x511)
 
 
@@ -63,7 +64,10 @@ class Qmp:
         self._left = b""
         self.alive = self._read(SECONDS) is not None
         if self.alive:
-            self.ask("qmp_capabilities")
+            try:
+                self.ask("qmp_capabilities")
+            except (LabError, BrokenPipeError):
+                self.alive = False  # it greets first, and looks at its options later
 
     def _read(self, seconds: float) -> dict[str, Any] | None:
         """Return the next message; None when the program is gone."""
@@ -126,10 +130,11 @@ class Qmp:
 
 def regions(text: str) -> list[tuple[str, AddrRange]]:
     """Return name and span of each region of `info mtree`, of the system's memory alone."""
-    start = text.index("memory-region: system")
-    rest = text[start:]
-    stop = rest.find("\nmemory-region:", 1)
-    block = rest if stop < 0 else rest[:stop]
+    text = text.replace("\r", "")
+    start = re.search(r"^address-space: memory$", text, re.MULTILINE)
+    if start is None:
+        raise LabError(f"info mtree has no memory: {text[:200]!r}")
+    block = text[start.start() :].partition("\n\n")[0]
     return [
         (match[3], AddrRange(int(match[1], 16), int(match[2], 16)))
         for match in _REGION.finditer(block)
@@ -195,12 +200,12 @@ def wait_for_bars(qmp: Qmp, names: set[str], seconds: float) -> dict[tuple[str, 
     raise LabError(f"firmware gave out only {before} within {seconds:.0f} s")
 
 
-def window_of(qmp: Qmp, machine: str) -> AddrRange | None:
-    """Return the 64-bit PCI window that a PC states."""
+def window_of(qmp: Qmp, machine: str, spans: list[tuple[str, AddrRange]]) -> AddrRange | None:
+    """Return the 64-bit PCI window that a PC states, or that a machine of another sort has."""
     paths = {"q35": "/machine/q35", "i440fx": "/machine/i440fx"}
     path = paths.get(machine)
     if path is None:
-        return None
+        return next((span for name, span in spans if name in _HIGH), None)
     start, last = (
         qmp.ask("qom-get", path=path, property=f"pci-hole64-{end}") for end in ("start", "end")
     )

@@ -71,7 +71,7 @@ class TestAnswer:
         assert [group.hosts for group in answer.groups] == [3]
 
     def test_layout_for_all_goes_around_the_hole_of_one(self) -> None:
-        request = fleet.FleetRequest(Guest("q35", "1.5TiB"))
+        request = fleet.FleetRequest(Guest("own-x86", "1.5TiB"))
         sources = [source("amd", regions=(MSI, HT)), source("wide"), source("wide-2")]
         answer = fleet.analyse(fleet.survey_fleet(sources, request), request)
         assert answer.layout is not None
@@ -298,12 +298,12 @@ class TestRequest:
         assert "gpu" in blocker.why
 
     def test_cpu_of_one_host_bounds_the_layout_for_all(self) -> None:
-        request = fleet.FleetRequest(Guest("q35", "16G", rooms=[vi.Room("later", "64G")]))
+        request = fleet.FleetRequest(Guest("own-x86", "16G", rooms=[vi.Room("later", "64G")]))
         sources = [source("a"), source("b", cpu_bits=36)]
         answer = fleet.analyse(fleet.survey_fleet(sources, request), request)
         assert answer.layout is None
         assert [row.status for row in self.rows(request, *sources)] == ["fits", "refused"]
-        small = fleet.FleetRequest(Guest("q35", "16G"))
+        small = fleet.FleetRequest(Guest("own-x86", "16G"))
         sources = [source("a"), source("b", cpu_bits=35)]
         answer = fleet.analyse(fleet.survey_fleet(sources, small), small)
         assert answer.layout is not None
@@ -333,8 +333,8 @@ class TestRequest:
 
     def test_saved_layout_is_kept_or_the_host_is_refused_with_the_change(self) -> None:
         usable = vi.load_host("amd-epyc-1tb").usable()
-        saved = vi.plan(Guest("q35", "1.5TiB"), usable).to_json()
-        request = fleet.FleetRequest(Guest("q35", "1.5TiB"), keep=saved)
+        saved = vi.plan(Guest("own-x86", "1.5TiB"), usable).to_json()
+        request = fleet.FleetRequest(Guest("own-x86", "1.5TiB"), keep=saved)
         fits, refused = self.rows(request, source("wide"), source("narrow", bits=40))
         assert fits.status == "fits"
         assert refused.status == "refused"

@@ -274,6 +274,7 @@ class TestCommand:
         status = run(
             "fleet",
             str(folder),
+            "--machine=own-x86",
             "--node=4G@1GiB",
             "--node=4G",
             "--bar=gpu=16G,required",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import vmm_iova as vi
-from vmm_iova.machines.model import RamWindow
+from vmm_iova.machines.parts import RamWindow
 from vmm_iova.ranges import AddrRange
 
 MONITORS = ("QEMU", "cloud-hypervisor", "firecracker", "crosvm", "kvmtool")
@@ -461,3 +461,70 @@ def test_machine_made_in_a_program_is_checked_too() -> None:
 def test_file_without_ram_is_refused(tmp_path: Path) -> None:
     with pytest.raises(vi.errors.HostDataError, match="at least one"):
         _load(tmp_path, 'name = "m"\narch = "x"\n')
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "q35,cxl=on",
+        "q35,cxl-fmw.0.size=4G",
+        "q35,sgx-epc.0.memdev=m",
+        "virt,nvdimm=on",
+        "q35,confidential-guest-support=sev0",
+    ],
+)
+def test_property_that_no_model_expresses_is_refused_by_name(name: str) -> None:
+    with pytest.raises(vi.RequestError, match=f"with {name.partition(',')[2]} is not planned: "):
+        vi.load_machine(name)
+
+
+def test_property_that_has_an_option_names_it() -> None:
+    with pytest.raises(vi.RequestError) as caught:
+        vi.load_machine("q35,max-ram-below-4g=1G")
+    assert caught.value.hint == "--machine q35 --max-ram-below-4g 1G"
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("virt,highmem=off", "virt-lowmem"),
+        ("virt,gic-version=2", "virt-gicv2"),
+        ("pc-q35-7.0", "q35-7.0"),
+        ("pc-i440fx-7.0", "i440fx-7.0"),
+    ],
+)
+def test_variant_is_known_as_qemu_names_it(name: str, model: str) -> None:
+    assert vi.load_machine(name).name == model
+
+
+def test_variant_has_what_its_base_has_but_for_its_own_keys() -> None:
+    base, variant = vi.load_machine("q35"), vi.load_machine("q35-7.0")
+    assert variant.fixed == base.fixed
+    assert variant.pci64 == base.pci64
+    assert [window.move_to for window in variant.ram] == [None, None]
+
+
+def test_variant_of_a_users_own_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('base = "q35"\nname = "mine"\n')
+    with pytest.raises(vi.errors.HostDataError, match="base is only for the models of the package"):
+        vi.load_machine(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ('can = ["jump"]', "can 'jump' is none of split, move"),
+        ('firmware = "bios"', "firmware 'bios' is none of seabios, ovmf, none"),
+        ('[hotplug]\nalign = "3MiB"', "hotplug.align .*power of two"),
+        ('[[doorbell]]\nname = "its"\nsize = "3KiB"', "size .*power of two"),
+        ('[[doorbell]]\nname = "its"\nsize = "8KiB"\nlast = "0xfff"', "do not fit"),
+    ],
+)
+def test_key_of_what_a_vmm_does_is_checked(change: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    ram = '[[ram]]\nname = "ram"\nstart = "0x0"\n'
+    top, tables = (change, "") if not change.startswith("[") else ("", change)
+    path.write_text(f'name = "mine"\narch = "x86_64"\n{top}\n{ram}{tables}\n')
+    with pytest.raises(vi.errors.HostDataError, match=text):
+        vi.load_machine(path)

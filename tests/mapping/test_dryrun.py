@@ -39,7 +39,7 @@ def test_layout_of_other_hosts_is_taken(host: str, machine: str) -> None:
 
 def test_entry_limit_of_the_host_is_rehearsed_before_any_call() -> None:
     host = replace(vi.load_host("amd-epyc-1tb"), limits=Limits(dma_entries=2))
-    layout = vi.plan(vi.Guest("q35", "1.5TiB"), host.usable())
+    layout = vi.plan(vi.Guest("own-x86", "1.5TiB"), host.usable())
     with pytest.raises(vi.errors.PrecheckError, match="nothing was mapped"):
         dry_run(layout)
 

@@ -17,7 +17,8 @@ from vmm_iova.host.facts import Group, RegionKind, ReservedRegion, Source
 from vmm_iova.host.host import Host
 from vmm_iova.host.regions import parse_reserved_regions
 from vmm_iova.host.registers import vtd_width
-from vmm_iova.machines.model import FixedItem, Machine, Pci64Window, RamWindow
+from vmm_iova.machines.model import Machine
+from vmm_iova.machines.parts import FixedItem, Pci64Window, RamWindow
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
 
 ALLOCATION = {"alloc", "align", "query", "range_math", "complement", "union", "granule"}

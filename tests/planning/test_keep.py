@@ -14,7 +14,7 @@ from vmm_iova.ranges import AddrRange
 
 OPEN = "0x0 - 0xfedfffff\n0xfef00000 - 0xffffffffff\n"
 CUT = "0x0 - 0xfedfffff\n0xfef00000 - 0x1ffffffff\n0x300000000 - 0xffffffffff\n"
-GUEST = vi.Guest("q35", "16G", bars=[vi.Bar("gpu", "8G", required=True)])
+GUEST = vi.Guest("own-x86", "16G", bars=[vi.Bar("gpu", "8G", required=True)])
 
 
 def _usable(text: str) -> vi.Usable:
@@ -59,16 +59,16 @@ def test_hole_that_is_new_is_named_with_what_moves() -> None:
 @pytest.mark.parametrize(
     ("guest", "said"),
     [
-        (vi.Guest("q35", "32G", bars=GUEST.bars), "RAM of 32 GiB instead of 16 GiB"),
-        (vi.Guest("i440fx", "16G", bars=GUEST.bars), "machine i440fx instead of q35"),
-        (vi.Guest("q35", "16G"), "gpu of 8 GiB is not wanted any more"),
-        (vi.Guest("q35", nodes=["8G", "8G"], bars=GUEST.bars), "NUMA nodes"),
+        (vi.Guest("own-x86", "32G", bars=GUEST.bars), "RAM of 32 GiB instead of 16 GiB"),
+        (vi.Guest("i440fx", "16G", bars=GUEST.bars), "machine i440fx instead of own-x86"),
+        (vi.Guest("own-x86", "16G"), "gpu of 8 GiB is not wanted any more"),
+        (vi.Guest("own-x86", nodes=["8G", "8G"], bars=GUEST.bars), "NUMA nodes"),
         (
-            vi.Guest("q35", "16G", bars=[*GUEST.bars, vi.Bar("nic", "1M")]),
+            vi.Guest("own-x86", "16G", bars=[*GUEST.bars, vi.Bar("nic", "1M")]),
             "nic of 1 MiB was not there",
         ),
-        (vi.Guest("q35", "16G", bars=GUEST.bars, phys_bits=34), "beyond guest physical"),
-        (vi.Guest("q35", "16G", bars=GUEST.bars, pci64="64G"), "window is 64 GiB now"),
+        (vi.Guest("own-x86", "16G", bars=GUEST.bars, phys_bits=34), "beyond guest physical"),
+        (vi.Guest("own-x86", "16G", bars=GUEST.bars, pci64="64G"), "window is 64 GiB now"),
         (
             vi.Guest(
                 "q35",
@@ -93,8 +93,8 @@ def test_change_of_what_is_wanted_is_named(guest: vi.Guest, said: str) -> None:
 
 def test_same_layout_of_a_host_that_did_not_change_has_the_same_parts() -> None:
     usable = vi.load_host("amd-epyc-1tb").usable()
-    saved = vi.plan(vi.Guest("q35", "1.5TiB"), usable)
-    kept = vi.plan(vi.Guest("q35", "1.5TiB"), usable, keep=_saved(saved))
+    saved = vi.plan(vi.Guest("own-x86", "1.5TiB"), usable)
+    kept = vi.plan(vi.Guest("own-x86", "1.5TiB"), usable, keep=_saved(saved))
     assert kept.items == saved.items
     assert kept.guest_reserved == saved.guest_reserved
 
@@ -119,7 +119,7 @@ def test_saved_layout_that_contradicts_itself_is_refused(
     change: tuple[str, str], said: str
 ) -> None:
     usable = vi.load_host("amd-epyc-1tb").usable()
-    text = json.dumps(vi.plan(vi.Guest("q35", "4GiB"), usable).to_json())
+    text = json.dumps(vi.plan(vi.Guest("own-x86", "4GiB"), usable).to_json())
     assert change[0] in text
     with pytest.raises(vi.errors.HostDataError, match=said):
         vi.Layout.from_json(json.loads(text.replace(*change)), usable)
@@ -168,7 +168,7 @@ class TestRules:
 
 def test_saved_causes_are_those_of_the_host_again() -> None:
     usable = vi.load_host("amd-epyc-1tb").usable()
-    layout = vi.plan(vi.Guest("q35", "1.5TiB"), usable)
+    layout = vi.plan(vi.Guest("own-x86", "1.5TiB"), usable)
     back = vi.Layout.from_json(_saved(layout), usable)
     assert back.items == layout.items
     cause = back.ram[1].last_cause

@@ -15,7 +15,7 @@ from vmm_iova.planning.site import HolePolicy, Policy, Preference, Site, site_of
 
 GIB = 1 << 30
 HOLE = "0x0 - 0xfedfffff\n0xfef00000 - 0x17fffffff\n0x200000000 - 0xffffffffff\n"
-SPLIT, MOVE, REFUSE = map(Policy, HolePolicy)
+AUTO, SPLIT, MOVE, REFUSE = map(Policy, HolePolicy)
 
 
 def _site(guest: vi.Guest, ranges: str = HOLE) -> Site:
@@ -55,7 +55,7 @@ class TestSplit:
 
     def test_split_that_the_vmm_does_not_do_itself_is_noted(self) -> None:
         (note,) = _first(_site(vi.Guest("q35", "8G")), SPLIT).notes
-        assert "does not cut RAM" in note.text
+        assert "needs a VMM that can" in note.text
 
     def test_hole_where_the_machine_needs_ram_is_a_misfit(self) -> None:
         misfit = _misfit(_site(vi.Guest("q35", "1G"), "0x80000 - 0xffffffff\n"), SPLIT)

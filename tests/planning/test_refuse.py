@@ -10,16 +10,17 @@ import pytest
 import vmm_iova as vi
 from vmm_iova.host.text import parse_text
 from vmm_iova.planning.attempt import attempt
+from vmm_iova.planning.describe import describe
 from vmm_iova.planning.layout import Layout
 from vmm_iova.planning.misfit import Misfit
-from vmm_iova.planning.refuse import describe, explain
+from vmm_iova.planning.refuse import explain
 from vmm_iova.planning.request import resolve
 from vmm_iova.planning.site import HolePolicy, Policy, Site, site_of
 from vmm_iova.planning.trials import Trials
 
 GIB = 1 << 30
 HOLE = "0x0 - 0xfedfffff\n0xfef00000 - 0x17fffffff\n0x200000000 - 0xffffffffff\n"
-SPLIT, MOVE, REFUSE = map(Policy, HolePolicy)
+AUTO, SPLIT, MOVE, REFUSE = map(Policy, HolePolicy)
 
 
 def _site(guest: vi.Guest, ranges: str = HOLE) -> Site:
@@ -88,7 +89,7 @@ def test_fix_of_ram_is_the_most_that_an_attempt_has_a_place_for() -> None:
 
 def test_refusal_offers_the_policies_that_work_with_their_places() -> None:
     usable = vi.load_host("amd-epyc-1tb").usable()
-    site = site_of(resolve(vi.Guest("q35", "1.5TiB"), usable), usable)
+    site = site_of(resolve(vi.Guest("own-x86", "1.5TiB"), usable), usable)
     error = explain(_misfit(site, REFUSE), site, REFUSE, attempt)
     assert error.fixes[:2] == (
         "--on-hole split puts RAM at 0x0-0x7fffffff, 0x100000000-0xfcffffffff, "

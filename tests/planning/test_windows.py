@@ -8,8 +8,9 @@ import pytest
 import vmm_iova as vi
 from vmm_iova.host.text import parse_text
 from vmm_iova.host.usable import CauseKind
-from vmm_iova.planning.layout import ItemKind
+from vmm_iova.planning.layout import Item, ItemKind
 from vmm_iova.planning.misfit import BarMisfit, Misfit, RoomMisfit, TopUnknown, WindowMisfit
+from vmm_iova.planning.ram import PlacedRam
 from vmm_iova.planning.request import resolve
 from vmm_iova.planning.site import HolePolicy, Placed, Policy, Site, site_of
 from vmm_iova.planning.windows import place_windows
@@ -18,7 +19,7 @@ from vmm_iova.ranges import AddrRange
 GIB = 1 << 30
 OPEN = "0x0 - 0xfedfffff\n0xfef00000 - 0xffffffffff\n"
 HOLE = "0x0 - 0xfedfffff\n0xfef00000 - 0x3bfffffff\n0x480000000 - 0xffffffffff\n"
-SPLIT, MOVE, REFUSE = map(Policy, HolePolicy)
+AUTO, SPLIT, MOVE, REFUSE = map(Policy, HolePolicy)
 LAST = 0x2_7FFF_FFFF  # of 8 GiB on q35
 
 
@@ -27,36 +28,43 @@ def _site(guest: vi.Guest, ranges: str = OPEN) -> Site:
     return site_of(resolve(guest, usable), usable)
 
 
+def _ram(last: int = LAST) -> PlacedRam:
+    low, high = AddrRange(0, 0x7FFF_FFFF), AddrRange(0x1_0000_0000, last)
+    return PlacedRam(tuple(Item(ItemKind.RAM, "ram", span, span) for span in (low, high)))
+
+
 def _places(placed: Placed, kind: ItemKind) -> list[str]:
     return [str(item.place) for item in placed.items if item.kind is kind]
 
 
 def _misfit(site: Site, policy: Policy = SPLIT, last: int = LAST) -> Misfit:
     with pytest.raises(Misfit) as caught:
-        place_windows(site, last, policy)
+        place_windows(site, _ram(last), policy)
     return caught.value
 
 
 def test_window_lies_above_ram() -> None:
-    placed = place_windows(_site(vi.Guest("q35", "8G")), LAST, SPLIT)
+    placed = place_windows(_site(vi.Guest("own-x86", "8G")), _ram(), SPLIT)
     assert _places(placed, ItemKind.WINDOW) == ["0x280000000-0xa7fffffff"]
     assert placed.notes == ()
 
 
 def test_same_question_twice_gives_the_same_answer() -> None:
-    site = _site(vi.Guest("q35", "8G", bars=[vi.Bar("gpu", "64G")], rooms=[vi.Room("later", "1G")]))
-    assert place_windows(site, LAST, SPLIT) == place_windows(site, LAST, SPLIT)
+    site = _site(
+        vi.Guest("own-x86", "8G", bars=[vi.Bar("gpu", "64G")], rooms=[vi.Room("later", "1G")])
+    )
+    assert place_windows(site, _ram(), SPLIT) == place_windows(site, _ram(), SPLIT)
 
 
 def test_optional_bar_over_a_hole_is_placed_and_noted() -> None:
-    site = _site(vi.Guest("q35", "8G", bars=[vi.Bar("gpu", "4G")]), HOLE)
-    placed = place_windows(site, LAST, REFUSE)
+    site = _site(vi.Guest("own-x86", "8G", bars=[vi.Bar("gpu", "4G")]), HOLE)
+    placed = place_windows(site, _ram(), REFUSE)
     (bar,) = (item for item in placed.items if item.kind is ItemKind.BAR)
     assert bar.iova == bar.gpa  # there is room where it is reached
 
 
 def test_window_over_a_hole_is_noted_and_has_no_iova() -> None:
-    placed = place_windows(_site(vi.Guest("q35", "8G"), HOLE), LAST, REFUSE)
+    placed = place_windows(_site(vi.Guest("own-x86", "8G"), HOLE), _ram(), REFUSE)
     (window,) = (item for item in placed.items if item.kind is ItemKind.WINDOW)
     assert window.iova is None
     assert [note.text.split(" (")[0] for note in placed.notes] == [
@@ -67,21 +75,21 @@ def test_window_over_a_hole_is_noted_and_has_no_iova() -> None:
 def test_bar_that_must_be_reached_and_is_not_is_a_misfit() -> None:
     ranges = "0x0 - 0xfedfffff\n0xfef00000 - 0x27fffffff\n"
     misfit = _misfit(
-        _site(vi.Guest("q35", "8G", bars=[vi.Bar("gpu", "4G", required=True)]), ranges)
+        _site(vi.Guest("own-x86", "8G", bars=[vi.Bar("gpu", "4G", required=True)]), ranges)
     )
     assert isinstance(misfit, BarMisfit)
     assert (misfit.bar.name, misfit.bits) == ("gpu", 64)
 
 
 def test_32_bit_bar_that_the_gap_is_too_small_for_is_a_misfit() -> None:
-    misfit = _misfit(_site(vi.Guest("q35", "8G", bars=[vi.Bar("gpu", "4G", bits=32)])))
+    misfit = _misfit(_site(vi.Guest("own-x86", "8G", bars=[vi.Bar("gpu", "4G", bits=32)])))
     assert isinstance(misfit, BarMisfit)
     assert misfit.bits == 32
 
 
 def test_machine_without_a_64_bit_window_gives_out_all_bars_below_4_gib() -> None:
     placed = place_windows(
-        _site(vi.Guest("q35", "8G", pci64=0, bars=[vi.Bar("gpu", "64M")])), LAST, SPLIT
+        _site(vi.Guest("own-x86", "8G", pci64=0, bars=[vi.Bar("gpu", "64M")])), _ram(), SPLIT
     )
     assert _places(placed, ItemKind.BAR) == ["0xc0000000-0xc3ffffff"]
 
@@ -94,21 +102,21 @@ def test_bar_of_a_window_up_to_an_unknown_top_is_a_misfit() -> None:
 
 
 def test_window_that_no_address_is_left_for_is_a_misfit() -> None:
-    misfit = _misfit(_site(vi.Guest("q35", "8G")), last=(1 << 64) - GIB - 1)
+    misfit = _misfit(_site(vi.Guest("own-x86", "8G")), last=(1 << 64) - GIB - 1)
     assert isinstance(misfit, WindowMisfit)
 
 
 def test_window_beyond_the_guests_addresses_is_left_out_and_noted() -> None:
-    placed = place_windows(_site(vi.Guest("q35", "8G", phys_bits=34)), LAST, SPLIT)
+    placed = place_windows(_site(vi.Guest("own-x86", "8G", phys_bits=34)), _ram(), SPLIT)
     assert _places(placed, ItemKind.WINDOW) == []
     assert "left out: guest physical address bits: 34" in placed.notes[0].text
 
 
 def test_room_goes_above_everything_and_knows_what_pushed_it() -> None:
     ranges = "0x0 - 0xfedfffff\n0xfef00000 - 0xabfffffff\n0xb00000000 - 0xffffffffff\n"
-    site = _site(vi.Guest("q35", "8G", rooms=[vi.Room("dimms", "2G")]), ranges)
+    site = _site(vi.Guest("own-x86", "8G", rooms=[vi.Room("dimms", "2G")]), ranges)
     (room,) = (
-        item for item in place_windows(site, LAST, SPLIT).items if item.kind is ItemKind.ROOM
+        item for item in place_windows(site, _ram(), SPLIT).items if item.kind is ItemKind.ROOM
     )
     assert room.place == AddrRange.from_size(0xB_0000_0000, 2 * GIB)
     assert room.start_cause is not None
@@ -116,7 +124,7 @@ def test_room_goes_above_everything_and_knows_what_pushed_it() -> None:
 
 
 def test_room_that_does_not_fit_says_what_would() -> None:
-    misfit = _misfit(_site(vi.Guest("q35", "8G", rooms=[vi.Room("dimms", "2TiB")])))
+    misfit = _misfit(_site(vi.Guest("own-x86", "8G", rooms=[vi.Room("dimms", "2TiB")])))
     assert isinstance(misfit, RoomMisfit)
     assert misfit.fits == (1 << 40) - 0xA_8000_0000
     assert misfit.above == 0xA_8000_0000

@@ -183,7 +183,7 @@ def test_import_without_the_cython_and_linux_only_modules_is_enough_to_plan() ->
         "for name in ('fcntl', 'resource', 'mmap', 'termios'): sys.modules[name] = None\n"
         "import vmm_iova as vi\n"
         "usable = vi.load_host('amd-epyc-1tb').usable()\n"
-        "print(len(vi.plan(vi.Guest('q35', '1.5TiB'), usable).ram))\n"
+        "print(len(vi.plan(vi.Guest('own-x86', '1.5TiB'), usable).ram))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

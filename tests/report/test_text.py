@@ -252,7 +252,7 @@ class TestLayout:
         assert guest == f"guest   {layout.machine.title}, 4 GiB RAM"
         assert host == "host    box, groups 1"
         assert policy == (
-            f"policy  on hole: split; done: {layout.policy}, {len(layout.ram)} pieces of RAM; "
+            f"policy  on hole: auto; done: {layout.policy}, {len(layout.ram)} pieces of RAM; "
             f"{layout.address_bits} address bits"
         )
         assert blank == ""

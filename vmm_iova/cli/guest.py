@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from vmm_iova.errors import HostDataError, RequestError
 from vmm_iova.host.load import read_text
-from vmm_iova.machines.model import FixedItem
+from vmm_iova.machines.parts import CpuVendor, FixedItem
 from vmm_iova.plain import one_line, parse_json
-from vmm_iova.planning.layout import check_layout
-from vmm_iova.planning.request import Bar, Guest, Node, Room
+from vmm_iova.planning.guest import Bar, Doorbell, Guest, Node, Room
+from vmm_iova.planning.layout import OnHole, check_layout
 from vmm_iova.units import parse_range
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ def add_guest_options(parser: argparse.ArgumentParser, *, ram: str) -> None:
     )
     add(
         "--on-hole",
-        default="split",
-        choices=("split", "move", "refuse"),
-        help="what to do when the machine's own place is not free (default split)",
+        default="auto",
+        choices=get_args(OnHole),
+        help="when the machine's own place is not free (default auto: what the VMM does by itself)",
     )
     add("--pci64", help="size of the 64-bit PCI window; 0 for none")
     add("--align", help="alignment of RAM pieces, like 2MiB, or auto (default: granule)")
@@ -50,7 +50,24 @@ def add_guest_options(parser: argparse.ArgumentParser, *, ram: str) -> None:
     )
     add("--room", action="append", default=[], metavar="NAME=SIZE", help="room kept above all")
     add("--reserve", action="append", default=[], metavar="NAME=RANGE", help="area to keep free")
+    add("--maxmem", metavar="SIZE", help="RAM and all memory that may be plugged in later")
+    add(
+        "--slots", type=int, default=0, metavar="N", help="slots for memory modules (with --maxmem)"
+    )
+    add("--max-ram-below-4g", metavar="SIZE", help="most RAM below 4 GiB (QEMU's option)")
+    add(
+        "--cpu", choices=get_args(CpuVendor), help="vendor of the guest's CPU (default: the host's)"
+    )
+    add(
+        "--firmware",
+        metavar="NAME[-VERSION]",
+        help="what gives out BARs: seabios, ovmf-2025.02, none (default: the machine's)",
+    )
+    add("--ovmf-window", metavar="SIZE", help="size of OVMF's 64-bit window, where it is told one")
     add("--phys-bits", type=int, metavar="BITS", help="guest physical address bits")
+    add(
+        "--doorbell", action="append", default=[], metavar="NAME=SIZE", help="MSI doorbell to place"
+    )
     add("--viommu", action="store_true", help="the guest has an IOMMU of its own")
 
 
@@ -83,6 +100,13 @@ def guest_of(options: argparse.Namespace) -> Guest:
         ],
         phys_bits=options.phys_bits,
         viommu=options.viommu,
+        maxmem=options.maxmem,
+        slots=options.slots,
+        max_ram_below_4g=options.max_ram_below_4g,
+        cpu=options.cpu,
+        firmware=options.firmware,
+        ovmf_window=options.ovmf_window,
+        doorbells=[Doorbell(*_named(item, "doorbell")) for item in options.doorbell],
     )
 
 

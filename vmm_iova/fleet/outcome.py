@@ -23,7 +23,7 @@ from vmm_iova.fleet.survey import Allowed, DeviceCount, Hole, HostClass, Problem
 from vmm_iova.host.evidence import architecture
 from vmm_iova.host.facts import RegionKind
 from vmm_iova.machines.model import Machine
-from vmm_iova.planning.refuse import Reason
+from vmm_iova.planning.describe import Reason
 from vmm_iova.planning.request import machine_of
 
 if TYPE_CHECKING:

@@ -44,7 +44,7 @@ class FleetRequest:
     """
 
     guest: Guest
-    on_hole: OnHole = "split"
+    on_hole: OnHole = "auto"
     prefer: Prefer = "lowest"
     keep: dict[str, Any] | None = None
     groups: tuple[str, ...] | None = None

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_iova.errors import UnknownNameError
+from vmm_iova.errors import RequestError, UnknownNameError
 from vmm_iova.files import decode, read_bytes
 from vmm_iova.machines.toml_file import parse_machine
 from vmm_iova.plain import one_line
@@ -67,8 +67,46 @@ def usual_machine(arch: str | None) -> str:
 
 @lru_cache
 def _bundled(name: str) -> Machine:
-    path = resources.files("vmm_iova.machines") / f"{name}.toml"
-    return parse_machine(path.read_text("utf-8"), f"{name}.toml")
+    return parse_machine(_text(name), f"{name}.toml", _text)
+
+
+def _text(name: str) -> str:
+    return (resources.files("vmm_iova.machines") / f"{name}.toml").read_text("utf-8")
+
+
+_PROPERTIES = {
+    "cxl": "its windows lie between RAM and the 64-bit PCI window, which then begins above them",
+    "sgx-epc": "the enclave pages lie above RAM, and move what is behind them",
+    "nvdimm": "its modules lie in the area for hotplugged memory, aligned by their labels",
+    "confidential-guest-support": "such a guest has fewer address bits, and shares only some RAM",
+    "memory-encryption": "such a guest has fewer address bits, and shares only some RAM",
+}
+"""Properties of QEMU's machines that move memory, and that no model here expresses: why not."""
+
+
+def _refuse_property(text: str) -> None:
+    """Refuse a property of QEMU's -machine by its name, and say what stands for those that count.
+
+    Raises:
+        RequestError: the text has one.
+    """
+    machine, *properties = text.split(",")
+    for item in properties:
+        name, _, value = item.partition("=")
+        known = next((key for key in _PROPERTIES if name.startswith(key)), None)
+        if known is not None and value not in ("off", ""):
+            raise RequestError(
+                f"machine {machine} with {item} is not planned: {_PROPERTIES[known]}",
+                field="machine",
+                value=text,
+            )
+        if name == "max-ram-below-4g":
+            raise RequestError(
+                f"machine {text}: {name} is an option of its own",
+                field="machine",
+                value=text,
+                hint=f"--machine {machine} --max-ram-below-4g {value}",
+            )
 
 
 def load_machine(name: str | os.PathLike[str]) -> Machine:
@@ -79,6 +117,7 @@ def load_machine(name: str | os.PathLike[str]) -> Machine:
 
     Raises:
         UnknownNameError: there is no such model.
+        RequestError: the name has a property of QEMU's that no model expresses.
         HostUnavailableError: there is no such file, it is no regular one, or it may not be read
             (with errno).
         HostDataError: the file is malformed; the message names the line and the key.
@@ -96,6 +135,7 @@ def load_machine(name: str | os.PathLike[str]) -> Machine:
     for model in map(_bundled, known):
         if text in model.aliases:
             return model
+    _refuse_property(text)
     close = difflib.get_close_matches(text, known, n=1, cutoff=0.4)
     raise UnknownNameError(
         f"there is no machine model {text!r}",

@@ -9,111 +9,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 from vmm_iova.errors import RequestError
+from vmm_iova.machines.parts import ABILITIES
 from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, GIB, AddrRange, RangeSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from vmm_iova.machines.parts import (
+        Ability,
+        AboveItem,
+        FirmwareKind,
+        FixedItem,
+        Hotplug,
+        OpenDoorbell,
+        Pci64Window,
+        RamWindow,
+    )
+
     _Spans = Sequence[tuple[str, str, AddrRange]]
     _Fault = tuple[str, str]
 
-FixedKind = Literal["device", "doorbell", "firmware", "reserved", "window"]
-"""What has a fixed place, or one above RAM."""
-
-FIXED_KINDS: tuple[FixedKind, ...] = get_args(FixedKind)
 _FOUR_GIB = 4 * GIB
-
-
-@dataclass(frozen=True, slots=True)
-class RamWindow:
-    """A span of guest addresses that RAM fills from the bottom.
-
-    Attributes:
-        name: `low`, `high`, ...
-        range: the span.
-        whole_below: a guest with less RAM than this many bytes has it all in this window, up to
-            that address; None when there is no such rule.
-        required: bytes at the start of the span that must be RAM; 0 when none.
-        move_to: where all of this window's RAM may go instead, or None.
-        movable: it may go anywhere instead.
-        movable_note: what to know about that.
-    """
-
-    name: str
-    range: AddrRange
-    whole_below: int | None = None
-    required: int = 0
-    move_to: int | None = None
-    movable: bool = False
-    movable_note: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FixedItem:
-    """Something that has its fixed place and is not free RAM.
-
-    Attributes:
-        name: what it is.
-        kind: what sort of thing.
-        range: guest addresses.
-    """
-
-    name: str
-    kind: FixedKind
-    range: AddrRange
-
-
-@dataclass(frozen=True, slots=True)
-class AboveItem:
-    """Something that the machine puts above RAM, each at the next multiple of `align` in turn.
-
-    Attributes:
-        name: what it is.
-        kind: what sort of thing.
-        size: bytes, a power of two.
-        align: bytes, a power of two.
-    """
-
-    name: str
-    kind: FixedKind
-    size: int
-    align: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pci64Window:
-    """The 64-bit PCI window: above all RAM, so its place depends on the layout.
-
-    Whether its VMM can be told another size, or where it begins, is said by the machine's options
-    (`pci64`, `pci64_start`): without them it stays as the machine has it.
-
-    Attributes:
-        size: bytes by default; None for all that is left up to the top of the guest's addresses.
-        align: bytes; with `self_aligned` the size by default.
-        floor: lowest address.
-        start: its fixed place, which RAM windows leave free; None when it lies above RAM.
-        share: with `size` None, the topmost 1/share of the guest's addresses instead.
-        top_free: bytes at the top of the guest's addresses that it leaves free.
-        step: with `size` None, it has as many whole `step` bytes as fit, counted from its start;
-            0 when it has all.
-        downward: True if the VMM gives out BARs from its top.
-        self_aligned: True if it is aligned to its size, which then is a power of two.
-        least: fewest bytes that the VMM takes for its size.
-    """
-
-    size: int | None
-    align: int
-    floor: int
-    start: int | None = None
-    share: int | None = None
-    top_free: int = 0
-    downward: bool = False
-    self_aligned: bool = False
-    least: int = 0
-    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +54,11 @@ class Machine:
         ram_reserved: spans inside RAM that the guest must be told are not free.
         options: (name, template) of the VMM's own switches, to name in fixes.
         above: what stands between RAM and the 64-bit PCI window, in order.
-        split_note: what to know when its RAM is cut or shifted, or None.
+        can: what its VMM can do with RAM whose own place is not free.
+        hotplug: where memory goes that is plugged in later; None when it has none.
+        open_doorbells: doorbells whose place is open.
+        firmware: the firmware that gives out its BARs when none is named; None when the place of
+            BARs does not depend on it.
 
     Raises:
         RequestError: two of its parts overlap, or a part makes no sense (`machine_rules`).
@@ -157,7 +80,10 @@ class Machine:
     ram_reserved: tuple[FixedItem, ...] = ()
     options: tuple[tuple[str, str], ...] = ()
     above: tuple[AboveItem, ...] = ()
-    split_note: str | None = None
+    can: tuple[Ability, ...] = ABILITIES
+    hotplug: Hotplug | None = None
+    firmware: FirmwareKind | None = None
+    open_doorbells: tuple[OpenDoorbell, ...] = ()
 
     def __post_init__(self) -> None:
         check_machine(self)
@@ -273,6 +199,18 @@ def _faults(machine: Machine) -> Iterator[_Fault]:
     yield from _ram_max(machine)
     if machine.pci64 is not None:
         yield from _pci64(machine, machine.pci64)
+    for index, bell in enumerate(machine.open_doorbells):
+        for key in ("size", "align"):
+            yield from _power_of_two(f"doorbell[{index}].{key}", getattr(bell, key))
+        if bell.range.size < bell.size:
+            yield (
+                f"doorbell[{index}].last",
+                f"doorbell[{index}] {bell.name!r}: {bell.size:#x} bytes do not fit {bell.range}",
+            )
+    if machine.hotplug is not None:
+        yield from _power_of_two("hotplug.align", machine.hotplug.align)
+        for key in ("slot", "floor"):
+            yield from _pages(f"hotplug.{key}", getattr(machine.hotplug, key))
 
 
 def _placed(machine: Machine) -> list[tuple[str, str, AddrRange]]:
@@ -371,6 +309,14 @@ def _window(machine: Machine, path: str, window: RamWindow, spans: _Spans) -> It
                 yield key, f"{key} {window.move_to:#x} lies in {name!r} {span}: RAM cannot go there"
         if window.move_to == start:
             yield key, f"{key} {start:#x} is where the window begins anyway: leave it out"
+    if window.move_past is not None:
+        key = f"{path}.move_past"
+        yield from _pages(key, window.move_past)
+        if window.move_to is None or window.move_to <= window.move_past:
+            yield key, f"{key} {window.move_past:#x} is not below {path}.move_to"
+    if window.move_cpu is not None and window.move_past is None:
+        key = f"{path}.move_cpu"
+        yield key, f"{key} {window.move_cpu!r} says nothing without {path}.move_past"
     if not window.movable:
         for name in ("move_to", "movable_note"):
             if getattr(window, name) is not None:

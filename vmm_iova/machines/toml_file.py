@@ -12,14 +12,19 @@ import tomllib
 from bisect import bisect_left
 from dataclasses import dataclass
 from string import Formatter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from vmm_iova.errors import HostDataError, IovaError, RequestError
-from vmm_iova.machines.model import (
+from vmm_iova.machines.model import Machine
+from vmm_iova.machines.parts import (
+    ABILITIES,
+    CPU_VENDORS,
+    FIRMWARE_KINDS,
     FIXED_KINDS,
     AboveItem,
     FixedItem,
-    Machine,
+    Hotplug,
+    OpenDoorbell,
     Pci64Window,
     RamWindow,
 )
@@ -27,9 +32,12 @@ from vmm_iova.ranges import ADDRESS_LAST, MIB, AddrRange
 from vmm_iova.units import parse_address, parse_size, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from vmm_iova.machines.model import FixedKind
+    from vmm_iova.machines.parts import Ability, FixedKind
+
+_Word = TypeVar("_Word", bound=str)
+_CAPS: tuple[Literal["window", "all"], ...] = ("window", "all")
 
 _ROOT = (
     "name",
@@ -46,17 +54,49 @@ _ROOT = (
     "pci64",
     "options",
     "above",
-    "split_note",
+    "can",
+    "hotplug",
+    "firmware",
+    "base",
+    "without",
+    "doorbell",
 )
-_RAM = ("name", "start", "last", "whole_below", "required", "move_to", "movable", "movable_note")
-_PCI64 = ("size", "align", "floor", "start", "top_free", "downward", "least", "step")
+_RAM = (
+    "name",
+    "start",
+    "last",
+    "whole_below",
+    "required",
+    "move_to",
+    "movable",
+    "movable_note",
+    "move_past",
+    "move_cpu",
+    "cap",
+)
+_PCI64 = (
+    "size",
+    "align",
+    "floor",
+    "start",
+    "top_free",
+    "downward",
+    "least",
+    "step",
+    "must_fit",
+    "last_align",
+    "hides_ram",
+)
 ARCHES = ("aarch64", "i686", "loongarch64", "ppc64", "ppc64le", "riscv64", "s390x", "x86_64")
 """Architectures on which Linux has VFIO, as `uname -m` prints them (drivers/vfio/Kconfig)."""
 OPTIONS = {
     "phys_bits": ("bits",),
+    "least_bits": ("bits",),
     "pci64": ("size", "mib"),
     "pci64_start": ("start",),
     "pci64_none": (),
+    "low_ram": ("size",),
+    "ovmf_window": ("mib",),
 }
 """Switches of a VMM that fixes name, and what they may be filled with."""
 _BRIDGE_UNIT = MIB
@@ -64,12 +104,13 @@ _SYNTAX_LINE = re.compile(r"\(at line (\d+)")
 _HEADER = re.compile(r"\s*(\[\[|\[)\s*([\w.\"' -]+?)\s*\]")
 
 
-def parse_machine(text: str, name: str) -> Machine:
+def parse_machine(text: str, name: str, base: Callable[[str], str] | None = None) -> Machine:
     """Read a machine model.
 
     Args:
         text: the TOML.
         name: file name for messages.
+        base: returns the text of the model that this one is a variant of.
 
     Raises:
         HostDataError: it is no TOML, or breaks a rule of the format; `line` has the line.
@@ -90,6 +131,11 @@ def parse_machine(text: str, name: str) -> Machine:
         raise HostDataError(f"{name}:{line}: {what}", source=name, line=line) from error
     table = _Table(data, name, "", text)
     table.only(_ROOT)
+    if "base" in data:
+        if base is None:
+            raise table.wrong("base", "is only for the models of the package")
+        data = _variant(table, tomllib.loads(base(table.text("base"))))
+        table = _Table(data, name, "", text)
     windows = tuple(_window(item) for item in table.tables("ram"))
     if not windows:
         raise table.wrong("ram", "is missing: a machine has at least one [[ram]] window")
@@ -114,12 +160,23 @@ def parse_machine(text: str, name: str) -> Machine:
             ),
             options=_options(table.table("options")) if "options" in data else (),
             above=tuple(_above(item) for item in table.tables("above")),
-            split_note=table.text("split_note", "") or None,
+            can=_can(table),
+            hotplug=_hotplug(table.table("hotplug")) if "hotplug" in data else None,
+            firmware=_one_of(table, "firmware", FIRMWARE_KINDS),
+            open_doorbells=tuple(_doorbell(item) for item in table.tables("doorbell")),
         )
     except RequestError as error:  # a rule of machine_rules: the field is the path of a key
         path, _, key = error.field.rpartition(".")
         line = _line_of(text, path, key) or 1
         raise HostDataError(f"{name}:{line}: {error.message}", source=name, line=line) from error
+
+
+def _variant(table: _Table, base: dict[str, Any]) -> dict[str, Any]:
+    """Return a base with what its variant has instead: whole keys, whole arrays of tables."""
+    gone = (*table.strings("without"), "aliases", "without")
+    kept = {key: value for key, value in base.items() if key not in gone}
+    own = {key: value for key, value in table.data.items() if key not in ("base", "without")}
+    return {**kept, **own}
 
 
 def _line_too_much(text: str) -> int:
@@ -149,15 +206,48 @@ def _window(table: _Table) -> RamWindow:
         move_to,
         table.flag("movable", default=move_to is not None),
         table.text("movable_note", "") or None,
+        table.address("move_past", None),
+        _one_of(table, "move_cpu", CPU_VENDORS),
+        _one_of(table, "cap", _CAPS),
+    )
+
+
+def _one_of(table: _Table, key: str, known: Sequence[_Word]) -> _Word | None:
+    """Return the word of a key out of a closed set; None where the key is not there."""
+    if key not in table.data:
+        return None
+    text = table.text(key)
+    for word in known:
+        if text == word:
+            return word
+    raise table.wrong(key, f"{text!r} is none of {', '.join(known)}")
+
+
+def _can(table: _Table) -> tuple[Ability, ...]:
+    if "can" not in table.data:
+        return ABILITIES
+    words = table.strings("can")
+    unknown = [word for word in words if word not in ABILITIES]
+    if unknown:
+        raise table.wrong("can", f"{unknown[0]!r} is none of {', '.join(ABILITIES)}")
+    return tuple(word for word in ABILITIES if word in words)
+
+
+def _hotplug(table: _Table) -> Hotplug:
+    table.only(("align", "slot", "floor", "size_align"))
+    return Hotplug(
+        table.power_of_two("align"),
+        table.size("slot") if "slot" in table.data else 0,
+        table.address("floor", 0) or 0,
+        table.power_of_two("size_align") if "size_align" in table.data else 1,
     )
 
 
 def _kind(table: _Table, kinds: Sequence[FixedKind]) -> FixedKind:
-    kind = table.text("kind", kinds[0] if len(kinds) == 1 else None)
-    for known in kinds:
-        if kind == known:
-            return known
-    raise table.wrong("kind", f"{kind!r} is none of {', '.join(kinds)}")
+    kind = _one_of(table, "kind", kinds)
+    if kind is None and len(kinds) > 1:
+        raise table.wrong("kind", "is missing")
+    return kinds[0] if kind is None else kind
 
 
 def _fixed(table: _Table, kinds: Sequence[FixedKind]) -> FixedItem:
@@ -170,6 +260,16 @@ def _above(table: _Table) -> AboveItem:
     size = table.power_of_two("size")
     align = table.power_of_two("align") if "align" in table.data else size
     return AboveItem(table.text("name"), _kind(table, FIXED_KINDS), size, align)
+
+
+def _doorbell(table: _Table) -> OpenDoorbell:
+    table.only(("name", "size", "align", "start", "last"))
+    size = table.power_of_two("size")
+    align = table.power_of_two("align") if "align" in table.data else size
+    start, last = table.address("start", 0), table.address("last", ADDRESS_LAST)
+    if start is None or last is None or last < start:
+        raise table.wrong("last", "is below start")
+    return OpenDoorbell(table.text("name"), size, align, AddrRange(start, last))
 
 
 def _pci64(table: _Table) -> Pci64Window:
@@ -208,6 +308,9 @@ def _pci64(table: _Table) -> Pci64Window:
         own,
         table.size("least") if "least" in table.data else 0,
         table.size("step") if "step" in table.data else 0,
+        table.flag("must_fit", default=False),
+        table.power_of_two("last_align") if "last_align" in table.data else 1,
+        table.flag("hides_ram", default=False),
     )
 
 

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.diagnosis.check import HOLES
 from vmm_iova.host.evidence import MSI_ARM_SOFTWARE, MSI_X86
 from vmm_iova.host.facts import Note, RegionKind
 from vmm_iova.host.usable import Cause, CauseKind
+from vmm_iova.planning.doorbells import place_doorbells
+from vmm_iova.planning.firmware_bars import by_firmware
 from vmm_iova.planning.layout import GuestReserved, Item, ItemKind, Layout
 from vmm_iova.planning.misfit import Misfit
 from vmm_iova.planning.ram import place_ram
 from vmm_iova.planning.windows import place_windows
 from vmm_iova.ranges import BASE_PAGE, AddrRange, RangeSet
+from vmm_iova.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from vmm_iova.planning.ram import PlacedRam
     from vmm_iova.planning.site import Placed, Policy, Site
 
+_MODEL_BITS = 40  # TCG_PHYS_ADDR_BITS, and -cpu MODEL with KVM (QEMU target/i386/cpu.c)
 _MSI_WINDOWS = (MSI_X86, MSI_ARM_SOFTWARE)
 
 
@@ -36,15 +41,26 @@ def attempt(site: Site, policy: Policy) -> Layout:
         Misfit: there is none; what stopped the first placement.
     """
     first: Misfit | None = None
-    for ram in place_ram(site, policy):
+    placements = place_ram(site, policy)
+    while True:
         try:
-            placed = place_windows(site, ram.last, policy)
+            ram = next(placements)
+            placed = _with_doorbells(site, ram, place_windows(site, ram, policy))
+        except StopIteration:
+            break
         except Misfit as misfit:
             first = first or misfit
             continue
         return assemble(site, ram, placed, policy.on_hole.text)
     assert first is not None  # place_ram raises when there is no placement
     raise first
+
+
+def _with_doorbells(site: Site, ram: PlacedRam, placed: Placed) -> Placed:
+    if not site.wanted.doorbells:
+        return placed
+    taken = [*ram.items, *placed.items, *_reserved(site), *_fixed(site, ram), *_msi(site)]
+    return replace(placed, items=(*placed.items, *place_doorbells(site, taken)))
 
 
 def assemble(site: Site, ram: PlacedRam, placed: Placed, on_hole: OnHole) -> Layout:
@@ -57,7 +73,7 @@ def assemble(site: Site, ram: PlacedRam, placed: Placed, on_hole: OnHole) -> Lay
         on_hole: the policy that was asked for.
     """
     wanted, host = site.wanted, site.host
-    items = [*ram.items, *placed.items, *_reserved(site), *_fixed(site), *_msi(site)]
+    items = [*ram.items, *placed.items, *_reserved(site), *_fixed(site, ram), *_msi(site)]
     items.sort(key=lambda item: (item.place, item.kind.value, item.name))
     return Layout(
         machine=wanted.machine,
@@ -80,7 +96,26 @@ def assemble(site: Site, ram: PlacedRam, placed: Placed, on_hole: OnHole) -> Lay
         viommu=wanted.viommu,
         devices=wanted.devices,
         widths=site.widths,
+        vmm_reserved=site.board(ram.spans).reserved,
+        settings=tuple(filter(None, _settings(site, items))),
     )
+
+
+def _settings(site: Site, items: Sequence[Item]) -> Iterator[str]:
+    """What the VMM has to be told; a CPU model of QEMU has 40 address bits unless it is told."""
+    machine, wanted = site.wanted.machine, site.wanted
+    bits = max((item.gpa.last.bit_length() for item in items if item.gpa), default=0)
+    if bits > _MODEL_BITS:
+        yield machine.option("least_bits", bits=bits) or ""
+    if wanted.pci64_stated:
+        size = 0 if wanted.pci64 is None else wanted.pci64.size or 0
+        text = format_size(size).replace(" ", "").removesuffix("iB")
+        name = "pci64" if size else "pci64_none"
+        yield machine.option(name, **({"size": text, "mib": size >> 20} if size else {})) or ""
+    if wanted.low_ram is not None:
+        yield machine.option("low_ram", size=wanted.low_ram) or ""
+    if wanted.ovmf_window is not None:
+        yield machine.option("ovmf_window", mib=wanted.ovmf_window >> 20) or ""
 
 
 def _reserved(site: Site) -> Iterator[Item]:
@@ -88,9 +123,9 @@ def _reserved(site: Site) -> Iterator[Item]:
         yield Item(ItemKind(item.kind), item.name, item.range)
 
 
-def _fixed(site: Site) -> Iterator[Item]:
+def _fixed(site: Site, ram: PlacedRam) -> Iterator[Item]:
     windows = {cause.range for cause in _msi_causes(site)}
-    for fixed in site.wanted.machine.fixed:
+    for fixed in by_firmware(site, ram.spans):
         if fixed.kind == "doorbell" and fixed.range in windows:
             continue  # the host's window at the same place is shown instead
         yield Item(ItemKind(fixed.kind), fixed.name, fixed.range)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vmm_iova.host.usable import Usable
+    from vmm_iova.planning.guest import Guest
     from vmm_iova.planning.plan import Prefer
-    from vmm_iova.planning.request import Guest
 
 DEFAULT_ENTRIES = 65535
 """Default of vfio_iommu_type1.dma_entry_limit (drivers/vfio/vfio_iommu_type1.c, Linux 5.1)."""

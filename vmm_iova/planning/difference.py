@@ -128,7 +128,7 @@ def host_changes(
     right_usable: Usable | None,
     guest: Guest | None = None,
     machine: str = "q35",
-    on_hole: OnHole = "split",
+    on_hole: OnHole = "auto",
 ) -> tuple[str, ...]:
     """Say what a guest sees change when it goes from the first host to the second.
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from vmm_iova.host.facts import Note
 from vmm_iova.planning.attempt import assemble
+from vmm_iova.planning.firmware_bars import by_firmware
 from vmm_iova.planning.layout import LAYOUT_RULES, Item, ItemKind, Layout
 from vmm_iova.planning.ram import PlacedRam
 from vmm_iova.planning.site import Placed
+from vmm_iova.planning.windows import PLUGGED
 from vmm_iova.ranges import AddrRange, RangeSet
 from vmm_iova.units import show_size
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from vmm_iova.planning.request import Wanted
     from vmm_iova.planning.site import Site
 
-_PLACED = (ItemKind.WINDOW, ItemKind.BAR, ItemKind.ROOM)
+_PLACED = (ItemKind.WINDOW, ItemKind.BAR, ItemKind.ROOM, ItemKind.DOORBELL)
 
 
 def plan_kept(site: Site, saved: Layout | dict[str, Any], afresh: Callable[[], Layout]) -> Layout:
@@ -39,6 +41,7 @@ def plan_kept(site: Site, saved: Layout | dict[str, Any], afresh: Callable[[], L
     wanted = site.wanted
     old = saved if isinstance(saved, Layout) else _read(saved, wanted, site.host)
     fixed = {(item.name, item.range) for item in wanted.machine.fixed}
+    fixed |= {(item.name, item.range) for item in by_firmware(site, [i.place for i in old.ram])}
     placed = [item for item in old.items if _is_placed(item, fixed)]
     ram = sorted(old.ram, key=lambda item: item.place)
     rules = _older_rules(old)
@@ -91,6 +94,9 @@ def _wanted_otherwise(wanted: Wanted, old: Layout, placed: Sequence[Item]) -> It
             yield "the NUMA nodes, or the pages that back them, are others"
     sizes = {(item.name, item.place.size) for item in placed if item.kind is not ItemKind.WINDOW}
     now = {(bar.name, bar.size) for bar in (*wanted.bars, *wanted.rooms)}
+    now |= {(bell.name, bell.size) for bell in wanted.doorbells}
+    if wanted.hotplug:
+        now.add((PLUGGED, wanted.hotplug))
     for name, size in sorted(now - sizes):
         yield f"{name} of {show_size(size)} was not there"
     for name, size in sorted(sizes - now):
@@ -113,7 +119,9 @@ def _blocked(site: Site, ram: Sequence[Item], placed: Sequence[Item]) -> Iterato
         if item.gpa is not None and item.gpa.last > wanted.address_last:
             yield f"{name} ends beyond {wanted.limits[0].text}"
             continue
-        must = item.kind in (ItemKind.RAM, ItemKind.ROOM) or item.name in required
+        must = (
+            item.kind in (ItemKind.RAM, ItemKind.ROOM, ItemKind.DOORBELL) or item.name in required
+        )
         iova = item.iova or (item.place if must else None)
         if iova is None or iova in usable.ranges:
             continue

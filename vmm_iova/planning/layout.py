@@ -26,14 +26,14 @@ _ENDS = ("start", "last")
 LAYOUT_FORMAT = 1
 """Version of the saved form: another one cannot be read."""
 
-LAYOUT_RULES = 1
+LAYOUT_RULES = 2
 """Version of the placement rules: the same input gives the same layout within a version.
 
 A layout that was saved under other rules is read and kept all the same.
 """
 
-OnHole = Literal["split", "move", "refuse"]
-"""Policies for RAM whose own place is not free."""
+OnHole = Literal["auto", "split", "move", "refuse"]
+"""What to do with RAM whose own place is not free; `auto`: what the VMM does by itself."""
 
 Done = Literal["as is", "split", "move"]
 """What was done with RAM whose own place was not free."""
@@ -125,6 +125,8 @@ class Layout:
         changes: what differs from the layout that was to be kept, and why; empty if nothing does.
         kept: True if a saved layout was kept as it was.
         rules: version of the rules that placed it.
+        vmm_reserved: what the VMM itself reports as reserved, whatever the host has.
+        settings: what the VMM has to be told for this layout, beside the sizes that were asked for.
 
     Synchronization: none required (immutable).
     """
@@ -144,6 +146,13 @@ class Layout:
     changes: tuple[str, ...] = ()
     kept: bool = False
     rules: int = LAYOUT_RULES
+    vmm_reserved: tuple[AddrRange, ...] = ()
+    settings: tuple[str, ...] = ()
+
+    @property
+    def starts(self) -> bool:
+        """True if the VMM of the machine has this layout by itself, or by its options."""
+        return self.policy != "split" or "split" in self.machine.can
 
     @property
     def ram(self) -> tuple[Item, ...]:
@@ -216,6 +225,8 @@ class Layout:
                 changes=tuple(map(str, saved["changes"])),
                 kept=saved["kept"] is True,
                 rules=int(saved.get("rules", 1)),  # those of the first release were not numbered
+                vmm_reserved=tuple(map(_span_of, saved.get("vmm_reserved", ()))),
+                settings=tuple(map(str, saved.get("settings", ()))),
             )
         except (KeyError, TypeError, ValueError, IovaError) as error:
             if isinstance(error, UnknownNameError):
@@ -265,6 +276,8 @@ class Layout:
             ],
             "kept": self.kept,
             "changes": list(self.changes),
+            "vmm_reserved": [_span(span) for span in self.vmm_reserved],
+            "settings": list(self.settings),
         }
 
 

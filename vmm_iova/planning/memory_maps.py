@@ -59,7 +59,8 @@ def e820(layout: Layout) -> tuple[E820Entry, ...]:
     """Return the e820 table of an x86 guest: ascending, no two entries overlap.
 
     PCI windows are no entries: the guest takes them from ACPI or the device tree, and would leave
-    alone what the table lists. Holes of the host are, because the guest would use them otherwise.
+    alone what the table lists. Holes of the host are, because the guest would use them otherwise,
+    and what the VMM itself reserves, as QEMU does AMD's hole where the guest's CPU is AMD's.
 
     Raises:
         RequestError: the machine is no x86.
@@ -76,7 +77,7 @@ def e820(layout: Layout) -> tuple[E820Entry, ...]:
     fixed = _set(item.gpa for item in layout.items if item.kind in _RESERVED)
     holes = RangeSet(item.range for item in layout.guest_reserved) - bars
     ram = _ram(layout) - inside
-    reserved = (inside & _ram(layout)) | fixed | holes
+    reserved = (inside & _ram(layout)) | fixed | holes | RangeSet(layout.vmm_reserved)
     entries = [E820Entry(span, 1) for span in ram - reserved]
     entries += (E820Entry(span, 2) for span in reserved)
     return tuple(sorted(entries, key=lambda entry: entry.range))
@@ -128,6 +129,13 @@ def _tree(layout: Layout) -> Iterator[str]:
             node = number[item.node] if stated is None else stated
             yield f"\tnuma-node-id = <{node}>;"
         yield "};"
+    fixed = {item.range for item in layout.machine.fixed}
+    for item in layout.items:
+        if item.kind is ItemKind.DOORBELL and item.place not in fixed:
+            yield f"msi-controller@{item.place.start:x} {{\t/* {item.name} */"
+            yield "\tmsi-controller;"
+            yield f"\t{_reg(item.place)}"
+            yield "};"
     reserved = list(_reserved_nodes(layout))
     if not reserved:
         return

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmm_iova.host.usable import Cause
-    from vmm_iova.planning.request import BarBits, WantedBar
+    from vmm_iova.machines.firmware import Firmware
+    from vmm_iova.planning.guest import BarBits
+    from vmm_iova.planning.request import WantedBar
 
 
 class Misfit(Exception):  # noqa: N818 -- callers never see it: `explain` makes a PlanError of it
@@ -82,6 +84,45 @@ class BarMisfit(Misfit):
 
 class TopUnknown(Misfit):
     """The 64-bit PCI window reaches up to a top that nothing states."""
+
+
+class StartRefused(Misfit):
+    """The VMM does not start: it reaches beyond the guest's addresses."""
+
+
+class RamHidden(Misfit):
+    """RAM lies under the 64-bit PCI window, so that the guest cannot reach it."""
+
+
+class AreaMisfit(Misfit):
+    """Memory that is plugged in later would lie where something is in the way."""
+
+
+class BarUnreached(Misfit):
+    """A BAR that peers must reach goes elsewhere: firmware decides where.
+
+    Attributes:
+        bar: the BAR.
+        firmware: what puts it there.
+        inside: what it would lie in or beyond, if that is no place for any BAR.
+    """
+
+    def __init__(
+        self,
+        bar: WantedBar,
+        firmware: Firmware,
+        span: AddrRange,
+        causes: Sequence[Cause],
+        inside: str | None = None,
+    ) -> None:
+        super().__init__(f"BAR {bar.name}", span, causes)
+        self.bar = bar
+        self.firmware = firmware
+        self.inside = inside
+
+
+class DoorbellMisfit(Misfit):
+    """A doorbell has no place; `fits` is the largest gap there is for it."""
 
 
 class WindowMisfit(Misfit):

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The planner: where the RAM, doorbells, windows and BARs of a guest go, or why they cannot.
 
-Three policies for RAM whose place in the machine model is not free (`on_hole`):
+Four policies for RAM whose place in the machine model is not free (`on_hole`):
 
+* `auto`: what the VMM does by itself; where that fails, a layout that needs one that can split;
 * `refuse`: the machine's own place or nothing;
 * `split`: RAM keeps its order and flows around the holes;
 * `move`: what may move goes elsewhere as a whole, as QEMU moves all RAM above 4 GiB to 1 TiB when
-  it, or the 64-bit PCI window behind it, would meet AMD's hole (hw/i386/pc.c, pc_memory_init).
+  it, or the 64-bit PCI window behind it, reaches AMD's hole (hw/i386/pc.c, pc_memory_init).
 
 The result depends on the arguments alone: same input, same layout, byte for byte.
 """
@@ -18,12 +19,13 @@ from typing import TYPE_CHECKING, Any, get_args
 from vmm_iova.errors import PlanError, RequestError
 from vmm_iova.host.usable import Usable
 from vmm_iova.planning.attempt import attempt
+from vmm_iova.planning.guest import Guest
 from vmm_iova.planning.keep import plan_kept
 from vmm_iova.planning.layout import Layout, OnHole
 from vmm_iova.planning.misfit import Misfit
 from vmm_iova.planning.page_tables import cost_of
 from vmm_iova.planning.refuse import explain
-from vmm_iova.planning.request import Guest, resolve
+from vmm_iova.planning.request import resolve
 from vmm_iova.planning.site import HolePolicy, Policy, Prefer, Preference, Site, site_of
 from vmm_iova.ranges import HUGE_PAGES
 
@@ -38,7 +40,7 @@ _AUTO = (*HUGE_PAGES, 1)
 def plan(
     guest: Guest,
     usable: Usable,
-    on_hole: OnHole = "split",
+    on_hole: OnHole = "auto",
     *,
     also_fit: Sequence[Usable] = (),
     keep: Layout | dict[str, Any] | None = None,

@@ -11,16 +11,23 @@ from vmm_iova.allocator import IovaAllocator
 from vmm_iova.errors import NoSpaceError
 from vmm_iova.host.facts import Note
 from vmm_iova.planning.layout import Item, ItemKind
-from vmm_iova.planning.misfit import Misfit, RamBlocked, RamLeft, RamTooMuch, RamTooWide
+from vmm_iova.planning.misfit import (
+    Misfit,
+    RamBlocked,
+    RamLeft,
+    RamTooMuch,
+    RamTooWide,
+    StartRefused,
+)
 from vmm_iova.planning.page_tables import cost_of
-from vmm_iova.planning.site import HolePolicy, Preference
+from vmm_iova.planning.site import HolePolicy, Preference, beyond
 from vmm_iova.ranges import ADDRESS_LAST, GIB, HUGE_PAGES, AddrRange, MappableRanges, RangeSet
 from vmm_iova.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vmm_iova.machines.model import RamWindow
+    from vmm_iova.machines.parts import RamWindow
     from vmm_iova.planning.layout import Done
     from vmm_iova.planning.site import Piece, Policy, Site
 
@@ -34,11 +41,18 @@ class PlacedRam:
     items: tuple[Item, ...]
     done: Done = "as is"
     notes: tuple[Note, ...] = ()
+    base: int = 0
+    """Where RAM above 4 GiB would begin, for a guest that has none there; 0 where that is all."""
 
     @property
     def last(self) -> int:
         """Highest guest address of RAM."""
-        return max(item.gpa.last for item in self.items if item.gpa is not None)
+        return max(self.base - 1, *(span.last for span in self.spans))
+
+    @property
+    def spans(self) -> list[AddrRange]:
+        """Guest addresses of RAM."""
+        return [item.gpa for item in self.items if item.gpa is not None]
 
 
 def place_ram(site: Site, policy: Policy) -> Iterator[PlacedRam]:
@@ -53,22 +67,108 @@ def place_ram(site: Site, policy: Policy) -> Iterator[PlacedRam]:
         raise RamTooMuch("ram", whole, fits=machine.ram_max)
     if not machine.identity:
         yield _translated(site, policy)
+    elif policy.on_hole is HolePolicy.AUTO:
+        yield from _auto(site, policy)
+    elif policy.on_hole is HolePolicy.MOVE and machine.ram[-1].move_past is not None:
+        yield _by_itself(site)  # it cannot be told to, nor not to
     elif policy.on_hole is not HolePolicy.SPLIT:
         yield _whole(site, policy)
     else:
-        for items in _fewest(site) if policy.prefer is Preference.FEWEST else [_split(site)]:
-            yield _around(site, items)
+        yield from _around_holes(site, policy)
+
+
+def _auto(site: Site, policy: Policy) -> Iterator[PlacedRam]:
+    """What the VMM does by itself; only where that fails, what one that can split could do."""
+    if policy.prefer is Preference.FEWEST and "split" in site.wanted.machine.can:
+        yield from _around_holes(site, policy)
+        return
+    alone: Misfit | None = None
+    try:
+        yield _by_itself(site)
+    except RamBlocked as misfit:
+        alone = misfit
+    if policy.own and "split" not in site.wanted.machine.can:
+        if alone is not None:
+            raise alone
+        return
+    yield from _around_holes(site, policy)  # what does not fit there fits nowhere
+
+
+def _by_itself(site: Site) -> PlacedRam:
+    """RAM where the VMM has it, moved if it moves it by itself, whatever the host allows."""
+    pieces, over = site.as_machine()
+    if over:
+        raise _left_over(site, over)
+    last = pieces[-1].span.last
+    window = site.moves(last)
+    base = 0 if window is None or window.move_to is None else window.move_to
+    shift = 0 if window is None or not base else base - window.range.start
+    check_start(site, max(last + shift if last >= base - shift else last, base - 1))
+    if window is None or not base:
+        return _unblocked(site, pieces, "as is", (), "it stands there")
+    # Windows are made for a size of RAM, so that they are told apart by their names.
+    pieces = [_shifted(p, shift) if p.window.name == window.name else p for p in pieces]
+    placed = _unblocked(site, pieces, "move", (), f"{site.wanted.machine.title} moves it there")
+    return replace(placed, base=base)
+
+
+def check_start(site: Site, ram_last: int) -> None:
+    """Refuse what the VMM refuses: a guest whose 64-bit PCI window reaches beyond its addresses.
+
+    Raises:
+        StartRefused: it does not start.
+    """
+    window, limits = site.wanted.machine.pci64, site.wanted.limits
+    reach, last = site.reach(ram_last), site.wanted.address_last
+    if window is not None and window.must_fit and limits and reach > last:
+        whole = AddrRange(min(last, ram_last), reach)
+        raise StartRefused("the guest", whole, (beyond(limits[0].bits, limits[0].text),))
+
+
+def _unblocked(
+    site: Site, pieces: Sequence[Piece], done: Done, notes: Sequence[Note], rule: str
+) -> PlacedRam:
+    """RAM in these pieces, cut at seams; each window's RAM has to be free of holes."""
+    free = site.usable.ranges.as_set()
+    blocked = []
+    for name in dict.fromkeys(piece.window.name for piece in pieces):
+        spans = [piece.span for piece in pieces if piece.window.name == name]
+        if not RangeSet(spans) <= free:
+            hull = AddrRange(spans[0].start, spans[-1].last)
+            blocked.append(_blocked(site, f"{name} RAM", hull))
+    if blocked:
+        raise RamBlocked(blocked, rule)
+    parts = [part for piece in pieces for part in _cut(site, piece)]
+    if len(parts) > len(pieces):
+        notes = (
+            *notes,
+            Note(
+                "the VMM must map RAM in one call for each piece, cut at the seams of the "
+                "kernel's list: one call for all of it, as QEMU makes, fails with EINVAL"
+            ),
+        )
+    return PlacedRam(tuple(_items(site, parts)), done, tuple(notes))
 
 
 # -- around the holes ------------------------------------------------------------------------------
 
 
+def _around_holes(site: Site, policy: Policy) -> Iterator[PlacedRam]:
+    for items in _fewest(site) if policy.prefer is Preference.FEWEST else [_split(site)]:
+        yield _around(site, items)
+
+
 def _around(site: Site, items: Sequence[Item]) -> PlacedRam:
     own, _ = site.as_machine()
-    if [item.place for item in items] == [piece.span for piece in own]:
+    as_is = [item.place for item in items] == [piece.span for piece in own]
+    if as_is and site.moves(own[-1].span.last) is None:
         return PlacedRam(tuple(items))
-    note = site.wanted.machine.split_note
-    return PlacedRam(tuple(items), "split", (Note(note),) if note else ())
+    machine = site.wanted.machine
+    note = Note(
+        f"{machine.title} does not do this: it neither cuts RAM around holes nor lets it lie as "
+        "here, so this layout needs a VMM that can"
+    )
+    return PlacedRam(tuple(items), "split", () if "split" in machine.can else (note,))
 
 
 def _split(site: Site) -> list[Item]:
@@ -191,20 +291,12 @@ def _whole(site: Site, policy: Policy) -> PlacedRam:
             blocked.append(_blocked(site, f"{window.name} RAM", hull))
         elif site.wanted.machine.pci64 is not None and window.move_to is not None:
             # QEMU moves RAM in this case whatever the host allows, and then fails.
-            place = site.window_place(hull.last)
+            place = site.window_place(site.top(hull.last))
             assert place is not None  # it meets a hole
             blocked.append(_blocked(site, "the 64-bit PCI window behind RAM", place))
     if blocked:
-        raise RamBlocked(blocked, f"on-hole {policy.on_hole.value}")
-    parts = [part for piece in pieces for part in _cut(site, piece)]
-    if len(parts) > len(pieces):
-        notes.append(
-            Note(
-                "the VMM must map RAM in one call for each piece, cut at the seams of the "
-                "kernel's list: one call for all of it, as QEMU makes, fails with EINVAL"
-            )
-        )
-    return PlacedRam(tuple(_items(site, parts)), done, tuple(notes))
+        raise RamBlocked(blocked, f"on-hole {policy.on_hole.text}")
+    return _unblocked(site, pieces, done, notes, f"on-hole {policy.on_hole.text}")
 
 
 def _cut(site: Site, piece: Piece) -> Iterator[Piece]:
@@ -253,7 +345,7 @@ def _translated(site: Site, policy: Policy) -> PlacedRam:
     try:
         spans = [AddrRange.from_size(_in_one(allocator, ram, align), ram)]
     except NoSpaceError as error:
-        if policy.on_hole is not HolePolicy.SPLIT:
+        if policy.on_hole not in (HolePolicy.SPLIT, HolePolicy.AUTO):
             largest = error.largest_free or AddrRange(0, ADDRESS_LAST)
             cause = site.usable.edge_above(largest.last)
             part = Misfit("ram in one piece", largest, [cause], error.largest_aligned)

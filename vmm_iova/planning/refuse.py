@@ -6,63 +6,46 @@ Nothing else in planning tries again. A fix that names a number or a policy was 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmm_iova.diagnosis.check import HOLES, region_fixes
+from vmm_iova.diagnosis.check import region_fixes
 from vmm_iova.errors import PlanError
 from vmm_iova.host.evidence import EvidenceKind
 from vmm_iova.host.facts import RegionKind
 from vmm_iova.host.registers import width_line
 from vmm_iova.host.usable import Cause, CauseKind
-from vmm_iova.planning.bars import fit
+from vmm_iova.planning.describe import Reason, describe, holes_of, limit_of, roomy_windows
+from vmm_iova.planning.firmware_bars import ovmf_megabytes
 from vmm_iova.planning.misfit import (
+    AreaMisfit,
     BarMisfit,
+    BarUnreached,
+    DoorbellMisfit,
     Misfit,
     RamBlocked,
+    RamHidden,
     RamLeft,
     RamTooMuch,
-    RamTooWide,
     RoomMisfit,
+    StartRefused,
     TopUnknown,
     WindowMisfit,
 )
-from vmm_iova.planning.site import HolePolicy, Policy, beyond, site_of
+from vmm_iova.planning.request import AddressLimit
+from vmm_iova.planning.site import HolePolicy, Policy, site_of
 from vmm_iova.planning.trials import Trials
-from vmm_iova.planning.windows import NO_TOP
-from vmm_iova.ranges import ADDRESS_LAST, MIB, AddrRange
+from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, MIB, AddrRange
 from vmm_iova.units import format_size, show_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vmm_iova.host.usable import Usable
-    from vmm_iova.planning.request import WantedBar
     from vmm_iova.planning.site import Site
     from vmm_iova.planning.trials import Attempt
 
+_LEAST_BITS = 36  # fewer address bits make no guest that starts
 _LEAST_BAR = MIB  # smallest size that a resizable BAR can have (PCIe specification, 7.8.6)
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why one part cannot be where it should.
-
-    Attributes:
-        item: the part.
-        range: where it should be.
-        cause: what is in the way: region, group and source, or an edge of the aperture.
-        fits: bytes that fit at the start of `range`.
-    """
-
-    item: str
-    range: AddrRange
-    cause: Cause
-    fits: int
-
-    def __str__(self) -> str:
-        fits = f"; {show_size(self.fits)} fit there" if self.fits else ""
-        return f"{self.item} at {self.range} meets {self.cause.range}: {self.cause.text}{fits}"
 
 
 def explain(misfit: Misfit, site: Site, policy: Policy, attempt: Attempt) -> PlanError:
@@ -91,118 +74,12 @@ def explain(misfit: Misfit, site: Site, policy: Policy, attempt: Attempt) -> Pla
         fixes = list(_fixes_of_room(misfit, trials))
     else:
         fixes = list(_other_fixes(misfit, trials))
-    if not isinstance(misfit, RamTooMuch | TopUnknown | WindowMisfit):
+    if not isinstance(misfit, RamTooMuch | TopUnknown | WindowMisfit | StartRefused):
         fixes, widths = _with_widths(fixes, reasons, trials)
         detail = "; ".join(filter(None, (detail, widths))) or None
     if isinstance(misfit, RamLeft) and not fixes:
         fixes = _next(misfit.fits >> 20, trials)
     return PlanError(message, reasons=reasons, fixes=fixes, detail=detail)
-
-
-def describe(misfit: Misfit, site: Site) -> tuple[str, list[Reason]]:
-    """Say what is in the way, with every obstacle; nothing is tried.
-
-    Args:
-        misfit: what an attempt raised.
-        site: the site of that attempt.
-    """
-    machine, item = site.wanted.machine, misfit.item
-    if isinstance(misfit, RamBlocked):
-        reasons = [
-            Reason(part.item, part.span, cause, part.fits)
-            for part in misfit.parts
-            for cause in part.causes
-        ]
-        return _first(site.host, f"{reasons[0]} ({misfit.rule})"), reasons
-    if isinstance(misfit, RamLeft):
-        named = _named(misfit)
-        takers = "; ".join(cause.text for cause in named) or "the machine has no more room"
-        left = show_size(site.wanted.ram - misfit.fits)
-        message = (
-            f"{show_size(site.wanted.ram)} of RAM does not fit in {machine.name}: {left} too much; "
-            f"{takers}"
-        )
-        reasons = [Reason(item, misfit.span, cause, misfit.fits) for cause in named]
-        return _first(site.usable, message), reasons
-    if isinstance(misfit, RamTooMuch):
-        most = f"{machine.title} takes {show_size(misfit.fits)} at most"
-        cause = Cause(CauseKind.GUEST, AddrRange(misfit.fits, ADDRESS_LAST), most)
-        message = (
-            f"RAM of {show_size(site.wanted.ram)} is more than {machine.title} takes, "
-            f"{show_size(misfit.fits)}"
-        )
-        return message, [Reason(item, misfit.span, cause, misfit.fits)]
-    if isinstance(misfit, RamTooWide):
-        limit = site.wanted.limits[0]
-        cause = beyond(limit.bits, limit.text)
-        message = f"RAM at {misfit.span} ends beyond {limit.text}"
-        return message, [Reason(item, misfit.span, cause, misfit.fits)]
-    if isinstance(misfit, BarMisfit):
-        return _bar_in_words(misfit, site)
-    if isinstance(misfit, RoomMisfit):
-        cause = misfit.causes[0]
-        message = (
-            f"{item} of {show_size(misfit.room.size)} does not fit above {misfit.above:#x}: "
-            f"{cause.text}"
-        )
-        return message, [Reason(item, misfit.span, cause, 0)]
-    edge = site.usable.edge_above(ADDRESS_LAST)
-    if isinstance(misfit, TopUnknown):
-        message = f"{item} has no place: the 64-bit PCI window {NO_TOP}"
-        return message, [Reason(item, edge.range, edge, 0)]
-    message = f"{item} has no room above RAM, which ends at {misfit.span.start:#x}"
-    return message, [Reason("the 64-bit PCI window", edge.range, edge, 0)]
-
-
-def _first(usable: Usable, text: str) -> str:
-    """A device that is never handed out matters more than where its RAM would go."""
-    return "; besides, ".join([*(entry.text for entry in usable.unassignable[:1]), text])
-
-
-def _named(misfit: RamLeft) -> list[Cause]:
-    """The causes worth naming: the first holes, and the first end of the space."""
-    limit = _limit_of(misfit)
-    return [*_holes_of(misfit)[:3], *([limit] if limit else [])]
-
-
-def _holes_of(misfit: Misfit) -> list[Cause]:
-    return [cause for cause in misfit.causes if cause.kind in HOLES]
-
-
-def _limit_of(misfit: Misfit) -> Cause | None:
-    return next((cause for cause in misfit.causes if cause.kind not in HOLES), None)
-
-
-def _bar_name(bar: WantedBar) -> str:
-    need = "that peers must reach " if bar.required else ""
-    return f"BAR {bar.name} ({show_size(bar.size)}, {need}at a multiple of {bar.align:#x})"
-
-
-def _roomy(misfit: BarMisfit) -> list[AddrRange]:
-    """The windows that would hold the BAR if nothing else were there."""
-    bar = misfit.bar
-    return [window for window in misfit.windows if fit([window], bar.size, bar.align, False)]
-
-
-def _bar_in_words(misfit: BarMisfit, site: Site) -> tuple[str, list[Reason]]:
-    """What is in a BAR's way where it would go first."""
-    name, roomy = _bar_name(misfit.bar), _roomy(misfit)
-    if roomy:
-        fits = min(site.usable.room_at(roomy[0].start), roomy[0].size)
-        reasons = [Reason(name, roomy[0], cause, fits) for cause in site.usable.causes_of(roomy[0])]
-        if reasons:
-            causes = "; ".join(dict.fromkeys(str(reason.cause) for reason in reasons[:3]))
-            return f"{name} fits nowhere above RAM where devices reach it: {causes}", reasons
-    kind = f"{misfit.bits}-bit PCI window"
-    largest = misfit.span if misfit.windows else None
-    where = f"{largest} ({show_size(largest.size)})" if largest else "no room above RAM"
-    if roomy:
-        where += ", which the other BARs take"
-    cause = Cause(CauseKind.GUEST, misfit.span, f"{kind}: {where}")
-    if not largest and site.wanted.limits:
-        cause = beyond(site.wanted.limits[0].bits, site.wanted.limits[0].text)
-    reason = Reason(name, misfit.span, cause, largest.size if largest else 0)
-    return f"{name} has no place in the {kind}: {cause.text}", [reason]
 
 
 # -- what helps ------------------------------------------------------------------------------------
@@ -235,7 +112,10 @@ def _fixes_of_blocked(misfit: RamBlocked, reasons: list[Reason], trials: Trials)
             "a device whose group does not have this hole, or a VMM whose memory can lie elsewhere"
         )
     if not policies and trials.policy.on_hole is not HolePolicy.SPLIT:
-        return [*_less(trials), *fixes]
+        fixes = [*_less(trials), *fixes]
+    if trials.policy.on_hole is HolePolicy.AUTO and not most:
+        less = trials.most_ram(trials.site.wanted.ram >> 20)
+        fixes = [*([f"{_ram(less << 20)} fits"] if less else []), *fixes]
     return fixes
 
 
@@ -244,7 +124,8 @@ def _less(trials: Trials) -> Iterator[str]:
     site = trials.site
     pieces, over = site.around_holes()
     fits = (site.wanted.ram - over) >> 20 << 20
-    if not pieces or not fits or not site.wanted.machine.identity:
+    machine = site.wanted.machine
+    if not pieces or not fits or not machine.identity or "split" not in machine.can:
         return
     if trials.ram_works(fits, HolePolicy.SPLIT):
         yield f"with --on-hole split, --ram {fits >> 20}MiB fits"
@@ -278,7 +159,7 @@ def _fixes_of_left(misfit: RamLeft, trials: Trials) -> list[str]:
 
 def _more_room(misfit: RamLeft, site: Site) -> Iterator[str]:
     """Which holes are worth giving back, and which device or option has more room."""
-    holes, limit = _holes_of(misfit), _limit_of(misfit)
+    holes, limit = holes_of(misfit), limit_of(misfit)
     worth = _worth(holes, limit, site.wanted.ram - misfit.fits)
     yield from region_fixes(worth, site.usable)
     ends = limit is not None and limit.kind is CauseKind.APERTURE
@@ -316,7 +197,7 @@ def _next(fits: int, trials: Trials) -> list[str]:
         return ["another machine, or a device behind another IOMMU"]
     less = site_of(trials.with_ram(fits << 20), trials.site.host, trials.site)
     try:
-        trials.attempt(less, Policy(trials.policy.on_hole))
+        trials.attempt(less, Policy(trials.policy.on_hole, own=True))
     except Misfit as misfit:
         message, _ = describe(misfit, less)
         return [f"less RAM is not enough: with --ram {fits}MiB, {message}"]
@@ -325,7 +206,7 @@ def _next(fits: int, trials: Trials) -> list[str]:
 
 def _fixes_of_bar(misfit: BarMisfit, reasons: list[Reason], trials: Trials) -> Iterator[str]:
     """A wider window, another policy, another kind of BAR, less RAM, a smaller BAR."""
-    bar, roomy, name = misfit.bar, _roomy(misfit), misfit.bar.name
+    bar, roomy, name = misfit.bar, roomy_windows(misfit), misfit.bar.name
     if trials.site.wanted.pci64_stated and bar.bits == 64:
         yield "without --pci64 the window grows for the BARs"
     for policy in trials.policies():
@@ -372,6 +253,53 @@ def _other_fixes(misfit: Misfit, trials: Trials) -> Iterator[str]:
         yield f"--phys-bits N{f' ({option})' if option else ''}"
     elif isinstance(misfit, WindowMisfit):
         yield "a smaller --pci64, or --pci64 0 for none"
+    elif isinstance(misfit, StartRefused):
+        wanted = trials.site.wanted
+        yield from _wider(trials)
+        if wanted.pci64 is not None and trials.works(replace(wanted, pci64=None)):
+            option = machine.option("pci64_none")
+            yield f"--pci64 0{f' ({option})' if option else ''} starts"
+        if wanted.hotplug and trials.works(replace(wanted, hotplug=0)):
+            yield "less --maxmem, or fewer --slots"
+        yield from _fitting_ram(trials)
+    elif isinstance(misfit, RamHidden | AreaMisfit):
+        if isinstance(misfit, AreaMisfit) and trials.works(replace(trials.site.wanted, hotplug=0)):
+            yield "without --maxmem it fits"
+        yield from _fitting_ram(trials)
+    elif isinstance(misfit, DoorbellMisfit):
+        if misfit.fits >= BASE_PAGE:
+            yield f"a doorbell of {show_size(1 << misfit.fits.bit_length() - 1)} or less"
+        yield from _fitting_ram(trials)
+    elif isinstance(misfit, BarUnreached):
+        yield from _fixes_of_place(misfit, trials)
+
+
+def _fitting_ram(trials: Trials) -> Iterator[str]:
+    most = trials.most_ram(trials.site.wanted.ram >> 20)
+    if most:
+        yield f"{_ram(most << 20)} fits"
+
+
+def _fixes_of_place(misfit: BarUnreached, trials: Trials) -> Iterator[str]:
+    """Levers on where firmware puts BARs: its own switch, address bits, another release."""
+    wanted, machine, bar = trials.site.wanted, trials.site.wanted.machine, misfit.bar
+    if misfit.firmware.kind == "ovmf" and wanted.ovmf_window is None:
+        mib = ovmf_megabytes([item for item in wanted.bars if item.bits == 64])
+        option = machine.option("ovmf_window", mib=mib)
+        if option and trials.works(replace(wanted, ovmf_window=mib << 20)):
+            yield f"--ovmf-window {mib}MiB ({option})"
+    reach = trials.site.host.ranges.hull
+    bits = (reach.last + 1).bit_length() - 1 if reach else 0
+    if wanted.limits and _LEAST_BITS <= bits < wanted.limits[0].bits:
+        fewer = replace(wanted, limits=(AddressLimit(bits, ""),))
+        if trials.works(fewer):
+            option = machine.option("phys_bits", bits=bits)
+            yield f"--phys-bits {bits}" + (f" ({option})" if option else "")
+    for firmware in wanted.firmware:
+        if len(wanted.firmware) > 1 and trials.works(replace(wanted, firmware=(firmware,))):
+            yield f"--firmware {firmware.option}, if the VMM has that release"
+    if bar.required and trials.works(trials.with_bar(bar, replace(bar, required=False))):
+        yield "mark it optional: only peer-to-peer between devices is lost"
 
 
 def _with_widths(

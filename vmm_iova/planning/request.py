@@ -1,117 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a VMM wants placed: RAM with its nodes, BARs, room for later, and areas to keep free.
+"""What a VMM wants placed, in numbers: checked against its machine and a host.
 
-`Guest` is what a program writes down; `resolve` checks it against a machine and a host and gives
-plain numbers, so that the planner need not ask again.
+`resolve` checks a `Guest` against a machine and a host and gives plain numbers, so that the planner
+need not ask again.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from vmm_iova.errors import MisalignedError, RequestError
+from vmm_iova.host.evidence import HYPERTRANSPORT
 from vmm_iova.host.host import Host
 from vmm_iova.machines.catalogue import load_machine, usual_machine
-from vmm_iova.machines.model import FixedItem, Machine, Pci64Window, check_disjoint
-from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, AddrRange, check_granule
+from vmm_iova.machines.firmware import candidates
+from vmm_iova.machines.model import Machine, check_disjoint
+from vmm_iova.machines.parts import CPU_VENDORS, FixedItem, OpenDoorbell, Pci64Window
+from vmm_iova.planning.guest import Node
+from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, GIB, MIB, TIB, AddrRange, check_granule
 from vmm_iova.units import format_size, parse_size
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Sequence
 
     from vmm_iova.host.usable import Usable
+    from vmm_iova.machines.firmware import Firmware
+    from vmm_iova.machines.parts import CpuVendor
+    from vmm_iova.planning.guest import Bar, BarBits, Guest, Room
 
 
-BarBits = Literal[32, 64]
-"""Where a BAR may go: below 4 GiB only, or anywhere."""
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """RAM of one NUMA node of the guest.
-
-    Attributes:
-        size: text or bytes.
-        page_size: size of the pages that back it (`"2MiB"`, `"1GiB"`): its pieces are whole pages.
-        name: number or name; default its index.
-    """
-
-    size: str | int
-    page_size: str | int | None = None
-    name: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A BAR, or a window of them, that wants a place of its own.
-
-    Attributes:
-        name: whose it is.
-        size: text or bytes, at least a page; a single BAR is a power of two.
-        bits: 64, or 32 for one that must lie below 4 GiB.
-        required: True if other devices must reach it (peer-to-peer); else the guest runs without.
-        align: text or bytes, a power of two; default the size rounded up to one.
-    """
-
-    name: str
-    size: str | int
-    bits: BarBits = 64
-    required: bool = False
-    align: str | int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """Room above everything else for what is plugged in later, such as memory; devices reach it.
-
-    Attributes:
-        name: what for.
-        size: text or bytes.
-        align: text or bytes, a power of two; default the granule.
-    """
-
-    name: str
-    size: str | int
-    align: str | int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Guest:
-    """What a VMM wants.
-
-    Attributes:
-        machine: model by name, path of a TOML file, or a `Machine`; None for the usual one of the
-            host's architecture (`usual_machine`).
-        ram: size of all RAM: text (`"1.5TiB"`) or bytes; a multiple of the host's granule. With
-            `nodes` it may be left out, and else is their sum.
-        pci64: size of the 64-bit PCI window; None for the machine's default, 0 for none.
-        align: where a piece of RAM may begin and, at a hole, end: text or bytes, a power of two;
-            default the granule. `"auto"` takes of 1 GiB, 2 MiB and the granule the one that gives
-            the fewest pieces, then the fewest page-table entries, then the fewest tables.
-        nodes: RAM of each NUMA node (`Node`, or its size); in order, none below an earlier one.
-        page_size: size of the pages that back all RAM, where the nodes do not say.
-        bars: BARs to place, each required or optional for peer-to-peer.
-        rooms: room to keep above everything else.
-        reserved: areas of guest addresses that nothing may take.
-        phys_bits: guest physical address bits that the VMM will give; None: not decided.
-        viommu: True if the guest has an IOMMU of its own: each device then has its own container.
-        devices: number of assigned devices, for the budget.
-    """
-
-    machine: str | os.PathLike[str] | Machine | None = None
-    ram: str | int | None = None
-    pci64: str | int | None = None
-    align: str | int | None = None
-    nodes: Sequence[Node | str | int] = ()
-    page_size: str | int | None = None
-    bars: Sequence[Bar] = ()
-    rooms: Sequence[Room] = ()
-    reserved: Sequence[FixedItem] = ()
-    phys_bits: int | None = None
-    viommu: bool = False
-    devices: int = 1
+_MOST_SLOTS = 256  # ACPI_MAX_RAM_SLOTS (QEMU, include/hw/acpi/acpi.h)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +78,12 @@ class Wanted:
         limits: what bounds guest addresses, the narrowest first.
         viommu: True if the guest has an IOMMU.
         devices: number of assigned devices.
+        hotplug: bytes of the area for memory that is plugged in later; 0 for none.
+        low_ram: most RAM below 4 GiB, or None for what the machine has by itself.
+        cpu: vendor of the guest's CPU.
+        firmware: what may give out its BARs: one release, or all that may be meant.
+        ovmf_window: bytes that OVMF is told for its window, or None.
+        doorbells: those to place, in order.
     """
 
     machine: Machine
@@ -172,6 +97,12 @@ class Wanted:
     limits: tuple[AddressLimit, ...]
     viommu: bool
     devices: int
+    hotplug: int = 0
+    low_ram: int | None = None
+    cpu: CpuVendor = "other"
+    firmware: tuple[Firmware, ...] = ()
+    ovmf_window: int | None = None
+    doorbells: tuple[OpenDoorbell, ...] = ()
 
     @property
     def address_last(self) -> int:
@@ -227,9 +158,15 @@ def resolve(guest: Guest, usable: Usable) -> Wanted:
             field="devices",
             value=guest.devices,
         )
+    ram = sum(node.size for node in nodes)
+    if guest.cpu is not None and guest.cpu not in CPU_VENDORS:
+        raise RequestError(
+            f"cpu {guest.cpu!r} is none of {', '.join(CPU_VENDORS)}", field="cpu", value=guest.cpu
+        )
+    firmware = candidates(guest.firmware, machine)
     return Wanted(
         machine,
-        sum(node.size for node in nodes),
+        ram,
         nodes,
         _pci64(guest, machine, usable.granule),
         guest.pci64 is not None,
@@ -239,7 +176,125 @@ def resolve(guest: Guest, usable: Usable) -> Wanted:
         tuple(sorted(_limits(guest, machine, usable), key=lambda limit: limit.bits)),
         guest.viommu,
         guest.devices,
+        _hotplug(guest, machine, ram),
+        _low_ram(guest, machine),
+        guest.cpu or _cpu_of(usable),
+        firmware,
+        _ovmf_window(guest, firmware),
+        tuple(_doorbells(guest, machine)),
     )
+
+
+def _doorbells(guest: Guest, machine: Machine) -> Iterable[OpenDoorbell]:
+    """Those that the machine leaves open, as the guest wants them, and the guest's own."""
+    asked = {bell.name: bell for bell in guest.doorbells}
+    if len(asked) < len(guest.doorbells) or asked.keys() & {item.name for item in machine.fixed}:
+        raise RequestError(
+            "two doorbells have one name, or one has its fixed place on the machine",
+            field="doorbells",
+            value=tuple(asked),
+        )
+    if asked and not machine.identity:
+        raise RequestError(
+            f"machine {machine.name}: interrupts go to no address, so no doorbell has a place",
+            field="doorbells",
+            value=tuple(asked),
+        )
+    everywhere = AddrRange(0, ADDRESS_LAST)
+    limits = {bell.name: bell.range for bell in machine.open_doorbells}
+    yield from (own for own in machine.open_doorbells if own.name not in asked)
+    for name, bell in asked.items():
+        size = check_granule(parse_size(bell.size, f"size of doorbell {name}"), "size")
+        align = size
+        if bell.align is not None:
+            align = check_granule(parse_size(bell.align, f"align of doorbell {name}"), "align")
+        if min(size, align) < BASE_PAGE:
+            raise RequestError(
+                f"doorbell {name}: size {size:#x} and alignment {align:#x} are not whole pages",
+                field="doorbells",
+                value=size,
+            )
+        yield OpenDoorbell(name, size, align, limits.get(name, everywhere))
+
+
+def _ovmf_window(guest: Guest, firmware: Sequence[Firmware]) -> int | None:
+    if guest.ovmf_window is None:
+        return None
+    size = parse_size(guest.ovmf_window, "ovmf_window")
+    if size % MIB or not 0 < size <= 16 * TIB:  # MemDetect.c, PlatformGetFirstNonAddress()
+        raise RequestError(
+            f"ovmf_window {format_size(size)} is not whole MiB up to 16 TiB",
+            field="ovmf_window",
+            value=guest.ovmf_window,
+        )
+    if not any(item.kind == "ovmf" for item in firmware):
+        raise RequestError(
+            "ovmf_window is a switch of OVMF: --firmware ovmf",
+            field="ovmf_window",
+            value=guest.ovmf_window,
+        )
+    return size
+
+
+def _cpu_of(usable: Usable) -> CpuVendor:
+    """The vendor of the host's CPU: AMD's hosts have the HyperTransport hole, Intel's have not."""
+    amd = any(cause.range == HYPERTRANSPORT for cause in usable.causes)
+    return "amd" if amd else "intel"
+
+
+def _hotplug(guest: Guest, machine: Machine, ram: int) -> int:
+    """Bytes of the area for memory that is plugged in later, as its VMM counts them."""
+    if type(guest.slots) is not int or not 0 <= guest.slots <= _MOST_SLOTS:
+        raise RequestError(
+            f"slots {guest.slots!r} is not a number from 0 to {_MOST_SLOTS}",
+            field="slots",
+            value=guest.slots,
+        )
+    if guest.maxmem is None:
+        if guest.slots:
+            raise RequestError(
+                "slots say nothing without maxmem, the RAM and all that may be plugged in",
+                field="slots",
+                value=guest.slots,
+            )
+        return 0
+    if machine.hotplug is None:
+        raise RequestError(
+            f"machine {machine.name} has no memory that is plugged in later",
+            field="maxmem",
+            value=guest.maxmem,
+        )
+    more = parse_size(guest.maxmem, "maxmem") - ram
+    if more < 0 or more % BASE_PAGE:
+        raise RequestError(
+            f"maxmem {guest.maxmem} is less than the RAM, or no whole pages more",
+            field="maxmem",
+            value=guest.maxmem,
+        )
+    if not more:
+        return 0
+    area = machine.hotplug
+    size = more + guest.slots * area.slot
+    return -(-size // area.size_align) * area.size_align
+
+
+def _low_ram(guest: Guest, machine: Machine) -> int | None:
+    if guest.max_ram_below_4g is None:
+        return None
+    size = parse_size(guest.max_ram_below_4g, "max_ram_below_4g")
+    if machine.ram[0].cap is None:
+        raise RequestError(
+            f"machine {machine.name}: its VMM has no option for less RAM below 4 GiB",
+            field="max_ram_below_4g",
+            value=guest.max_ram_below_4g,
+        )
+    if not MIB <= size <= 4 * GIB or size % BASE_PAGE:
+        raise RequestError(
+            f"max_ram_below_4g {format_size(size)} is not whole pages from 1 MiB to 4 GiB",
+            field="max_ram_below_4g",
+            value=guest.max_ram_below_4g,
+        )
+    return size
 
 
 def _nodes(guest: Guest, usable: Usable, align: int) -> Iterable[WantedNode]:

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Literal
 from vmm_iova.diagnosis.check import HOLES
 from vmm_iova.host.registers import Width
 from vmm_iova.host.usable import Cause, CauseKind, Usable
+from vmm_iova.machines.firmware import Board
 from vmm_iova.planning.bars import room_for
 from vmm_iova.planning.layout import Item, ItemKind, OnHole, kept_for
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
+from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange, MappableRanges, RangeSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from vmm_iova.host.facts import Note
-    from vmm_iova.machines.model import Pci64Window, RamWindow
+    from vmm_iova.machines.parts import Pci64Window, RamWindow
     from vmm_iova.planning.request import Wanted, WantedBar, WantedNode
 
     RoomOf = Callable[[RamWindow, int], Iterable[tuple[AddrRange, int]]]
@@ -30,6 +31,7 @@ Prefer = Literal["lowest", "fewest"]
 class HolePolicy(enum.Enum):
     """`OnHole` inside the planner."""
 
+    AUTO = "auto"
     SPLIT = "split"
     MOVE = "move"
     REFUSE = "refuse"
@@ -49,10 +51,17 @@ class Preference(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How RAM may be placed."""
+    """How RAM may be placed.
+
+    Attributes:
+        on_hole: what is done with RAM whose own place is not free.
+        prefer: what `split` prefers.
+        own: with `auto`: only what the VMM can do, and not what another could.
+    """
 
     on_hole: HolePolicy
     prefer: Preference = Preference.LOWEST
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +166,43 @@ class Site:
         """Let RAM lie where the machine has it, whatever the host says."""
         return self.flow(self.own_room)
 
+    def moves(self, ram_last: int) -> RamWindow | None:
+        """Return the window whose RAM the VMM moves by itself; None if it moves none.
+
+        QEMU moves what lies above 4 GiB to 1 TiB when RAM, the area for hotplugged memory or the
+        64-bit PCI window reaches AMD's hole and the guest's CPU is AMD's, whatever the host has
+        (hw/i386/pc.c, pc_memory_init()).
+        """
+        window = self.wanted.machine.ram[-1]
+        if window.move_past is None or window.move_cpu not in (None, self.wanted.cpu):
+            return None
+        return window if self.reach(ram_last) >= window.move_past else None
+
+    def reach(self, ram_last: int) -> int:
+        """Return the highest address that the VMM gives to anything when RAM ends there.
+
+        The 64-bit PCI window counts with the size that was asked for (pc_max_used_gpa()).
+        """
+        window = self.pci64 or self.wanted.machine.pci64
+        top = self.top(ram_last)
+        if window is None or window.size is None:
+            return top
+        start = -(-self.floor(top) // window.align) * window.align
+        return start + (window.size if self.pci64 else 0) - 1
+
+    def hotplug_area(self, ram_last: int) -> AddrRange | None:
+        """Return where the machine has memory that is plugged in later; None if none is wanted."""
+        area, size = self.wanted.machine.hotplug, self.wanted.hotplug
+        if area is None or not size:
+            return None
+        start = -(-max(ram_last + 1, area.floor) // area.align) * area.align
+        return AddrRange.from_size(start, min(size, ADDRESS_LAST - start + 1))
+
+    def top(self, ram_last: int) -> int:
+        """Return the last address of RAM and of the area for hotplugged memory."""
+        area = self.hotplug_area(ram_last)
+        return area.last if area else ram_last
+
     def required(self) -> Iterator[tuple[RamWindow, AddrRange]]:
         """Yield what must be RAM, with its window."""
         left = self.wanted.ram
@@ -200,16 +246,20 @@ class Site:
 
     # -- what lies above RAM -----------------------------------------------------------------------
 
-    def floor(self, ram_last: int) -> int:
-        """Return the lowest address of the 64-bit PCI window and its BARs."""
-        behind = [item.place.last + 1 for item in self.above(ram_last)]
-        floor = self.pci64.floor if self.pci64 else 0
-        return max([ram_last + 1, floor, *behind])
+    def floor(self, top: int) -> int:
+        """Return the lowest address of the 64-bit PCI window and its BARs.
 
-    def above(self, ram_last: int) -> Iterator[Item]:
+        Args:
+            top: last address of RAM and of the area for hotplugged memory.
+        """
+        behind = [item.place.last + 1 for item in self.above(top)]
+        window = self.wanted.machine.pci64
+        return max([top + 1, window.floor if window else 0, *behind])
+
+    def above(self, top: int) -> Iterator[Item]:
         """Yield what the machine has between RAM and the window, in order, also without one."""
         machine = self.wanted.machine
-        at = max(ram_last + 1, machine.pci64.floor if machine.pci64 else 0)
+        at = max(top + 1, machine.pci64.floor if machine.pci64 else 0)
         for item in machine.above:
             at = -(-at // item.align) * item.align
             if at + item.size - 1 > self.wanted.address_last:
@@ -217,11 +267,11 @@ class Site:
             yield Item(ItemKind(item.kind), item.name, AddrRange.from_size(at, item.size))
             at += item.size
 
-    def window_place(self, ram_last: int) -> AddrRange | None:
+    def window_place(self, ram_top: int) -> AddrRange | None:
         """Return the 64-bit PCI window as the machine has it; None if it has none, or no room."""
         if self.pci64 is None:
             return None
-        top, floor = self.wanted.address_last, self.floor(ram_last)
+        top, floor = self.wanted.address_last, self.floor(ram_top)
         window = self.pci64
         if not self.wanted.machine.pci64_placed:
             bars = [bar for bar in self.wanted.bars if bar.bits == 64]
@@ -239,13 +289,14 @@ class Site:
             return AddrRange.from_size(start, size) if size > 0 else None
         if start + window.size - 1 > top:
             return None
-        return AddrRange.from_size(start, window.size)
+        last = -(-(start + window.size) // window.last_align) * window.last_align - 1
+        return AddrRange(start, min(last, top))
 
     def window_meets_hole(self, ram_last: int) -> bool:
         """Tell whether the 64-bit PCI window behind RAM would lie over a hole of the host."""
         if self.pci64 is None or self.pci64.size is None or self.pci64.start is not None:
             return False
-        place = self.window_place(ram_last)
+        place = self.window_place(self.top(ram_last))
         if place is None:
             return False
         return any(cause.kind in HOLES for cause in self.usable.causes_of(place))
@@ -265,8 +316,40 @@ class Site:
 
     @property
     def grows(self) -> bool:
-        """True if the 64-bit PCI window may have the size that its BARs need."""
-        return self.wanted.machine.pci64_sized and not self.wanted.pci64_stated
+        """True if the 64-bit PCI window may have the size that its BARs need.
+
+        Firmware does not look at its size, and a larger one can make the VMM move all RAM.
+        """
+        machine = self.wanted.machine
+        return machine.pci64_sized and not self.wanted.pci64_stated and not self.wanted.firmware
+
+    def board(self, ram: Sequence[AddrRange]) -> Board:
+        """Return what firmware finds when it starts.
+
+        Args:
+            ram: places of RAM in guest addresses.
+        """
+        machine, limits = self.wanted.machine, self.wanted.limits
+        low = [span.last + 1 for span in ram if span.last < 4 * GIB]
+        high = max([4 * GIB, *(span.last + 1 for span in ram)])
+        bits = limits[0].bits if limits else 0
+        area = self.hotplug_area(high - 1)
+        window = machine.ram[-1]
+        reserved: list[AddrRange] = []
+        if window.move_past is not None and window.move_to is not None:
+            amd = window.move_cpu in (None, self.wanted.cpu)
+            if amd and (bits >= 40 or high > window.move_past):
+                reserved.append(AddrRange(window.move_past, window.move_to - 1))
+        return Board(
+            any("configuration" in item.name for item in machine.fixed),
+            max(low, default=0),
+            high,
+            area.last + 1 if area else 0,
+            bits,
+            self.wanted.cpu,
+            reserved=tuple(reserved),
+            ovmf_window=self.wanted.ovmf_window,
+        )
 
 
 def site_of(wanted: Wanted, usable: Usable, known: Site | None = None) -> Site:
@@ -321,12 +404,18 @@ def _aligned(
 
 def _windows(wanted: Wanted) -> tuple[RamWindow, ...]:
     """The machine's windows for this much RAM."""
-    first = wanted.machine.ram[0]
-    if first.whole_below is None:
-        return wanted.machine.ram
-    if wanted.ram >= first.whole_below:
-        return (replace(first, whole_below=None), *wanted.machine.ram[1:])
-    return (replace(first, range=AddrRange(first.range.start, first.whole_below - 1)),)
+    first, cap = wanted.machine.ram[0], wanted.low_ram
+    rest = wanted.machine.ram[1:]
+    whole = cap if cap is not None and first.cap == "all" else first.whole_below
+    last = first.range.last
+    if whole is not None and wanted.ram < whole:
+        last, rest = whole - 1, ()
+    if cap is not None and cap - 1 < last:
+        # hw/i386/pc_q35.c, pc_q35_init(): the smaller of QEMU's own limit and the stated one
+        last = cap - 1
+        rest = wanted.machine.ram[1:] if wanted.ram > cap else rest
+    range_ = AddrRange(first.range.start, last)
+    return (replace(first, range=range_, whole_below=None if rest else whole), *rest)
 
 
 def _grown(wanted: Wanted) -> Pci64Window | None:

@@ -38,7 +38,7 @@ class Trials:
     def layout(self, wanted: Wanted, on_hole: HolePolicy | None = None) -> Layout | None:
         """Return the layout of something else; None where it has none."""
         try:
-            policy = Policy(on_hole or self.policy.on_hole)
+            policy = Policy(on_hole or self.policy.on_hole, own=True)
             return self.attempt(site_of(wanted, self.site.host, self.site), policy)
         except Misfit:
             return None
@@ -79,13 +79,14 @@ class Trials:
 
     def policies(self) -> dict[HolePolicy, list[AddrRange]]:
         """Return the other policies that work, each with where it puts RAM."""
-        if not self.site.wanted.machine.identity:
-            return {}
+        machine = self.site.wanted.machine
+        if not machine.identity or self.policy.on_hole is HolePolicy.AUTO:
+            return {}  # `auto` has tried them
         places = {}
         for on_hole in (HolePolicy.SPLIT, HolePolicy.MOVE):
-            layout = (
-                None if on_hole is self.policy.on_hole else self.layout(self.site.wanted, on_hole)
-            )
+            if on_hole is self.policy.on_hole or on_hole.value not in machine.can:
+                continue
+            layout = self.layout(self.site.wanted, on_hole)
             if layout is not None:
                 places[on_hole] = [item.place for item in layout.ram]
         return places

@@ -3,48 +3,122 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmm_iova.host.evidence import HYPERTRANSPORT
 from vmm_iova.host.facts import Note
 from vmm_iova.planning.bars import Packing, fit, without
+from vmm_iova.planning.firmware_bars import place_bars, unreached
 from vmm_iova.planning.layout import Item, ItemKind
-from vmm_iova.planning.misfit import BarMisfit, RoomMisfit, TopUnknown, WindowMisfit
+from vmm_iova.planning.misfit import (
+    AreaMisfit,
+    BarMisfit,
+    RamHidden,
+    RoomMisfit,
+    TopUnknown,
+    WindowMisfit,
+)
+from vmm_iova.planning.ram import check_start
 from vmm_iova.planning.site import HolePolicy, Placed
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
+from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange, RangeSet
 from vmm_iova.units import format_size, show_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vmm_iova.planning.ram import PlacedRam
     from vmm_iova.planning.request import WantedBar
     from vmm_iova.planning.site import Policy, Site
+
+_SPLITTING = (HolePolicy.SPLIT, HolePolicy.AUTO)
+PLUGGED = "memory plugged in later"
+"""Name of the area for hotplugged memory."""
 
 NO_TOP = "reaches up to the top of the guest's addresses, which nothing states (--phys-bits N)"
 
 
-def place_windows(site: Site, ram_last: int, policy: Policy) -> Placed:
+def place_windows(site: Site, ram: PlacedRam, policy: Policy) -> Placed:
     """Place everything above RAM, and BARs below 4 GiB.
 
     Args:
         site: what is wanted, and where it may go.
-        ram_last: highest guest address of RAM.
+        ram: the RAM.
         policy: `split` lets the window go where peers reach its BARs.
 
     Raises:
-        Misfit: a BAR, the window or a room has no place.
+        Misfit: a BAR, the window or a room has no place, or the VMM does not start.
     """
+    check_start(site, ram.last)
+    _check_hidden(site, ram)
     low = [bar for bar in site.wanted.bars if bar.bits == 32]
     high = [bar for bar in site.wanted.bars if bar.bits == 64]
-    if site.pci64 is None:
+    if site.pci64 is None and not site.wanted.firmware:
         low, high = [*low, *high], []  # such a machine gives out all BARs below 4 GiB
-    parts = [*site.above(ram_last), *_low_bars(site, low), *_high(site, ram_last, high, policy)]
+    parts: list[Item | Note] = list(_hotplug_area(site, ram, policy))
+    top = max([ram.last, *(part.place.last for part in parts if isinstance(part, Item))])
+    parts += site.above(top)
+    if _decides(site):
+        parts += place_bars(site, ram.spans, top, low, high)
+    else:
+        parts += _low_bars(site, low)
+        parts += _high(site, top, high, policy)
     items = [part for part in parts if isinstance(part, Item)]
-    last = max([ram_last, *(item.place.last for item in items)])
+    last = max([ram.last, *(item.place.last for item in items)])
     return Placed(
         (*items, *_rooms(site, last + 1)),
         tuple(part for part in parts if not isinstance(part, Item)),
     )
+
+
+def _decides(site: Site) -> bool:
+    """True if firmware decides where BARs go; it does not where there is none."""
+    return any(firmware.kind != "none" for firmware in site.wanted.firmware)
+
+
+def _check_hidden(site: Site, ram: PlacedRam) -> None:
+    """Refuse RAM under a window that lies where it is."""
+    window, last = site.wanted.machine.pci64, site.wanted.address_last
+    if window is None or not window.hides_ram or window.share is None or site.pci64 is None:
+        return
+    start = last + 1 - (last + 1) // window.share
+    if site.wanted.limits and ram.last >= start:
+        raise RamHidden("RAM", AddrRange(start, ram.last), fits=start)
+
+
+def _hotplug_area(site: Site, ram: PlacedRam, policy: Policy) -> Iterator[Item | Note]:
+    """Place memory that is plugged in later: where the machine has it."""
+    area = site.hotplug_area(ram.last)
+    if area is None:
+        return
+    free = site.usable.ranges.as_set()
+    cause = None
+    splits = "split" in site.wanted.machine.can and policy.on_hole in _SPLITTING
+    if splits and not RangeSet([area]) <= free and site.wanted.machine.hotplug is not None:
+        align = site.wanted.machine.hotplug.align
+        other = fit([s for s in free if s.last > area.start], area.size, align, downward=False)
+        if other is not None and other.start > area.start:
+            cause, area = site.pushed(other.start, area.start), other
+    if not RangeSet([area]) <= free:
+        raise AreaMisfit(PLUGGED, area, site.usable.causes_of(area))
+    yield Item(ItemKind.ROOM, PLUGGED, area, area, cause, required=True)
+    if ram.done == "move":
+        yield from _unmoved(site)
+
+
+def _unmoved(site: Site) -> Iterator[Note]:
+    """How much memory may be plugged in, for the VMM not to move RAM."""
+    window, area = site.wanted.machine.ram[-1], site.wanted.machine.hotplug
+    if window.move_past is None or area is None:
+        return
+    pieces, _ = site.as_machine()
+    without = replace(site, wanted=replace(site.wanted, hotplug=0))
+    spare = window.move_past - 1 - without.reach(pieces[-1].span.last)
+    if spare >= GIB:
+        size = format_size(spare // GIB * GIB)
+        yield Note(
+            f"RAM stays where it is if the area for plugged memory (maxmem less RAM, and "
+            f"{format_size(area.slot)} a slot) is {size} or less"
+        )
 
 
 def _low_bars(site: Site, bars: Sequence[WantedBar]) -> Iterator[Item | Note]:
@@ -68,18 +142,9 @@ def _bar_items(site: Site, bars: Sequence[WantedBar], packing: Packing) -> Itera
         place = packing.places[index]
         reached = place in site.usable.ranges
         if not reached:
-            yield from _unreached(site, f"BAR {bar.name} {place}", place)
+            yield from unreached(site, f"BAR {bar.name} {place}", place)
         iova = place if reached else None
         yield Item(ItemKind.BAR, bar.name, place, iova, required=bar.required)
-
-
-def _unreached(site: Site, what: str, place: AddrRange) -> Iterator[Note]:
-    blocked = site.usable.causes_of(place)
-    if blocked:
-        yield Note(
-            f"{what} meets {blocked[0].range} ({blocked[0].text}): RAM is not affected, "
-            "but devices cannot reach BARs there (peer-to-peer)"
-        )
 
 
 # -- the 64-bit window -----------------------------------------------------------------------------
@@ -116,9 +181,7 @@ def _high(site: Site, top: int, bars: Sequence[WantedBar], policy: Policy) -> It
         yield Note(f"the 64-bit PCI window begins at {place.start:#x}: {option}")
     reached = place in site.usable.ranges
     if not reached and site.wanted.machine.identity and not bars and window.size is not None:
-        yield from _unreached(site, f"the 64-bit PCI window {place}", place)
-    if not reached and place.overlaps(HYPERTRANSPORT):
-        yield from _moved(site, top)
+        yield from unreached(site, f"the 64-bit PCI window {place}", place)
     iova = place if site.wanted.machine.identity and reached else None
     yield Item(ItemKind.WINDOW, "64-bit PCI window", place, iova, cause)
     yield from _bar_items(site, bars, packing)
@@ -137,19 +200,6 @@ def _window_notes(site: Site, place: AddrRange) -> Iterator[Note]:
         yield Note(f"the 64-bit PCI window is {size} for the BARs{how}")
     if window.size is None:
         yield from _narrower(site, place)
-    elif window.start is None:
-        yield from _firmware(site)
-
-
-def _moved(site: Site, top: int) -> Iterator[Note]:
-    """QEMU moves RAM when its window meets AMD's hole, whatever was planned."""
-    machine = site.wanted.machine
-    highest = machine.ram[-1]
-    if highest.move_to is not None and highest.range.start <= top < highest.move_to:
-        yield Note(
-            f"{machine.title} moves RAM above 4 GiB to {highest.move_to:#x} in this "
-            "case if the CPU model is AMD's: --on-hole move plans that"
-        )
 
 
 def _narrower(site: Site, place: AddrRange) -> Iterator[Note]:
@@ -165,24 +215,6 @@ def _narrower(site: Site, place: AddrRange) -> Iterator[Note]:
     )
 
 
-def _firmware(site: Site) -> Iterator[Note]:
-    """OVMF puts 64-bit BARs near the top of the guest's addresses, wherever the window is.
-
-    Source: edk2 OvmfPkg/Library/PlatformInitLib/MemDetect.c, PlatformDynamicMmioWindow().
-    """
-    reach, limits = site.host.ranges.hull, site.wanted.limits
-    if reach is None or not limits or (1 << limits[0].bits) <= reach.last + 1:
-        return
-    bits = (reach.last + 1).bit_length() - 1
-    option = site.wanted.machine.option("phys_bits", bits=bits)
-    if option is not None:
-        yield Note(
-            f"the guest may have {limits[0].bits} address bits, devices reach {bits}: "
-            f"firmware that puts 64-bit BARs near the top (OVMF) puts them out of their "
-            f"reach, and QEMU prints EINVAL; to keep them below: {option}"
-        )
-
-
 def _best_place(
     site: Site,
     natural: AddrRange | None,
@@ -195,7 +227,7 @@ def _best_place(
     assert window is not None
     floating = window.size is not None and window.start is None
     places = [] if natural is None else [natural]
-    splits = floating and policy.on_hole is HolePolicy.SPLIT and machine.identity
+    splits = floating and policy.on_hole in _SPLITTING and machine.identity
     grows = bool(bars) and splits and site.grows and not window.self_aligned
     if splits and machine.pci64_placed and natural is not None:
         places += _places_beyond(site, natural, window.align)

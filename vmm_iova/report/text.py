@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from vmm_iova.host.facts import Note, ReservedRegion
     from vmm_iova.host.host import Host
     from vmm_iova.host.registers import Width
-    from vmm_iova.machines.model import Machine, RamWindow
+    from vmm_iova.machines.model import Machine
+    from vmm_iova.machines.parts import RamWindow
     from vmm_iova.planning.budget import Budget
     from vmm_iova.planning.difference import Difference
     from vmm_iova.planning.page_tables import PageTables

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import EvidenceError, PlanError
+from vmm_iova.ranges import GIB
 from vmm_iova.report.answer import Answer, Tone
 from vmm_iova.units import show_size
 
@@ -23,7 +24,12 @@ def layout_answer(layout: Layout, cost: Budget) -> Answer:
     blocked = layout.usable.unassignable
     pieces = len(layout.ram)
     count = "1 piece" if pieces == 1 else f"{pieces} pieces"
-    how = {"as is": "where its VMM puts it", "split": "cut around holes", "move": "moved up"}
+    base = next((item.place.start for item in layout.ram if item.place.start >= 4 * GIB), 0)
+    how = {
+        "as is": "where its VMM puts it",
+        "split": "cut around holes",
+        "move": f"moved to {base:#x} by its VMM",
+    }
     done = f"{how.get(layout.policy, layout.policy)}, in {count}"
     guest = f"{show_size(layout.ram_bytes)} of RAM in {layout.machine.name}, {done}"
     bound = any(item.bound for item in layout.usable.evidence)
@@ -36,7 +42,7 @@ def layout_answer(layout: Layout, cost: Budget) -> Answer:
             reasons=tuple(layout.changes),
             certainty=certainty,
         )
-    settings = tuple(cost.settings)
+    settings = (*layout.settings, *cost.settings)
     if blocked:
         devices = ", ".join(dict.fromkeys(entry.group.title for entry in blocked))
         return Answer(
@@ -48,6 +54,16 @@ def layout_answer(layout: Layout, cost: Budget) -> Answer:
             certainty=certainty,
         )
     verdict = f"{guest}; {layout.address_bits} address bits"
+    if not layout.starts:
+        arch = "arm" if layout.machine.arch == "aarch64" else "x86"
+        another = f"a VMM that cuts RAM around holes: --machine own-{arch} plans for one"
+        return Answer(
+            "NOT AS IT IS",
+            f"{layout.machine.title} cannot have RAM around the holes of this host; {verdict}",
+            "unsure",
+            actions=(another, *settings),
+            certainty=certainty,
+        )
     return Answer("FITS", verdict, "good", actions=settings, certainty=certainty)
 
 

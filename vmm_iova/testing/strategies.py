@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vmm_iova.host.facts import Device, Group, RegionKind, ReservedRegion, Source, StatedWidth
 from vmm_iova.host.host import Host
 from vmm_iova.machines.catalogue import machine_names
-from vmm_iova.planning.request import Bar, Guest
+from vmm_iova.planning.guest import Bar, Guest
 from vmm_iova.ranges import BASE_PAGE, GIB, MIB, AddrRange
 
 _SOURCE = Source("a strategy")

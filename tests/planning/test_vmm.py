@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What QEMU and its firmware do: numbers of real ones; `python -m lab.vmm` reads them anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import vmm_iova as vi
+from vmm_iova.host.text import parse_text
+from vmm_iova.machines.firmware import BarNeed, Board, Firmware, candidates, place
+from vmm_iova.planning.layout import ItemKind
+from vmm_iova.ranges import GIB, MIB, TIB, AddrRange
+from vmm_iova.report.verdicts import layout_answer
+
+OPEN = vi.Host("open").usable(aperture=64, granule=4096)
+GPU = [vi.Bar("gpu", "16G")]
+
+
+def _place(layout: vi.Layout, name: str) -> AddrRange | None:
+    return next((item.gpa for item in layout.items if item.name == name), None)
+
+
+def _q35(ram: str | int, **of: Any) -> vi.Guest:
+    return vi.Guest("q35", ram, **of)
+
+
+class TestMove:
+    @pytest.mark.parametrize(
+        ("machine", "cpu", "start"),
+        [("q35", "amd", TIB), ("q35", "intel", 4 * GIB), ("q35-7.0", "amd", 4 * GIB)],
+    )
+    def test_ram_moves_by_the_guests_cpu_and_the_machine_type(
+        self, machine: str, cpu: Any, start: int
+    ) -> None:
+        layout = vi.plan(vi.Guest(machine, "1000G", cpu=cpu, phys_bits=48), OPEN)
+        assert layout.ram[1].place.start == start
+
+    def test_cpu_that_is_not_named_is_the_hosts(self) -> None:
+        amd = vi.load_host("amd-epyc-1tb").usable()
+        assert vi.plan(_q35("1000G"), amd).policy == "move"
+        assert vi.plan(_q35("1000G"), OPEN).policy == "as is"
+
+    def test_host_with_the_hole_and_a_guest_that_does_not_move_needs_another_vmm(self) -> None:
+        amd = vi.load_host("amd-epyc-1tb").usable()
+        layout = vi.plan(_q35("1.5TiB", cpu="intel"), amd)
+        assert not layout.starts
+        assert any("needs a VMM that can" in note.text for note in layout.notes)
+        assert vi.plan(vi.Guest("own-x86", "1.5TiB"), amd).starts
+
+    def test_hotplugged_memory_counts_for_the_move(self) -> None:
+        # -m 480G,slots=16,maxmem=1000G -cpu EPYC,phys-bits=48
+        guest = _q35("480G", maxmem="1000G", slots=16, cpu="amd", phys_bits=48)
+        layout = vi.plan(guest, OPEN)
+        assert str(layout.ram[1].place) == "0x10000000000-0x1777fffffff"
+        area = _place(layout, "memory plugged in later")
+        assert area == AddrRange.from_size(0x177_8000_0000, 536 * GIB)
+        assert any("RAM stays where it is if" in note.text for note in layout.notes)
+
+
+class TestStart:
+    def test_window_beyond_the_guests_addresses_is_refused_as_qemu_does(self) -> None:
+        with pytest.raises(vi.PlanError, match=r"does not start.*0x8e7fffffff") as caught:
+            vi.plan(_q35("536G", phys_bits=39), OPEN)
+        assert caught.value.fixes[0].startswith("--phys-bits 40")
+
+    def test_window_that_is_left_out_is_a_fix_where_it_is_enough(self) -> None:
+        with pytest.raises(vi.PlanError) as caught:
+            vi.plan(_q35("500G", phys_bits=39), OPEN)
+        assert any("--pci64 0 (QEMU: -global q35-pcihost" in fix for fix in caught.value.fixes)
+        assert vi.plan(_q35("500G", phys_bits=39, pci64=0), OPEN).starts
+
+    def test_maxmem_that_reaches_beyond_the_guests_addresses_is_refused(self) -> None:
+        # Address space limit 0x1ffffffffff < 0x201bfffffff phys-bits too low (41)
+        amd = vi.load_host("amd-epyc-1tb").usable()
+        guest = _q35("480G", maxmem="1000G", slots=1, phys_bits=41)
+        with pytest.raises(vi.PlanError, match="reaches 0x201bfffffff"):
+            vi.plan(guest, amd)
+        with pytest.raises(vi.PlanError, match="reaches 0x837fffffff"):
+            vi.plan(_q35("16G", maxmem="476G", slots=16, phys_bits=39, cpu="intel"), OPEN)
+
+    def test_ram_under_microvms_window_is_refused(self) -> None:
+        with pytest.raises(vi.PlanError, match="loses RAM 0x6000000000-0x643fffffff"):
+            vi.plan(vi.Guest("microvm", "400G", phys_bits=39), OPEN)
+
+    def test_stated_window_ends_at_a_whole_gib(self) -> None:
+        layout = vi.plan(_q35("4G", pci64="3073MiB", phys_bits=40), OPEN)
+        assert _place(layout, "64-bit PCI window") == AddrRange(0x1_8000_0000, 0x2_7FFF_FFFF)
+
+    @pytest.mark.parametrize(("cap", "last"), [("1G", GIB - 1), ("3G", 2 * GIB - 1)])
+    def test_max_ram_below_4g_caps_what_q35_has(self, cap: str, last: int) -> None:
+        layout = vi.plan(_q35("8G", max_ram_below_4g=cap), OPEN)
+        assert layout.ram[0].place.last == last
+
+
+class TestHotplug:
+    def test_area_over_the_hosts_msi_window_is_refused(self) -> None:
+        # hisilicon d05: plugging a DIMM there is EINVAL.
+        host = vi.load_host("arm-hisilicon-d05-group3").usable(aperture=48)
+        guest = vi.Guest("virt", "1G", maxmem="4G", slots=2)
+        with pytest.raises(vi.PlanError, match="0xc6010000"):
+            vi.plan(guest, host)
+
+    def test_area_of_s390_is_at_the_next_gib(self) -> None:
+        usable = parse_text("0x1000 - 0xfffffffffff\n", "list", "iova_ranges")[0].usable()
+        layout = vi.plan(vi.Guest("s390x", "4G", maxmem="8G", slots=2), usable)
+        assert _place(layout, "memory plugged in later") == AddrRange(1 << 32, 0x1_FFFF_FFFF)
+
+    @pytest.mark.parametrize(
+        ("of", "text"),
+        [
+            ({"slots": 2}, "slots say nothing"),
+            ({"maxmem": "2G", "slots": 300}, "not a number from 0 to 256"),
+            ({"maxmem": "1G"}, "less than the RAM"),
+        ],
+    )
+    def test_request_that_makes_no_sense_is_refused(self, of: Any, text: str) -> None:
+        with pytest.raises(vi.RequestError, match=text):
+            vi.plan(_q35("2G", **of), OPEN)
+
+    def test_machine_without_it_refuses(self) -> None:
+        with pytest.raises(vi.RequestError, match="no memory that is plugged in later"):
+            vi.plan(vi.Guest("microvm", "2G", maxmem="4G"), OPEN)
+
+
+class TestFirmware:
+    """q35, 4 GiB, a BAR of 16 GiB."""
+
+    @pytest.mark.parametrize(
+        ("bits", "cpu", "places"),
+        [
+            (39, "intel", [0x4_0000_0000, 0x70_0000_0000, 0x70_0000_0000, 0x70_0000_0000]),
+            (40, "amd", [0x4_0000_0000, 0xC0_0000_0000, 0xC0_0000_0000, 0xC0_0000_0000]),
+            (42, "amd", [0x4_0000_0000, 0x380_0000_0000, 0x380_0000_0000, 0x380_0000_0000]),
+            (46, "intel", [0x4_0000_0000, 0x3800_0000_0000, 0xE00_0000_0000, 0x3800_0000_0000]),
+            (48, "amd", [0x4_0000_0000, 0x3800_0000_0000, 0xE00_0000_0000, 0x3800_0000_0000]),
+        ],
+    )
+    def test_bar_is_where_each_release_puts_it(
+        self, bits: int, cpu: Any, places: list[int]
+    ) -> None:
+        names = ("seabios-1.16.2", "seabios-1.16.3", "seabios-1.17.0", "ovmf-2025.02")
+        for name, start in zip(names, places, strict=True):
+            guest = _q35("4G", bars=GPU, phys_bits=bits, cpu=cpu, firmware=name)
+            found = _place(vi.plan(guest, OPEN), "gpu")
+            assert found == AddrRange.from_size(start, 16 * GIB), name
+
+    def test_ovmf_of_2026_does_not_believe_39_bits(self) -> None:
+        guest = _q35("4G", bars=GPU, phys_bits=39, cpu="intel", firmware="ovmf-2026.08")
+        assert _place(vi.plan(guest, OPEN), "gpu") == AddrRange.from_size(32 * GIB, 16 * GIB)
+
+    def test_switch_brings_ovmf_back_above_ram(self) -> None:
+        guest = _q35("4G", bars=GPU, phys_bits=46, cpu="intel", firmware="ovmf", ovmf_window="32G")
+        layout = vi.plan(guest, OPEN)
+        assert _place(layout, "gpu") == AddrRange.from_size(32 * GIB, 16 * GIB)
+        assert any("X-PciMmio64Mb,string=32768" in text for text in layout.settings)
+
+    def test_release_that_is_not_named_is_every_one_that_differs(self) -> None:
+        layout = vi.plan(_q35("4G", bars=GPU, phys_bits=46), OPEN)
+        (note,) = [note.text for note in layout.notes if "--firmware names" in note.text]
+        assert "SeaBIOS 1.16.2 at 0x400000000, SeaBIOS 1.16.3 at 0x380000000000" in note
+
+    def test_required_bar_that_one_release_puts_out_of_reach_is_refused_with_levers(self) -> None:
+        laptop = vi.load_host("intel-dmar-i7-2600").usable()
+        bars = [vi.Bar("gpu", "16G", required=True)]
+        with pytest.raises(vi.PlanError, match=r"puts BAR gpu .* where peers do not") as caught:
+            vi.plan(_q35("4G", bars=bars, phys_bits=46, firmware="ovmf"), laptop)
+        fixes = " ".join(caught.value.fixes)
+        assert "--ovmf-window 32768MiB (QEMU: -fw_cfg name=opt/ovmf/X-PciMmio64Mb" in fixes
+        assert "--phys-bits 39" in fixes
+        with pytest.raises(vi.PlanError) as caught:
+            vi.plan(_q35("4G", bars=bars, phys_bits=46), laptop)
+        assert any(fix.startswith("--firmware seabios-1.16.2") for fix in caught.value.fixes)
+
+    def test_fault_of_seabios_that_puts_a_bar_into_ram_is_named(self) -> None:
+        guest = _q35("900G", bars=GPU, phys_bits=40, cpu="amd", firmware="seabios-1.16.3")
+        with pytest.raises(vi.PlanError, match=r"SeaBIOS 1.16.3 puts BAR gpu .*0xc400000000.*RAM"):
+            vi.plan(guest, OPEN)
+
+    def test_ovmf_has_32_bit_bars_and_ecam_elsewhere(self) -> None:
+        bars = [vi.Bar("fb", "512M", bits=32)]
+        layout = vi.plan(_q35("4G", bars=bars, firmware="ovmf"), OPEN)
+        assert _place(layout, "fb") == AddrRange.from_size(0x8000_0000, 512 * MIB)
+        assert _place(layout, "PCIe configuration space") == AddrRange(0xE000_0000, 0xEFFF_FFFF)
+        seabios = vi.plan(_q35("4G", bars=bars, firmware="seabios"), OPEN)
+        assert _place(seabios, "fb") == AddrRange.from_size(0xC000_0000, 512 * MIB)
+
+    def test_required_32_bit_bar_over_an_rmrr_is_refused_where_ovmf_puts_it(self) -> None:
+        host = vi.load_host("intel-dmar-thinkpad-t450s").usable(strict=True)
+        bars = [vi.Bar("fb", "512M", bits=32, required=True)]
+        with pytest.raises(
+            vi.PlanError, match=r"OVMF 2026.08 puts BAR fb|OVMF 2025.02 puts BAR fb"
+        ):
+            vi.plan(_q35("4G", bars=bars, firmware="ovmf"), host)
+
+    def test_bar_larger_than_ovmfs_window_has_no_place(self) -> None:
+        bars = [vi.Bar("gpu", "64G")]
+        guest = _q35("4G", bars=bars, phys_bits=40, cpu="intel", firmware="ovmf-2025.02")
+        with pytest.raises(vi.PlanError):
+            vi.plan(guest, OPEN)
+
+    def test_amds_entry_is_in_the_e820_table_as_qemu_has_it(self) -> None:
+        hole = AddrRange(0xFD_0000_0000, 0xFF_FFFF_FFFF)
+        for cpu, bits, there in (("amd", 40, True), ("amd", 39, False), ("intel", 46, False)):
+            layout = vi.plan(_q35("4G", cpu=cpu, phys_bits=bits), OPEN)  # type: ignore[arg-type]
+            assert (hole in [entry.range for entry in vi.e820(layout)]) is there
+
+    @pytest.mark.parametrize("name", ["bios", "ovmf-x", "none-1.0", "seabios-1"])
+    def test_name_that_is_no_firmware_is_refused(self, name: str) -> None:
+        with pytest.raises(vi.RequestError, match="firmware"):
+            candidates(name, vi.load_machine("q35"))
+
+    def test_machine_that_does_not_depend_on_firmware_takes_none(self) -> None:
+        assert candidates(None, vi.load_machine("virt")) == ()
+        with pytest.raises(vi.RequestError, match="does not depend on firmware"):
+            candidates("ovmf", vi.load_machine("virt"))
+
+    def test_bars_are_packed_largest_first_from_the_bottom(self) -> None:
+        board = Board(True, 2 * GIB, 102 * GIB, 0, 39, "intel")
+        needs = [BarNeed(16 * GIB, 16 * GIB), BarNeed(64 * GIB, 64 * GIB)]
+        spans = place(Firmware("seabios", (1, 17, 0)), board, needs)
+        assert spans is not None
+        assert [span.start for span in spans] == [0x70_0000_0000, 0x60_0000_0000]
+
+
+def test_bars_of_a_vmm_of_ones_own_are_where_it_says() -> None:
+    layout = vi.plan(vi.Guest("own-x86", "4G", bars=GPU), OPEN)
+    (window,) = [i for i in layout.items if i.kind is ItemKind.WINDOW and i.name.startswith("64")]
+    place_ = _place(layout, "gpu")
+    assert place_ is not None
+    assert place_ in window.place
+
+
+class TestAnswer:
+    """The first lines of a plan: whether the VMM starts such a guest, and what to set."""
+
+    def test_guest_that_the_vmm_moves_says_where_and_what_to_set(self) -> None:
+        layout = vi.plan(_q35("1.5TiB"), vi.load_host("amd-epyc-1tb").usable())
+        answer = layout_answer(layout, vi.budget(layout))
+        assert answer.word == "FITS"
+        assert "moved to 0x10000000000 by its VMM" in answer.verdict
+        assert answer.actions[0] == "QEMU: -cpu host, or -cpu MODEL,phys-bits=42"
+
+    def test_guest_that_takes_another_vmm_says_so_first(self) -> None:
+        usable = vi.load_host("amd-epyc-1tb").usable()
+        layout = vi.plan(_q35("1.5TiB", cpu="intel"), usable)
+        answer = layout_answer(layout, vi.budget(layout))
+        assert answer.word == "NOT AS IT IS"
+        assert "--machine own-x86" in answer.actions[0]
+
+    @pytest.mark.parametrize("machine", ["q35", "i440fx", "virt"])
+    @pytest.mark.parametrize("host", ["amd-epyc-1tb", "arm-hisilicon-d05-group3"])
+    def test_every_answer_is_one_of_three(self, machine: str, host: str) -> None:
+        usable = vi.load_host(host).usable(aperture=48)
+        layout = vi.plan(vi.Guest(machine, "16G"), usable)
+        word = layout_answer(layout, vi.budget(layout)).word
+        assert word == ("FITS" if layout.starts else "NOT AS IT IS")

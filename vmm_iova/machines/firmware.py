@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where SeaBIOS and OVMF put the BARs and the configuration space of a QEMU PC.
+
+SeaBIOS src/fw/pciinit.c, pci_bios_map_devices(); edk2 OvmfPkg/Library/PlatformInitLib/MemDetect.c,
+PlatformGetFirstNonAddress() and PlatformDynamicMmioWindow(). What is not read there was seen on
+SeaBIOS 1.16.2, 1.16.3 and 1.17.0 and OVMF 2025.02 and 2026.08 (`python -m lab.vmm` compares).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmm_iova.errors import RequestError
+from vmm_iova.machines.parts import FIRMWARE_KINDS
+from vmm_iova.ranges import GIB, MIB, AddrRange
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from vmm_iova.machines.model import Machine
+    from vmm_iova.machines.parts import CpuVendor, FirmwareKind
+
+_FOUR_GIB = 4 * GIB
+_OVMF_BITS = (
+    46  # MemDetect.c, PlatformAddressWidthFromCpuid(): no 5-level paging, old Linux kernels
+)
+_OVMF_SMALL_BITS = 40  # the same, where the CPU has no pages of 1 GiB
+_OVMF_WINDOW = 32 * GIB  # PcdPciMmio64Size (OvmfPkg/OvmfPkgX64.dsc)
+_SEABIOS_TOP = 0xFEC0_0000  # BUILD_PCIMEM_END (SeaBIOS src/config.h): the I/O APIC
+_ECAM = 256 * MIB
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Firmware:
+    """A release of a firmware.
+
+    Attributes:
+        kind: which.
+        version: such as (1, 16, 3) or (2025, 2); empty where it does not matter.
+    """
+
+    kind: FirmwareKind
+    version: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        names = {"seabios": "SeaBIOS", "ovmf": "OVMF", "none": "no firmware"}
+        if self.kind == "ovmf" and self.version:
+            return f"OVMF {self.version[0]}.{self.version[1]:02}"
+        return " ".join([names[self.kind], ".".join(map(str, self.version))]).rstrip()
+
+    @property
+    def option(self) -> str:
+        """How `--firmware` names it."""
+        number = str(self).partition(" ")[2]
+        return f"{self.kind}-{number}" if self.version else self.kind
+
+
+RELEASES = (
+    Firmware("seabios", (1, 16, 2)),
+    Firmware("seabios", (1, 16, 3)),
+    Firmware("seabios", (1, 17, 0)),
+    Firmware("ovmf", (2025, 2)),
+    Firmware("ovmf", (2026, 8)),
+)
+"""One release of each way to place BARs, oldest first: those in use that differ."""
+
+
+def candidates(name: str | None, machine: Machine) -> tuple[Firmware, ...]:
+    """Return the releases that a name may mean; none where the machine does not depend on it.
+
+    Args:
+        name: `seabios`, `ovmf`, `none`, or one with a version: `seabios-1.16.3`; None for the
+            machine's usual one.
+        machine: the model.
+
+    Raises:
+        RequestError: no such firmware, or the machine has none.
+    """
+    if machine.firmware is None:
+        if name not in (None, "none"):
+            raise RequestError(
+                f"machine {machine.name}: the place of its BARs does not depend on firmware",
+                field="firmware",
+                value=name,
+            )
+        return ()
+    text = machine.firmware if name is None else name
+    match = re.fullmatch(r"([a-z]+)(?:-(\d+(?:\.\d+){1,2}))?", text)
+    kind = next((known for known in FIRMWARE_KINDS if match and match[1] == known), None)
+    if match is None or kind is None or (kind == "none" and match[2]):
+        raise RequestError(
+            f"firmware {text!r} is none of {', '.join(FIRMWARE_KINDS)}, or of the form "
+            "seabios-1.16.3 or ovmf-2025.02",
+            field="firmware",
+            value=text,
+        )
+    if match[2]:
+        return (Firmware(kind, tuple(map(int, match[2].split(".")))),)
+    return tuple(item for item in RELEASES if item.kind == kind) or (Firmware(kind),)
+
+
+@dataclass(frozen=True, slots=True)
+class BarNeed:
+    """What of a device wants a place together: one BAR, or the window of a port.
+
+    Attributes:
+        size: bytes, a multiple of `align`.
+        align: bytes, a power of two.
+    """
+
+    size: int
+    align: int
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """What firmware finds when it starts.
+
+    Attributes:
+        q35: True for a PC with a PCIe configuration space.
+        low_end: where RAM below 4 GiB ends.
+        high_end: where RAM above 4 GiB ends; 4 GiB when there is none.
+        reserved_end: where the area for hotplugged memory ends; 0 when there is none.
+        bits: guest physical address bits.
+        cpu: vendor.
+        big_pages: True if the CPU has pages of 1 GiB.
+        reserved: what QEMU's e820 table reserves.
+        ovmf_window: bytes that opt/ovmf/X-PciMmio64Mb states, or None.
+    """
+
+    q35: bool
+    low_end: int
+    high_end: int
+    reserved_end: int
+    bits: int
+    cpu: CpuVendor
+    big_pages: bool = True
+    reserved: tuple[AddrRange, ...] = ()
+    ovmf_window: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Where firmware gives out BARs.
+
+    Attributes:
+        low: below 4 GiB.
+        high: above; None where it has none.
+        ecam: the PCIe configuration space, or None.
+    """
+
+    low: AddrRange
+    high: AddrRange | None
+    ecam: AddrRange | None
+
+
+def _known_bits(board: Board, *, intel: Iterable[int]) -> int:
+    """The address bits that firmware believes; 0 for a width that QEMU may have made up.
+
+    QEMU says 40 by default whatever the host has, so both go by what CPUs of a vendor really have
+    (MemDetect.c, PlatformAddressWidthFromCpuid(); SeaBIOS src/fw/paravirt.c, physbits()).
+    """
+    good = board.bits >= 41
+    good |= board.cpu == "intel" and board.bits in intel
+    good |= board.cpu == "amd" and board.bits == 40
+    return board.bits if good else 0
+
+
+def _up(value: int, align: int) -> int:
+    return -(-value // align) * align
+
+
+def place(firmware: Firmware, board: Board, bars: Sequence[BarNeed]) -> list[AddrRange] | None:
+    """Return where firmware puts 64-bit BARs, in the order given; None if they have no place.
+
+    Complexity: O(bars log bars).
+    """
+    order = sorted(range(len(bars)), key=lambda index: (-bars[index].align, -bars[index].size))
+    sizes = sum(bar.size for bar in bars)
+    largest = max((bar.align for bar in bars), default=1)
+    if firmware.kind == "seabios":
+        start, stop = _seabios(firmware, board, sizes, largest)
+    else:
+        start, stop = _ovmf(firmware, board)
+    places: dict[int, AddrRange] = {}
+    at = start
+    for index in order:
+        at = _up(at, bars[index].align)
+        places[index] = AddrRange.from_size(at, bars[index].size)
+        at += bars[index].size
+    if at > stop:
+        return None
+    return [places[index] for index in range(len(bars))]
+
+
+def _seabios(firmware: Firmware, board: Board, sizes: int, largest: int) -> tuple[int, int]:
+    """Where SeaBIOS begins with 64-bit BARs, and the last address that it may take."""
+    old = firmware.version and firmware.version < (1, 16, 3)
+    bits = 0 if old else _seabios_bits(firmware, board)
+    high = bits >= 36 and board.high_end > _FOUR_GIB
+    # The small BARs of other devices stand at the top; a MiB is enough for those of most guests.
+    below = (_SEABIOS_TOP - MIB - sizes) // largest * largest
+    if not high and below >= _seabios_low(board).start:
+        return below, _FOUR_GIB
+    base = max(board.reserved_end, board.high_end)
+    if bits:
+        top = 1 << bits
+        size = _up(sizes, GIB)
+        if high:
+            size = max(top >> 3, 1 << (size - 1).bit_length())
+        base = max(base, top - size)
+        taken = AddrRange.from_size(base, size)
+        if any(taken.overlaps(span) for span in board.reserved):
+            base -= size
+    return _up(_up(base, largest), GIB), 1 << 64
+
+
+def _seabios_bits(firmware: Firmware, board: Board) -> int:
+    """Address bits that SeaBIOS uses, with a cap for the sake of old Linux kernels."""
+    bits = _known_bits(board, intel=(36, 39))
+    if firmware.version < (1, 17, 0):
+        return min(bits, 46)
+    return bits if board.high_end - _FOUR_GIB >= 1 << 40 else min(bits, 44)
+
+
+def _seabios_low(board: Board) -> AddrRange:
+    """SeaBIOS's room below 4 GiB (mch_mem_addr_setup(), i440fx_mem_addr_setup())."""
+    if board.q35:
+        return AddrRange(0xC000_0000, _SEABIOS_TOP - 1)  # above the configuration space
+    start = 0x8000_0000 if board.low_end <= 0x8000_0000 else 0xC000_0000
+    return AddrRange(start if board.low_end <= 0xC000_0000 else 0xE000_0000, _SEABIOS_TOP - 1)
+
+
+def _ovmf(firmware: Firmware, board: Board) -> tuple[int, int]:
+    """OVMF's 64-bit window: the top eighth of the addresses, or 32 GiB right above RAM."""
+    size = _up(board.ovmf_window or _OVMF_WINDOW, GIB)
+    base = _up(max(board.reserved_end, board.high_end), GIB)
+    base = _up(base, 1 << size.bit_length() - 1)
+    new = firmware.version >= (2026, 8)
+    bits = _known_bits(board, intel=() if new else (36, 39))
+    bits = min(bits, _OVMF_BITS if board.big_pages else _OVMF_SMALL_BITS)
+    dynamic = board.ovmf_window is None and bits and firmware.version >= (2022, 11)
+    if dynamic and size < 1 << bits - 3 and base + (1 << bits - 3) < 1 << bits:
+        size = 1 << bits - 3
+        base = (1 << bits) - size
+        for span in board.reserved:
+            if span.overlaps(AddrRange.from_size(base, size)):
+                base = (span.start - size) // size * size
+    return base, base + size
+
+
+def windows(firmware: Firmware, board: Board) -> Windows:
+    """Return where firmware gives out BARs, and where it has the configuration space."""
+    if firmware.kind != "ovmf":
+        ecam = AddrRange.from_size(0xB000_0000, _ECAM) if board.q35 else None
+        return Windows(_seabios_low(board), None, ecam)
+    # PlatformQemuUc32BaseInitialization(): one MTRR has to cover what RAM leaves.
+    rest = _FOUR_GIB - max(board.low_end, 0x8000_0000)
+    start = _FOUR_GIB - (1 << rest.bit_length() - 1)
+    base, stop = _ovmf(firmware, board)
+    ecam = AddrRange.from_size(0xE000_0000, _ECAM) if board.q35 else None
+    last = 0xDFFF_FFFF if board.q35 else 0xFBFF_FFFF  # PlatformPei, PlatformMemMapInitialization()
+    return Windows(AddrRange(start, last), AddrRange(base, stop - 1), ecam)

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BARs of a PC, where firmware puts them: every release that may be meant counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vmm_iova.host.facts import Note
+from vmm_iova.machines.firmware import BarNeed, Firmware, place, windows
+from vmm_iova.planning.bars import Packing
+from vmm_iova.planning.layout import Item, ItemKind
+from vmm_iova.planning.misfit import BarMisfit, BarUnreached
+from vmm_iova.ranges import GIB, MIB, AddrRange, RangeSet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vmm_iova.machines.parts import FixedItem
+    from vmm_iova.planning.request import WantedBar
+    from vmm_iova.planning.site import Site
+
+_ECAM = "PCIe configuration space"
+_WINDOW = "64-bit PCI window"
+
+
+def unreached(site: Site, what: str, place: AddrRange) -> Iterator[Note]:
+    """Say what keeps peers from reaching a window or a BAR; nothing where it is reached."""
+    blocked = site.usable.causes_of(place)
+    if blocked:
+        yield Note(
+            f"{what} meets {blocked[0].range} ({blocked[0].text}): RAM is not affected, "
+            "but devices cannot reach BARs there (peer-to-peer)"
+        )
+
+
+def place_bars(
+    site: Site,
+    ram: Sequence[AddrRange],
+    top: int,
+    low: Sequence[WantedBar],
+    high: Sequence[WantedBar],
+) -> Iterator[Item | Note]:
+    """Yield the window and the BARs where the newest release that may be meant has them.
+
+    Args:
+        site: what is wanted, and where it may go.
+        ram: guest addresses of RAM.
+        top: last address of RAM and of the area for hotplugged memory.
+        low: BARs that must lie below 4 GiB.
+        high: the others.
+
+    Raises:
+        Misfit: with one of the releases, a BAR has no place, or peers do not reach one they must.
+    """
+    every = [_of(site, firmware, ram, low, high) for firmware in site.wanted.firmware]
+    chosen = every[-1]
+    natural = site.window_place(top)
+    above = [chosen[bar.name] for bar in high if chosen[bar.name].start >= 4 * GIB]
+    if above and natural is not None:
+        # hw/pci-host/q35.c, q35_host_get_pci_hole64_end(): it begins at the lowest BAR
+        start = min(place.start for place in above)
+        last = max(start + natural.size - 1, *(place.last for place in above))
+        natural = AddrRange(start, -(-(last + 1) // GIB) * GIB - 1)
+    if natural is not None:
+        reached = natural in site.usable.ranges
+        if not reached and not above:
+            yield from unreached(site, f"the {_WINDOW} {natural}", natural)
+        cause = site.pushed(natural.start, site.floor(top)) if not above else None
+        yield Item(ItemKind.WINDOW, _WINDOW, natural, natural if reached else None, cause)
+    for bar in (*low, *high):
+        place = chosen[bar.name]
+        iova = place if place in site.usable.ranges else None
+        if iova is None:
+            yield from unreached(site, f"BAR {bar.name} {place}", place)
+        yield Item(ItemKind.BAR, bar.name, place, iova, required=bar.required)
+    yield from _differences(site, every)
+    yield from _below(site, high, chosen)
+
+
+def _of(
+    site: Site,
+    firmware: Firmware,
+    ram: Sequence[AddrRange],
+    low: Sequence[WantedBar],
+    high: Sequence[WantedBar],
+) -> dict[str, AddrRange]:
+    """Where one release has the BARs, by their names."""
+    board = site.board(ram)
+    room = windows(firmware, board)
+    down = firmware.kind == "seabios"
+    packing = Packing(low, [room.low], (), down)
+    if packing.stuck is not None:
+        raise BarMisfit(low[packing.stuck], [room.low], 32)
+    places = {bar.name: packing.places[index] for index, bar in enumerate(low)}
+    above = place(firmware, board, [BarNeed(bar.size, bar.align) for bar in high])
+    if above is None:
+        raise BarMisfit(high[0], [room.high] if room.high else [], 64)
+    places |= {bar.name: span for bar, span in zip(high, above, strict=True)}
+    for bar in (*low, *high):
+        span = places[bar.name]
+        inside = None
+        if RangeSet([span]).isdisjoint(RangeSet(ram)):
+            if span.last > site.wanted.address_last:
+                inside = f"beyond {site.wanted.limits[0].text}"
+        else:
+            inside = "inside RAM"
+        missed = bar.required and span not in site.usable.ranges
+        if inside or missed:
+            raise BarUnreached(bar, firmware, span, site.usable.causes_of(span), inside)
+    return places
+
+
+def by_firmware(site: Site, ram: Sequence[AddrRange]) -> Iterator[FixedItem]:
+    """Yield what has a fixed place; what firmware has elsewhere than the machine is there."""
+    machine = site.wanted.machine
+    if not any(firmware.kind == "ovmf" for firmware in site.wanted.firmware):
+        yield from machine.fixed
+        return
+    room = windows(site.wanted.firmware[-1], site.board(ram))
+    for item in machine.fixed:
+        if item.name == _ECAM and room.ecam is not None:
+            yield replace(item, range=room.ecam)
+        elif item in machine.pci32:
+            yield replace(item, range=room.low)
+        else:
+            yield item
+
+
+def _differences(site: Site, every: Sequence[dict[str, AddrRange]]) -> Iterator[Note]:
+    """Say where other releases have a BAR."""
+    chosen, newest = every[-1], site.wanted.firmware[-1]
+    for name, span in chosen.items():
+        others = [
+            f"{firmware} at {places[name].start:#x}"
+            for firmware, places in zip(site.wanted.firmware, every, strict=True)
+            if places[name] != span
+        ]
+        if others:
+            yield Note(
+                f"BAR {name} is at {span.start:#x} with {newest}; with {', '.join(others)} "
+                "(--firmware names the release)"
+            )
+
+
+def _below(site: Site, high: Sequence[WantedBar], places: dict[str, AddrRange]) -> Iterator[Note]:
+    """What would bring BARs to where peers reach them, tried."""
+    reach = site.host.ranges.hull
+    beyond = [bar for bar in high if reach is not None and places[bar.name].last > reach.last]
+    if not beyond or reach is None:
+        return
+    machine = site.wanted.machine
+    bits = (reach.last + 1).bit_length() - 1
+    option = machine.option("phys_bits", bits=bits)
+    if option is not None:
+        names = ", ".join(bar.name for bar in beyond)
+        yield Note(f"to have BAR {names} below 2^{bits}, where peers reach it: {option}")
+
+
+def ovmf_megabytes(bars: Sequence[WantedBar]) -> int:
+    """Return what opt/ovmf/X-PciMmio64Mb has to say for these BARs: a power of two."""
+    size = sum(-(-bar.size // bar.align) * bar.align for bar in bars)
+    return max(1 << (size - 1).bit_length(), 32 * GIB) // MIB
