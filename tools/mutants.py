@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import ast
 import difflib
-import io
 import json
 import random
 import re
 import subprocess
 import sys
-import tokenize
 from collections import Counter
 from pathlib import Path
 
 FOLDER = Path("mutants")
 _MUTANT = re.compile(r"(?P<of>.+)__mutmut_(?P<number>\d+)")
 _HEAD = re.compile(r"(x\w*)__mutmut_\w+\(")
+_TOKEN = re.compile(r"\"[^\"\n]*\"|'[^'\n]*'|\w+|[<>=!]=|//|\*\*|<<|>>|\S")
 _SURVIVED, _UNTESTED = 0, 33  # exit codes; others are ways to be noticed, a hang among them
 _WORDS = {"and", "or", "not", "in", "is", "True", "False", "continue", "break", "return"}
 
@@ -36,24 +35,14 @@ def mutmut(*arguments: str) -> int:
 def decides(before: str, after: str) -> bool:
     """Tell whether a change is one of comparisons, operators, numbers or conditions alone."""
     pairs = zip(before.split("\n"), after.split("\n"), strict=False)
-    if sum(old != new for old, new in pairs) > 3:
+    lines = [(old, new) for old, new in pairs if old != new]
+    if not 1 <= len(lines) <= 3:
         return False  # lines were added or taken out
-    olds, news = _tokens(before), _tokens(after)
-    changes = [
-        (olds[a:b], news[c:d])
-        for tag, a, b, c, d in difflib.SequenceMatcher(
-            None, olds, news, autojunk=False
-        ).get_opcodes()
-        if tag != "equal"
-    ]
+    olds, news = (_TOKEN.findall("\n".join(part)) for part in zip(*lines, strict=True))
+    steps = difflib.SequenceMatcher(None, olds, news, autojunk=False).get_opcodes()
+    changes = [(olds[a:b], news[c:d]) for tag, a, b, c, d in steps if tag != "equal"]
     changed = [token for old, new in changes for token in (*old, *new)]
     return bool(changed) and len(changed) <= 4 and all(map(_counts, changed))
-
-
-def _tokens(source: str) -> list[str]:
-    readline = io.StringIO(source).readline
-    skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-    return [item.string for item in tokenize.generate_tokens(readline) if item.type not in skipped]
 
 
 def _counts(token: str) -> bool:
