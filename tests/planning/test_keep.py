@@ -195,6 +195,8 @@ def test_saved_cause_that_the_host_has_no_more_keeps_its_text() -> None:
         (("schema", "version"), None),
         (("ram",), "much"),
         (("ram",), 5),
+        (("ram",), "0x0"),
+        (("ram",), "0x" + "f" * 5000),
         (("items",), 5),
         (("items", 0), []),
         (("items", 0, "gpa", "start"), "direct"),
