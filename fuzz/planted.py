@@ -21,8 +21,8 @@ BUGS = {
     "allocator": ("vmm_iova/allocator/orders.py", "if place >= low:", "if place > low:"),
     "archives": (
         "vmm_iova/fleet/archives.py",
-        "raise ArchiveError(cut) from error",
-        "raise",
+        "keep = member.isreg() and wanted(member.name)",
+        "keep = member.isreg() and wanted(member.name) and member.size > 0",
     ),
     "capabilities": (
         "vmm_iova/kernel/caps.py",

@@ -9,21 +9,19 @@ the rate at the end. Everything happens in `mutants/`, a copy.
 
 from __future__ import annotations
 
-import ast
 import difflib
-import io
 import json
 import random
 import re
 import subprocess
 import sys
-import tokenize
 from collections import Counter
 from pathlib import Path
 
 FOLDER = Path("mutants")
 _MUTANT = re.compile(r"(?P<of>.+)__mutmut_(?P<number>\d+)")
-_HEAD = re.compile(r"(x\w*)__mutmut_\w+\(")
+_DEF = re.compile(r"(?P<inset> *)def (?P<name>\w+__mutmut_\w+)\((?P<rest>.*)")
+_TOKEN = re.compile(r"\"[^\"\n]*\"|'[^'\n]*'|\w+|[<>=!]=|//|\*\*|<<|>>|\S")
 _SURVIVED, _UNTESTED = 0, 33  # exit codes; others are ways to be noticed, a hang among them
 _WORDS = {"and", "or", "not", "in", "is", "True", "False", "continue", "break", "return"}
 
@@ -35,22 +33,15 @@ def mutmut(*arguments: str) -> int:
 
 def decides(before: str, after: str) -> bool:
     """Tell whether a change is one of comparisons, operators, numbers or conditions alone."""
-    olds, news = _tokens(before), _tokens(after)
-    changes = [
-        (olds[a:b], news[c:d])
-        for tag, a, b, c, d in difflib.SequenceMatcher(
-            None, olds, news, autojunk=False
-        ).get_opcodes()
-        if tag != "equal"
-    ]
+    pairs = zip(before.split("\n"), after.split("\n"), strict=False)
+    lines = [(old, new) for old, new in pairs if old != new]
+    if not 1 <= len(lines) <= 3:
+        return False  # lines were added or taken out
+    olds, news = (_TOKEN.findall("\n".join(part)) for part in zip(*lines, strict=True))
+    steps = difflib.SequenceMatcher(None, olds, news, autojunk=False).get_opcodes()
+    changes = [(olds[a:b], news[c:d]) for tag, a, b, c, d in steps if tag != "equal"]
     changed = [token for old, new in changes for token in (*old, *new)]
     return bool(changed) and len(changed) <= 4 and all(map(_counts, changed))
-
-
-def _tokens(source: str) -> list[str]:
-    readline = io.StringIO(source).readline
-    skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-    return [item.string for item in tokenize.generate_tokens(readline) if item.type not in skipped]
 
 
 def _counts(token: str) -> bool:
@@ -66,14 +57,7 @@ def candidates() -> dict[str, str]:
         names = json.loads(meta.read_text())["exit_code_by_key"]
         if not names:
             continue
-        source = meta.with_suffix("").read_text("utf-8")
-        parts = {
-            node.name: re.sub(
-                r"(x\w*)__mutmut_\w+\(", r"\1(", ast.get_source_segment(source, node) or ""
-            )
-            for node in ast.walk(ast.parse(source))
-            if isinstance(node, ast.FunctionDef)
-        }
+        parts = _functions(meta.with_suffix("").read_text("utf-8"))
         for name in names:
             short = name.rpartition(".")[2]
             match = _MUTANT.fullmatch(short)
@@ -85,6 +69,21 @@ def candidates() -> dict[str, str]:
                 )
                 found[name] = "\n".join(list(lines)[2:])
     return found
+
+
+def _functions(source: str) -> dict[str, str]:
+    """Originals and mutants by name; a file of thousands takes a parser minutes."""
+    parts: dict[str, list[str]] = {}
+    block: list[str] = []
+    inset = ""
+    for line in source.split("\n"):
+        if match := _DEF.match(line):
+            inset, block = match["inset"], parts.setdefault(match["name"], [])
+            line = f"def {match['name'].partition('__mutmut_')[0]}({match['rest']}"
+        elif line.strip() and not line.startswith(f"{inset} ") and line.strip()[:1] not in ")]}":
+            block = []
+        block.append(line)
+    return {name: "\n".join(lines) for name, lines in parts.items()}
 
 
 def results() -> dict[str, int | None]:

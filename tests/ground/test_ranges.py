@@ -228,3 +228,7 @@ def test_reprs_of_ranges_and_of_collections_are_hex() -> None:
     assert repr(MappableRanges([low, high])) == (
         "MappableRanges([0x0-0xfff, 0x1000-0xffffffffffffffff])"
     )
+
+
+def test_last_address_is_rounded_up_to_itself_where_a_byte_is_a_unit() -> None:
+    assert align_up(ADDRESS_LAST, 1) == ADDRESS_LAST

@@ -708,3 +708,28 @@ def test_bundled_thinkpad_shows_its_firmware_bugs():
 @pytest.mark.parametrize("name", sorted(BY_EYE))
 def test_bundled_host_says_where_it_comes_from(name):
     assert all(not found.origin.startswith("text ") for found in bundled(name))
+
+
+@pytest.mark.parametrize("register", ["cap", "ecap"])
+def test_register_of_more_than_64_bits_is_a_garbled_line(register):
+    values = {"cap": "d2008c20660462", "ecap": "f050da"} | {register: "1" * 17}
+    line = (
+        f"DMAR: dmar0: reg_base_addr fed90000 ver 1:0 cap {values['cap']} ecap {values['ecap']}\n"
+    )
+    with pytest.raises(HostDataError, match="cut off or garbled"):
+        parse_text(line, "p")
+
+
+def test_text_of_many_groups_takes_steps_in_proportion():
+    def read_and_judge(size):
+        text = "".join(f"==> {group}/reserved_regions <==\n" for group in range(size))
+        parse_text(text, "p")[0].usable(aperture=48)
+
+    assert growth(read_and_judge, 200) < 2.5
+
+
+def test_text_of_many_units_takes_steps_in_proportion():
+    def read(size):
+        parse_text("AMD-Vi: Extended features (0x58f77ef22294a5a, 0x0): PPR\n" * size, "p")
+
+    assert growth(read, 200) < 2.5

@@ -74,6 +74,7 @@ def test_beyond_the_width_names_the_last_usable_address(space: Space) -> None:
 
     assert isinstance(found, ApertureError)
     assert found.limit == (1 << 48) - 1
+    assert "what the IOMMU translates, 0x0-0xffffffffffff" in found.message
 
 
 def test_overlap_within_the_list_names_the_other(space: Space) -> None:

@@ -11,7 +11,7 @@ import vmm_iova as vi
 from vmm_iova import cli
 from vmm_iova.host.facts import Group, RegionKind, ReservedRegion, Source
 from vmm_iova.host.host import Host
-from vmm_iova.planning.difference import host_changes, layout_changes
+from vmm_iova.planning.difference import compare_hosts, host_changes, layout_changes
 from vmm_iova.ranges import AddrRange
 
 Output = pytest.CaptureFixture[str]
@@ -120,3 +120,17 @@ def test_command_says_what_changes_for_the_guest_first(capsys: Output, tmp_path:
     assert '"guest": []' in capsys.readouterr().out
     assert cli.main(["diff", *hosts, "--ram", "8G"]) == 3
     assert "nothing changes" in capsys.readouterr().out
+
+
+def test_two_layouts_of_other_sizes_say_how_much_ram_each_has() -> None:
+    usable = vi.load_host("amd-epyc-1tb").usable()
+    small, large = (vi.plan(vi.Guest("q35", ram), usable).to_json() for ram in ("8G", "16G"))
+    assert layout_changes(small, large)[0] == "RAM: 8 GiB became 16 GiB"
+
+
+def test_what_both_hosts_have_is_in_no_section_of_their_difference() -> None:
+    ours, theirs = vi.load_host("lab-vtd-39"), vi.load_host("lab-vtd-48")
+    difference = compare_hosts(ours, theirs, ours.usable(), theirs.usable())
+    assert difference.sections
+    for _, left, right in difference.sections:
+        assert not set(left) & set(right)

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 import vmm_iova as vi
 from vmm_iova.host.text import parse_text
 from vmm_iova.host.usable import CauseKind
+from vmm_iova.planning.layout import check_layout
 from vmm_iova.ranges import AddrRange
 
 OPEN = "0x0 - 0xfedfffff\n0xfef00000 - 0xffffffffff\n"
@@ -184,3 +186,44 @@ def test_saved_cause_that_the_host_has_no_more_keeps_its_text() -> None:
     assert before is not None
     assert after is not None
     assert (after.kind, after.text) == (CauseKind.SAVED, before.text)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("schema",), 1),
+        (("schema", "version"), None),
+        (("ram",), "much"),
+        (("ram",), 5),
+        (("ram",), "0x0"),
+        (("ram",), "0x" + "f" * 5000),
+        (("items",), 5),
+        (("items", 0), []),
+        (("items", 0, "gpa", "start"), "direct"),
+        (("items", 0, "gpa", "last"), "0x10000000000000000"),
+        (("items", 0, "gpa"), "0x0"),
+        (("items", 0, "name"), None),
+        (("items", 0, "start_cause"), 7),
+        (("items", 0, "node"), []),
+        (("guest_reserved",), None),
+        (("guest_reserved",), [{"start": "0x1", "last": "0x0"}]),
+        (("guest_reserved",), [{"start": "0x0", "last": "0xfff", "cause": 5}]),
+    ],
+)
+def test_part_of_a_wrong_kind_is_refused_and_is_no_defect(
+    path: tuple[str | int, ...], value: object
+) -> None:
+    saved = _saved(vi.plan(vi.Guest("q35", "8G"), _usable(OPEN)))
+    holder: Any = saved
+    for key in path[:-1]:
+        holder = holder[key]
+    holder[path[-1]] = value
+    with pytest.raises(vi.errors.HostDataError, match="layout"):
+        check_layout(saved, "saved")
+
+
+def test_part_without_a_place_is_refused() -> None:
+    saved: Any = _saved(vi.plan(vi.Guest("q35", "8G"), _usable(OPEN)))
+    saved["items"][0]["gpa"] = saved["items"][0]["iova"] = None
+    with pytest.raises(vi.errors.HostDataError, match="a place is missing"):
+        check_layout(saved, "saved")

@@ -157,3 +157,16 @@ def test_regions_that_overlap_are_one_node_with_every_cause() -> None:
     text = vi.device_tree(layout)
     assert "reserved region 0xf0000000" in text
     assert "msi region 0xf0000000" in text
+
+
+def test_node_of_a_device_tree_has_its_own_number_and_a_name_that_of_its_place() -> None:
+    usable = vi.load_host("arm-hisilicon-d05-group3").usable(aperture=48)
+    for names, numbers in (
+        (("7", "3"), ["7", "3"]),
+        (("b", "a"), ["0", "1"]),
+        (("²", "1" * 30), ["0", "1"]),
+    ):
+        nodes = [vi.Node("1G", name=name) for name in names]
+        layout = vi.plan(vi.Guest("virt", nodes=nodes), usable)
+        found = re.findall(r"numa-node-id = <(\d+)>", vi.device_tree(layout))
+        assert list(dict.fromkeys(found)) == numbers

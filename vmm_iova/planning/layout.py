@@ -13,7 +13,7 @@ from vmm_iova.host.facts import Note
 from vmm_iova.host.registers import Width
 from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.machines.catalogue import load_machine
-from vmm_iova.ranges import AddrRange
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -386,8 +386,8 @@ def check_layout(saved: dict[str, Any], name: str) -> dict[str, Any]:
             hint="update vmm-iova, or plan again",
         )
     try:
-        if "ram" in saved:
-            int(saved["ram"], 16)
+        if not 0 < int(saved.get("ram", "0x1"), 16) <= ADDRESS_LAST + 1:
+            raise ValueError("a size of RAM")
         for item in saved["items"]:
             places = [item[key] for key in ("gpa", "iova") if item[key] is not None]
             if not places:
