@@ -22,7 +22,8 @@ _BDF = r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]"
 _DEVICE = re.compile(rf"(?P<bdf>{_BDF}) (?P<title>\S.*)", re.IGNORECASE)
 _GROUP = re.compile(r"(?:\S+\s)?IOMMU group:? (?P<group>\d{1,9})\b:?\s*(?P<rest>.*)", re.IGNORECASE)
 _LSIOMMU = re.compile(
-    r"(?:Group:? {1,9}(?P<group>\d{1,9}):?\s{1,9})?\[[0-9a-f]{4}:[0-9a-f]{4}\]\s{1,9}(?:\[R\]\s{1,9})?"
+    r"(?:Group:? {1,9}(?P<group>\d{1,9}):?\s{1,9})?\[[0-9a-f]{4}:[0-9a-f]{4}\]\s{1,9}"
+    r"(?:\[R\]\s{1,9})?"
     rf"(?P<bdf>{_BDF})\s{{1,9}}(?P<title>\S.*)"
 )
 _CLASS = re.compile(r"\[([0-9a-f]{4})\]")
