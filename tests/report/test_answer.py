@@ -14,7 +14,10 @@ import termios
 
 import pytest
 
-LINE = "qemu: vfio_dma_map(0x5e04, 0x382000000000, 0x10000000, 0x771a38000000) = -22 (Invalid argument)"
+LINE = (
+    "qemu: vfio_dma_map(0x5e04, 0x382000000000, 0x10000000, 0x771a38000000) = -22 "
+    "(Invalid argument)"
+)
 
 
 def on_terminal(columns: int, *command: str, **environment: str) -> str:
