@@ -40,3 +40,23 @@ def test_cause_that_the_call_cannot_have_is_not_listed(case: dict[str, Any]) -> 
     orderly = found.failure.program in ("QEMU", "DPDK", "SPDK", "Cloud Hypervisor")
     if orderly and found.failure.op is vi.Op.MAP:
         assert {vi.Why.ORDER, vi.Why.FLAGS}.isdisjoint(item.why for item in found.findings)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (
+            "vfio-pci 0000:0b:00.0: BAR 0 [mem 0xe0000000-0xefffffff 64bit pref]: can't reserve",
+            "BAR_HELD",
+        ),
+        (
+            "vfio-pci 0000:0b:00.0: BAR 0: can't reserve [mem 0xe0000000-0xefffffff 64bit pref]",
+            "BAR_HELD",
+        ),
+        ("qemu-system-x86_64: vfio_listener_region_add received unaligned region", "ALIGNMENT"),
+    ],
+)
+def test_older_and_newer_words_of_the_same_line(text: str, cause: str) -> None:
+    (found,) = vi.explain(text)
+    assert found.findings[0].why.name == cause
+    assert found.failure.warning

@@ -115,7 +115,8 @@ FORMS = (
           "write error: no such device", "echo: write error: invalid argument", op=Op.PROBE),
     _form("notifier failed for iova={iova:x} vaddr={hva:x} size={size:x}", op=Op.MAP, api=_TYPE1,
           program=_KERNEL, sign=Why.MEDIATED),
-    _form("can't reserve [mem", op=Op.OPEN, program=_KERNEL, sign=Why.BAR_HELD, warning=True),
+    _form("can't reserve [mem", "bar {bar:d} [mem ... can't reserve", op=Op.OPEN, program=_KERNEL,
+          sign=Why.BAR_HELD, warning=True),
     # BARs that found no place: drivers/pci/setup-res.c of host or guest, NVIDIA's driver.
     _form("bar {bar:d}: no space for [mem size {size}",
           "bar {bar:d}: failed to assign [mem size {size}",
@@ -150,7 +151,7 @@ FORMS = (
           "vfio_dma_unmap ({ptr:p}, {iova}, {size})", op=Op.UNMAP, program=_QEMU),
     _form("pci peer-to-peer transactions on bars are not supported", op=Op.MAP, program=_QEMU,
           part=Part.BAR, sign=Why.PEER, warning=True),
-    _form("received unaligned region {w:w} iova={iova}",
+    _form("received unaligned region {w:w} iova={iova}", "received unaligned region",
           "region {iova}..{last} is not aligned to {n} and cannot be mapped for dma", op=Op.START,
           program=_QEMU, sign=Why.ALIGNMENT, warning=True),
     _form("can't map guest iova region {iova}..{last}",

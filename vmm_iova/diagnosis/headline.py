@@ -106,7 +106,7 @@ _NOUNS = {
     Op.FAULT: "the access",
     Op.MEMSLOT: "the memory slot",
     Op.BAR: "the BAR",
-    Op.START: "the start",
+    Op.START: "part of the guest",
     Op.SETUP: "the setup",
 }
 

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _LINE = re.compile(
-    r"Adding to iommu group \d|root bus resource|pci_bus \S{1,12}: resource \d|"
+    r"Adding to iommu group \d|Adding device \S{1,64} to group \d|root bus resource|"
+    r"pci_bus \S{1,12}: resource \d|"
     r"iommu_groups/\d{1,9}/devices/|iommu_group -> |IOMMU [Gg]roup:? \d|"
     r"^\s*(?:Region \d:|Kernel driver in use:|Kernel modules:|Subsystem:|Control:|Status:|Latency|"
-    r"Capabilities:|Flags:|NUMA node:|Interrupt:|Expansion ROM|Memory at |I/O ports at )|"
-    r"^(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7] [A-Z]|"
+    r"Capabilities:|Flags:|Physical Slot:|NUMA node:|Interrupt:|Expansion ROM|Memory at |"
+    r"I/O ports at )|"
+    r"^(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7] [A-Z3]|"
+    r"^(?:Group:? {1,9}\d{1,9}:?)?\s{0,9}\[[0-9a-f]{4}:[0-9a-f]{4}\]\s{1,9}(?:\[R\]\s{1,9})?"
+    r"[0-9a-f:]{5,12}\.[0-7]\s|"
     r"^(?:Architecture|CPU op-mode|Address sizes|Vendor ID|Model name|CPU\(s\)|Hypervisor vendor|"
     r"Virtualization)\b.{0,20}:|^(?:vendor_id|model name|address sizes|flags)\s*:|"
     r"[Ss]etting identity map for device|RMRR region: base_addr"

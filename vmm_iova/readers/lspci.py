@@ -2,7 +2,8 @@
 """What `lspci` prints (plain, -v, -vv, -nn, -k), and listings of IOMMU groups that are made of it.
 
 Source: pciutils, lspci.c, show_verbose and show_bases; the script of the Arch Linux wiki that
-prints `IOMMU Group 1 00:01.0 PCI bridge [0604]: ...`, one line or a heading a group.
+prints `IOMMU Group 1 00:01.0 PCI bridge [0604]: ...`, one line or a heading a group; `lsiommu`,
+which prints `Group:  1  [8086:1901] [R] 00:01.0  PCI bridge ...`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 _BDF = r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]"
 _DEVICE = re.compile(rf"(?P<bdf>{_BDF}) (?P<title>\S.*)", re.IGNORECASE)
 _GROUP = re.compile(r"(?:\S+\s)?IOMMU group:? (?P<group>\d{1,9})\b:?\s*(?P<rest>.*)", re.IGNORECASE)
+_LSIOMMU = re.compile(
+    r"(?:Group:? {1,9}(?P<group>\d{1,9}):?\s{1,9})?\[[0-9a-f]{4}:[0-9a-f]{4}\]\s{1,9}"
+    r"(?:\[R\]\s{1,9})?"
+    rf"(?P<bdf>{_BDF})\s{{1,9}}(?P<title>\S.*)"
+)
 _CLASS = re.compile(r"\[([0-9a-f]{4})\]")
 _REGION = re.compile(
     r"(?:Region (?P<index>\d): )?Memory at (?P<start>[0-9a-f]{4,16}|<\w+>)"
@@ -104,6 +110,9 @@ def _devices(lines: Iterable[str]) -> Iterator[PciDevice]:
         line = raw[:1000].strip().strip("`")
         group = _GROUP.match(line)
         start = _DEVICE.match(group["rest"] if group else line)
+        if start is None and (listed := _LSIOMMU.match(line)) is not None:
+            start, group = listed, listed if listed["group"] else None
+            heading = listed["group"] or heading
         if start is not None:
             if device is not None:
                 yield device
