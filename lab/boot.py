@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lab.kernels import Kernel
 
 REPO = Path(__file__).resolve().parent.parent
+DISK_BYTES = 256 << 20
 SCRATCH = b"".join(bytes([number]) * 512 for number in range(256)) * 8
 PYCACHE, PURE = f"{OUT}-pycache", f"{OUT}-pure"
 # How long QEMU may take to leave after the guest has written its exit code.
@@ -69,6 +70,7 @@ def qemu_command(guest: Guest, kernel: Kernel, root: Path, run: Path) -> list[st
         *("-vga", "none") * (guest.arch == "x86_64"),
         *("-serial", f"file:{run}/console.log"),
         *("-drive", f"if=none,id=scratch,format=raw,file={run}/scratch.img"),
+        *("-drive", f"if=none,id=disk,format=raw,cache=unsafe,file={run}/disk.img"),
         *guest.machine,
     ]
     for share in shares:
@@ -123,6 +125,8 @@ def _prepare(guest: Guest, kernel: Kernel, run: Path, command: list[str], setup:
     plan = {"guest": guest.name, "title": guest.title, "devices": list(guest.devices)}
     (run / "guest.json").write_text(json.dumps(plan))
     (run / "scratch.img").write_bytes(SCRATCH)
+    with (run / "disk.img").open("wb") as disk:
+        disk.truncate(DISK_BYTES)  # a hole: what a guest writes is all that it takes
     first = initramfs(
         kernel,
         guest.modules,
@@ -209,7 +213,7 @@ def keep(guest: Guest, outcome: Outcome) -> Path:
     To be called after everything was read: other labs may put their own run there at any time.
     """
     run, place = outcome.folder, outcome.folder.parent / guest.name
-    for name in ("initramfs.cpio", "scratch.img"):
+    for name in ("initramfs.cpio", "scratch.img", "disk.img"):
         (run / name).unlink(missing_ok=True)
     with cache.locked("runs"):
         shutil.rmtree(place, ignore_errors=True)

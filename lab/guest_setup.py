@@ -24,6 +24,7 @@ KINDS = {
     ("0x1234", "0x11e8"): "edu",
     ("0x1af4", "0x1044"): "rng",
     ("0x1af4", "0x1042"): "blk",
+    ("0x1b36", "0x0010"): "nvme",
 }
 UNSAFE = {
     "type1": Path("/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"),

@@ -49,12 +49,13 @@ class Guest:
         return self.arch != platform.machine()
 
 
-_PC_DEVICES = ("0000:00:10.0", "0000:00:11.0", "0000:00:12.0", "0000:00:13.0")
+_PC_DEVICES = ("0000:00:10.0", "0000:00:11.0", "0000:00:12.0", "0000:00:13.0", "0000:00:14.0")
 _PC = (
     *("-device", f"{EDU},addr=0x10"),
     *("-device", f"{EDU},addr=0x11"),
     *("-device", f"virtio-rng-pci,{VIRTIO},addr=0x12"),
     *("-device", f"virtio-blk-pci,{VIRTIO},addr=0x13,drive=scratch"),
+    *("-device", "nvme,serial=lab,addr=0x14,drive=disk"),
 )
 _VTD = "intel-iommu,intremap=on,caching-mode=on"
 

@@ -88,6 +88,9 @@ class Kernel(Protocol):
     def lock_budget(self) -> LockBudget:
         """Return how much memory this process may lock."""
 
+    def host(self) -> Host:
+        """Return the facts of its host, for `vmm_iova.load_host(kernel=...)`."""
+
 
 _T = TypeVar("_T")
 
