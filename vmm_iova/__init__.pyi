@@ -62,6 +62,7 @@ from vmm_iova.machines.parts import FirmwareKind as FirmwareKind
 from vmm_iova.machines.parts import FixedItem as FixedItem
 from vmm_iova.machines.parts import FixedKind as FixedKind
 from vmm_iova.machines.parts import Hotplug as Hotplug
+from vmm_iova.machines.parts import LowCap as LowCap
 from vmm_iova.machines.parts import OpenDoorbell as OpenDoorbell
 from vmm_iova.machines.parts import Pci64Window as Pci64Window
 from vmm_iova.machines.parts import RamWindow as RamWindow

@@ -23,6 +23,9 @@ FirmwareKind = Literal["seabios", "ovmf", "none"]
 CpuVendor = Literal["amd", "intel", "other"]
 """Whose CPU a guest has: QEMU and OVMF go by the vendor that CPUID names; Hygon counts as other."""
 
+LowCap = Literal["window", "all"]
+"""How an option for less RAM below 4 GiB counts."""
+
 ABILITIES: tuple[Ability, ...] = get_args(Ability)
 CPU_VENDORS: tuple[CpuVendor, ...] = get_args(CpuVendor)
 FIRMWARE_KINDS: tuple[FirmwareKind, ...] = get_args(FirmwareKind)
@@ -57,7 +60,7 @@ class RamWindow:
     movable_note: str | None = None
     move_past: int | None = None
     move_cpu: CpuVendor | None = None
-    cap: Literal["window", "all"] | None = None
+    cap: LowCap | None = None
 
 
 @dataclass(frozen=True, slots=True)

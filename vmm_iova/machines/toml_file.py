@@ -12,7 +12,7 @@ import tomllib
 from bisect import bisect_left
 from dataclasses import dataclass
 from string import Formatter
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmm_iova.errors import HostDataError, IovaError, RequestError
 from vmm_iova.machines.model import Machine
@@ -34,10 +34,10 @@ from vmm_iova.units import parse_address, parse_size, shorten
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from vmm_iova.machines.parts import Ability, FixedKind
+    from vmm_iova.machines.parts import Ability, FixedKind, LowCap
 
 _Word = TypeVar("_Word", bound=str)
-_CAPS: tuple[Literal["window", "all"], ...] = ("window", "all")
+_CAPS: tuple[LowCap, ...] = ("window", "all")
 
 _ROOT = (
     "name",
