@@ -12,9 +12,9 @@ from vmm_iova.errors import IovaError
 from vmm_iova.host.load import load_host
 from vmm_iova.plain import parse_json
 from vmm_iova.planning.difference import compare_layouts, layout_changes
+from vmm_iova.planning.guest import Guest
 from vmm_iova.planning.layout import Layout, check_layout
 from vmm_iova.planning.plan import plan
-from vmm_iova.planning.guest import Guest
 from vmm_iova.report import text
 
 if TYPE_CHECKING:
