@@ -228,7 +228,7 @@ class Layout:
                 vmm_reserved=tuple(map(_span_of, saved.get("vmm_reserved", ()))),
                 settings=tuple(map(str, saved.get("settings", ()))),
             )
-        except (KeyError, TypeError, ValueError, IovaError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, IovaError) as error:
             if isinstance(error, UnknownNameError):
                 raise
             raise HostDataError(
