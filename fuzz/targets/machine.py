@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from fuzz.kit import check_lines
 from vmm_iova.errors import IovaError
 from vmm_iova.machines.toml_file import parse_machine
-from vmm_iova.planning.guest import Guest, bare_usable
+from vmm_iova.planning.guest import Guest
 from vmm_iova.planning.plan import plan
+from vmm_iova.planning.request import bare_usable
 from vmm_iova.report import data as as_data
 from vmm_iova.report import text as as_text
 
