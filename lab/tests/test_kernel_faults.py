@@ -160,7 +160,9 @@ def test_attach_that_gets_no_memory_leaves_nothing(
         steps += 1
     with capsys.disabled():
         print(f"\n{via}: {steps} calls, {refusals} refusals, {died} children died")
-    assert (steps > 5, refusals > 10) == (True, True)
+    # With iommufd: the IOAS, the bind, the attach and the two questions for the ranges; the file
+    # that is closed takes all of it along.
+    assert (steps >= 5, refusals > 10) == (True, True)
     memory = raw.buffer(PAGE)
     with open_space([bdf], via=via) as space:
         space.map(0x10_0000, raw.address(memory), PAGE)
