@@ -14,6 +14,7 @@ from vmm_iova.diagnosis.filled import Advice, fill
 from vmm_iova.diagnosis.places import CLIENT_BITS
 from vmm_iova.diagnosis.why import Op, Part, Why
 from vmm_iova.host.evidence import HYPERTRANSPORT
+from vmm_iova.ranges import GIB, MIB
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from vmm_iova.diagnosis.case import Case
     from vmm_iova.remedies import Remedy
 
-_GIB, _MIB = 1 << 30, 1 << 20
 _USER_SPACE_DRIVERS = ("DPDK", "SPDK", "libvfn", "libevpl", "unvme")
 _UNLIMITED = 1 << 52  # libvirt's 9007199254740991 KiB and such are no numbers
 
@@ -103,7 +103,7 @@ def _fewer(case: Case, bits: int, needed: int | None) -> Iterator[Advice]:
     if qemu is not None and qemu.arch not in (None, "x86_64", "i386"):
         return  # QEMU has the option on x86 only
     arch = case.usable.arch if case.usable is not None else None
-    listed = sum(size for _, _, size in case.clues.bars if size >= _MIB)
+    listed = sum(size for _, _, size in case.clues.bars if size >= MIB)
     bars = max(listed, case.failure.size or 0)
     advice = fewer_bits(bits, needed, program, arch, bars=bars)
     if advice is None:
@@ -206,7 +206,7 @@ def _memlock(case: Case) -> Iterator[Advice]:
     qemu, program = case.clues.qemu, case.failure.program
     way = program if program == "libvirt" else None
     if qemu is not None and qemu.ram:
-        total = qemu.ram * qemu.containers + _GIB
+        total = qemu.ram * qemu.containers + GIB
         times = f" x {qemu.containers} devices behind the guest's IOMMU" * (qemu.containers > 1)
         how = f"{show_size(qemu.ram)} of RAM{times} + 1 GiB"
         yield fill(say.LOCK_RAM, way, size=show_size(total), how=how, kib=total >> 10, bytes=total)
@@ -332,7 +332,7 @@ def _no_space(case: Case) -> Iterator[Advice]:
     total = max(case.failure.size or 0, sum(sizes))
     if total:
         window = 1 << (2 * total - 1).bit_length()
-        yield fill(say.WINDOW_LARGER, window=show_size(window), mib=window // _MIB)
+        yield fill(say.WINDOW_LARGER, window=show_size(window), mib=window // MIB)
     else:
         yield fill(say.WINDOW_LARGER, window="twice the size of its BARs", mib="MIB")
     yield fill(say.WINDOW_BITS)

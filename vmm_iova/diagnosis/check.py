@@ -10,16 +10,14 @@ from vmm_iova import remedies as say
 from vmm_iova.diagnosis.filled import Advice, fill
 from vmm_iova.host.facts import RegionKind
 from vmm_iova.host.usable import Cause, CauseKind, Usable
-from vmm_iova.ranges import AddrRange, RangeSet
+from vmm_iova.ranges import BASE_PAGE, AddrRange, RangeSet
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_MIB = 1 << 20
 _LEAST_TOP = 1 << 36  # fewer address bits than 36 make no guest that starts
 _ROOMY = 1 << 38  # a guest whose addresses end below it has little room for large BARs
-_SMALLEST_PAGE = 4096  # no kernel with an IOMMU has a smaller base page
 HOLES = (CauseKind.REGION, CauseKind.PLATFORM, CauseKind.KERNEL_GAP, CauseKind.GUEST)
 """Causes that are holes inside the aperture, rather than an end of it."""
 
@@ -70,7 +68,7 @@ def check(
     Complexity: O(holes).
     Synchronization: none required.
     """
-    page = usable.granule if usable.granule_known else _SMALLEST_PAGE
+    page = usable.granule if usable.granule_known else BASE_PAGE
     holes = usable.causes_of(wanted)
     causes = (*_misaligned(usable, wanted, page), *holes)
     kind = _kind(usable, wanted, causes)

@@ -20,7 +20,7 @@ from vmm_iova.diagnosis.meaning import meaning
 from vmm_iova.diagnosis.places import CLIENT_BITS, CORE_BITS, is_bar, judge_place
 from vmm_iova.diagnosis.why import Api, Certainty, Op, Part, Why
 from vmm_iova.host.facts import RegionKind
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange
+from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, GIB, MIB, AddrRange
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from vmm_iova.host.usable import Usable
 
 _SURE, _LIKELY, _POSSIBLE = Certainty.CERTAIN, Certainty.LIKELY, Certainty.POSSIBLE
-_PAGE, _LARGE_PAGE = 1 << 12, 1 << 16
-_4G, _MIB, _GIB = 1 << 32, 1 << 20, 1 << 30
+_LARGE_PAGE = 1 << 16
+_4G = 4 * GIB
 _GRAPHICS = "0000:00:02.0"  # Intel's integrated graphics, on every machine that has it
 _UNLIMITED = 1 << 52
 
@@ -135,7 +135,7 @@ def _harmless(case: Case) -> bool:
 def _numbers(case: Case) -> None:
     call = case.failure
     numbers = [value for value in (call.iova, call.size, call.hva) if value is not None]
-    ragged = [value for value in numbers if value % _PAGE]
+    ragged = [value for value in numbers if value % BASE_PAGE]
     if ragged and call.op in (Op.MAP, Op.UNMAP, Op.MEMSLOT) and case.can(Why.ALIGNMENT):
         shown = ", ".join(f"{value:#x}" for value in ragged)
         text = f"{shown} is not a multiple of 4 KiB, as no IOMMU has smaller pages"
@@ -234,7 +234,7 @@ def _fault(case: Case) -> None:
         if stolen:
             text = f"the address is in the region {stolen[0]} that firmware keeps for it"
             case.add(Why.GRAPHICS, _SURE, text)
-        elif 256 * _MIB <= call.iova < _4G:
+        elif 256 * MIB <= call.iova < _4G:
             case.add(
                 Why.GRAPHICS,
                 _LIKELY,

@@ -18,7 +18,7 @@ from vmm_iova.diagnosis.forms import ANY_VFIO, Form, read_line
 from vmm_iova.diagnosis.templates import fold
 from vmm_iova.diagnosis.why import Api, Op, Part, Why
 from vmm_iova.errors import HostDataError
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange
+from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, AddrRange
 from vmm_iova.readers.failed_maps import FailedMap, read_failed_map
 from vmm_iova.units import shorten
 
@@ -33,7 +33,6 @@ RECOGNISED = (
     "strace, and the kernel's own (VFIO, DMAR, AMD-Vi, SMMU, RMRR, RLIMIT_MEMLOCK, PCI BARs)"
 )
 """What `parse_report` takes, as a clause."""
-_PAGE = 4096  # the smallest of any IOMMU
 MOST_LINES, MOST_CHARACTERS, MOST_FAILURES = 20_000, 4096, 100
 """Lines of a paste that are read, characters of each, and different failures that are told."""
 
@@ -106,8 +105,8 @@ class Failure:
         """The IOVAs, or the page at `iova` where the size is not known."""
         if self.iova is None or self.size:
             return self.range
-        start = self.iova // _PAGE * _PAGE if self.op is Op.FAULT else self.iova
-        return AddrRange(start, min(start + _PAGE - 1, ADDRESS_LAST))
+        start = self.iova // BASE_PAGE * BASE_PAGE if self.op is Op.FAULT else self.iova
+        return AddrRange(start, min(start + BASE_PAGE - 1, ADDRESS_LAST))
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,14 +365,14 @@ def _place_of(form: Form, got: dict[str, str], shown: str) -> tuple[int | None, 
     if address is not None:
         return int(address, 16) & ADDRESS_LAST, None
     if "bits" in got:
-        return _hex(got.get("iova")), _PAGE  # the line names the last page of the map
+        return _hex(got.get("iova")), BASE_PAGE  # the line names the last page of the map
     bare = form.api is not None and not (got.get("iova") or "0x").startswith("0x")
     iova = _hex(got.get("iova")) if bare else _number(got.get("iova"))
     size = _hex(got.get("size")) if bare else _number(got.get("size"))
     last = _hex(got.get("last"))
     if last is not None and iova is not None and last >= iova:
         # Some print the address behind the last byte: no last byte is a multiple of 4 KiB.
-        size = last - iova + (last % _PAGE != 0)
+        size = last - iova + (last % BASE_PAGE != 0)
     span = _SPAN.search(shown)
     if iova is None and span is not None:
         iova = _number(span["iova"])

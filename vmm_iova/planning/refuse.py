@@ -41,6 +41,7 @@ from vmm_iova.units import format_size, show_size
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vmm_iova.planning.request import WantedBar
     from vmm_iova.planning.site import Site
     from vmm_iova.planning.trials import Attempt
 
@@ -220,6 +221,11 @@ def _fixes_of_bar(misfit: BarMisfit, reasons: list[Reason], trials: Trials) -> I
     if bar.required and trials.works(trials.with_bar(bar, replace(bar, required=False))):
         yield "mark it optional: only peer-to-peer between devices is lost"
     yield from _less_ram(trials)
+    yield from _smaller_bar(bar, trials)
+
+
+def _smaller_bar(bar: WantedBar, trials: Trials) -> Iterator[str]:
+    """The largest BAR that has a place, if the device has one."""
     size = bar.size
     while size > _LEAST_BAR:
         size = 1 << (size - 1).bit_length() - 1
@@ -298,8 +304,11 @@ def _fixes_of_place(misfit: BarUnreached, trials: Trials) -> Iterator[str]:
     for firmware in wanted.firmware:
         if len(wanted.firmware) > 1 and trials.works(replace(wanted, firmware=(firmware,))):
             yield f"--firmware {firmware.option}, if the VMM has that release"
+    if misfit.span.last > wanted.address_last:
+        yield from _wider(trials)
     if bar.required and trials.works(trials.with_bar(bar, replace(bar, required=False))):
         yield "mark it optional: only peer-to-peer between devices is lost"
+    yield from _smaller_bar(bar, trials)
 
 
 def _with_widths(

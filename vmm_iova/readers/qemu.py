@@ -14,6 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import IovaError
+from vmm_iova.ranges import MIB
 from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ _PROGRAM = re.compile(r"qemu-system-(?P<arch>[a-z0-9_]{2,12})|qemu-kvm\b|/kvm\b"
 _OPTION = re.compile(r"(?:^|\s)--?(?P<name>machine|M|m|cpu|device|object|global)(?:\s+|=)")
 _VALUE = re.compile(r"'([^']{0,4000})'|\"([^\"]{0,4000})\"|(\S{1,4000})")
 _LONGEST, _MOST = 200_000, 2000
-_MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +150,6 @@ def _size(text: str | None) -> int | None:
     if not text:
         return None
     try:
-        return int(text) * _MIB if text.isdecimal() and len(text) < 12 else parse_size(text)
+        return int(text) * MIB if text.isdecimal() and len(text) < 12 else parse_size(text)
     except IovaError:
         return None

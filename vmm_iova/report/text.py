@@ -12,7 +12,7 @@ from vmm_iova.host.usable import CauseKind, Usable
 from vmm_iova.plain import whole_number
 from vmm_iova.planning.layout import Item, ItemKind, Layout
 from vmm_iova.planning.memory_maps import viommu_lines
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange
+from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, AddrRange
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from vmm_iova.planning.page_tables import PageTables
 
 _NAME = 26
-_PAGE = 4096
 
 
 def line(
@@ -364,7 +363,7 @@ def _cost(cost: Budget) -> Iterator[str]:
     known = "" if cost.page_sizes_known else ", if host and hardware have such pages"
     yield f"page tables    {_tables(cost.best, cost.containers)}{known}"
     if cost.worst.table_bytes != cost.best.table_bytes:
-        large = any(count for size, count in cost.worst.leaves if size > _PAGE)
+        large = any(count for size, count in cost.worst.leaves if size > BASE_PAGE)
         yield f"               {_tables(cost.worst, cost.containers)}{known if large else ''}"
 
 
