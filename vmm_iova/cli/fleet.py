@@ -163,9 +163,24 @@ def _executor(options: argparse.Namespace) -> Iterator[Any]:
         return
     from concurrent.futures import ProcessPoolExecutor
 
-    # Ctrl-C reaches the workers too: this process alone says what there is to say.
-    quiet = (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(options.workers, None, signal.signal, quiet) as executor:
+    class Workers(ProcessPoolExecutor):
+        """Ctrl-C reaches the workers too: this process alone says what there is to say."""
+
+        def __init__(self) -> None:
+            super().__init__(options.workers, None, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+
+        def submit(self, *call: Any, **named: Any) -> Any:
+            # It starts workers: one must not die, or the pool be left half changed, of a signal
+            # that comes before the worker ignores it. The mask is inherited.
+            if not hasattr(signal, "pthread_sigmask"):
+                return super().submit(*call, **named)
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                return super().submit(*call, **named)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    with Workers() as executor:
         try:
             yield executor
         except BaseException:

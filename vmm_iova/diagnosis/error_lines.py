@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Error lines of VMMs, of other users of VFIO, and of the kernel: what failed, and what they say.
 
-A paste is read line by line, as people paste it: with time stamps, repeated, quoted, wrapped in
-the words of a management layer. The same failure told twice becomes one; what the lines state of
-the host (a width, a vendor, a limit, a listing) is kept as clues.
+A paste is read line by line (the table of lines is in `forms`), as people paste it: with time
+stamps, repeated, quoted, wrapped in the words of a management layer. The same failure told twice
+becomes one; what the lines state of the host (a width, a limit, a listing) is kept as clues.
 """
 
 from __future__ import annotations
