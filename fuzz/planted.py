@@ -79,7 +79,7 @@ def found(name: str) -> bool:
     with tempfile.TemporaryDirectory(prefix="vmm-iova-planted-") as folder:
         root = Path(folder)
         keep = shutil.ignore_patterns("corpus", "findings", "seeds", "__pycache__")
-        for part in ("vmm_iova", "fuzz"):
+        for part in ("vmm_iova", "fuzz", "tests"):
             shutil.copytree(ROOT / part, root / part, ignore=keep)
         plant(name, root)
         done = subprocess.run(
