@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from vmm_iova.planning.site import Site
     from vmm_iova.planning.trials import Attempt
 
+_ANOTHER = "another machine, or a device behind another IOMMU"
 _LEAST_BITS = 36  # fewer address bits make no guest that starts
 _LEAST_BAR = MIB  # smallest size that a resizable BAR can have (PCIe specification, 7.8.6)
 
@@ -80,6 +81,8 @@ def explain(misfit: Misfit, site: Site, policy: Policy, attempt: Attempt) -> Pla
         detail = "; ".join(filter(None, (detail, widths))) or None
     if isinstance(misfit, RamLeft) and not fixes:
         fixes = _next(misfit.fits >> 20, trials)
+    if not fixes:
+        fixes = [_ANOTHER]  # more than one thing is in the way, and no single change is enough
     return PlanError(message, reasons=reasons, fixes=fixes, detail=detail)
 
 
@@ -195,7 +198,7 @@ def _worth(holes: Sequence[Cause], limit: Cause | None, left: int) -> list[Cause
 def _next(fits: int, trials: Trials) -> list[str]:
     """Where less RAM alone is not enough: what is in the way then."""
     if not fits:
-        return ["another machine, or a device behind another IOMMU"]
+        return [_ANOTHER]
     less = site_of(trials.with_ram(fits << 20), trials.site.host, trials.site)
     try:
         trials.attempt(less, Policy(trials.policy.on_hole, own=True))
