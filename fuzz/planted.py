@@ -47,8 +47,8 @@ BUGS = {
     ),
     "snapshot": (
         "vmm_iova/host/snapshot.py",
-        "if last < start:",
-        "if last < start and start != 0x100000:",
+        '"dma_mask_bits": item.dma_mask_bits,',
+        '"dma_mask_bits": item.dma_mask_bits or None,',
     ),
     "text": ("vmm_iova/plain.py", "_NUMBER.fullmatch(text) else None", "text.isdigit() else None"),
     "trees": (

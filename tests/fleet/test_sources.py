@@ -175,7 +175,8 @@ class TestRead:
 
 
 _ENDLESS = """
-import itertools, sys
+import itertools, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 from vmm_iova import cli, fleet
 text = sys.stdin.buffer.read()
 def sources(_):
