@@ -180,6 +180,7 @@ def test_finalizer_in_the_middle_of_a_call_comes_before_it_or_after(make, name, 
     assert ran > 0 or COLLECTIONS > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("intrusion", INTRUSIONS)
 @pytest.mark.parametrize("name", SINGLE)
 def test_call_in_the_middle_of_a_call_comes_before_it_or_after(make, name, intrusion):

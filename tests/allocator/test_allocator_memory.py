@@ -133,6 +133,7 @@ def main() -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_each_refusal_of_memory_leaves_all_of_a_call_or_nothing(tmp_path):
     pytest.importorskip("vmm_iova._fast")
     compiler = shutil.which("cc") or shutil.which("gcc")

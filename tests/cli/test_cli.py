@@ -318,6 +318,7 @@ class TestWrongInput:
         assert run("show", "--host", str(path)) == 5
         assert "none of its" in error_of(capsys)
 
+    @pytest.mark.slow
     def test_10000_holes_are_planned_around(self, capsys: Output, tmp_path: Path) -> None:
         path = tmp_path / "many.txt"
         path.write_text(
@@ -436,6 +437,7 @@ class TestProcess:
         assert done.returncode == 0
         assert "MSI window of the host" in done.stdout
 
+    @pytest.mark.slow
     def test_plan_is_the_same_on_both_engines_byte_for_byte(self, engine: str) -> None:
         arguments = ("plan", "--host", "s390x-32g", "--aperture", "42", "--machine", "s390x")
         pure = self._run(*arguments, "--ram", "8G", "-J", VMM_IOVA_ENGINE="pure")

@@ -132,6 +132,7 @@ def test_option_of_the_user_is_no_way_to_the_terminal(capsys: Output) -> None:
         assert "\x1b" not in out + err, arguments
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii:strict", "latin-1:strict", "utf-8:strict"])
 @pytest.mark.parametrize("name", [r"\ud800", "µ", "名\u202e"])
 def test_strict_locale_prints_what_it_can_and_escapes_the_rest(

@@ -494,6 +494,7 @@ def test_snapshot_of_a_folder_that_is_too_large_is_named(tmp_path: Path) -> None
     assert only.problem == "is larger than 8 MiB: these are not the facts of one host"
 
 
+@pytest.mark.slow
 def test_whole_archive_stays_in_bounded_memory(tmp_path: Path) -> None:
     """The members go by: a hundred times as many take no more."""
     program = (

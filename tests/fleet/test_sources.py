@@ -385,6 +385,7 @@ class TestCommand:
         assert run("fleet", str(tmp_path), "--ram", "16G") == 6
         assert "no snapshot in it" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_workers_and_order_do_not_change_what_is_printed(self, folder: Path) -> None:
         def printed(*arguments: str) -> bytes:
             command = [sys.executable, "-m", "vmm_iova", "fleet", *arguments, "--ram", "1T", "-J"]

@@ -545,6 +545,7 @@ def hostile(count):
     )
 
 
+@pytest.mark.slow
 def test_10_000_hostile_lines_are_read():
     found = one(hostile(10_000))
     assert len(found.groups[0].regions) == 10_000

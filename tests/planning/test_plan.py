@@ -394,6 +394,7 @@ def test_move_and_refuse_agree_with_a_search_of_every_place(
             vi.plan(guest, usable, "refuse")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", vi.bundled_hosts())
 def test_every_bundled_host_gives_the_same_plans_on_both_engines(
     host: str, engine: str, monkeypatch: pytest.MonkeyPatch

@@ -51,6 +51,7 @@ def _everywhere() -> list[object]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "host"), _everywhere())
 def test_every_plan_of_every_machine_on_every_host_is_sound(name: str, host: str) -> None:
     machine, usable = vi.load_machine(name), _usable(host)

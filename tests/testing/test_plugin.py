@@ -74,6 +74,7 @@ def test_own_space(vmm_kernel):
 """
 
 
+@pytest.mark.slow
 def test_tests_that_give_everything_back_pass(tmp_path: Path) -> None:
     code, text = _run(tmp_path, CLEAN)
     assert (code, "7 passed" in text) == (0, True), text
@@ -120,6 +121,7 @@ def test_leak(vmm_space, vmm_allocator, vmm_kernel):
         assert f"test_driver.py:{_line(body, '# here')}" in text, text
 
 
+@pytest.mark.slow
 def test_plugin_imports_nothing_of_the_package_before_it_is_used(tmp_path: Path) -> None:
     body = """
 def test_nothing(request):
