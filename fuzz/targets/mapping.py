@@ -104,9 +104,10 @@ class Scene:
             return lambda: space.unmap(piece.iova, piece.size)
         if kind in (3, 4):
             many, check = self.pieces(self.draw.below(5)), bool(self.draw.below(3))
-            return lambda: self.batches.append(map_pieces(space, many, check=check))
+            return lambda: self.map_all(many, check=check)
         if kind == 5 and self.batches:
-            return self.batches.pop(self.draw.below(len(self.batches))).unmap
+            batch = self.batches.pop(self.draw.below(len(self.batches)))
+            return lambda: self.take_back(batch)
         if kind in (6, 7):
             return lambda: maps.map_address(piece.hva, piece.size, read=piece.read)
         if kind == 8 and given:
@@ -116,6 +117,27 @@ class Scene:
         if kind == 10 and isinstance(space, Ioas):
             return lambda: space.map_anywhere(piece.hva, piece.size)
         return space.unmap_all if not self.draw.below(4) else space.facts
+
+    def map_all(self, pieces: list[Piece], *, check: bool) -> None:
+        """Map all of them, or leave the kernel as it was."""
+        assert self.space is not None
+        before = self.sim.mapped()
+        try:
+            self.batches.append(map_pieces(self.space, pieces, check=check))
+        except IovaError as error:
+            named = RangeSet(where for where, _, _ in getattr(error, "left", ()))
+            now = self.sim.mapped()
+            silent = not hasattr(error, "__notes__")  # what stays is in `left`, or in a note
+            assert before <= now, (before, now)
+            assert not silent or now - before <= named, (now, before, named)
+            raise
+
+    def take_back(self, batch: Mapped) -> None:
+        """Unmap a batch: nothing of it is mapped then."""
+        pieces = batch.pieces
+        batch.unmap()
+        left = self.sim.mapped() & RangeSet(piece.range for piece in pieces)
+        assert not left, left
 
     def step(self) -> None:
         """Do one step, sometimes with a fault, sometimes with Ctrl-C, and look at the books."""
