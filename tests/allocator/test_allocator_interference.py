@@ -214,6 +214,7 @@ def window():
     return f"book.{code.co_qualname}:{code.co_firstlineno}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SINGLE, *SEVERAL])
 def test_interrupt_leaves_all_of_a_call_or_nothing(make, name):
     act = (SINGLE | SEVERAL)[name]

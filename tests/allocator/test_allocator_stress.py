@@ -187,6 +187,7 @@ class Walk:
         self.pair[1]._check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [False, True], ids=["plain", "cache"])
 @pytest.mark.parametrize("world", WORLDS)
 def test_engines_agree_on_a_long_walk(world, cache):

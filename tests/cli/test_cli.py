@@ -420,12 +420,14 @@ class TestProcess:
         assert done.stderr.startswith("vmm-iova: error: there is no engine 'turbo'")
         assert "Traceback" not in done.stderr
 
+    @pytest.mark.slow
     def test_reader_that_goes_away_is_no_error(self) -> None:
         command = f'"{sys.executable}" -m vmm_iova show --host amd-epyc-1tb | head -n 1'
         environment = {**os.environ, "VMM_IOVA_ENGINE": "pure"}  # says nothing on stderr
         done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
         assert (done.returncode, done.stderr) == (0, "")
 
+    @pytest.mark.slow
     def test_text_from_standard_input_is_read(self) -> None:
         done = subprocess.run(
             f'"{sys.executable}" -m vmm_iova plan --host - --aperture 48 --machine virt --ram 8G',

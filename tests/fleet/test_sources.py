@@ -337,6 +337,7 @@ class TestCommand:
         assert (row["status"], row["reason"]) == ("damaged", said["text"])
         assert row["fixes"] == "capture that host again"
 
+    @pytest.mark.slow
     def test_ctrl_c_is_one_sentence(self, folder: Path) -> None:
         rows = folder.parent / "rows.csv"
         for more in ([], ["--workers=2"], ["--workers=2", "-o", str(rows)]):

@@ -1330,6 +1330,7 @@ def test_work_for_edges_grows_with_the_holes_and_no_faster():
     assert growth(lambda count: usable[count].edges, 500) < 2.2
 
 
+@pytest.mark.slow
 def test_causes_of_everything_over_4_000_holes_are_found():
     assert len(with_holes(4_000).causes_of(AddrRange(0, TOP))) == 4_001
 

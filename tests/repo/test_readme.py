@@ -37,6 +37,7 @@ def test_readme_shows_at_least_five_commands() -> None:
     assert len(COMMANDS) >= 5
 
 
+@pytest.mark.slow
 def test_own_host_is_shown_captured_and_planned_as_the_readme_says(tmp_path: Path) -> None:
     run = shell(tmp_path)
     shown = run("vmm-iova show")
@@ -49,6 +50,7 @@ def test_own_host_is_shown_captured_and_planned_as_the_readme_says(tmp_path: Pat
     assert (tmp_path / "host.json").exists()
 
 
+@pytest.mark.slow
 def test_python_of_the_readme_runs_on_a_bundled_host() -> None:
     program, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     program = program.replace('"LIVE"', '"amd-epyc-1tb"')
@@ -58,6 +60,7 @@ def test_python_of_the_readme_runs_on_a_bundled_host() -> None:
     assert "0x10000000000-0x1837fffffff" in done.stdout
 
 
+@pytest.mark.slow
 def test_mapping_of_the_readme_runs_on_the_kernel_in_memory() -> None:
     _, program = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     before = (

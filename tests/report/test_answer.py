@@ -47,6 +47,7 @@ def on_terminal(columns: int, *command: str, **environment: str) -> str:
     return b"".join(parts).decode().replace("\r\n", "\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("columns", "widest"), [(80, 80), (200, 80), (60, 60)])
 def test_lines_are_wrapped_at_the_width_of_the_terminal(columns: int, widest: int) -> None:
     written = on_terminal(columns, "explain", LINE, NO_COLOR="1")
@@ -54,17 +55,20 @@ def test_lines_are_wrapped_at_the_width_of_the_terminal(columns: int, widest: in
     assert max(map(len, written.splitlines())) <= widest
 
 
+@pytest.mark.slow
 def test_verdict_has_a_colour_and_nothing_else_has() -> None:
     first, *others = on_terminal(80, "explain", LINE).splitlines()
     assert re.match(r"\x1b\[[0-9;]+mLIKELY:?\x1b\[0m", first)
     assert not [line for line in others if "\x1b" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quiet", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_no_colour_where_it_is_not_wanted(quiet: dict[str, str]) -> None:
     assert "\x1b" not in on_terminal(80, "explain", LINE, **quiet)
 
 
+@pytest.mark.slow
 def test_pipe_gets_whole_lines_without_colour() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vmm_iova", "explain", LINE],
