@@ -98,6 +98,10 @@ class _Region:
         """Put memory there: of a file, or anonymous."""
         protection = mmap.PROT_READ | mmap.PROT_WRITE
         answer = _libc.mmap(self.hva, self.size, protection, flags | _MAP_FIXED, fd, offset)
+        if answer == _FAILED:
+            # The kernel has unmapped what was there before it refused (mm/mmap.c, mmap_region), and
+            # Python's own memory may lie there by now: it is not ours to unmap any more.
+            self.hva, self._answers = _NOWHERE, ()
         _checked([answer], self.size)
 
     def view(self) -> memoryview:
