@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 from vmm_iova import remedies as say
 from vmm_iova.errors import HostDataError, HostUnavailableError
 from vmm_iova.files import Tree, is_there
+from vmm_iova.host.bars import BarKind, DeviceBar, parse_resource, resizable_sizes
 from vmm_iova.host.facts import Device, Group, IommuUnit, Limits, Note, Source
 from vmm_iova.host.host import Host
 from vmm_iova.host.regions import parse_reserved_regions
 from vmm_iova.host.registers import cpu_address_bits
+from vmm_iova.host.state import read_state
 from vmm_iova.plain import by_number, one_line, whole_number
 from vmm_iova.units import shorten
 
@@ -35,6 +37,7 @@ except ImportError:  # not a Unix: planning still works there
 _LINE = 4096  # bytes of a file that holds one line: sysfs itself gives no more than a page
 _REGIONS = 1 << 17  # of reserved_regions: the kernel stops at a page, which has 64 KiB at most
 _CPUINFO = 8 << 20  # about 1.5 KiB for each CPU
+_PROC = 1 << 16  # of meminfo and of a process's status: about 1.5 KiB, more with thousands of CPUs
 _HEX = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,16}")
 
 
@@ -84,7 +87,7 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
         reader.notes.append(
             Note(f"no IOMMU groups: no IOMMU is in use on this host; {say.IOMMU_ON}")
         )
-    cpu_bits = reader.cpu_bits()
+    cpu_bits, state = reader.cpu_bits(), read_state(reader, live=live)
     limits = Limits(
         dma_entries=reader.number("module/vfio_iommu_type1/parameters/dma_entry_limit"),
         memlock=_memlock() if live else None,
@@ -102,6 +105,7 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
         sysfs=True,
         notes=tuple(reader.notes),
         cpu_bits=cpu_bits,
+        state=state,
     )
 
 
@@ -186,10 +190,13 @@ class _Reader:
 
     def cpu_bits(self) -> int | None:
         """Physical address bits that /proc/cpuinfo states, beside /sys; x86 alone states them."""
+        return cpu_address_bits(self.proc_text("cpuinfo", _CPUINFO) or "")
+
+    def proc_text(self, path: str, limit: int = _PROC) -> str | None:
+        """A file of /proc, beside /sys; None if there is none."""
         if self.proc is None:
             return None
-        text = self._read(self.proc, f"{self.proc_at}cpuinfo", "/proc/cpuinfo", _CPUINFO)
-        return cpu_address_bits(text or "")
+        return self._read(self.proc, self.proc_at + path, f"/proc/{path}", limit)
 
     def link(self, path: str) -> str | None:
         """Last component of a symbolic link, or None."""
@@ -278,6 +285,29 @@ class _Reader:
                         dma_mask_bits=self.number(f"{where}/dma_mask_bits"),
                         driver=self.link(f"{where}/driver"),
                         pci_class=self.hexadecimal(f"{where}/class"),
+                        bars=self._bars(where),
                     )
                 )
         return tuple(sorted(devices, key=lambda device: device.name))
+
+    def _bars(self, where: str) -> tuple[DeviceBar, ...] | None:
+        """Memory BARs of a device; None where there is no list of them that can be trusted."""
+        path = f"{where}/resource"
+        shown = f"{self.shown}/{path}"
+        text = self._read(self.tree, self.at + path, shown, _LINE)
+        if text is None:
+            return None
+        try:
+            bars = parse_resource(text, shown)
+        except HostDataError as error:
+            self.notes.append(Note(f"{error.message}: left out"))
+            return None
+        return tuple(
+            replace(bar, sizes=self._sizes(where, bar)) if bar.kind is BarKind.BAR else bar
+            for bar in bars
+        )
+
+    def _sizes(self, where: str, bar: DeviceBar) -> tuple[int, ...]:
+        """Sizes that a BAR can be given (Linux 6.1); to ask wakes a device that sleeps."""
+        bitmap = self.hexadecimal(f"{where}/resource{bar.index}_resize")
+        return resizable_sizes(bitmap or 0)
