@@ -100,6 +100,13 @@ from vmm_iova.planning.memory_maps import exclude as exclude
 from vmm_iova.planning.page_tables import PageTables as PageTables
 from vmm_iova.planning.plan import Prefer as Prefer
 from vmm_iova.planning.plan import plan as plan
+from vmm_iova.planning.start import Manager as Manager
+from vmm_iova.planning.start import RowState as RowState
+from vmm_iova.planning.start import Start as Start
+from vmm_iova.planning.start import StartRow as StartRow
+from vmm_iova.planning.start import StartVerdict as StartVerdict
+from vmm_iova.planning.start import Via as Via
+from vmm_iova.planning.start import will_start as will_start
 from vmm_iova.ranges import AddrRange as AddrRange
 from vmm_iova.ranges import Gpa as Gpa
 from vmm_iova.ranges import Hva as Hva

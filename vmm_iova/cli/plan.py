@@ -17,6 +17,7 @@ from vmm_iova.cli.guest import (
 from vmm_iova.cli.options import (
     GENERATOR,
     REFUSED,
+    UNASSIGNABLE,
     add_host_options,
     command,
     host_of,
@@ -30,6 +31,7 @@ from vmm_iova.planning.assigned import members, unplaced
 from vmm_iova.planning.budget import budget, compare_costs
 from vmm_iova.planning.memory_maps import FORMATS, write_map
 from vmm_iova.planning.plan import plan
+from vmm_iova.planning.start import will_start
 from vmm_iova.report import data, text
 from vmm_iova.report.answer import show_answer
 from vmm_iova.report.verdicts import layout_answer
@@ -81,7 +83,8 @@ def run(options: argparse.Namespace) -> int:
     given = members(host, devices)
     cost = budget(layout, chunk=options.chunk)
     compared = compare_costs(guest, usable, prefer=options.prefer) if options.compare else ()
-    document = data.dump_layout(layout, cost, GENERATOR, compared, given)
+    start = will_start(host, layout, cost, devices)
+    document = data.dump_layout(layout, cost, GENERATOR, compared, given, start)
     if options.output:
         write(options.output, picture(options.output, layout, document))
     if options.dry_run and (options.json or getattr(options, "format", None)):
@@ -96,12 +99,15 @@ def run(options: argparse.Namespace) -> int:
     elif options.json:
         print(document, end="")
     else:
-        print(show_answer(layout_answer(layout, cost)))
+        print(show_answer(layout_answer(layout, cost, start)))
         shown = text.show_layout(
-            layout, cost, bytes_=options.bytes, compared=compared, members=given
+            layout, cost, bytes_=options.bytes, compared=compared, members=given, start=start
         )
         print(shown + rehearsed, end="")
-    return REFUSED if layout.changes else status_of(layout.usable)
+    if layout.changes:
+        return REFUSED
+    stopped = layout.starts and start.verdict == "does not start"
+    return UNASSIGNABLE if stopped else status_of(layout.usable)
 
 
 def _add_more_options(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,13 @@ from __future__ import annotations
 # -- what would settle a doubt: questions, not remedies --------------------------------------------
 
 SETTLE_HOST = "the host's facts: vmm-iova capture -o host.json there, then add --host host.json"
+SETTLE_DEVICES = "the guest's devices: name them with -s BDF,BDF"
+SETTLE_HARD_LIMIT = "the hard limit of the domain: virsh memtune DOMAIN"
+SETTLE_START = (
+    "whether it starts is known on the host itself, or from a capture there (vmm-iova capture -o "
+    "host.json)"
+)
+SETTLE_STATE = "run this on the host itself, or capture it there: vmm-iova capture -o host.json"
 SETTLE_WIDTH = (
     "the width of the IOMMU: cat /sys/class/iommu/*/intel-iommu/cap (bits 21:16), or "
     "dmesg | grep -i 'iommu width\\|dmar\\|amd-vi'"
