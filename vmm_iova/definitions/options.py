@@ -106,7 +106,8 @@ class Options:
             )
         if "$" in value and option in ("m", "cpu", "machine", "M", "device", "object", "numa"):
             self._odd(f"-{option} {value}: a variable of the shell")
-            return
+            if option != "device":  # what it is counts, also where its name is not known
+                return
         if option in ("machine", "M"):
             self.machine.update(_json_or_keys(value, "type"))
         elif option == "m":
