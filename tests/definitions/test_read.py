@@ -484,3 +484,11 @@ def test_definition_is_planned_as_it_is_and_each_reading_has_to_fit() -> None:
     wide = domain("<devices><iommu model='intel'/></devices>", "q35")
     with pytest.raises(vi.PlanError, match=r"^with QEMU 9.2 and later: .* it fits with QEMU 7"):
         vi.plan(wide, vi.load_host("intel-dmar-i7-2600").usable())
+
+
+def test_intel_iommu_on_a_machine_without_a_place_for_it_is_a_fault() -> None:
+    # QEMU 10.0.13: "Parameter 'driver' expects a dynamic sysbus device type for the machine"
+    read = qemu(
+        "-machine pc -m 1G -device intel-iommu,caching-mode=on -device vfio-pci,host=01:00.0"
+    )
+    assert [fault.fix for fault in read.faults] == ["-machine q35"]

@@ -47,12 +47,12 @@ class Fault:
     Attributes:
         text: what is wrong, a clause.
         fix: what to do, in words.
-        lever: which change mends it.
+        lever: which change mends it; None where that is more than a setting.
     """
 
     text: str
     fix: str
-    lever: LeverName
+    lever: LeverName | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,6 +201,8 @@ def _faults(options: Options) -> Iterator[Fault]:
     given = any(item.get("driver", "").startswith("vfio-pci") for item in options.devices)
     if not given or _viommu(options) != "intel-iommu":
         return
+    if re.match(r"pc(?!-q35)", options.machine.get("type", "pc")):
+        yield Fault("its machine has no place for an intel-iommu, which q35 has", "-machine q35")
     item = _viommu_device(options)
     if item.get("caching-mode", "off") in ("off", "no", "false") and "x-flts" not in item:
         yield Fault(
