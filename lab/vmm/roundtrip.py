@@ -13,17 +13,20 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import vmm_iova as vi
 from vmm_iova.definitions.change import Change, change_between
 from vmm_iova.definitions.write import changed_text, write_change
-from vmm_iova.ranges import AddrRange
 
 from lab import cache
 from lab.debian import Apt, unpack
 from lab.say import LabError, say
 from lab.vmm.binaries import SUITES, Qemu, system, unpacked
 from lab.vmm.observe import Qmp, regions
+
+if TYPE_CHECKING:
+    from vmm_iova.ranges import AddrRange
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests/data/definitions"

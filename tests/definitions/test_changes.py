@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -400,3 +401,20 @@ def test_fleet_asks_a_definition_of_every_host(vm: str, capsys: Output) -> None:
     shown = capsys.readouterr().out
     assert shown.startswith("SOME FIT")
     assert "--viommu-bits 39" in shown
+
+
+def test_plan_of_a_definition_has_it_in_json(vm: str, capsys: Output) -> None:
+    assert run("plan", "--vm", vm, "--host", "amd-epyc-1tb", "--ram", "8G", "-J") == 0
+    shown = json.loads(capsys.readouterr().out)["vm"]
+    assert (shown["kind"], shown["name"], shown["readings"]) == ("libvirt", "guest", [""])
+    assert "+  <memory unit='KiB'>8388608</memory>" in shown["change"]
+
+
+def test_bars_whose_place_rests_on_a_cpu_that_is_not_known_are_said_to(
+    vm: str, capsys: Output
+) -> None:
+    command = ("plan", "--vm", vm, "--host", "amd-epyc-1tb", "--bar", "gpu=256M")
+    assert run(*command) == 0
+    assert "not known: the address bits of the host's CPU" in capsys.readouterr().out
+    assert run(*command, "--phys-bits", "48") == 0
+    assert "not known" not in capsys.readouterr().out

@@ -492,3 +492,33 @@ def test_intel_iommu_on_a_machine_without_a_place_for_it_is_a_fault() -> None:
         "-machine pc -m 1G -device intel-iommu,caching-mode=on -device vfio-pci,host=01:00.0"
     )
     assert [fault.fix for fault in read.faults] == ["-machine q35"]
+
+
+@pytest.mark.parametrize(
+    ("text", "behind"),
+    [
+        ("qemu-system-x86_64 -M q35 -m 1G -device vfio-pci,host=01:00.0", False),
+        ("qemu-system-x86_64 -M q35 -m 1G -device vfio-pci,host=01:00.0,bus=pcie.0", False),
+        ("qemu-system-x86_64 -M q35 -m 1G -device vfio-pci,host=01:00.0,bus=root.1", True),
+        ("memory: 1024\nmachine: q35\nhostpci0: 01:00,pcie=1\n", True),
+        ("memory: 1024\nmachine: q35\nhostpci0: 01:00\n", False),
+    ],
+)
+def test_devices_behind_ports_are_known_to_be(text: str, behind: bool) -> None:
+    assert vi.read_vm(text).root_ports == behind
+
+
+@pytest.mark.parametrize(
+    ("machine", "address", "behind"),
+    [
+        ("q35", "<address type='pci' bus='0x04'/>", True),
+        ("q35", "<address type='pci' bus='0x00'/>", False),
+        ("q35", "", True),
+        ("pc", "<address type='pci' bus='0x00'/>", False),
+    ],
+)
+def test_libvirt_devices_stand_behind_ports_unless_they_are_on_the_root(
+    machine: str, address: str, behind: bool
+) -> None:
+    given = f"<hostdev type='pci'><source><address bus='0x01'/></source>{address}</hostdev>"
+    assert domain(f"<devices>{given}</devices>", machine).root_ports == behind

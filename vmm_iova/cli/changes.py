@@ -79,7 +79,7 @@ def show_refusal(
     sys.stderr.flush()
     if changed is None:
         if not options.format and not options.json:
-            print(show_definition(definition), end="")
+            print(show_definition(definition, newest(asked), usable), end="")
             print("\nchange: none was found with which it fits")
         return error.exit_code
     layout = plan(changed, usable, options.on_hole)
@@ -88,6 +88,6 @@ def show_refusal(
     if form:
         print(text, end="")
     elif not options.format and not options.json:
-        print(show_definition(definition), end="")
+        print(show_definition(definition, newest(asked), usable), end="")
         print(f"\nchange ({definition.kind}), with which it fits\n{text}", end="")
     return error.exit_code

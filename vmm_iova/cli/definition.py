@@ -120,8 +120,11 @@ def find_devices(options: argparse.Namespace, definition: Definition | None, hos
     Raises:
         UnknownNameError: the host has no such device.
     """
+    if definition is None:
+        return
+    options.root_ports |= definition.root_ports
     given = options.devices
-    if definition is None or not given:
+    if not given:
         return
     if not host.devices:
         options.devices = None  # facts without devices: every group of them counts

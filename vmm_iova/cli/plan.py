@@ -42,7 +42,7 @@ from vmm_iova.planning.memory_maps import FORMATS, write_map
 from vmm_iova.planning.plan import plan
 from vmm_iova.report import data, text
 from vmm_iova.report.answer import show_answer
-from vmm_iova.report.definition import show_definition
+from vmm_iova.report.definition import definition_data, show_definition
 from vmm_iova.report.verdicts import layout_answer
 from vmm_iova.units import parse_size
 
@@ -105,7 +105,10 @@ def run(options: argparse.Namespace) -> int:
     compared = (
         compare_costs(newest(guest), usable, prefer=options.prefer) if options.compare else ()
     )
-    document = data.dump_layout(layout, cost, GENERATOR, compared, given)
+    vm = None
+    if definition is not None:
+        vm = definition_data(definition, change_of(definition, guest, layout, cost))
+    document = data.dump_layout(layout, cost, GENERATOR, compared, given, vm)
     if options.output:
         write(options.output, picture(options.output, layout, document))
     if options.dry_run and (options.json or getattr(options, "format", None)):
@@ -128,7 +131,7 @@ def run(options: argparse.Namespace) -> int:
         )
         print(shown + rehearsed, end="")
         if definition is not None:
-            print(show_definition(definition), end="")
+            print(show_definition(definition, newest(guest), usable), end="")
             print(show_change(definition, guest, layout, cost, options), end="")
     return REFUSED if layout.changes else status_of(layout.usable)
 

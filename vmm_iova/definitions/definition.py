@@ -67,6 +67,7 @@ class Definition:
             on the release.
         devices: what it is given of the host.
         on_hole: what its VMM does where RAM's own place is not free.
+        root_ports: True if each device is behind a port of its own, whose window its BARs share.
         iommufd: True if its devices go by an iommufd.
         cpu: the value of QEMU's -cpu, where there is one.
         hard_limit: bytes of memory that it may lock, where it says so.
@@ -85,6 +86,7 @@ class Definition:
     readings: tuple[Reading, ...]
     devices: tuple[AssignedDevice, ...] = ()
     on_hole: OnHole = "auto"
+    root_ports: bool = False
     iommufd: bool = False
     cpu: str | None = None
     hard_limit: int | None = None

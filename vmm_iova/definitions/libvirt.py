@@ -177,9 +177,20 @@ def _options(domain: Element, options: Options, source: str) -> Iterator[Option]
                 yield "global", f"{prop}.pci-hole64-size={size_in(hole, source)}"
     yield from _iommu(domain)
     yield from _shared(domain, source)
-    for index, given in enumerate(map(_assigned, _given(domain))):
+    for index, item in enumerate(_given(domain)):
+        given = _assigned(item)
         if given.kind == "pci":  # libvirt's alias is the id, by which -set finds it
-            yield "device", f"vfio-pci,host={given.name},id=hostdev{index}"
+            where = _bus(item, options)
+            yield "device", f"vfio-pci,host={given.name},id=hostdev{index},bus={where}"
+
+
+def _bus(item: Element, options: Options) -> str:
+    """The guest's bus; where none is stated, libvirt gives each device a port of its own."""
+    if not re.match(r"pc-q35|q35|virt", options.machine.get("type", "")):
+        return "pci.0"
+    place = item.find("address")
+    number = "" if place is None else place.get("bus")
+    return "pcie.0" if re.fullmatch(r"0x0*|0", number) else f"pci.{number or 'next'}"
 
 
 def _firmware(domain: Element) -> Iterator[Option]:

@@ -111,9 +111,16 @@ def _options(config: dict[str, str], options: Options, source: str) -> Iterator[
         yield "device", "virtio-iommu-pci"
     if config.get("bios") == "ovmf":
         yield "machine", "pflash0=pflash0"
+    ports = {
+        bdf_of(part)
+        for key, value in config.items()
+        if re.fullmatch(r"hostpci\d+", key) and "pcie=1" in value.split(",")
+        for part in re.split(r"[;,]", keys(value, "host").get("host", ""))
+    }
     for index, given in enumerate(_devices(config)):
         if given.kind == "pci":
-            yield "device", f"vfio-pci,host={given.name},id=hostpci{index}"
+            bus = ",bus=ich9-pcie-port-1" if given.name in ports else ""
+            yield "device", f"vfio-pci,host={given.name},id=hostpci{index}{bus}"
     yield from _cpu(config, options)
     yield from _memory(config, options, source)
     if "ivshmem" in config:

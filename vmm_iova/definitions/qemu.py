@@ -81,6 +81,7 @@ def definition_of(
         machines[-1].arch,
         tuple(readings),
         devices,
+        root_ports=_behind_ports(options),
         cpu=options.cpu,
         iommufd=any("iommufd" in item for item in options.devices),
         locked=_locked(options),
@@ -122,6 +123,12 @@ def _assigned(options: Options) -> Iterator[AssignedDevice]:
         else:
             named = where or item.get("id") or driver
             yield AssignedDevice(shorten(one_line(named), 60), "other")
+
+
+def _behind_ports(options: Options) -> bool:
+    """Tell whether devices of the host stand behind bridges: their bus is none of the roots."""
+    given = [item for item in options.devices if item.get("driver", "").startswith("vfio-pci")]
+    return any(item.get("bus", "pcie.0") not in ("pcie.0", "pci.0") for item in given)
 
 
 def bdf_of(text: str) -> str | None:

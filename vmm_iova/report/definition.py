@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmm_iova.units import parse_size, show_size
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_iova.definitions.definition import Definition
+    from vmm_iova.host.usable import Usable
     from vmm_iova.planning.guest import Guest
 
 _TITLES = {
@@ -22,10 +23,43 @@ _TITLES = {
 }
 
 
-def show_definition(definition: Definition) -> str:
-    """Return how a definition was read: its guest, its devices, and what was not understood."""
+def show_definition(definition: Definition, asked: Guest, usable: Usable) -> str:
+    """Return how a definition was read: its guest, its devices, and what was not understood.
+
+    Args:
+        definition: as it stands.
+        asked: the guest that was planned.
+        usable: of the host.
+    """
     lines = ["", "definition", *(f"  {line}" for line in _lines(definition))]
+    if asked.bars and asked.phys_bits is None and usable.cpu_bits is None:
+        lines.append(
+            "  not known: the address bits of the host's CPU, which the guest has and by which its "
+            "firmware places BARs; /proc/cpuinfo of the host says them (--facts), or --phys-bits"
+        )
     return "\n".join(lines) + "\n"
+
+
+def definition_data(definition: Definition, change: str) -> dict[str, Any]:
+    """Return the same for programs.
+
+    Args:
+        definition: as it stands.
+        change: what must differ, as text; empty where nothing does.
+    """
+    return {
+        "kind": definition.kind,
+        "name": definition.name,
+        "arch": definition.arch,
+        "devices": [
+            {"name": item.name, "kind": item.kind, "managed": item.managed}
+            for item in definition.devices
+        ],
+        "readings": [item.text for item in definition.readings],
+        "faults": [item.text for item in definition.faults],
+        "unread": list(definition.unread),
+        "change": change,
+    }
 
 
 def _lines(definition: Definition) -> Iterator[str]:
