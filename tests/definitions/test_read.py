@@ -370,7 +370,7 @@ def test_qemu_ivshmem_is_a_bar_and_the_guest_has_its_own_iommu_by_the_machine() 
         "qemu-system-aarch64 -M virt,iommu=smmuv3 -m 1G -device ivshmem-plain,memdev=lg,id=shm "
         "-object memory-backend-file,id=lg,size=64M,mem-path=/dev/shm/lg -overcommit mem-lock=on"
     )
-    assert read.guest.bars == (vi.Bar("ivshmem shm", 64 << 20),)
+    assert read.guest.bars == (vi.Bar("ivshmem shm", 64 << 20, required=True),)
     assert read.guest.viommu
     assert read.locked
 
@@ -522,3 +522,10 @@ def test_libvirt_devices_stand_behind_ports_unless_they_are_on_the_root(
 ) -> None:
     given = f"<hostdev type='pci'><source><address bus='0x01'/></source>{address}</hostdev>"
     assert domain(f"<devices>{given}</devices>", machine).root_ports == behind
+
+
+def test_qemu_program_is_not_taken_from_the_value_of_an_option() -> None:
+    read = vi.read_vm(
+        "exec qemu-system-aarch64 \\\n -machine virt -accel kvm \\\n -name kvm -m 8G\n"
+    )
+    assert (read.guest.machine, read.guest.ram, read.name) == ("virt", 8 * GIB, "kvm")

@@ -94,12 +94,16 @@ def run(options: argparse.Namespace) -> int:
             keep=saved_layout(options),
             prefer=options.prefer,
         )
+        if definition is not None and not layout.starts:
+            plan(guest, usable, "refuse")  # says why: its VMM cannot cut RAM
     except PlanError as error:
         if definition is None:
             raise
         return show_refusal(error, definition, guest, usable, options)
     devices = split(options.devices) or ()
     layout = replace(layout, notes=(*layout.notes, *unplaced(host, devices)))
+    if definition is not None:
+        layout = replace(layout, settings=())  # what must differ is said as a change
     given = members(host, devices)
     cost = budget(layout, chunk=options.chunk)
     compared = (

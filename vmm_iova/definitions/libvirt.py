@@ -158,6 +158,14 @@ def size_in(element: Element, source: str, default: str = "KiB") -> int:
     return int(element.text) * unit
 
 
+def amount_in(size: int, unit: str) -> tuple[str, str]:
+    """Return a size as a number and its unit: the one that stands there, or else KiB."""
+    factor = _UNITS.get(unit.lower(), 1024)
+    if size % factor:
+        unit, factor = "KiB", 1024
+    return str(size // factor), unit
+
+
 # -- as options ------------------------------------------------------------------------------------
 
 

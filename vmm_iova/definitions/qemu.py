@@ -172,7 +172,9 @@ def _shared_memory(options: Options) -> Iterator[Bar]:
         backend = options.objects.get(item.get("memdev", ""), {})
         size = size_of(backend.get("size") or item.get("size"), 1)
         if size is not None and size >= BASE_PAGE and not size & (size - 1):
-            yield Bar(f"ivshmem {item.get('id') or item.get('memdev') or size}", size)
+            name = f"ivshmem {item.get('id') or item.get('memdev') or size}"
+            # It is RAM to VFIO: a failed map of it ends QEMU, and does not only warn.
+            yield Bar(name, size, required=True)
 
 
 def _viommu(options: Options) -> str | None:

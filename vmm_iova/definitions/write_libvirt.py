@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_iova.definitions.edit import Edits
-from vmm_iova.definitions.libvirt import HANDED_ON, domain_of, size_in
+from vmm_iova.definitions.libvirt import HANDED_ON, amount_in, domain_of, size_in
 from vmm_iova.definitions.write_qemu import (
     cpu_with_bits,
+    machine_type,
     nodes_of,
     pc_options,
     ram_of,
@@ -68,6 +69,9 @@ def changed_domain(text: str, change: Change, source: str) -> str:
 def elements(change: Change) -> str:
     """Return the elements that a domain needs for a change, where none was given."""
     guest, lines = change.guest, []
+    if "machine" in change.levers:
+        machine = machine_type(guest).partition(",")[0]
+        lines += _nested("os", [f"<type machine='{machine}'>hvm</type>"])
     if change.levers.keys() & {"ram", "nodes", "maxmem"}:
         lines.append(f"<memory unit='KiB'>{ram_of(guest) >> 10}</memory>")
     if guest.maxmem is not None:
@@ -158,12 +162,12 @@ def _ram(domain: Element, edits: Edits, guest: Guest) -> None:
     memory = domain.find("memory")
     if memory is None:
         return
-    edits.set_text(memory, str(size >> 10))
-    edits.set_attributes(memory, unit="KiB")
-    current = domain.find("currentMemory")
-    if current is not None:
-        edits.set_text(current, str(size >> 10))
-        edits.set_attributes(current, unit="KiB")
+    for element in (memory, domain.find("currentMemory")):
+        if element is not None:
+            number, unit = amount_in(size, element.get("unit", "KiB"))
+            edits.set_text(element, number)
+            if unit != element.get("unit", "KiB"):
+                edits.set_attributes(element, unit=unit)
     numa = domain.find("cpu", "numa")
     if numa is not None:
         _cells(numa, edits, guest)
@@ -179,16 +183,17 @@ def _cells(numa: Element, edits: Edits, guest: Guest) -> None:
         if size is None:  # the nodes went: all is shared out as evenly as whole MiB allow
             each = whole // len(cells) >> 20 << 20
             size = each if index else whole - each * (len(cells) - 1)
-        edits.set_attributes(cell, memory=str(size >> 10), unit="KiB")
+        number, unit = amount_in(size, cell.get("unit", "KiB"))
+        edits.set_attributes(cell, memory=number, unit=unit)
 
 
 def _cell(name: str, size: int) -> str:
     return f"<cell id='{name}' cpus='...' memory='{size >> 10}' unit='KiB'/>"
 
 
-def _maxmem_line(guest: Guest) -> str:
-    size = parse_size(guest.maxmem or 0)
-    return f"<maxMemory slots='{guest.slots}' unit='KiB'>{size >> 10}</maxMemory>"
+def _maxmem_line(guest: Guest, unit: str = "KiB") -> str:
+    number, unit = amount_in(parse_size(guest.maxmem or 0), unit)
+    return f"<maxMemory slots='{guest.slots}' unit='{unit}'>{number}</maxMemory>"
 
 
 def _maxmem(domain: Element, edits: Edits, guest: Guest) -> None:
@@ -198,7 +203,7 @@ def _maxmem(domain: Element, edits: Edits, guest: Guest) -> None:
             edits.replace(known, ["<!-- maxMemory: taken out -->"])
         return
     if known is not None:
-        edits.replace(known, [_maxmem_line(guest)])
+        edits.replace(known, [_maxmem_line(guest, known.get("unit", "KiB"))])
     else:
         edits.add(domain, [_maxmem_line(guest)], domain.find("memory"))
 

@@ -32,6 +32,7 @@ _SET = re.compile(
         [ \t]*;?[ \t]*(?:\#[^\n]*)?$)""",
     re.VERBOSE | re.MULTILINE,
 )
+_VALUE_OF = re.compile(r"\s--?(?:accel|name|machine|M|cpu)[ \t]+\Z")
 _USE = re.compile(r"\$(?:\{(\w+)(?:\[[@*]\])?(?::?-([^}]*))?\}|([A-Za-z_]\w*))")
 
 
@@ -142,6 +143,8 @@ def command_words(text: str, program: re.Pattern[str]) -> list[str] | None:
             best = words
     for match in program.finditer(reader.text):
         start = match.start("name")
+        if _VALUE_OF.search(reader.text, max(0, start - 40), start):
+            continue  # as in -accel kvm
         before = re.search(r"[\"']?[^\s'\"]*\Z", reader.text[max(0, start - 200) : start])
         words = list(reader.words(start - (len(before[0]) if before else 0), stop=True))
         if any(len(word) > 1 and word[0] == "-" for word in words[1:]):

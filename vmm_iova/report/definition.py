@@ -23,6 +23,10 @@ _TITLES = {
 }
 
 
+_OTHERS = ("s390x", "virt", "virt-gicv2", "virt-lowmem", "riscv-virt", "firecracker")
+"""Machines on which nobody states them."""
+
+
 def show_definition(definition: Definition, asked: Guest, usable: Usable) -> str:
     """Return how a definition was read: its guest, its devices, and what was not understood.
 
@@ -88,9 +92,10 @@ def _parts(guest: Guest) -> Iterator[str]:
         yield guest.firmware.upper()
     if guest.ovmf_window is not None:
         yield f"OVMF's window {show_size(parse_size(guest.ovmf_window))}"
-    yield (
-        "the host's address bits" if guest.phys_bits is None else f"{guest.phys_bits} address bits"
-    )
+    if guest.phys_bits is not None:
+        yield f"{guest.phys_bits} address bits"
+    elif guest.machine not in _OTHERS:
+        yield "the host's address bits"
     if guest.viommu:
         bits = f" of {guest.viommu_bits} bits" if guest.viommu_bits else ""
         yield f"an IOMMU of its own{bits}"
