@@ -51,6 +51,7 @@ lab: $(VENV)/.tested
 
 vmm: $(VENV)/.tested
 	$(BIN)/python -m lab.vmm
+	$(BIN)/python -m lab.vmm.roundtrip
 
 bench: $(VENV)/.tested
 	$(BIN)/python -m pytest bench --benchmark-only

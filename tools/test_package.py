@@ -113,7 +113,11 @@ class Installed:
         )
         assert self.run("vmm-iova", *PLAN).stdout == _plan_of_the_checkout()
         assert (self.home / "share/man/man1/vmm-iova-plan.1").exists()
-        assert self._distributions() == {"vmm-iova": _version(), "sortedcontainers": None}
+        assert self._distributions() == {
+            "vmm-iova": _version(),
+            "sortedcontainers": None,
+            "defusedxml": None,
+        }
 
     def _distributions(self) -> dict[str, str | None]:
         program = (

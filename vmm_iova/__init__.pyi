@@ -7,6 +7,13 @@ from vmm_iova.allocator import IovaAllocator as IovaAllocator
 from vmm_iova.allocator import Transaction as Transaction
 from vmm_iova.allocator import UsableLike as UsableLike
 from vmm_iova.allocator.engine import engine_name as engine_name
+from vmm_iova.definitions.definition import AssignedDevice as AssignedDevice
+from vmm_iova.definitions.definition import Definition as Definition
+from vmm_iova.definitions.definition import DeviceKind as DeviceKind
+from vmm_iova.definitions.definition import Fault as Fault
+from vmm_iova.definitions.definition import Kind as Kind
+from vmm_iova.definitions.definition import LeverName as LeverName
+from vmm_iova.definitions.read import read_vm as read_vm
 from vmm_iova.diagnosis.check import Verdict as Verdict
 from vmm_iova.diagnosis.check import check as check
 from vmm_iova.diagnosis.clues import Clues as Clues
@@ -86,6 +93,8 @@ from vmm_iova.planning.guest import Bar as Bar
 from vmm_iova.planning.guest import Doorbell as Doorbell
 from vmm_iova.planning.guest import Guest as Guest
 from vmm_iova.planning.guest import Node as Node
+from vmm_iova.planning.guest import Readable as Readable
+from vmm_iova.planning.guest import Reading as Reading
 from vmm_iova.planning.guest import Room as Room
 from vmm_iova.planning.layout import Done as Done
 from vmm_iova.planning.layout import GuestReserved as GuestReserved

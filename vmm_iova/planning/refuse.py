@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vmm_iova import remedies as say
 from vmm_iova.diagnosis.check import region_fixes
 from vmm_iova.errors import PlanError
 from vmm_iova.host.evidence import EvidenceKind
@@ -30,9 +31,10 @@ from vmm_iova.planning.misfit import (
     RoomMisfit,
     StartRefused,
     TopUnknown,
+    ViommuTooWide,
     WindowMisfit,
 )
-from vmm_iova.planning.request import AddressLimit
+from vmm_iova.planning.request import VIOMMU_BITS, AddressLimit
 from vmm_iova.planning.site import HolePolicy, Policy, site_of
 from vmm_iova.planning.trials import Trials
 from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, MIB, AddrRange
@@ -266,6 +268,11 @@ def _other_fixes(misfit: Misfit, trials: Trials) -> Iterator[str]:
     elif isinstance(misfit, TopUnknown):
         option = machine.option("phys_bits", bits="N")
         yield f"--phys-bits N{f' ({option})' if option else ''}"
+    elif isinstance(misfit, ViommuTooWide):
+        fitting = [bits for bits in VIOMMU_BITS if bits <= misfit.bits]
+        if fitting and trials.works(replace(trials.site.wanted, viommu_bits=fitting[-1])):
+            option = say.GUEST_IOMMU_OPTION.format(bits=fitting[-1])
+            yield f"--viommu-bits {fitting[-1]} ({option})"
     elif isinstance(misfit, WindowMisfit):
         yield "a smaller --pci64, or --pci64 0 for none"
     elif isinstance(misfit, StartRefused):

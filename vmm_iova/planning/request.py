@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from vmm_iova.planning.guest import Bar, Guest, Room
 
 
+VIOMMU_BITS = (39, 48, 57)
+"""Widths of QEMU's intel-iommu (hw/i386/intel_iommu.c, vtd_decide_config(); 57 is new)."""
+
 _MOST_SLOTS = 256  # ACPI_MAX_RAM_SLOTS (QEMU, include/hw/acpi/acpi.h)
 
 
@@ -86,6 +89,7 @@ class Wanted:
         firmware: what may give out its BARs: one release, or all that may be meant.
         ovmf_window: bytes that OVMF is told for its window, or None.
         doorbells: those to place, in order.
+        viommu_bits: address bits of the guest's own IOMMU where they count, or None.
     """
 
     machine: Machine
@@ -105,6 +109,7 @@ class Wanted:
     firmware: tuple[Firmware, ...] = ()
     ovmf_window: int | None = None
     doorbells: tuple[OpenDoorbell, ...] = ()
+    viommu_bits: int | None = None
 
     @property
     def address_last(self) -> int:
@@ -184,7 +189,20 @@ def resolve(guest: Guest, usable: Usable) -> Wanted:
         firmware,
         _ovmf_window(guest, firmware),
         tuple(_doorbells(guest, machine)),
+        _viommu_bits(guest),
     )
+
+
+def _viommu_bits(guest: Guest) -> int | None:
+    bits = guest.viommu_bits
+    if bits is not None and bits not in VIOMMU_BITS:
+        raise RequestError(
+            f"viommu_bits {bits!r} is none of {', '.join(map(str, VIOMMU_BITS))}, the widths that "
+            "QEMU's intel-iommu takes",
+            field="viommu_bits",
+            value=bits,
+        )
+    return bits
 
 
 def _doorbells(guest: Guest, machine: Machine) -> Iterable[OpenDoorbell]:

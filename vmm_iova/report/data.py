@@ -40,6 +40,7 @@ def dump_layout(
     compared: Sequence[tuple[str, str, Budget | None]] = (),
     members: Sequence[Member] = (),
     start: Start | None = None,
+    vm: dict[str, Any] | None = None,
 ) -> str:
     """Return a layout, what the guest must be told, and its cost as a JSON document."""
     document = layout.to_json()
@@ -55,6 +56,8 @@ def dump_layout(
             {"policy": policy, "align": align, "cost": None if one is None else budget_data(one)}
             for policy, align, one in compared
         ]
+    if vm is not None:
+        root["vm"] = vm
     return json.dumps(root, indent=1) + "\n"
 
 

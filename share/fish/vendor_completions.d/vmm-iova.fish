@@ -62,7 +62,7 @@ function _shtab_vmm_iova_using
 end
 
 set -g _shtab_vmm_iova_commands show plan check explain machines fleet diff capture
-set -g _shtab_vmm_iova_opts_with_value --align --also-fit --aperture --api --ask-kernel --assigned --bar --chunk --class --cpu --devices --doorbell --dry-run --errno --facts --file --firmware --format --granule --groups --host --hva --iova --keep --machine --maps --max-ram-below-4g --maxmem --name --node --on-hole --op --output --ovmf-window --page-size --pci64 --phys-bits --prefer --ram --range --reserve --room --size --slots --sysroot --workers -g -o -s
+set -g _shtab_vmm_iova_opts_with_value --align --also-fit --aperture --api --ask-kernel --assigned --bar --chunk --class --cpu --devices --doorbell --dry-run --errno --facts --file --firmware --format --granule --groups --host --hva --iova --keep --machine --maps --max-ram-below-4g --maxmem --name --node --on-hole --op --output --ovmf-window --page-size --pci64 --phys-bits --prefer --ram --range --reserve --room --size --slots --sysroot --viommu-bits --vm --workers -g -o -s
 
 complete -c vmm-iova -e
 complete -c vmm-iova -f
@@ -96,6 +96,7 @@ complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l granule -x -d 'smallest 
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l strict -d 'treat direct-relaxable regions, and RMRRs of a log, as holes'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -s J -l json -d 'print JSON'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -s b -l bytes -d 'print sizes in bytes'
+complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l vm -xka "(__fish_complete_path (commandline -ct))" -d 'the VM'"'"'s definition, - for stdin: libvirt XML, a QEMU command line, Proxmox'"'"'s conf, Cloud Hypervisor'"'"'s command line or JSON, Firecracker'"'"'s JSON; other options override it'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l ram -x -d 'size of the RAM, like 64G or 1.5TiB; not with --node'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l node -x -d 'RAM of a NUMA node'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l page-size -x -d 'pages that back the RAM, like 2MiB or 1GiB'
@@ -115,6 +116,7 @@ complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l ovmf-window -x -d 'size 
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l phys-bits -x -d 'guest physical address bits'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l doorbell -x -d 'MSI doorbell to place'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l viommu -d 'the guest has an IOMMU of its own'
+complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l viommu-bits -x -d 'its width, where the host'"'"'s has to match'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l also-fit -x -d 'hold for these groups, too'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l keep -xka "(__fish_complete_path (commandline -ct))" -d 'keep this saved layout, or name what changes (status 3)'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l prefer -xka "lowest fewest" -d 'order, or fewest pieces'
@@ -122,7 +124,7 @@ complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l assigned -x -d 'number o
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l root-ports -d 'each device of -s is behind a root port of its own, as libvirt has it'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l chunk -x -d 'bytes that the VMM maps with one call, like 2MiB, for the cost'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l compare -d 'also show the cost of each policy and page size'
-complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l format -xka "e820 dts iomem exclude" -d 'print only what the guest must be told, in this form'
+complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l format -xka "e820 dts iomem exclude qemu libvirt proxmox cloud-hypervisor" -d 'print only what the guest must be told, in this form, or what must differ in the VM'"'"'s definition'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'also write a picture (.svg) or the layout (.json)'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l dry-run -xka "type1 iommufd" -d 'also map the layout on a kernel in memory that has the ranges and limits of the host'
 complete -c vmm-iova -n '_shtab_vmm_iova_using; and test $_shtab_vmm_iova_npos -eq 0' -a check -d 'May a range be mapped, and if not, why not.'
@@ -169,6 +171,7 @@ complete -c vmm-iova -n '_shtab_vmm_iova_using machines' -s b -l bytes -d 'print
 complete -c vmm-iova -n '_shtab_vmm_iova_using machines; and test $_shtab_vmm_iova_npos -eq 0' -ka "(_vmm_iova_machines)" -d 'model or a .toml file (default: list all)'
 complete -c vmm-iova -n '_shtab_vmm_iova_using; and test $_shtab_vmm_iova_npos -eq 0' -a fleet -d 'One layout for many hosts, or who stands in the way.'
 complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -s h -l help -d 'show this help message and exit'
+complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -l vm -xka "(__fish_complete_path (commandline -ct))" -d 'the VM'"'"'s definition, - for stdin: libvirt XML, a QEMU command line, Proxmox'"'"'s conf, Cloud Hypervisor'"'"'s command line or JSON, Firecracker'"'"'s JSON; other options override it'
 complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -l ram -x -d 'size of the RAM, like 64G or 1.5TiB; not with --node'
 complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -l node -x -d 'RAM of a NUMA node'
 complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -l page-size -x -d 'pages that back the RAM, like 2MiB or 1GiB'
@@ -188,6 +191,7 @@ complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -l ovmf-window -x -d 'size
 complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -l phys-bits -x -d 'guest physical address bits'
 complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -l doorbell -x -d 'MSI doorbell to place'
 complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -l viommu -d 'the guest has an IOMMU of its own'
+complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -l viommu-bits -x -d 'its width, where the host'"'"'s has to match'
 complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -l also-fit -x -d 'hold for these groups, too'
 complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -l keep -xka "(__fish_complete_path (commandline -ct))" -d 'keep this saved layout, or name what changes (status 3)'
 complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -l prefer -xka "lowest fewest" -d 'order, or fewest pieces'
@@ -213,6 +217,7 @@ complete -c vmm-iova -n '_shtab_vmm_iova_using diff' -l granule -x -d 'smallest 
 complete -c vmm-iova -n '_shtab_vmm_iova_using diff' -l strict -d 'treat direct-relaxable regions, and RMRRs of a log, as holes'
 complete -c vmm-iova -n '_shtab_vmm_iova_using diff' -s J -l json -d 'print JSON'
 complete -c vmm-iova -n '_shtab_vmm_iova_using diff' -s b -l bytes -d 'print sizes in bytes'
+complete -c vmm-iova -n '_shtab_vmm_iova_using diff' -l vm -xka "(__fish_complete_path (commandline -ct))" -d 'the VM'"'"'s definition, - for stdin: libvirt XML, a QEMU command line, Proxmox'"'"'s conf, Cloud Hypervisor'"'"'s command line or JSON, Firecracker'"'"'s JSON; other options override it'
 complete -c vmm-iova -n '_shtab_vmm_iova_using diff' -l ram -x -d 'plan a guest of this size on both hosts; not with --node'
 complete -c vmm-iova -n '_shtab_vmm_iova_using diff' -l node -x -d 'RAM of a NUMA node'
 complete -c vmm-iova -n '_shtab_vmm_iova_using diff' -l page-size -x -d 'pages that back the RAM, like 2MiB or 1GiB'
@@ -232,6 +237,7 @@ complete -c vmm-iova -n '_shtab_vmm_iova_using diff' -l ovmf-window -x -d 'size 
 complete -c vmm-iova -n '_shtab_vmm_iova_using diff' -l phys-bits -x -d 'guest physical address bits'
 complete -c vmm-iova -n '_shtab_vmm_iova_using diff' -l doorbell -x -d 'MSI doorbell to place'
 complete -c vmm-iova -n '_shtab_vmm_iova_using diff' -l viommu -d 'the guest has an IOMMU of its own'
+complete -c vmm-iova -n '_shtab_vmm_iova_using diff' -l viommu-bits -x -d 'its width, where the host'"'"'s has to match'
 complete -c vmm-iova -n '_shtab_vmm_iova_using diff; and test $_shtab_vmm_iova_npos -eq 0' -ka "(_vmm_iova_hosts)" -d 'host (as for --host) or layout file'
 complete -c vmm-iova -n '_shtab_vmm_iova_using diff; and test $_shtab_vmm_iova_npos -eq 1' -ka "(_vmm_iova_hosts)" -d 'the other one'
 complete -c vmm-iova -n '_shtab_vmm_iova_using; and test $_shtab_vmm_iova_npos -eq 0' -a capture -d 'Write what a host says as a snapshot.'
