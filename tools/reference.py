@@ -98,7 +98,7 @@ def _about(door: str, name: str, value: Any) -> str:
     if " at 0x" in text:
         return f"A `{type(value).__module__}.{type(value).__qualname__}`."
     shown = text if len(text) < 300 else f"{text[:297]}..."
-    return f"```python\n{door}.{name} = {shown}\n```"
+    return f"```text\n{door}.{name} = {shown}\n```"
 
 
 def commands_page() -> str:
