@@ -485,7 +485,7 @@ def test_name_of_a_command_as_a_value_is_no_command(capsys: Output) -> None:
 
 def test_dry_run_as_json_is_refused(capsys: Output) -> None:
     assert run("plan", "--host", "amd-epyc-1tb", "--ram", "4G", "--dry-run", "--json") == 2
-    assert "does not go with --json" in error_of(capsys)
+    assert "does not go with --json" in capsys.readouterr().out
 
 
 class TestHolesWithoutAWidth:
