@@ -56,6 +56,7 @@ EXAMPLES = {
     "check": (
         "vmm-iova check --range 0xfd00000000+4G",
         "vmm-iova check --host host.json --range 0x380000000000-0x38000fffffff",
+        "vmm-iova check -s 01:00.0 --attach 02:00.0 --layout guest.json",
     ),
     "explain": (
         "vmm-iova explain 'vfio_dma_map(0x..., 0x382000000000, 0x10000000, 0x...) = -22'",

@@ -37,6 +37,7 @@ from vmm_iova.host.evidence import (
 )
 from vmm_iova.host.facts import Facts, Group, Note
 from vmm_iova.host.holes import find_holes, unassignable
+from vmm_iova.host.obstacles import find_obstacles
 from vmm_iova.host.registers import vtd_page_sizes
 from vmm_iova.host.usable import Cause, CauseKind, Usable, cut_holes
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet, check_granule
@@ -189,6 +190,7 @@ class _Judge:
             notes=tuple(dict.fromkeys(self.notes)),
             widths=host_widths(self.host, self.groups, self.evidence),
             cpu_bits=self.host.cpu_bits,
+            obstacles=tuple(find_obstacles(self.host, self.groups)),
         )
 
     # -- aperture ------------------------------------------------------------------------------

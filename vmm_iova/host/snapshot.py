@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from vmm_iova.errors import HostDataError, RequestError
 from vmm_iova.host.facts import (
@@ -19,10 +19,14 @@ from vmm_iova.host.facts import (
     DmaWindow,
     EmptyRegion,
     Group,
+    InfoKind,
+    IommuInfo,
     IommuUnit,
     KernelRanges,
     Limits,
     Note,
+    Platform,
+    RangesFrom,
     RegionKind,
     ReservedRegion,
     Source,
@@ -125,6 +129,25 @@ def snapshot_data(host: Host) -> dict[str, Any]:
         "cpu": None
         if host.cpu_bits is None
         else {"address_bits": host.cpu_bits, "source": host.cpu_source},
+        "platform": {
+            "vendor": host.platform.vendor,
+            "guest": host.platform.guest,
+            "isolated_msi": host.platform.isolated_msi,
+            "unsafe_interrupts": None
+            if host.platform.unsafe_interrupts is None
+            else list(host.platform.unsafe_interrupts),
+        },
+        "iommu_info": [
+            {
+                "device": item.device,
+                "kind": item.kind,
+                "registers": {name: f"{value:#x}" for name, value in item.registers},
+                "capabilities": f"{item.capabilities:#x}",
+                "pasid_bits": item.pasid_bits,
+                "source": str(item.source),
+            }
+            for item in host.iommu_info
+        ],
         "sysfs": host.sysfs,
         "notes": [{"text": note.text, "warning": note.warning} for note in host.notes],
     }
@@ -228,6 +251,37 @@ def _host(root: _Node, name: str) -> Host:
         ),
         cpu_bits=None if cpu is None else cpu.bits("address_bits"),
         cpu_source="/proc/cpuinfo" if cpu is None else cpu.field("source", str),
+        platform=_read_platform(root),
+        iommu_info=tuple(
+            _read_info(node)
+            for node in (root.children("iommu_info") if "iommu_info" in root.data else ())
+        ),
+    )
+
+
+def _read_platform(root: _Node) -> Platform:
+    """Read the platform, which older snapshots do not have."""
+    if root.data.get("platform") is None:
+        return Platform()
+    node = root.child("platform")
+    unsafe = node.data.get("unsafe_interrupts") is not None
+    return Platform(
+        vendor=node.optional("vendor", str),
+        guest=node.optional("guest", bool),
+        isolated_msi=node.optional("isolated_msi", bool),
+        unsafe_interrupts=tuple(node.strings("unsafe_interrupts")) if unsafe else None,
+    )
+
+
+def _read_info(node: _Node) -> IommuInfo:
+    registers = node.child("registers")
+    return IommuInfo(
+        node.field("device", str),
+        node.word("kind", get_args(InfoKind)),
+        tuple((name, registers.address(name)) for name in registers.data),
+        node.address("capabilities"),
+        node.field("pasid_bits", int),
+        node.source(),
     )
 
 
@@ -266,7 +320,7 @@ def _read_ranges(node: _Node) -> KernelRanges:
     groups = node.value("groups")
     return KernelRanges(
         ranges,
-        node.field("api", str),
+        node.word("api", get_args(RangesFrom)),
         node.source(),
         None if groups is None else tuple(node.strings("groups")),
         node.power_of_two("granule"),
@@ -356,6 +410,12 @@ class _Node:
         if not word.strip():
             raise self.wrong("type", "is empty")
         return region_kind(word)
+
+    def word(self, key: str, known: tuple[Any, ...]) -> Any:
+        value = self.field(key, str)
+        if value not in known:
+            raise self.wrong(key, f"{shorten(value)!r} is none of {', '.join(known)}")
+        return value
 
     def bits(self, key: str) -> int:
         value = self.field(key, int)

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 from vmm_iova import remedies as say
 from vmm_iova.errors import HostDataError, HostUnavailableError
 from vmm_iova.files import Tree, is_there
-from vmm_iova.host.facts import Device, Group, IommuUnit, Limits, Note, Source
+from vmm_iova.host.dumps import cpu_platform
+from vmm_iova.host.facts import Device, Group, IommuUnit, Limits, Note, Platform, Source
 from vmm_iova.host.host import Host
 from vmm_iova.host.regions import parse_reserved_regions
 from vmm_iova.host.registers import cpu_address_bits
 from vmm_iova.plain import by_number, one_line, whole_number
+from vmm_iova.readers.cpu import read_cpu
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ except ImportError:  # not a Unix: planning still works there
 _LINE = 4096  # bytes of a file that holds one line: sysfs itself gives no more than a page
 _REGIONS = 1 << 17  # of reserved_regions: the kernel stops at a page, which has 64 KiB at most
 _CPUINFO = 8 << 20  # about 1.5 KiB for each CPU
+_COPY = "give a copy of /sys, or the directory that has it as sys/"
+_VFIO_MODULES = ("vfio_iommu_type1", "iommufd")
+_UNSAFE = "module/{module}/parameters/allow_unsafe_interrupts"
 _HEX = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,16}")
 
 
@@ -59,7 +64,10 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
     live = base == Path("/")
     if not is_there(base):
         raise HostUnavailableError(
-            f"{one_line(str(base))} does not exist", source=str(base), errno=errno.ENOENT
+            f"{one_line(str(base))} does not exist",
+            source=str(base),
+            errno=errno.ENOENT,
+            hint=_COPY,
         )
     tree = Tree(base)
     itself = tree.holds("kernel/iommu_groups") or tree.holds("class/iommu")
@@ -69,10 +77,11 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
             f"{one_line(str(base))} holds no sysfs tree (no {sys})",
             source=str(base),
             errno=errno.ENOENT,
-            hint="give a copy of /sys, or the directory that has it as sys/",
+            hint=_COPY,
         )
-    shown = "/sys" if live else one_line(str(base if itself else base / "sys"))
-    reader = _Reader(tree, "" if itself else "sys/", shown)
+    # Facts name the files by their place on the machine that they describe: where a copy lies now
+    # is nothing of that machine's, and a snapshot is to be given away.
+    reader = _Reader(tree, "" if itself else "sys/", "/sys")
     if not itself:
         reader.proc, reader.proc_at = tree, "proc/"
     elif base.name == "sys":  # beside it, as /proc is beside /sys
@@ -84,14 +93,14 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
         reader.notes.append(
             Note(f"no IOMMU groups: no IOMMU is in use on this host; {say.IOMMU_ON}")
         )
-    cpu_bits = reader.cpu_bits()
+    cpuinfo = reader.cpuinfo()
     limits = Limits(
         dma_entries=reader.number("module/vfio_iommu_type1/parameters/dma_entry_limit"),
         memlock=_memlock() if live else None,
     )
     return Host(
         name=name or ("LIVE" if live else one_line(base.resolve().name)),
-        origin="sysfs of this machine" if live else f"sysfs copied to {one_line(str(base))}",
+        origin="sysfs of this machine" if live else "a copy of sysfs",
         arch=os.uname().machine if live else None,
         release=os.uname().release if live else reader.release(),
         page_size=os.sysconf("SC_PAGE_SIZE") if live else None,
@@ -101,7 +110,8 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
         limits=limits,
         sysfs=True,
         notes=tuple(reader.notes),
-        cpu_bits=cpu_bits,
+        cpu_bits=cpu_address_bits(cpuinfo),
+        platform=reader.platform(cpuinfo),
     )
 
 
@@ -184,12 +194,37 @@ class _Reader:
         beside = self._line(self.proc, self.proc_at + path, f"/proc/{path}") if self.proc else None
         return beside or self.line_of("kernel/osrelease") or None
 
-    def cpu_bits(self) -> int | None:
-        """Physical address bits that /proc/cpuinfo states, beside /sys; x86 alone states them."""
+    def cpuinfo(self) -> str:
+        """/proc/cpuinfo, beside /sys; empty if there is none."""
         if self.proc is None:
-            return None
-        text = self._read(self.proc, f"{self.proc_at}cpuinfo", "/proc/cpuinfo", _CPUINFO)
-        return cpu_address_bits(text or "")
+            return ""
+        return self._read(self.proc, f"{self.proc_at}cpuinfo", "/proc/cpuinfo", _CPUINFO) or ""
+
+    def platform(self, cpuinfo: str) -> Platform:
+        """The machine: its CPU, and whether its interrupts are remapped."""
+        cpu = read_cpu(cpuinfo.partition("\n\n")[0].splitlines())
+        modules = {name: self.line_of(_UNSAFE.format(module=name)) for name in _VFIO_MODULES}
+        told = any(value is not None for value in modules.values())
+        unsafe = tuple(name for name, value in modules.items() if value == "Y")
+        rest = Platform(
+            isolated_msi=self._isolated_msi(), unsafe_interrupts=unsafe if told else None
+        )
+        return cpu_platform(cpu) | rest
+
+    def _isolated_msi(self) -> bool | None:
+        """Whether interrupts are remapped, by the names of the chips that deliver them.
+
+        Source: arch/x86/kernel/apic/io_apic.c and msi.c (`IR-` before the name);
+        drivers/irqchip/irq-gic-v3-its-msi-parent.c; Documentation/ABI/testing/sysfs-kernel-irq
+        (Linux 4.9).
+        """
+        plain = False
+        for number in self.names("kernel/irq"):
+            chip = self.line_of(f"kernel/irq/{number}/chip_name") or ""
+            if chip.startswith(("IR-", "ITS-")):
+                return True
+            plain = plain or chip.startswith(("IO-APIC", "PCI-MSI"))
+        return False if plain else None
 
     def link(self, path: str) -> str | None:
         """Last component of a symbolic link, or None."""

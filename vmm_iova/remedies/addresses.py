@@ -194,6 +194,15 @@ ATTACH_FIRST = Remedy(
 UNMAP_REGIONS = Remedy(
     "unmap what lies in the new device's regions and map it elsewhere", tried=LAB
 )
+OTHER_CONTAINER = Remedy(
+    "give the group a container of its own, which locks the guest's RAM again, or use iommufd",
+    source="drivers/vfio/vfio_iommu_type1.c, vfio_iommu_aper_conflict",
+)
+ALLOW_LESS = Remedy(
+    "leave it out of the allow list (IOMMU_IOAS_ALLOW_IOVAS), or give the device an IOAS of its "
+    "own",
+    tried=LAB,
+)
 MAP_BEFORE_USE = Remedy(
     "if the device is a guest's or DPDK's: map the IOVA before the device is told of it, and with "
     "WRITE if the device writes",

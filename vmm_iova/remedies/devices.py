@@ -69,7 +69,7 @@ BIND_THIS = Remedy(
 BIND_GROUP = Remedy(
     "bind all devices of the group to vfio-pci (driverctl set-override BDF vfio-pci), or unbind "
     "those that the guest should not have; bridges (pcieport) may stay",
-    source="drivers/vfio/vfio_main.c, vfio_dev_viable; drivers/iommu/iommu.c since Linux 6.0",
+    tried=LAB + ", a group of two",
 )
 BIND_THESE = Remedy(
     "bind {devices} to vfio-pci as well, or unbind it: bridges of the group may stay",

@@ -156,9 +156,9 @@ _SHORT = {
 
 def evidence(usable: Usable) -> Iterator[str]:
     """What the answer rests on."""
-    for index, item in enumerate(usable.evidence):
-        bound = " (an upper bound)" if item.bound else ""
-        yield f"{'aperture' if index == 0 else 'and'}{bound}: {item.text}"
+    lines = [f"{' (an upper bound)' * item.bound}: {item.text}" for item in usable.evidence]
+    for index, text in enumerate(dict.fromkeys(lines)):  # groups that agree say it once
+        yield f"{'aperture' if index == 0 else 'and'}{text}"
     yield f"granule: {show_size(usable.granule)}, {usable.granule_text}"
 
 
