@@ -16,7 +16,7 @@ from vmm_iova.cli.options import (
 )
 from vmm_iova.errors import EvidenceError, HostDataError, HostUnavailableError, IovaError
 from vmm_iova.host.load import bundled_hosts
-from vmm_iova.host.registers import unit_features
+from vmm_iova.host.registers import info_features, unit_features
 from vmm_iova.host.snapshot import snapshot_data
 from vmm_iova.report import data, text
 from vmm_iova.report.answer import answer_data, show_answer
@@ -57,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
             **answer_data(answer),
             "host": snapshot_data(host),
             "features": {unit.name: list(unit_features(unit, host.release)) for unit in host.units},
+            "hardware": {info.device: list(info_features(info)) for info in host.iommu_info},
             "usable": judged,
             "why_not": why_not,
         }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
 from vmm_iova.host.facts import PASTED
-from vmm_iova.host.registers import least_bits, unit_features
+from vmm_iova.host.registers import info_features, least_bits, unit_features
 from vmm_iova.host.usable import CauseKind, Usable
 from vmm_iova.plain import whole_number
 from vmm_iova.planning.layout import Item, ItemKind, Layout
@@ -57,6 +57,7 @@ def show_host(host: Host, usable: Usable | None, why_not: str | None, *, bytes_:
     lines.append(f"host    {host.name}" + (f" ({system})" if system else ""))
     lines.append(f"origin  {host.origin}")
     lines += section("iommu", (_unit(host, index) for index in range(len(host.units))))
+    lines += section("iommu, as the kernel says (IOMMU_GET_HW_INFO)", _infos(host))
     lines += section("groups", _groups(host))
     if usable is None:
         lines += section("regions", _regions(host, bytes_))
@@ -82,6 +83,20 @@ def _unit(host: Host, index: int) -> str:
     features = unit_features(unit, host.release)
     able = f": {', '.join(features)}" if features else ""
     return " ".join(filter(None, (unit.name, *registers))) + able
+
+
+def _infos(host: Host) -> Iterator[str]:
+    """What iommufd says; devices whose IOMMU is the same say it once."""
+    same: dict[str, list[str]] = {}
+    for info in host.iommu_info:
+        features = info_features(info)
+        able = f": {', '.join(features)}" if features else ""
+        registers = " ".join(f"{name} {value:x}" for name, value in info.registers)
+        told = registers or "its driver tells no registers"
+        same.setdefault(f"{told}{able}", []).append(info.device)
+    for text, devices in same.items():
+        more = f" and {len(devices) - 3} more" if len(devices) > 3 else ""
+        yield f"{', '.join(devices[:3])}{more} {text}"
 
 
 def _groups(host: Host) -> Iterator[str]:
