@@ -15,6 +15,7 @@ from vmm_iova.planning.firmware_bars import by_firmware
 from vmm_iova.planning.layout import GuestReserved, Item, ItemKind, Layout
 from vmm_iova.planning.misfit import Misfit
 from vmm_iova.planning.ram import place_ram
+from vmm_iova.planning.reasons import actions_of, reasons_of
 from vmm_iova.planning.windows import place_windows
 from vmm_iova.ranges import BASE_PAGE, AddrRange, RangeSet
 from vmm_iova.units import format_size
@@ -74,6 +75,7 @@ def assemble(site: Site, ram: PlacedRam, placed: Placed, on_hole: OnHole) -> Lay
     """
     wanted, host = site.wanted, site.host
     items = [*ram.items, *placed.items, *_reserved(site), *_fixed(site, ram), *_msi(site)]
+    reasons = tuple(reasons_of(site, ram))
     items.sort(key=lambda item: (item.place, item.kind.value, item.name))
     return Layout(
         machine=wanted.machine,
@@ -98,6 +100,8 @@ def assemble(site: Site, ram: PlacedRam, placed: Placed, on_hole: OnHole) -> Lay
         widths=site.widths,
         vmm_reserved=site.board(ram.spans).reserved,
         settings=tuple(filter(None, _settings(site, items))),
+        reasons=tuple(item.text for item in reasons),
+        otherwise=actions_of(reasons),
     )
 
 

@@ -84,6 +84,8 @@ class Wanted:
         firmware: what may give out its BARs: one release, or all that may be meant.
         ovmf_window: bytes that OVMF is told for its window, or None.
         doorbells: those to place, in order.
+        maxmem: RAM and what may be plugged in, bytes; 0 where nothing is.
+        firmware_open: True if the firmware was not named, so that any kind may be meant.
     """
 
     machine: Machine
@@ -103,6 +105,8 @@ class Wanted:
     firmware: tuple[Firmware, ...] = ()
     ovmf_window: int | None = None
     doorbells: tuple[OpenDoorbell, ...] = ()
+    maxmem: int = 0
+    firmware_open: bool = False
 
     @property
     def address_last(self) -> int:
@@ -182,6 +186,8 @@ def resolve(guest: Guest, usable: Usable) -> Wanted:
         firmware,
         _ovmf_window(guest, firmware),
         tuple(_doorbells(guest, machine)),
+        0 if guest.maxmem is None else parse_size(guest.maxmem, "maxmem"),
+        guest.firmware is None,
     )
 
 

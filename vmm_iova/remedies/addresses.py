@@ -103,6 +103,26 @@ PLAN_BITS = Remedy(
     "vmm-iova plan --machine q35 --ram SIZE --phys-bits BITS says what fits", tried="this program"
 )
 
+LESS_MAXMEM = Remedy(
+    "to leave RAM where it is: maxmem={size} or less, or a VMM that cuts RAM around the hole "
+    "(--machine own-x86)",
+    tried=QEMUS,
+)
+AS_MAXMEM = Remedy("plan it as QEMU has it: --maxmem {size}", tried="this program")
+TELL_OVMF = Remedy(
+    "with OVMF, tell it a window of {size}: {option}", tried="OVMF 2025.02, eight BARs of 512 GiB"
+)
+TELL_OVMF_BITS = Remedy(
+    "with OVMF, tell it a window of {size}, and give the guest the address bits for it: {option}, "
+    "{more}",
+    tried="OVMF 2025.02, four BARs of 128 GiB",
+)
+FEWER_PORTS = Remedy(
+    "fewer devices, or BARs that are made smaller (resizable BAR): a window for all takes {bits} "
+    "address bits, and the host's CPU has {host}",
+    source="edk2 OvmfPkg/Library/PlatformInitLib/MemDetect.c; QEMU pc_memory_init()",
+)
+
 # -- places ----------------------------------------------------------------------------------------
 
 PLAN_IT = Remedy(

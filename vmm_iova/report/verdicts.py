@@ -42,7 +42,7 @@ def layout_answer(layout: Layout, cost: Budget) -> Answer:
             reasons=tuple(layout.changes),
             certainty=certainty,
         )
-    settings = (*layout.settings, *cost.settings)
+    settings = (*layout.settings, *cost.settings, *layout.otherwise)
     if blocked:
         devices = ", ".join(dict.fromkeys(entry.group.title for entry in blocked))
         return Answer(
@@ -50,7 +50,7 @@ def layout_answer(layout: Layout, cost: Budget) -> Answer:
             f"a requested device cannot be assigned on current kernels ({devices}); {guest}",
             "unsure",
             actions=settings,
-            reasons=tuple(entry.text for entry in blocked[:1]),
+            reasons=(*(entry.text for entry in blocked[:1]), *layout.reasons),
             certainty=certainty,
         )
     verdict = f"{guest}; {layout.address_bits} address bits"
@@ -62,9 +62,12 @@ def layout_answer(layout: Layout, cost: Budget) -> Answer:
             f"{layout.machine.title} cannot have RAM around the holes of this host; {verdict}",
             "unsure",
             actions=(another, *settings),
+            reasons=layout.reasons,
             certainty=certainty,
         )
-    return Answer("FITS", verdict, "good", actions=settings, certainty=certainty)
+    return Answer(
+        "FITS", verdict, "good", actions=settings, reasons=layout.reasons, certainty=certainty
+    )
 
 
 def host_answer(
