@@ -397,3 +397,71 @@ def live_or_error():
         return read_sysfs()
     except HostUnavailableError as error:  # no Linux, or a container without /sys
         return error
+
+
+# -- the machine around them -----------------------------------------------------------------------
+
+CPUINFO = (
+    "processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu vme {more}lahf_lm\n\nprocessor\t: 1\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "more", "told", "hint"),
+    [
+        ("GenuineIntel", "hypervisor ", ("intel", True), "this machine is itself a VM"),
+        ("AuthenticAMD", "hypervisor ", ("amd", True), "this machine is itself a VM"),
+        ("GenuineIntel", "", ("intel", False), "switch VT-d on in the firmware"),
+        ("AuthenticAMD", "", ("amd", False), "(AMD-Vi) on in the firmware"),
+    ],
+)
+def test_cpu_says_whose_it_is_and_whether_the_machine_is_virtual(tree, vendor, more, told, hint):
+    (tree.top / "proc").mkdir()
+    (tree.top / "proc/cpuinfo").write_text(CPUINFO.format(vendor=vendor, more=more))
+    host = tree.read()
+    assert (host.platform.vendor, host.platform.guest) == told
+    assert hint in note_texts(host)
+    with pytest.raises(HostUnavailableError) as caught:
+        host.usable()
+    assert hint in caught.value.hint
+
+
+def test_machine_without_cpuinfo_is_not_known(tree):
+    platform = tree.group(1).read().platform
+    assert (platform.vendor, platform.guest, platform.isolated_msi) == (None, None, None)
+    assert platform.unsafe_interrupts is None
+
+
+@pytest.mark.parametrize(
+    ("chips", "isolated"),
+    [
+        (("IR-IO-APIC", "DMAR-MSI", "IR-PCI-MSIX-0000:00:01.0"), True),
+        (("IO-APIC", "PCI-MSI-0000:00:01.0"), False),
+        (("ITS-PCI-MSIX-0000:00:01.0", "GICv3"), True),
+        (("XT-PIC", "DMAR-MSI"), None),
+    ],
+)
+def test_chips_that_deliver_interrupts_say_whether_they_are_remapped(tree, chips, isolated):
+    for number, chip in enumerate(chips):
+        tree.write(f"kernel/irq/{number}/chip_name", f"{chip}\n")
+    assert tree.read().platform.isolated_msi is isolated
+
+
+@pytest.mark.parametrize(
+    ("told", "unsafe"),
+    [
+        ({}, None),
+        ({"vfio_iommu_type1": "N"}, ()),
+        ({"vfio_iommu_type1": "N", "iommufd": "Y"}, ("iommufd",)),
+    ],
+)
+def test_modules_that_take_unsafe_interrupts_are_named(tree, told, unsafe):
+    for module, value in told.items():
+        tree.write(f"module/{module}/parameters/allow_unsafe_interrupts", f"{value}\n")
+    assert tree.read().platform.unsafe_interrupts == unsafe
+
+
+def test_tree_that_does_not_exist_says_what_to_give(tmp_path):
+    with pytest.raises(HostUnavailableError, match="does not exist") as caught:
+        read_sysfs(tmp_path / "nowhere")
+    assert "the directory that has it as sys/" in caught.value.hint

@@ -248,11 +248,12 @@ def status_of(usable: Usable) -> int:
     return UNASSIGNABLE if usable.unassignable else 0
 
 
-def write(name: str, content: str) -> None:
-    """Write a text file and say so.
+def write(name: str, content: str, *, quiet: bool = False) -> None:
+    """Write a text file and, unless the answer does, say so.
 
     Raises:
         HostUnavailableError: it could not be written (with errno).
     """
     write_text(name, content)
-    print(f"wrote {name}", file=sys.stderr)
+    if not quiet:
+        print(f"wrote {name}", file=sys.stderr)

@@ -14,6 +14,7 @@ from vmm_iova.diagnosis.filled import Advice, fill
 from vmm_iova.diagnosis.places import CLIENT_BITS
 from vmm_iova.diagnosis.why import Op, Part, Why
 from vmm_iova.host.evidence import HYPERTRANSPORT
+from vmm_iova.host.obstacles import iommu_hint
 from vmm_iova.ranges import GIB, MIB
 from vmm_iova.units import show_size
 
@@ -240,25 +241,15 @@ def _direct(case: Case) -> Iterator[Advice]:
     if "HPE" in text or "ProLiant" in text:
         yield fill(say.FIRMWARE_HPE)
     yield fill(say.FIRMWARE_REGION)
-    if not ("HPE" in text or "ProLiant" in text) and case.clues.vendor != "amd":
+    if not ("HPE" in text or "ProLiant" in text) and case.platform.vendor != "amd":
         yield fill(say.FIRMWARE_HPE)
-    if case.clues.vendor in (None, "amd"):
+    if case.platform.vendor in (None, "amd"):
         yield fill(say.FIRMWARE_UPDATE)
     yield fill(say.FREE_DEVICE)
 
 
 def _no_iommu(case: Case) -> Iterator[Advice]:
-    clues = case.clues
-    if clues.cpu is not None and clues.cpu.guest:
-        yield fill(say.IOMMU_ON_GUEST)
-    elif clues.vendor == "amd":
-        yield fill(say.IOMMU_ON_AMD)
-    elif clues.vendor == "arm" or _on_arm(case):
-        yield fill(say.IOMMU_ON_ARM)
-    elif clues.vendor == "intel":
-        yield fill(say.IOMMU_ON_INTEL)
-    else:
-        yield fill(say.IOMMU_ON)
+    yield fill(iommu_hint(case.platform, "arm" if _on_arm(case) else None))
     if case.failure.device is not None:
         yield fill(say.SEE_GROUP, bdf=case.failure.device)
     yield fill(say.READ_IOMMU_LOG)

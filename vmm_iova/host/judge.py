@@ -37,7 +37,7 @@ from vmm_iova.host.evidence import (
 )
 from vmm_iova.host.facts import Facts, Group, Note
 from vmm_iova.host.holes import find_holes, unassignable
-from vmm_iova.host.obstacles import find_obstacles
+from vmm_iova.host.obstacles import find_obstacles, iommu_hint
 from vmm_iova.host.registers import vtd_page_sizes
 from vmm_iova.host.usable import Cause, CauseKind, Usable, cut_holes
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet, check_granule
@@ -97,7 +97,7 @@ def _select(
             raise HostUnavailableError(
                 f"host {host.name} has no IOMMU groups: no IOMMU is in use",
                 source=host.name,
-                hint=f"{say.IOMMU_ON}; {say.OR_ANOTHER_HOST}",
+                hint=f"{iommu_hint(host.platform, host.arch)}; {say.OR_ANOTHER_HOST}",
             )
         return _translated(host.groups)
     chosen = {group.id: group for group in (host.group(item) for item in groups or ())}

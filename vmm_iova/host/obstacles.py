@@ -16,10 +16,20 @@ from vmm_iova import remedies as say
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vmm_iova.host.facts import Facts, Group, SpaceKind
+    from vmm_iova.host.facts import Facts, Group, Platform, SpaceKind
+    from vmm_iova.remedies import Remedy
 
 _SAFE_DRIVERS = ("pci-stub", "pcieport")  # they leave DMA to whoever owns the group
 _MODULE: dict[SpaceKind, str] = {"type1": "vfio_iommu_type1", "iommufd": "iommufd"}
+
+
+def iommu_hint(platform: Platform, arch: str | None = None) -> Remedy:
+    """Return how the IOMMU is switched on, on a machine of this sort."""
+    if platform.guest:
+        return say.IOMMU_ON_GUEST
+    vendor = platform.vendor or ("arm" if (arch or "").startswith(("aarch64", "arm")) else None)
+    ways = {"amd": say.IOMMU_ON_AMD, "arm": say.IOMMU_ON_ARM, "intel": say.IOMMU_ON_INTEL}
+    return ways.get(vendor or "", say.IOMMU_ON)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_iova import remedies as say
 from vmm_iova.errors import HostDataError, HostUnavailableError
 from vmm_iova.files import Tree, is_there
 from vmm_iova.host.dumps import cpu_platform
 from vmm_iova.host.facts import Device, Group, IommuUnit, Limits, Note, Platform, Source
 from vmm_iova.host.host import Host
+from vmm_iova.host.obstacles import iommu_hint
 from vmm_iova.host.regions import parse_reserved_regions
 from vmm_iova.host.registers import cpu_address_bits
 from vmm_iova.plain import by_number, one_line, whole_number
@@ -86,14 +86,16 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
         reader.proc, reader.proc_at = tree, "proc/"
     elif base.name == "sys":  # beside it, as /proc is beside /sys
         reader.proc = Tree(base.parent / "proc")
+    arch = os.uname().machine if live else None
     units = reader.units()
     behind = reader.devices_of_units()
     groups = reader.groups()
+    cpuinfo = reader.cpuinfo()
+    platform = reader.platform(cpuinfo)
     if not groups:
         reader.notes.append(
-            Note(f"no IOMMU groups: no IOMMU is in use on this host; {say.IOMMU_ON}")
+            Note(f"no IOMMU groups: no IOMMU is in use on this host; {iommu_hint(platform, arch)}")
         )
-    cpuinfo = reader.cpuinfo()
     limits = Limits(
         dma_entries=reader.number("module/vfio_iommu_type1/parameters/dma_entry_limit"),
         memlock=_memlock() if live else None,
@@ -101,7 +103,7 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
     return Host(
         name=name or ("LIVE" if live else one_line(base.resolve().name)),
         origin="sysfs of this machine" if live else "a copy of sysfs",
-        arch=os.uname().machine if live else None,
+        arch=arch,
         release=os.uname().release if live else reader.release(),
         page_size=os.sysconf("SC_PAGE_SIZE") if live else None,
         groups=groups,
@@ -111,7 +113,7 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
         sysfs=True,
         notes=tuple(reader.notes),
         cpu_bits=cpu_address_bits(cpuinfo),
-        platform=reader.platform(cpuinfo),
+        platform=platform,
     )
 
 

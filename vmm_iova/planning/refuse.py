@@ -41,6 +41,7 @@ from vmm_iova.units import format_size, show_size
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vmm_iova.machines.model import Machine
     from vmm_iova.planning.request import WantedBar
     from vmm_iova.planning.site import Site
     from vmm_iova.planning.trials import Attempt
@@ -258,7 +259,7 @@ def _other_fixes(misfit: Misfit, trials: Trials) -> Iterator[str]:
             yield f"--ram {_size(most << 20)} is the most"
         yield "another machine"
     elif isinstance(misfit, TopUnknown):
-        option = machine.option("phys_bits", bits="N")
+        option = _more_bits(machine, "N")
         yield f"--phys-bits N{f' ({option})' if option else ''}"
     elif isinstance(misfit, WindowMisfit):
         yield "a smaller --pci64, or --pci64 0 for none"
@@ -343,5 +344,10 @@ def _wider(trials: Trials) -> Iterator[str]:
         most = trials.site.wanted.limits[0].bits
         yield f"another machine: {machine.title} has {most} address bits at most"
     else:
-        option = machine.option("phys_bits", bits=bits)
+        option = _more_bits(machine, bits)
         yield f"--phys-bits {bits}" + (f" ({option})" if option else "")
+
+
+def _more_bits(machine: Machine, bits: object) -> str | None:
+    """The option for more address bits; a limit such as host-phys-bits-limit only lowers them."""
+    return machine.option("least_bits", bits=bits) or machine.option("phys_bits", bits=bits)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_FIELD = re.compile(r"\s*(?P<key>[A-Za-z][A-Za-z ()]{1,30}?)\s*:\s*(?P<value>\S.*)")
+_FIELD = re.compile(r"\s*(?P<key>[A-Za-z][A-Za-z_ ()]{1,30}?)\s*:\s*(?P<value>\S.*)")
 _BITS = re.compile(r"(\d{2}) bits physical, \d{2} bits virtual")
 _VENDORS = {
     "GenuineIntel": "intel",

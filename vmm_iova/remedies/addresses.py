@@ -123,6 +123,10 @@ FEWER_PORTS = Remedy(
     source="edk2 OvmfPkg/Library/PlatformInitLib/MemDetect.c; QEMU pc_memory_init()",
 )
 
+PLAN_WITH = Remedy(
+    "plan with it: vmm-iova plan --host {file} --machine MACHINE --ram SIZE", tried="this program"
+)
+
 # -- places ----------------------------------------------------------------------------------------
 
 PLAN_IT = Remedy(

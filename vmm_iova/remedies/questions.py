@@ -6,6 +6,10 @@ from __future__ import annotations
 # -- what would settle a doubt: questions, not remedies --------------------------------------------
 
 SETTLE_HOST = "the host's facts: vmm-iova capture -o host.json there, then add --host host.json"
+SETTLE_LIST = (
+    "the kernel's own range list is not among it: with a device that is bound to vfio-pci, "
+    "vmm-iova capture --ask-kernel -s BDF"
+)
 SETTLE_WIDTH = (
     "the width of the IOMMU: cat /sys/class/iommu/*/intel-iommu/cap (bits 21:16), or "
     "dmesg | grep -i 'iommu width\\|dmar\\|amd-vi'"

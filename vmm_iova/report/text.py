@@ -401,11 +401,10 @@ def _tables(tables: PageTables, containers: int) -> str:
 
 
 def show_difference(difference: Difference, left: str, right: str) -> str:
-    """Show what differs between two hosts or two layouts."""
+    """Show what differs between two hosts or two layouts, beside what the answer has said."""
     if difference.same:
-        return f"{left} and {right}: no difference for a guest\n"
+        return ""
     lines = [f"- {left}", f"+ {right}"]
-    lines += section("for the guest", difference.guest or ["nothing changes"])
     for title, ours, theirs in difference.sections:
         lines += section(title, (*(f"- {entry}" for entry in ours), *(f"+ {e}" for e in theirs)))
     return "\n".join(lines) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm_iova import remedies as say
 from vmm_iova.errors import EvidenceError, PlanError
 from vmm_iova.ranges import GIB
 from vmm_iova.report.answer import Answer, Tone
@@ -100,6 +101,28 @@ def host_answer(
     return Answer("USABLE", verdict, "good", certainty=certainty)
 
 
+def capture_answer(host: Host, output: str | None) -> Answer:
+    """Say what a snapshot holds, and what it lacks for a plan."""
+    listed = bool(host.kernel_ranges)
+    counts = (
+        ("IOMMU group", len(host.groups)),
+        ("device", len(host.devices)),
+        ("remapping unit", len(host.units)),
+        ("region", len(host.log_regions)),
+    )
+    held = [f"{count} {what}{'s' * (count != 1)}" for what, count in counts if count]
+    held += ["the kernel's range list"] if listed else []
+    together = " and ".join(filter(None, (", ".join(held[:-1]), held[-1])))
+    where = f"{output} has " if output else ""
+    file = output or "FILE"
+    actions = (say.PLAN_WITH.format(file=file),)
+    doubts = () if listed else (say.SETTLE_LIST,)
+    reasons = tuple(note.text for note in host.notes if note.warning)
+    verdict = f"{where}{together} of {host.name}"
+    certainty = "certain" if listed else "likely"
+    return Answer("CAPTURED", verdict, "good", actions, reasons, doubts, (host.origin,), certainty)
+
+
 def difference_answer(difference: Difference, left: str, right: str) -> Answer:
     """Say whether two hosts or layouts differ for a guest."""
     if difference.same:
@@ -108,7 +131,7 @@ def difference_answer(difference: Difference, left: str, right: str) -> Answer:
     changes = "nothing changes for a guest" if not guest else f"a guest sees {len(guest)} changes"
     if len(guest) == 1:
         changes = "a guest sees 1 change"
-    return Answer("DIFFERENT", f"{left} and {right}: {changes}", "unsure", reasons=guest[:3])
+    return Answer("DIFFERENT", f"{left} and {right}: {changes}", "unsure", reasons=guest)
 
 
 def fleet_answer(fleet: Fleet, verdict: str) -> Answer:
