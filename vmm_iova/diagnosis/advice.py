@@ -65,15 +65,20 @@ def _width(case: Case) -> Iterator[Advice]:
         yield fill(say.BELOW_WIDTH)
         return
     bar = call.part is Part.BAR or case.clues.peer
-    if bar and program in (None, "QEMU", "kernel", "libvirt", "Proxmox"):
+    if program == "kernel" and not bar:
+        yield fill(say.BELOW_WIDTH)
+    if bar and program in ("QEMU", "libvirt", "Proxmox") and not case.clues.fatal:
         yield fill(say.PEER_IDLE, vmm=_warner(program))
+    elif bar and program is None:
+        yield fill(say.PEER_IDLE_UNSURE, program)
     if program in ("DPDK", "SPDK"):
         yield fill(say.BELOW_DPDK, bits=limit, base=1 << (limit - 2))
     elif user_space:
         yield fill(say.BELOW_LIST, below=1 << limit)
     if verdict is not None and not verdict.ok:
-        idle = "physical address bits" if user_space else say.WIDER_DEVICE
-        texts = [text for text in verdict.fixes if idle not in text and text != say.WIDER_DEVICE]
+        useless = "physical address bits" if user_space else say.WIDER_DEVICE
+        texts = [text for text in verdict.fixes if useless not in text]
+        texts = [text for text in texts if text != say.WIDER_DEVICE]
         if bar:
             texts = [text for text in texts if "physical address bits" not in text]
             yield from _fewer(case, limit, verdict.bits_needed)
@@ -82,7 +87,8 @@ def _width(case: Case) -> Iterator[Advice]:
         yield fill(say.LESS_RAM, bits=limit)
     elif not user_space and not below:
         yield from _fewer(case, limit, None)
-    if call.part is None and not bar and not user_space and program in (None, *MODELS):
+    idle = call.part is None and not bar and not user_space and not case.clues.fatal
+    if idle and program in (None, *MODELS):
         yield fill(say.PEER_IDLE_UNSURE, program)
     if bar and program == "Cloud Hypervisor":
         yield fill(say.BAR_OFF)
@@ -249,6 +255,9 @@ def _direct(case: Case) -> Iterator[Advice]:
 
 
 def _no_iommu(case: Case) -> Iterator[Advice]:
+    if case.failure.program == "Xen":
+        yield fill(say.IOMMU_ON_XEN)
+        return
     yield fill(iommu_hint(case.platform, "arm" if _on_arm(case) else None))
     if case.failure.device is not None:
         yield fill(say.SEE_GROUP, bdf=case.failure.device)
@@ -375,7 +384,8 @@ def _outside(case: Case) -> Iterator[Advice]:
         yield _plan_it(case)
         return
     likely = [why for why in (Why.HOLE, Why.WIDTH) if why in case.found]
-    for why in likely or [Why.WIDTH]:
+    low = case.failure.place.last < 1 << 32  # where no IOMMU is too narrow
+    for why in likely or [Why.HOLE if low else Why.WIDTH]:
         yield from _of(why, case)
 
 
@@ -438,6 +448,11 @@ _FIXES: dict[Why, tuple[Remedy, ...]] = {
     Why.ACS: (say.ACS_OVERRIDE,),
     Why.IOVA_MODE: (say.IOVA_MODE, say.BIND_ALL_DPDK),
     Why.UNWOUND: (say.READ_LINE_ABOVE,),
+    Why.BOUNCE: (say.BOUNCE_LARGER, say.BOUNCE_IOMMU),
+    Why.TOOLSTACK: (say.XEN_LOGS, say.XEN_ASSIGNABLE),
+    Why.MEDIATED_ROOM: (say.MEDIATED_SMALLER,),
+    Why.VFIO_USER: (say.VFIO_USER_REGIONS,),
+    Why.VIOMMU_MISS: (say.VIOMMU_MAPS,),
     Why.OTHER: (say.OTHER_MAKER,),
 }
 

@@ -170,7 +170,8 @@ def _words(case: Case) -> None:
             continue
         if why is Why.MEMLOCK and call.errno not in ("ENOMEM", None):
             continue
-        case.add(why, _LIKELY if why in _LIKELY_WORDS else _SURE, _told(case, why, line))
+        likely = why in _LIKELY_WORDS or (call.likely and why is call.sign)
+        case.add(why, _LIKELY if likely else _SURE, _told(case, why, line))
 
 
 def _told(case: Case, why: Why, line: str) -> str:

@@ -68,8 +68,10 @@ def _open(case: Case, causes: int) -> str:
             f"{errno} of {_what(case)} is not explained: by {case.usable.host} all of it may be "
             "mapped"
         )
-    plain = PLAIN.get(call.errno or "", "the call was refused")
     count = f", for one of {causes} reasons" if causes else ""
+    if call.errno is None:
+        return f"{call.op} of {_what(case)} failed{count}: the line names no errno"
+    plain = PLAIN.get(call.errno, "the call was refused")
     return f"{errno} of {_what(case)}: {plain}{count}"
 
 
@@ -191,6 +193,15 @@ _HEADLINES = {
     Why.ACS: "{dev} is behind a switch that does not isolate (no ACS)",
     Why.IOVA_MODE: "virtual addresses cannot be IOVAs here",
     Why.UNWOUND: "the errno of the line is not the ioctl's: a VFIO map does not answer ENOENT",
+    Why.BOUNCE: "not about VFIO: the host's own driver of {dev} found no room in the bounce "
+    "buffers (swiotlb), or memory out of the device's reach",
+    Why.TOOLSTACK: "Xen's toolstack could not give {dev} to the guest, and the line does not tell "
+    "why",
+    Why.MEDIATED_ROOM: "not about DMA addresses: no more mediated devices of this type can be made",
+    Why.VFIO_USER: "the vfio-user server did not take {what} into its own table: no IOMMU is "
+    "concerned",
+    Why.VIOMMU_MISS: "the guest's own IOMMU has no mapping for an address that a device of the "
+    "guest uses",
     Why.OTHER: "not about DMA addresses: it is the device, its reset, or its ROM",
 }
 _FAULTS = {
