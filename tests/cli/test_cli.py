@@ -137,7 +137,7 @@ class TestExplain:
         verdict, action, *_ = text.splitlines()
         assert verdict == (
             "LIKELY: the device BAR at 0x382000000000 (256 MiB) lies beyond the IOMMU's address "
-            "width."
+            "width; of a BAR QEMU only warns."
         )
         assert action.startswith("Do:     nothing, if the guest runs: QEMU only warns")
         assert "the width of the IOMMU: cat /sys/class/iommu" in text

@@ -41,12 +41,13 @@ def run(options: argparse.Namespace) -> int:
         print(listing if options.json else "\n".join(names))
         return 0
     host = host_of(options)
-    usable, why_not, holes = None, None, None
+    usable, why_not, holes, looked_at = None, None, None, None
     problem: IovaError | None = None
     try:
         usable = usable_of(host, options)
     except EvidenceError as error:
         why_not, problem = str(error).replace("\n", "\n  "), error
+        looked_at = error.detail  # message and hint are what the answer says
         holes = holes_of(host, options)
     except (HostDataError, HostUnavailableError) as error:
         why_not, problem = error.message, error
@@ -64,6 +65,6 @@ def run(options: argparse.Namespace) -> int:
         print(data.dump("vmm-iova-show", GENERATOR, payload, version=2), end="")
     else:
         print(show_answer(answer))
-        print(text.show_host(host, usable, why_not, bytes_=options.bytes), end="")
+        print(text.show_host(host, usable, looked_at, bytes_=options.bytes), end="")
     judged_ = usable or holes
     return 0 if judged_ is None else status_of(judged_)

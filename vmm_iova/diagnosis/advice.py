@@ -36,10 +36,22 @@ def actions(whys: Sequence[Why], case: Case) -> tuple[Advice, ...]:
         case: what is known.
     """
     found: dict[str, Advice] = {}
+    if not whys:
+        return tuple(_unexplained(case))
     for why in whys:
         for item in _of(why, case):
             found.setdefault(str(item), item)
     return tuple(found.values())
+
+
+def _unexplained(case: Case) -> Iterator[Advice]:
+    """What to do where the facts allow what the kernel refused."""
+    call = case.failure
+    if call.op is not Op.MAP or case.usable is None:
+        return
+    if call.part is Part.BAR and call.program == "QEMU" and not case.clues.fatal:
+        yield fill(say.PEER_IDLE, vmm="QEMU")
+    yield fill(say.OTHER_FACTS)
 
 
 def _of(why: Why, case: Case) -> Iterator[Advice]:
@@ -258,8 +270,14 @@ def _no_iommu(case: Case) -> Iterator[Advice]:
     if case.failure.program == "Xen":
         yield fill(say.IOMMU_ON_XEN)
         return
-    yield fill(iommu_hint(case.platform, "arm" if _on_arm(case) else None))
-    if case.failure.device is not None:
+    hint = iommu_hint(case.platform, "arm" if _on_arm(case) else None)
+    unsure = case.failure.op is Op.PROBE and hint is say.IOMMU_ON
+    if case.failure.device is not None and unsure:
+        yield fill(say.SEE_GROUP, bdf=case.failure.device)
+    yield fill(hint)
+    if unsure:
+        yield fill(say.NO_IOMMU_BOARD)
+    elif case.failure.device is not None:
         yield fill(say.SEE_GROUP, bdf=case.failure.device)
     yield fill(say.READ_IOMMU_LOG)
     if case.failure.op is Op.PROBE:

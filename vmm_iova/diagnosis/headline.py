@@ -32,7 +32,14 @@ def headline(case: Case, findings: Sequence[Finding], *, harmless: bool) -> str:
             f"QEMU only warns that it cannot map {_what(case)} for peer-to-peer DMA: it is not "
             f"why a guest fails{because}"
         )
-    return _of(first.why, case, first)
+    return f"{_of(first.why, case, first)}{_aside(case)}"
+
+
+def _aside(case: Case) -> str:
+    """Of a BAR QEMU only warns, so that the line is not why a guest fails."""
+    call = case.failure
+    idle = call.program == "QEMU" and call.part is Part.BAR and call.op is Op.MAP
+    return "; of a BAR QEMU only warns" if idle and not case.clues.fatal else ""
 
 
 def _of(why: Why, case: Case, finding: Finding) -> str:
@@ -66,7 +73,7 @@ def _open(case: Case, causes: int) -> str:
     if not causes and case.usable is not None and case.verdict is not None and case.verdict.ok:
         return (
             f"{errno} of {_what(case)} is not explained: by {case.usable.host} all of it may be "
-            "mapped"
+            f"mapped{_aside(case)}"
         )
     count = f", for one of {causes} reasons" if causes else ""
     if call.errno is None:

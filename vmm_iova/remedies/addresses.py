@@ -127,6 +127,12 @@ PLAN_WITH = Remedy(
     "plan with it: vmm-iova plan --host {file} --machine MACHINE --ram SIZE", tried="this program"
 )
 
+OTHER_FACTS = Remedy(
+    "take the facts anew, with the guest's devices attached: vmm-iova capture --ask-kernel -s BDF "
+    "-o host.json; these are of another host, group or kernel",
+    tried="this program",
+)
+
 # -- places ----------------------------------------------------------------------------------------
 
 PLAN_IT = Remedy(

@@ -24,6 +24,10 @@ IOMMU_ON_ARM = Remedy(
     "whose PCIe has none, no device of it can be assigned",
     source="drivers/acpi/arm64/iort.c, drivers/iommu/of_iommu.c",
 )
+NO_IOMMU_BOARD = Remedy(
+    "on a board whose PCIe is behind no IOMMU (Raspberry Pi 5), no device of it can be assigned",
+    source="raspberrypi/linux#6834",
+)
 IOMMU_ON_GUEST = Remedy(
     "this machine is itself a VM: start the outer QEMU with -device "
     "intel-iommu,intremap=on,caching-mode=on (and -M q35,kernel-irqchip=split), then boot this one "

@@ -61,7 +61,7 @@ def show_host(host: Host, usable: Usable | None, why_not: str | None, *, bytes_:
     lines += section("groups", _groups(host))
     if usable is None:
         lines += section("regions", _regions(host, bytes_))
-        lines += section("usable: not known", [why_not or ""])
+        lines += section("usable: not known", filter(None, [why_not]))
         notes: Sequence[Note] = host.notes
     else:
         lines += ["", "map", *usable_map(usable, bytes_=bytes_)]
