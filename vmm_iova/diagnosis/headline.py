@@ -35,6 +35,13 @@ def headline(case: Case, findings: Sequence[Finding], *, harmless: bool) -> str:
     return f"{_of(first.why, case, first)}{_aside(case)}"
 
 
+def _times(case: Case) -> str:
+    qemu = case.clues.qemu
+    if qemu is None or qemu.containers < 2:
+        return ""
+    return f", which each of its {qemu.containers} devices locks whole"
+
+
 def _aside(case: Case) -> str:
     """Of a BAR QEMU only warns, so that the line is not why a guest fails."""
     call = case.failure
@@ -57,6 +64,7 @@ def _of(why: Why, case: Case, finding: Finding) -> str:
         "group": f"group {call.group}" if call.group else "the group",
         "node": call.node or "the node",
         "hole": _hole(finding),
+        "times": _times(case),
         "limit": f" ({show_size(case.clues.memlock)})" if case.clues.memlock is not None else "",
     }
     if call.op is Op.FAULT and why in _FAULTS:
@@ -152,7 +160,8 @@ _HEADLINES = {
     Why.FLAGS: "the call has a flag or a size that the kernel does not take",
     Why.OVERLAP: "{what} is mapped already",
     Why.ENTRIES: "the container has no map call left (dma_entry_limit)",
-    Why.MEMLOCK: "the locked-memory limit (RLIMIT_MEMLOCK){limit} is too low for the guest's RAM",
+    Why.MEMLOCK: "the locked-memory limit (RLIMIT_MEMLOCK){limit} is too low for the guest's RAM"
+    "{times}",
     Why.HVA: "the memory behind {what} cannot be pinned: it is missing, read-only, or has run out",
     Why.BAR: "{what} is device memory, which iommufd does not map by its address",
     Why.PEER: "QEMU could not map a BAR of {dev} for peer-to-peer DMA, and goes on",

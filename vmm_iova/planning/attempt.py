@@ -109,6 +109,7 @@ def _settings(site: Site, items: Sequence[Item]) -> Iterator[str]:
     """What the VMM has to be told; a CPU model of QEMU has 40 address bits unless it is told."""
     machine, wanted = site.wanted.machine, site.wanted
     bits = max((item.gpa.last.bit_length() for item in items if item.gpa), default=0)
+    bits = max(bits, wanted.phys_bits or 0)  # as many as were asked for: firmware goes by them
     if bits > _MODEL_BITS:
         yield machine.option("least_bits", bits=bits) or ""
     if wanted.pci64_stated:

@@ -65,10 +65,11 @@ def _moved(site: Site, ram: PlacedRam) -> Iterator[Reason]:
     if not wanted.hotplug and wanted.machine.hotplug is not None and rooms > spare:
         maxmem = -(-(wanted.ram + rooms) // GIB)
         yield Reason(
-            f"the room of {format_size(rooms)} is kept as asked for; if it is for memory that is "
-            f"plugged in (maxmem), the guest would end above {limit}, and QEMU moves all RAM above "
-            f"4 GiB to {window.move_to:#x}; up to {format_size(spare // GIB * GIB)} it does not",
-            say.AS_MAXMEM.format(size=f"{maxmem}G"),
+            f"the room of {format_size(rooms)} is kept as asked for; as QEMU's area for plugged "
+            f"memory it would end above {limit}, which is what QEMU moves RAM for",
+            say.AS_MAXMEM.format(
+                size=f"{maxmem}G", base=window.move_to, spare=format_size(spare // GIB * GIB)
+            ),
         )
 
 

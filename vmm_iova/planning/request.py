@@ -85,6 +85,7 @@ class Wanted:
         ovmf_window: bytes that OVMF is told for its window, or None.
         doorbells: those to place, in order.
         maxmem: RAM and what may be plugged in, bytes; 0 where nothing is.
+        phys_bits: guest address bits that were asked for, or None.
         firmware_open: True if the firmware was not named, so that any kind may be meant.
     """
 
@@ -106,6 +107,7 @@ class Wanted:
     ovmf_window: int | None = None
     doorbells: tuple[OpenDoorbell, ...] = ()
     maxmem: int = 0
+    phys_bits: int | None = None
     firmware_open: bool = False
 
     @property
@@ -187,6 +189,7 @@ def resolve(guest: Guest, usable: Usable) -> Wanted:
         _ovmf_window(guest, firmware),
         tuple(_doorbells(guest, machine)),
         0 if guest.maxmem is None else parse_size(guest.maxmem, "maxmem"),
+        guest.phys_bits,
         guest.firmware is None,
     )
 

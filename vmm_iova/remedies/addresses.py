@@ -108,7 +108,11 @@ LESS_MAXMEM = Remedy(
     "(--machine own-x86)",
     tried=QEMUS,
 )
-AS_MAXMEM = Remedy("plan it as QEMU has it: --maxmem {size}", tried="this program")
+AS_MAXMEM = Remedy(
+    "if the room is for memory that is plugged in, plan it with --maxmem {size}: QEMU then moves "
+    "all RAM above 4 GiB to {base:#x}; with {spare} or less it does not",
+    tried=QEMUS,
+)
 TELL_OVMF = Remedy(
     "with OVMF, tell it a window of {size}: {option}", tried="OVMF 2025.02, eight BARs of 512 GiB"
 )
