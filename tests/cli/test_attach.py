@@ -83,3 +83,15 @@ def test_file_that_is_no_layout_is_refused_in_one_sentence(tmp_path: Path, capsy
     path.write_text("{}")
     assert run("check", *HOST, *NEXT, "--layout", str(path)) == 5
     assert "x.json is no layout" in capsys.readouterr().err
+
+
+def test_list_of_failed_maps_is_refused_beside_a_device(tmp_path: Path, capsys: Output) -> None:
+    assert run("check", *HOST, *NEXT, "--maps", str(tmp_path / "maps.txt")) == 2
+    assert "name what is mapped with --range" in capsys.readouterr().err
+
+
+def test_granule_that_is_stated_is_what_mappings_have_to_be_aligned_to(capsys: Output) -> None:
+    span = ("--range", "0x1000+4K", "--via", "iommufd")
+    assert run("check", *HOST, *NEXT, *span) == 0
+    assert run("check", *HOST, *NEXT, *span, "--granule", "64K") == 3
+    assert "is not aligned to 0x10000" in capsys.readouterr().out

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.cli.guest import read_layout
 from vmm_iova.cli.options import GENERATOR, REFUSED, host_of, split, usable_of
-from vmm_iova.errors import HostDataError
+from vmm_iova.errors import HostDataError, RequestError
 from vmm_iova.host.attach import Present
 from vmm_iova.host.load import read_text
 from vmm_iova.report import attach as report
 from vmm_iova.report import data
-from vmm_iova.units import parse_range
+from vmm_iova.units import parse_range, parse_size
 
 if TYPE_CHECKING:
     import argparse
@@ -26,9 +26,21 @@ _WAYS: tuple[SpaceKind, ...] = ("type1", "iommufd")
 
 def run_attach(options: argparse.Namespace) -> int:
     """Answer for each way to the kernel, or the one of --via."""
+    if options.maps:
+        raise RequestError(
+            "--maps is a list of failed maps, and --attach asks about those that are there",
+            field="maps",
+            value=options.maps,
+            hint="name what is mapped with --range, or --layout",
+        )
     host = host_of(options)
     names = split(options.attach) or []
-    newcomer = host.usable(devices=names, aperture=options.aperture, strict=options.strict)
+    newcomer = host.usable(
+        devices=names,
+        aperture=options.aperture,
+        granule=None if options.granule is None else parse_size(options.granule, "granule"),
+        strict=options.strict,
+    )
     listed = _attached(host, options)
     mapped = _mapped(options)
     ways = _WAYS if options.via is None else (options.via,)
