@@ -29,6 +29,7 @@ PASSING = (
     "Connection failed",
     "Connection timed out",
     "503 ",
+    "404 ",  # the index names a file that the mirror does not have yet, or no longer
 )
 # A mirror that follows unstable only now and then lets the release file run out. apt's own answer
 # to that is a longer life counted from the file's date; the signature is checked all the same.
@@ -114,6 +115,8 @@ class Apt:
                 break
             say(f"{what}: the mirror is not ready ({passing.strip()}); again in {pause} s")
             time.sleep(pause)
+            if "404 " in text and "update" not in command:
+                self.update()
         raise LabError(
             f"{what} failed {len(PAUSES) + 1} times because the mirror is mid-sync or out of "
             f"reach; try again later ({first})"

@@ -49,6 +49,17 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join(printed)
 
 
+def failures(rows: Iterable[Row]) -> str:
+    """Return a line for each thing that failed: printed last, for some logs keep only their end."""
+    lines = [
+        f"FAILED: {row.guest}: {what}\n"
+        for row in rows
+        if not row.good
+        for what in (*([row.trouble] if row.trouble else []), *row.failures)
+    ]
+    return "".join(lines)
+
+
 def listing(guests: Iterable[Guest]) -> str:
     """Return the guests, one a line."""
     return "\n".join(f"{guest.name:8} {guest.title}" for guest in guests)

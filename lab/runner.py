@@ -36,6 +36,7 @@ class Row:
     skipped: int
     seconds: float
     trouble: str
+    failures: tuple[str, ...] = ()
 
     @property
     def good(self) -> bool:
@@ -74,12 +75,25 @@ def _counts(report_file: Path) -> tuple[int, int, int]:
     return total - failed - skipped, failed, skipped
 
 
+def _failures(report_file: Path) -> tuple[str, ...]:
+    """Return each test that failed, with the first line of why."""
+    failures = []
+    for case in ElementTree.parse(report_file).getroot().iter("testcase"):
+        for kind in ("failure", "error"):
+            if (found := case.find(kind)) is not None:
+                why = (found.get("message") or "").strip().split("\n")[0][:300]
+                failures.append(f"{case.get('name')}: {why}")
+    return tuple(failures)
+
+
 def judge(guest: Guest, kernel: Kernel, outcome: Outcome) -> Row:
     """Turn an outcome into a row; whatever is not plainly good is a failure with its reason."""
     passed = failed = skipped = 0
     trouble = outcome.trouble
+    failures: tuple[str, ...] = ()
     try:
         passed, failed, skipped = _counts(outcome.folder / "junit.xml")
+        failures = _failures(outcome.folder / "junit.xml")
     except (OSError, ElementTree.ParseError):
         trouble = trouble or f"no test report came out (exit code {outcome.code})"
     if not trouble and passed + failed == 0:
@@ -87,9 +101,8 @@ def judge(guest: Guest, kernel: Kernel, outcome: Outcome) -> Row:
     if not trouble and outcome.code != 0 and failed == 0:
         trouble = f"the test run ended with exit code {outcome.code}"
     proved = "" if trouble else _proved(outcome.folder / "proved.json")
-    return Row(
-        guest.name, kernel.release, proved, passed, failed, skipped, outcome.seconds, trouble
-    )
+    name, release, seconds = guest.name, kernel.release, outcome.seconds
+    return Row(name, release, proved, passed, failed, skipped, seconds, trouble, failures)
 
 
 def _proved(path: Path) -> str:
@@ -159,4 +172,5 @@ def run(
             pool.shutdown(cancel_futures=True)
             raise
     print(report.table(rows))
+    print(report.failures(rows), end="")
     return 0 if rows and all(row.good for row in rows) else 1

@@ -26,6 +26,9 @@ from vmm_iova.errors import IovaError as IovaError
 from vmm_iova.errors import NoSpaceError as NoSpaceError
 from vmm_iova.errors import PlanError as PlanError
 from vmm_iova.errors import RequestError as RequestError
+from vmm_iova.host.bars import BarBits as BarBits
+from vmm_iova.host.bars import BarKind as BarKind
+from vmm_iova.host.bars import DeviceBar as DeviceBar
 from vmm_iova.host.evidence import Evidence as Evidence
 from vmm_iova.host.evidence import EvidenceKind as EvidenceKind
 from vmm_iova.host.facts import Device as Device
@@ -53,6 +56,10 @@ from vmm_iova.host.load import bundled_hosts as bundled_hosts
 from vmm_iova.host.load import load_host as load_host
 from vmm_iova.host.obstacles import Obstacle as Obstacle
 from vmm_iova.host.registers import Width as Width
+from vmm_iova.host.state import DeviceNode as DeviceNode
+from vmm_iova.host.state import Memory as Memory
+from vmm_iova.host.state import PagePool as PagePool
+from vmm_iova.host.state import State as State
 from vmm_iova.host.usable import Cause as Cause
 from vmm_iova.host.usable import CauseKind as CauseKind
 from vmm_iova.host.usable import Unassignable as Unassignable
@@ -72,13 +79,16 @@ from vmm_iova.machines.parts import LowCap as LowCap
 from vmm_iova.machines.parts import OpenDoorbell as OpenDoorbell
 from vmm_iova.machines.parts import Pci64Window as Pci64Window
 from vmm_iova.machines.parts import RamWindow as RamWindow
+from vmm_iova.planning.assigned import Holder as Holder
+from vmm_iova.planning.assigned import Member as Member
+from vmm_iova.planning.assigned import device_bars as device_bars
+from vmm_iova.planning.assigned import members as members
 from vmm_iova.planning.budget import Budget as Budget
 from vmm_iova.planning.budget import LargePages as LargePages
 from vmm_iova.planning.budget import budget as budget
 from vmm_iova.planning.budget import compare_costs as compare_costs
 from vmm_iova.planning.describe import Reason as Reason
 from vmm_iova.planning.guest import Bar as Bar
-from vmm_iova.planning.guest import BarBits as BarBits
 from vmm_iova.planning.guest import Doorbell as Doorbell
 from vmm_iova.planning.guest import Guest as Guest
 from vmm_iova.planning.guest import Node as Node
@@ -108,6 +118,7 @@ from vmm_iova.readers.kernel_log import KernelLog as KernelLog
 from vmm_iova.readers.kernel_log import LogBar as LogBar
 from vmm_iova.readers.lspci import PciDevice as PciDevice
 from vmm_iova.readers.lspci import PciRegion as PciRegion
+from vmm_iova.readers.lspci import PciRegionKind as PciRegionKind
 from vmm_iova.readers.qemu import QemuCommand as QemuCommand
 from vmm_iova.units import format_size as format_size
 from vmm_iova.units import parse_address as parse_address

@@ -136,6 +136,29 @@ def _unavailable(name: str, error: OSError) -> HostUnavailableError:
     return HostUnavailableError(f"{one_line(name)}{why}", source=name, errno=error.errno)
 
 
+def nodes_below(folder: str) -> list[str]:
+    """Return the paths of the device nodes right in a folder, sorted; none where it is none."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in islice(entries, _MOST_NAMES)]
+    except OSError:
+        return []
+    return sorted(f"{folder}/{name}" for name in names)
+
+
+def node_usable(path: str) -> bool | None:
+    """Tell whether a character device may be read and written; None where there is none.
+
+    Nothing is opened. A cgroup that forbids it all the same is not noticed.
+    """
+    try:
+        if not stat.S_ISCHR(os.stat(path).st_mode):
+            return None
+        return os.access(path, os.R_OK | os.W_OK)
+    except OSError:
+        return None
+
+
 def read_stdin() -> bytes:
     """Read standard input.
 

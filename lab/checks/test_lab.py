@@ -64,6 +64,22 @@ def test_anything_else_is_a_failure(
     assert "FAILED" in report.table([row])
 
 
+def test_what_failed_is_said_last_with_its_reason(tmp_path: Path) -> None:
+    junit = (
+        '<testsuites><testsuite tests="2" failures="1" errors="0" skipped="0">'
+        '<testcase name="test_good"/><testcase name="test_bad">'
+        '<failure message="assert 1 == 2&#10;more">long</failure></testcase>'
+        "</testsuite></testsuites>"
+    )
+    row = judged(tmp_path, 1, junit)
+    torn = judged(tmp_path, 125, "<torn")
+
+    assert report.failures([row, torn]).splitlines() == [
+        f"FAILED: {GUEST.name}: test_bad: assert 1 == 2",
+        f"FAILED: {GUEST.name}: no test report came out (exit code 125)",
+    ]
+
+
 def test_a_guest_that_cannot_boot_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -204,7 +204,7 @@ def unsafe(value: str) -> Iterator[None]:
 def test_interrupts_that_are_not_remapped_are_refused_as_told(
     lab: dict[str, Any], value: str
 ) -> None:
-    assert load_host().platform.isolated_msi is False
+    assert load_host().state.remaps_interrupts is False
     with unsafe(value):
         space = empty("type1")
         try:
@@ -217,6 +217,6 @@ def test_interrupts_that_are_not_remapped_are_refused_as_told(
 @pytest.mark.guests("vtd", "vtd39", "iommufd")
 @pytest.mark.proves("facts: sysfs tells that interrupts are remapped, and that this is a VM")
 def test_platform_of_this_machine_is_known(lab: dict[str, Any]) -> None:
-    platform = load_host().platform
-    assert (platform.isolated_msi, platform.guest) == (True, True)
-    assert platform.unsafe_interrupts is not None
+    host = load_host()
+    assert (host.state.remaps_interrupts, host.platform.guest) == (True, True)
+    assert host.state.unsafe_interrupts is not None

@@ -58,7 +58,7 @@ def test_group_of_host_drivers_is_refused_without_any_mapping(
 ) -> None:
     snapshot = json.loads(dump_snapshot(load_host("lab-vtd-39"), "test"))
     snapshot["devices"][-1]["driver"] = "i801_smbus"
-    snapshot["platform"] = {"isolated_msi": False, "unsafe_interrupts": ["iommufd"]}
+    snapshot["state"] = {"remaps_interrupts": False, "unsafe_iommufd": True}
     path = tmp_path / "host.json"
     path.write_text(json.dumps(snapshot))
     name = snapshot["devices"][-1]["name"]

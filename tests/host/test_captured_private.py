@@ -47,6 +47,11 @@ PRIVATE = {
     "CMDLINE-root=UUID=77": ("proc/cmdline", "proc/version", "proc/mounts", "proc/self/environ"),
 }
 
+# Where a BAR is on the host is no plan's concern, and so it is not in a capture.
+BAR_AT = "0x0000380abcde0000"
+BAR = f"{BAR_AT} 0x0000380abcdeffff 0x000000000014220c\n"
+NONE = "0x0000000000000000 0x0000000000000000 0x0000000000000000\n"
+
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
@@ -59,6 +64,10 @@ def tree(tmp_path: Path) -> Path:
         "sys/class/iommu/dmar0/intel-iommu/ecap": "f050da\n",
         "sys/bus/pci/devices/0000:01:00.0/class": "0x020000\n",
         "sys/bus/pci/devices/0000:01:00.0/dma_mask_bits": "64\n",
+        "sys/bus/pci/devices/0000:01:00.0/resource": BAR + NONE * 6,
+        "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages": "16\n",
+        "sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages": "9\n",
+        "proc/meminfo": "MemTotal:  16384000 kB\nMemAvailable:  8192000 kB\n",
         "proc/sys/kernel/osrelease": "6.12.48-amd64\n",
         "proc/cpuinfo": "model name\t: SERIAL-9XK0042\n"
         "address sizes\t: 46 bits physical, 48 bits virtual\n",
@@ -90,6 +99,8 @@ def test_capture_of_a_tree_with_names_serials_and_macs_has_none_of_them(
     assert found["release"] == "6.12.48-amd64"
     assert found["cpu"]["address_bits"] == 46
     assert found["devices"][0]["driver"] == "ixgbe"
+    assert found["devices"][0]["bars"][0]["size"] == "0x10000"
+    assert "380abcde0000" not in text
     assert found["iommus"][0]["cap"] == "0xd2008c40660462"
 
 
@@ -100,12 +111,21 @@ def test_capture_has_no_field_that_the_policy_does_not_name(tree: Path) -> None:
     assert set(found) == {
         "schema", "generator", "name", "origin", "arch", "release", "page_size", "groups",
         "devices", "iommus", "iova_ranges", "dma_windows", "widths", "log_regions", "limits",
-        "cpu", "platform", "iommu_info", "sysfs", "notes",
+        "cpu", "platform", "iommu_info", "sysfs", "notes", "state",
     }  # fmt: skip
     assert set(found["devices"][0]) == {
-        "name", "group", "iommu", "dma_mask_bits", "driver", "class",
+        "name", "group", "iommu", "dma_mask_bits", "driver", "class", "bars",
     }  # fmt: skip
-    assert set(found["platform"]) == {"vendor", "guest", "isolated_msi", "unsafe_interrupts"}
+    assert set(found["platform"]) == {"vendor", "guest"}
+    assert set(found["devices"][0]["bars"][0]) == {
+        "kind", "index", "size", "bits", "prefetchable", "assigned", "sizes",
+    }  # fmt: skip
+    assert set(found["state"]) == {
+        "memory", "huge_pages", "nodes", "remaps_interrupts", "unsafe_interrupts",
+        "unsafe_iommufd", "may_lock",
+    }  # fmt: skip
+    assert set(found["state"]["memory"]) == {"total", "available"}
+    assert set(found["state"]["huge_pages"][0]) == {"page_size", "total", "free"}
     assert found["name"] == "box"
     assert str(tree) not in out.read_text()
     policy = (ROOT / "SECURITY.md").read_text("utf-8")

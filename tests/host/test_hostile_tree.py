@@ -14,6 +14,10 @@ from vmm_iova.host.snapshot import dump_snapshot
 from vmm_iova.host.sysfs import read_sysfs
 
 REGIONS = "0x00000000fee00000 0x00000000feefffff msi\n"
+RESOURCE = (
+    "0x00000000f0000000 0x00000000f0ffffff 0x0000000000040200\n"
+    + "0x0000000000000000 0x0000000000000000 0x0000000000000000\n" * 6
+)
 SECRET = "root:x:0:0:secret"
 
 
@@ -28,6 +32,7 @@ def top(tmp_path: Path) -> Path:
     (group / "devices/0000:01:00.0").symlink_to("../../../../devices/0000:01:00.0")
     (top / "sys/class/iommu/dmar0/intel-iommu").mkdir(parents=True)
     (top / "sys/bus/pci/devices/0000:01:00.0").mkdir(parents=True)
+    (top / "sys/bus/pci/devices/0000:01:00.0/resource").write_text(RESOURCE)
     (top / "proc/sys/kernel").mkdir(parents=True)
     return top
 
@@ -44,6 +49,12 @@ FILES = (
     "sys/kernel/osrelease",
     "proc/sys/kernel/osrelease",
     "proc/cpuinfo",
+    "proc/meminfo",
+    "sys/bus/pci/devices/0000:01:00.0/resource",
+    "sys/bus/pci/devices/0000:01:00.0/resource0_resize",
+    "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
+    "sys/kernel/irq/0/chip_name",
+    "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
 )
 
 
@@ -140,7 +151,9 @@ def test_file_of_several_lines_is_left_out_where_a_line_is_meant(top: Path, path
     put(top, path).write_text("48\nsecond line\n")
     host = read_sysfs(top)
     assert "second line" not in dump_snapshot(host, "test")
-    if not path.endswith("cpuinfo"):
+    if path.endswith("/resource"):
+        assert any("/resource has 2 lines" in note.text for note in host.notes)
+    elif not path.endswith(("cpuinfo", "meminfo")):
         assert any("is not one line: left out" in note.text for note in host.notes)
 
 

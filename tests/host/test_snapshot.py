@@ -24,6 +24,7 @@ from tests.kit.hosts import (
     x86,
 )
 from vmm_iova.errors import HostDataError
+from vmm_iova.host.bars import BarKind, DeviceBar
 from vmm_iova.host.facts import (
     Device,
     DmaWindow,
@@ -40,6 +41,7 @@ from vmm_iova.host.facts import (
 from vmm_iova.host.host import Host
 from vmm_iova.host.load import bundled_hosts
 from vmm_iova.host.snapshot import SCHEMA_NAME, SCHEMA_VERSION, dump_snapshot, load_snapshot
+from vmm_iova.host.state import DeviceNode, Memory, PagePool, State
 from vmm_iova.host.text import parse_text
 from vmm_iova.plain import one_line
 from vmm_iova.ranges import AddrRange, MappableRanges
@@ -79,8 +81,18 @@ RICH = Host(
     ),
     devices=(
         device("0000:01:00.0", "1", "dmar0"),
-        Device("0000:01:00.1", "1", "dmar0", 64, "vfio-pci", 0x20000),
+        Device("0000:01:00.1", "1", "dmar0", 64, "vfio-pci", 0x20000, bars=()),
         Device("lone"),
+        Device(
+            "0000:02:00.0",
+            bars=(
+                DeviceBar(0, 0x1000000, 32),
+                DeviceBar(1, 1 << 35, 64, prefetchable=True, sizes=(1 << 28, 1 << 35)),
+                DeviceBar(3, None, 64, assigned=False),
+                DeviceBar(0, 0x80000, 32, kind=BarKind.ROM),
+                DeviceBar(0, 0x800000, 64, kind=BarKind.VF),
+            ),
+        ),
     ),
     units=(
         IommuUnit("dmar0", CAP_48, 0xF020DE, None, Source("/sys/class/iommu/dmar0")),
@@ -101,6 +113,15 @@ RICH = Host(
     ),
     limits=Limits(65535, -1),
     notes=(Note("odd"), Note("quiet", False)),
+    state=State(
+        memory=Memory(1 << 38, 1 << 37),
+        huge_pages=(PagePool(1 << 30, 16, 8), PagePool(1 << 21, 0, 0)),
+        nodes=(DeviceNode("/dev/vfio/12", True), DeviceNode("/dev/vfio/vfio", False)),
+        remaps_interrupts=True,
+        unsafe_interrupts=False,
+        unsafe_iommufd=True,
+        may_lock=True,
+    ),
 )
 
 
@@ -198,6 +219,9 @@ def test_addresses_and_registers_are_hex_strings():
         "bits",
         "dma_mask_bits",
         "dma_entries",
+        "index",
+        "total",
+        "free",
     }
 
 
@@ -206,6 +230,25 @@ def test_field_that_a_later_program_added_is_passed_over():
     data["colour"] = "blue"
     data["groups"][0]["mood"] = [1, {"x": None}]
     assert load(json.dumps(data)) == RICH
+
+
+@pytest.mark.parametrize("state", [State(), State(huge_pages=(), nodes=()), RICH.state])
+def test_state_comes_back_the_same(state):
+    assert load(dump(x86(state=state))).state == state
+
+
+def test_snapshot_of_version_1_states_no_bars_and_no_state():
+    data = json.loads(dump(RICH))
+    data["schema"]["version"] = 1
+    del data["state"]
+    for item in data["devices"]:
+        del item["bars"]
+    found = load(json.dumps(data))
+    assert [item.bars for item in found.devices] == [None] * 4
+    assert found.state == State()
+    assert found.devices[1].driver == "vfio-pci"
+    assert load(dump(found)) == found  # written anew it is of the newest version
+    assert json.loads(dump(found))["schema"]["version"] == SCHEMA_VERSION == 2
 
 
 # -- damaged -------------------------------------------------------------------------------------
@@ -239,6 +282,7 @@ def dotted(path):
 
 
 REGION = ("groups", 0, "reserved_regions", 1)
+BAR = ("devices", 3, "bars", 1)
 
 
 @pytest.mark.parametrize(
@@ -320,6 +364,34 @@ REGION = ("groups", 0, "reserved_regions", 1)
         (("widths", 0, "bits"), 65),
         (("log_regions", 0, "last"), "0x0"),
         (("limits", "memlock"), "infinite"),
+        # BARs and state
+        (("devices", 3, "bars"), {}),
+        (("devices", 3, "bars", 0), "BAR 0"),
+        ((*BAR, "kind"), "port"),
+        ((*BAR, "kind"), GONE),
+        ((*BAR, "index"), -1),
+        ((*BAR, "index"), GONE),
+        ((*BAR, "size"), 4096),
+        ((*BAR, "size"), "0x10000000000000000"),
+        ((*BAR, "bits"), 16),
+        ((*BAR, "bits"), True),
+        ((*BAR, "assigned"), "yes"),
+        ((*BAR, "sizes"), "0x1000"),
+        ((*BAR, "sizes", 0), 4096),
+        ((*BAR, "sizes", 0), "4096"),
+        (("state",), []),
+        (("state", "memory"), "0x1000"),
+        (("state", "memory", "total"), GONE),
+        (("state", "memory", "available"), 4096),
+        (("state", "huge_pages"), {}),
+        (("state", "huge_pages", 0, "free"), -1),
+        (("state", "huge_pages", 0, "total"), "16"),
+        (("state", "huge_pages", 0, "page_size"), GONE),
+        (("state", "nodes", 0), "/dev/vfio/vfio"),
+        (("state", "nodes", 0, "path"), GONE),
+        (("state", "nodes", 0, "usable"), "yes"),
+        (("state", "remaps_interrupts"), 1),
+        (("state", "may_lock"), "no"),
     ],
     ids=lambda item: dotted(item) if isinstance(item, tuple) else str(item)[:24],
 )

@@ -428,37 +428,7 @@ def test_cpu_says_whose_it_is_and_whether_the_machine_is_virtual(tree, vendor, m
 
 def test_machine_without_cpuinfo_is_not_known(tree):
     platform = tree.group(1).read().platform
-    assert (platform.vendor, platform.guest, platform.isolated_msi) == (None, None, None)
-    assert platform.unsafe_interrupts is None
-
-
-@pytest.mark.parametrize(
-    ("chips", "isolated"),
-    [
-        (("IR-IO-APIC", "DMAR-MSI", "IR-PCI-MSIX-0000:00:01.0"), True),
-        (("IO-APIC", "PCI-MSI-0000:00:01.0"), False),
-        (("ITS-PCI-MSIX-0000:00:01.0", "GICv3"), True),
-        (("XT-PIC", "DMAR-MSI"), None),
-    ],
-)
-def test_chips_that_deliver_interrupts_say_whether_they_are_remapped(tree, chips, isolated):
-    for number, chip in enumerate(chips):
-        tree.write(f"kernel/irq/{number}/chip_name", f"{chip}\n")
-    assert tree.read().platform.isolated_msi is isolated
-
-
-@pytest.mark.parametrize(
-    ("told", "unsafe"),
-    [
-        ({}, None),
-        ({"vfio_iommu_type1": "N"}, ()),
-        ({"vfio_iommu_type1": "N", "iommufd": "Y"}, ("iommufd",)),
-    ],
-)
-def test_modules_that_take_unsafe_interrupts_are_named(tree, told, unsafe):
-    for module, value in told.items():
-        tree.write(f"module/{module}/parameters/allow_unsafe_interrupts", f"{value}\n")
-    assert tree.read().platform.unsafe_interrupts == unsafe
+    assert (platform.vendor, platform.guest) == (None, None)
 
 
 def test_tree_that_does_not_exist_says_what_to_give(tmp_path):

@@ -20,6 +20,7 @@ from tests.kit.kernels import NIC, Space
 from vmm_iova import AddrRange
 from vmm_iova.errors import ClosedError, DmaError, RequestError
 from vmm_iova.mapping import GuestMemory, Piece, map_pieces, prefault
+from vmm_iova.mapping import memory as module
 from vmm_iova.mapping import populate as populating
 from vmm_iova.mapping.populate import MADV_POPULATE_WRITE, TerminalProgress, populate
 
@@ -230,6 +231,43 @@ def test_more_than_there_is_raises_and_leaves_nothing() -> None:
 def free_huge_pages() -> int:
     path = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
     return int(path.read_text()) if path.exists() else 0
+
+
+class RefusingLibc:
+    """The C library, in which a mapping at a fixed place is refused once it has unmapped."""
+
+    def __init__(self, real: ctypes.CDLL) -> None:
+        self.real = real
+        self.gone: list[tuple[int, int]] = []
+        self.unmapped: list[tuple[int, int]] = []
+
+    def mmap(self, where: int, size: int, protection: int, flags: int, fd: int, at: int) -> int:
+        if flags & module._MAP_FIXED:
+            self.real.munmap(where, size)
+            self.gone.append((where, size))
+            ctypes.set_errno(errno.ENOMEM)
+            return -1 & (1 << 64) - 1
+        answer: int = self.real.mmap(where, size, protection, flags, fd, at)
+        return answer
+
+    def munmap(self, where: int, size: int) -> int:
+        self.unmapped.append((where, size))
+        return 0
+
+
+def test_memory_that_a_refused_call_has_unmapped_is_not_unmapped_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    libc = RefusingLibc(module._libc)
+    monkeypatch.setattr(module, "_libc", libc)
+
+    with pytest.raises(DmaError):
+        GuestMemory(SPANS[:1], backing="anonymous")
+
+    gc.collect()
+    (where, size), *_ = libc.gone
+    assert libc.unmapped, "the ends of the reservation are given back"
+    assert all(at + length <= where or where + size <= at for at, length in libc.unmapped)
 
 
 @pytest.mark.skipif(free_huge_pages() < 2, reason="no free huge pages; the lab's guests have some")

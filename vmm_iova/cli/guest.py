@@ -3,19 +3,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from vmm_iova.cli.options import split
 from vmm_iova.errors import HostDataError, RequestError
 from vmm_iova.host.load import read_text
 from vmm_iova.machines.parts import CpuVendor, FixedItem
 from vmm_iova.plain import one_line, parse_json
+from vmm_iova.planning.assigned import device_bars
 from vmm_iova.planning.guest import Bar, Doorbell, Guest, Node, Room
 from vmm_iova.planning.layout import OnHole, check_layout
+from vmm_iova.planning.request import machine_of
 from vmm_iova.units import parse_range
 
 if TYPE_CHECKING:
     import argparse
+
+    from vmm_iova.host.facts import Facts
+    from vmm_iova.host.usable import Usable
 
 
 def add_guest_options(parser: argparse.ArgumentParser, *, ram: str) -> None:
@@ -108,6 +115,22 @@ def guest_of(options: argparse.Namespace) -> Guest:
         ovmf_window=options.ovmf_window,
         doorbells=[Doorbell(*_named(item, "doorbell")) for item in options.doorbell],
     )
+
+
+def assigned_guest(guest: Guest, host: Facts, usable: Usable, options: argparse.Namespace) -> Guest:
+    """Return the guest with the devices of `-s`: how many, and the BARs that come with them.
+
+    Raises:
+        UnknownNameError: the host has no such device, or there is no such machine.
+    """
+    names = split(options.devices) or []
+    bars = device_bars(host, names, root_ports=options.root_ports)
+    if not machine_of(guest, usable.arch).identity:
+        bars = ()  # a BAR is no address of the guest there
+    count = options.assigned
+    if count is None:
+        count = len({host.device(name).name for name in names}) or 1
+    return replace(guest, bars=(*guest.bars, *bars), devices=count)
 
 
 def _named(item: str, option: str) -> tuple[str, str]:

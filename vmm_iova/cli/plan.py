@@ -7,7 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmm_iova.cli.guest import add_guest_options, add_plan_options, guest_of, saved_layout
+from vmm_iova.cli.guest import (
+    add_guest_options,
+    add_plan_options,
+    assigned_guest,
+    guest_of,
+    saved_layout,
+)
 from vmm_iova.cli.options import (
     GENERATOR,
     REFUSED,
@@ -20,6 +26,7 @@ from vmm_iova.cli.options import (
     write,
 )
 from vmm_iova.errors import RequestError
+from vmm_iova.planning.assigned import members, unplaced
 from vmm_iova.planning.budget import budget, compare_costs
 from vmm_iova.planning.memory_maps import FORMATS, write_map
 from vmm_iova.planning.plan import plan
@@ -60,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     """Do it."""
     host = host_of(options)
     usable = usable_of(host, options)
-    guest = replace(guest_of(options), devices=options.assigned)
+    guest = assigned_guest(guest_of(options), host, usable, options)
     layout = plan(
         guest,
         usable,
@@ -69,9 +76,12 @@ def run(options: argparse.Namespace) -> int:
         keep=saved_layout(options),
         prefer=options.prefer,
     )
+    devices = split(options.devices) or ()
+    layout = replace(layout, notes=(*layout.notes, *unplaced(host, devices)))
+    given = members(host, devices)
     cost = budget(layout, chunk=options.chunk)
     compared = compare_costs(guest, usable, prefer=options.prefer) if options.compare else ()
-    document = data.dump_layout(layout, cost, GENERATOR, compared)
+    document = data.dump_layout(layout, cost, GENERATOR, compared, given)
     if options.output:
         write(options.output, picture(options.output, layout, document))
     if options.dry_run and (options.json or getattr(options, "format", None)):
@@ -87,7 +97,9 @@ def run(options: argparse.Namespace) -> int:
         print(document, end="")
     else:
         print(show_answer(layout_answer(layout, cost)))
-        shown = text.show_layout(layout, cost, bytes_=options.bytes, compared=compared)
+        shown = text.show_layout(
+            layout, cost, bytes_=options.bytes, compared=compared, members=given
+        )
         print(shown + rehearsed, end="")
     return REFUSED if layout.changes else status_of(layout.usable)
 
@@ -95,7 +107,17 @@ def run(options: argparse.Namespace) -> int:
 def _add_more_options(parser: argparse.ArgumentParser) -> None:
     """Add what is about one host: the cost, and what its guest must be told."""
     add = parser.add_argument
-    add("--assigned", type=int, default=1, metavar="N", help="number of assigned devices")
+    add(
+        "--assigned",
+        type=int,
+        metavar="N",
+        help="number of assigned devices (default: those of -s, or 1)",
+    )
+    add(
+        "--root-ports",
+        action="store_true",
+        help="each device of -s is behind a root port of its own, as libvirt has it",
+    )
     add("--chunk", help="bytes that the VMM maps with one call, like 2MiB, for the cost")
     add("--compare", action="store_true", help="also show the cost of each policy and page size")
     add("--format", choices=FORMATS, help="print only what the guest must be told, in this form")

@@ -92,7 +92,7 @@ def damaged(
 
 
 def _key(text: str, request: FleetRequest) -> bytes | None:
-    """Digest what the answer depends on: all facts but the names that make hosts different."""
+    """Digest what the answer depends on: not the names and the moment that make hosts different."""
     if text.lstrip()[:1] != "{":
         return None
     try:
@@ -101,7 +101,7 @@ def _key(text: str, request: FleetRequest) -> bytes | None:
         return None  # the reader says what is wrong
     if not isinstance(data, dict):
         return None
-    for field in ("name", "origin", "generator", "notes"):
+    for field in ("name", "origin", "generator", "notes", "state"):
         data.pop(field, None)
     try:
         facts = json.dumps(data, separators=(",", ":"))

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_iova.host.bars import BarKind, DeviceBar
 from vmm_iova.host.facts import Device, Note, Platform
 from vmm_iova.readers.cpu import read_cpu
 from vmm_iova.readers.iommu_groups import read_iommu_groups
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmm_iova.readers.cpu import Cpu
+    from vmm_iova.readers.lspci import PciDevice
 
 _LINE = re.compile(
     r"Adding to iommu group \d|Adding device \S{1,64} to group \d|root bus resource|"
@@ -85,6 +88,7 @@ def read_dumps(lines: Sequence[str], name: str) -> Dumps:
     group_of.update(read_iommu_groups(lines))
     drivers = {item.name: item.driver for item in pci}
     classes = {item.name: item.pci_class for item in pci}
+    bars_of = {item.name: _bars(item) for item in pci}
     names = sorted({*group_of, *drivers})
     groups: dict[str, list[str]] = {}
     for device, group in group_of.items():
@@ -106,6 +110,7 @@ def read_dumps(lines: Sequence[str], name: str) -> Dumps:
                 group=group_of.get(device),
                 driver=drivers.get(device),
                 pci_class=int(code, 16) << 8 if (code := classes.get(device)) else None,
+                bars=bars_of.get(device),
             )
             for device in names
         ),
@@ -114,3 +119,28 @@ def read_dumps(lines: Sequence[str], name: str) -> Dumps:
         platform=cpu_platform(cpu),
         notes=tuple(notes),
     )
+
+
+def _bars(device: PciDevice) -> tuple[DeviceBar, ...] | None:
+    """BARs of a device; None where the listing would not have had them."""
+    if not (device.verbose or device.regions):
+        return None
+    bars, places = [], Counter[BarKind]()
+    for region in device.regions:
+        kind = BarKind(region.kind)
+        if kind is BarKind.ROM and region.size is None:
+            continue  # the kernel has no room for it, so that nobody sees it
+        index = places[kind] if region.index is None else region.index
+        places[kind] += 1
+        bars.append(
+            DeviceBar(
+                index,
+                region.size,
+                64 if region.wide else 32,
+                region.prefetchable,
+                kind,
+                region.start is not None or kind is BarKind.VF,
+                region.sizes,
+            )
+        )
+    return tuple(bars)

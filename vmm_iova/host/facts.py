@@ -9,15 +9,17 @@ All types are immutable and pickle.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vmm_iova.errors import HostDataError, UnknownNameError
+from vmm_iova.host.state import State
 from vmm_iova.plain import by_number
 
 if TYPE_CHECKING:
     from typing import Self
 
+    from vmm_iova.host.bars import DeviceBar
     from vmm_iova.ranges import AddrRange, MappableRanges
 
 
@@ -111,6 +113,7 @@ class Device:
         dma_mask_bits: mask of the *host driver*; says nothing about what VFIO may map.
         driver: driver bound to it, or None.
         pci_class: PCI class code, or None.
+        bars: its memory BARs; None where nothing says which it has.
     """
 
     name: str
@@ -119,6 +122,20 @@ class Device:
     dma_mask_bits: int | None = None
     driver: str | None = None
     pci_class: int | None = None
+    bars: tuple[DeviceBar, ...] | None = None
+
+    def joined(self, more: Device) -> Device:
+        """Return this, with what another source knows of it where this one does not."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return Device(**{k: getattr(more, k) if v is None else v for k, v in values.items()})
+
+    @property
+    def bridge(self) -> bool:
+        """True for a bridge between PCI buses, which may keep its driver in a group."""
+        return self.pci_class is not None and self.pci_class >> 8 == _PCI_BRIDGE
+
+
+_PCI_BRIDGE = 0x0604  # include/linux/pci_ids.h, PCI_CLASS_BRIDGE_PCI
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +162,16 @@ class Group:
     damaged: str | None = None
     type: str | None = None
     translated: bool = True
+
+    @property
+    def only_listed(self) -> bool:
+        """True if nothing is known of it but its members."""
+        return self == Group(self.id, self.devices, None)
+
+    def joined(self, more: Group) -> Group:
+        """Return this with the members that another source names, one of which only lists it."""
+        told = more if self.only_listed else self
+        return replace(told, devices=tuple(dict.fromkeys((*self.devices, *more.devices))))
 
     @property
     def title(self) -> str:
@@ -293,23 +320,16 @@ class Platform:
     Attributes:
         vendor: maker of its CPU: `intel`, `amd`, `arm`, `s390`.
         guest: whether it is itself a virtual machine.
-        isolated_msi: whether devices can raise no interrupt but their own (interrupt remapping).
-        unsafe_interrupts: modules of VFIO (`vfio_iommu_type1`, `iommufd`) that were told to do
-            without (`allow_unsafe_interrupts`).
     """
 
     vendor: str | None = None
     guest: bool | None = None
-    isolated_msi: bool | None = None
-    unsafe_interrupts: tuple[str, ...] | None = None
 
     def __or__(self, other: Platform) -> Platform:
         """Return this, with what only the other one knows."""
         return Platform(
             _first(self.vendor, other.vendor),
             _first(self.guest, other.guest),
-            _first(self.isolated_msi, other.isolated_msi),
-            _first(self.unsafe_interrupts, other.unsafe_interrupts),
         )
 
 
@@ -337,6 +357,7 @@ class Facts:
         cpu_source: where that was read.
         platform: the machine around the IOMMUs.
         iommu_info: what iommufd says of the IOMMUs of attached devices.
+        state: memory, nodes and the like, as they were when the facts were read.
 
     Synchronization: none required (immutable).
     """
@@ -360,6 +381,7 @@ class Facts:
     cpu_source: str = "/proc/cpuinfo"
     platform: Platform = field(default_factory=Platform)
     iommu_info: tuple[IommuInfo, ...] = ()
+    state: State = field(default_factory=State)
 
     def group(self, group_id: str | int) -> Group:
         """Return the group of that number.
@@ -401,26 +423,32 @@ class Facts:
     def with_facts(self, more: Facts) -> Self:
         """Return this host with the facts of another source of the same host added.
 
+        Of a device that both have, this host's facts count, and the other ones where it has none;
+        a group that one of them only lists (`lspci`) is the other one's.
+
         Raises:
             HostDataError: both describe a group or a unit of the same name.
         """
-        for kind, ours, theirs in (
-            ("group", {item.id for item in self.groups}, {item.id for item in more.groups}),
-            ("unit", {item.name for item in self.units}, {item.name for item in more.units}),
-        ):
-            if ours & theirs:
-                raise HostDataError(
-                    f"{more.name} describes {kind} {min(ours & theirs)}, as {self.name} does: "
-                    "which one counts cannot be known",
-                    source=more.name,
-                )
+        groups = {item.id: item for item in self.groups}
+        for group in more.groups:
+            ours = groups.get(group.id)
+            if ours is not None and not (ours.only_listed or group.only_listed):
+                raise self._twice("group", group.id, more)
+            groups[group.id] = group if ours is None else ours.joined(group)
+        for unit in more.units:
+            if any(unit.name == item.name for item in self.units):
+                raise self._twice("unit", unit.name, more)
+        devices = {item.name: item for item in self.devices}
+        for device in more.devices:
+            known = devices.get(device.name)
+            devices[device.name] = device if known is None else known.joined(device)
         return replace(
             self,
             arch=self.arch or more.arch,
             release=self.release or more.release,
             page_size=self.page_size or more.page_size,
-            groups=tuple(sorted((*self.groups, *more.groups), key=lambda item: by_number(item.id))),
-            devices=(*self.devices, *more.devices),
+            groups=tuple(sorted(groups.values(), key=lambda item: by_number(item.id))),
+            devices=tuple(devices.values()),
             units=(*self.units, *more.units),
             kernel_ranges=(*self.kernel_ranges, *more.kernel_ranges),
             windows=(*self.windows, *more.windows),
@@ -436,6 +464,14 @@ class Facts:
             cpu_source=self.cpu_source if self.cpu_bits is not None else more.cpu_source,
             platform=self.platform | more.platform,
             iommu_info=(*self.iommu_info, *more.iommu_info),
+            state=self.state.joined(more.state),
+        )
+
+    def _twice(self, kind: str, name: str, more: Facts) -> HostDataError:
+        return HostDataError(
+            f"{more.name} describes {kind} {name}, as {self.name} does: "
+            "which one counts cannot be known",
+            source=more.name,
         )
 
 

@@ -72,10 +72,11 @@ def find_obstacles(host: Facts, groups: Iterable[Group]) -> Iterable[Obstacle]:
             yield Obstacle(
                 (("type1", errno.ENOENT), ("iommufd", errno.ENOENT)), text, say.BIND_GROUP
             )
-    if host.platform.isolated_msi is False:
-        unsafe = host.platform.unsafe_interrupts or ()
+    state = host.state
+    if state.remaps_interrupts is False:
+        told = {"type1": state.unsafe_interrupts, "iommufd": state.unsafe_iommufd}
         for way, module in _MODULE.items():
-            if module not in unsafe:
+            if not told[way]:
                 text = (
                     "the host does not remap its interrupts, and "
                     f"{module}.allow_unsafe_interrupts is not Y"

@@ -21,6 +21,9 @@ _WORDS = {
         RegionKind.MSI,
     )
 }
+_LINE = re.compile(
+    r"0[xX][0-9a-fA-F]{1,16} 0[xX][0-9a-fA-F]{1,16} (?:direct|direct-relaxable|reserved|msi)"
+)
 _LONGEST_LINE = len("0x0000000000000000 0x0000000000000000 direct-relaxable\n")
 _PAGE_SIZES = (4096, 16384, 65536)
 
@@ -40,6 +43,11 @@ class RegionsText:
     empty_regions: tuple[EmptyRegion, ...]
     notes: tuple[Note, ...]
     rejected: tuple[int, ...]
+
+
+def is_region_line(text: str) -> bool:
+    """Tell whether a line is as the kernel prints it, and thus nothing else."""
+    return _LINE.fullmatch(text) is not None
 
 
 def parse_region_line(

@@ -9,11 +9,10 @@ version is refused. `snapshot.schema.json` beside this file describes it for oth
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import Any, get_args
 
 from vmm_iova.errors import HostDataError, RequestError
+from vmm_iova.host.bars import BarKind, DeviceBar
 from vmm_iova.host.facts import (
     Device,
     DmaWindow,
@@ -29,23 +28,18 @@ from vmm_iova.host.facts import (
     RangesFrom,
     RegionKind,
     ReservedRegion,
-    Source,
     StatedWidth,
 )
 from vmm_iova.host.host import Host
-from vmm_iova.host.regions import region_kind
-from vmm_iova.plain import parse_json, whole_number
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
-from vmm_iova.units import shorten
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from vmm_iova.host.node import Node
+from vmm_iova.host.state import DeviceNode, Memory, PagePool, State
+from vmm_iova.plain import parse_json
+from vmm_iova.ranges import AddrRange, MappableRanges
 
 SCHEMA_NAME = "vmm-iova-host"
-SCHEMA_VERSION = 1
-
-_HEX = re.compile(r"0x[0-9a-fA-F]{1,17}")
-_T = TypeVar("_T")
+SCHEMA_VERSION = 2
+"""Of what is written. Version 1 had no BARs and no state: read, its host states none."""
+_OLDEST = 1
 
 
 def _hex(value: int | None) -> str | None:
@@ -92,6 +86,7 @@ def snapshot_data(host: Host) -> dict[str, Any]:
                 "dma_mask_bits": item.dma_mask_bits,
                 "driver": item.driver,
                 "class": _hex(item.pci_class),
+                "bars": None if item.bars is None else [_bar(bar) for bar in item.bars],
             }
             for item in host.devices
         ],
@@ -132,10 +127,6 @@ def snapshot_data(host: Host) -> dict[str, Any]:
         "platform": {
             "vendor": host.platform.vendor,
             "guest": host.platform.guest,
-            "isolated_msi": host.platform.isolated_msi,
-            "unsafe_interrupts": None
-            if host.platform.unsafe_interrupts is None
-            else list(host.platform.unsafe_interrupts),
         },
         "iommu_info": [
             {
@@ -148,8 +139,41 @@ def snapshot_data(host: Host) -> dict[str, Any]:
             }
             for item in host.iommu_info
         ],
+        "state": _state(host.state),
         "sysfs": host.sysfs,
         "notes": [{"text": note.text, "warning": note.warning} for note in host.notes],
+    }
+
+
+def _bar(bar: DeviceBar) -> dict[str, Any]:
+    return {
+        "kind": bar.kind.value,
+        "index": bar.index,
+        "size": _hex(bar.size),
+        "bits": bar.bits,
+        "prefetchable": bar.prefetchable,
+        "assigned": bar.assigned,
+        "sizes": [f"{size:#x}" for size in bar.sizes],
+    }
+
+
+def _state(state: State) -> dict[str, Any]:
+    memory, pools, nodes = state.memory, state.huge_pages, state.nodes
+    return {
+        "memory": memory and {"total": f"{memory.total:#x}", "available": f"{memory.available:#x}"},
+        "huge_pages": None
+        if pools is None
+        else [
+            {"page_size": f"{pool.page_size:#x}", "total": pool.total, "free": pool.free}
+            for pool in pools
+        ],
+        "nodes": None
+        if nodes is None
+        else [{"path": node.path, "usable": node.usable} for node in nodes],
+        "remaps_interrupts": state.remaps_interrupts,
+        "unsafe_interrupts": state.unsafe_interrupts,
+        "unsafe_iommufd": state.unsafe_iommufd,
+        "may_lock": state.may_lock,
     }
 
 
@@ -183,23 +207,23 @@ def load_snapshot(text: str, name: str) -> Host:
 
     Complexity: O(size).
     """
-    root = _Node(parse_json(text, name), name, "")
+    root = Node(parse_json(text, name), name, "")
     schema = root.child("schema")
     if schema.field("name", str) != SCHEMA_NAME:
         raise schema.wrong("name", f"should be {SCHEMA_NAME!r}: this is no snapshot of a host")
     version = schema.field("version", int)
-    if version != SCHEMA_VERSION:
+    if not _OLDEST <= version <= SCHEMA_VERSION:
         newer = version > SCHEMA_VERSION
         raise HostDataError(
             f"{name}: snapshot schema {version} is {'newer' if newer else 'older'} than "
-            f"{SCHEMA_VERSION}, which this program reads",
+            f"{SCHEMA_VERSION if newer else _OLDEST}, which this program reads",
             source=name,
             hint="update vmm-iova" if newer else "capture the host again",
         )
-    return _host(root, name)
+    return _host(root, name, version)
 
 
-def _host(root: _Node, name: str) -> Host:
+def _host(root: Node, name: str, version: int) -> Host:
     limits = root.child("limits")
     memlock = limits.optional("memlock", str)
     cpu = root.child("cpu") if root.data.get("cpu") is not None else None
@@ -218,6 +242,7 @@ def _host(root: _Node, name: str) -> Host:
                 node.optional("dma_mask_bits", int),
                 node.optional("driver", str),
                 node.number("class"),
+                None if version < 2 else _read_bars(node),
             )
             for node in root.children("devices")
         ),
@@ -251,6 +276,7 @@ def _host(root: _Node, name: str) -> Host:
         ),
         cpu_bits=None if cpu is None else cpu.bits("address_bits"),
         cpu_source="/proc/cpuinfo" if cpu is None else cpu.field("source", str),
+        state=State() if version < 2 else _read_state(root),
         platform=_read_platform(root),
         iommu_info=tuple(
             _read_info(node)
@@ -259,21 +285,15 @@ def _host(root: _Node, name: str) -> Host:
     )
 
 
-def _read_platform(root: _Node) -> Platform:
+def _read_platform(root: Node) -> Platform:
     """Read the platform, which older snapshots do not have."""
     if root.data.get("platform") is None:
         return Platform()
     node = root.child("platform")
-    unsafe = node.data.get("unsafe_interrupts") is not None
-    return Platform(
-        vendor=node.optional("vendor", str),
-        guest=node.optional("guest", bool),
-        isolated_msi=node.optional("isolated_msi", bool),
-        unsafe_interrupts=tuple(node.strings("unsafe_interrupts")) if unsafe else None,
-    )
+    return Platform(vendor=node.optional("vendor", str), guest=node.optional("guest", bool))
 
 
-def _read_info(node: _Node) -> IommuInfo:
+def _read_info(node: Node) -> IommuInfo:
     registers = node.child("registers")
     return IommuInfo(
         node.field("device", str),
@@ -285,7 +305,57 @@ def _read_info(node: _Node) -> IommuInfo:
     )
 
 
-def _read_group(node: _Node) -> Group:
+def _read_bars(device: Node) -> tuple[DeviceBar, ...] | None:
+    if device.data.get("bars") is None:
+        return None
+    return tuple(_read_bar(node) for node in device.children("bars"))
+
+
+def _read_bar(node: Node) -> DeviceBar:
+    kind, bits = node.field("kind", str), node.field("bits", int)
+    if kind not in (known := [item.value for item in BarKind]):
+        raise node.wrong("kind", f"{kind!r} is none of {', '.join(known)}")
+    if bits not in (32, 64):
+        raise node.wrong("bits", f"{bits} is neither 32 nor 64")
+    return DeviceBar(
+        node.count("index"),
+        node.number("size"),
+        64 if bits == 64 else 32,
+        node.optional("prefetchable", bool) is True,
+        BarKind(kind),
+        node.optional("assigned", bool) is not False,
+        tuple(node.numbers("sizes")),
+    )
+
+
+def _read_state(root: Node) -> State:
+    if root.data.get("state") is None:
+        return State()
+    node = root.child("state")
+    memory = node.child("memory") if node.data.get("memory") is not None else None
+    pools, nodes = (node.data.get(key) is not None for key in ("huge_pages", "nodes"))
+    return State(
+        None if memory is None else Memory(memory.address("total"), memory.address("available")),
+        tuple(
+            PagePool(item.address("page_size"), item.count("total"), item.count("free"))
+            for item in node.children("huge_pages")
+        )
+        if pools
+        else None,
+        tuple(
+            DeviceNode(item.field("path", str), item.field("usable", bool))
+            for item in node.children("nodes")
+        )
+        if nodes
+        else None,
+        node.optional("remaps_interrupts", bool),
+        node.optional("unsafe_interrupts", bool),
+        node.optional("unsafe_iommufd", bool),
+        node.optional("may_lock", bool),
+    )
+
+
+def _read_group(node: Node) -> Group:
     group = node.field("id", str)
     listed = node.value("reserved_regions") is not None
     regions = tuple(_read_region(item, group) for item in node.children("reserved_regions"))
@@ -304,14 +374,14 @@ def _read_group(node: _Node) -> Group:
     )
 
 
-def _read_region(node: _Node, group: str | None) -> ReservedRegion:
+def _read_region(node: Node, group: str | None) -> ReservedRegion:
     kind, word = node.kind()
     if group is None:
         kind = RegionKind.FIRMWARE
     return ReservedRegion(node.span(), kind, word, node.source(), group)
 
 
-def _read_ranges(node: _Node) -> KernelRanges:
+def _read_ranges(node: Node) -> KernelRanges:
     spans = [item.span() for item in node.children("ranges")]
     try:
         ranges = MappableRanges(spans)
@@ -326,124 +396,3 @@ def _read_ranges(node: _Node) -> KernelRanges:
         node.power_of_two("granule"),
         node.number("page_sizes"),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Node:
-    """An object of the JSON tree that knows its path, so that every error can name it."""
-
-    data: Any
-    file: str
-    path: str
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.data, dict):
-            where = self.path or "the root"
-            raise HostDataError(
-                f"{self.file}: {where} should be an object, not {_type(self.data)}",
-                source=self.file,
-            )
-
-    def wrong(self, key: str, what: str) -> HostDataError:
-        path = f"{self.path}.{key}" if self.path else key
-        return HostDataError(f"{self.file}: {path} {what}", source=self.file, text=path)
-
-    def value(self, key: str) -> Any:
-        if key not in self.data:
-            raise self.wrong(key, "is missing")
-        return self.data[key]
-
-    def field(self, key: str, kind: type[_T]) -> _T:
-        value = self.optional(key, kind)
-        if value is None:
-            raise self.wrong(key, "is missing")
-        return value
-
-    def optional(self, key: str, kind: type[_T]) -> _T | None:
-        value = self.data.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise self.wrong(key, f"should be {_NAMES[kind]}, not {_type(value)}")
-        return value
-
-    def _sequence(self, key: str) -> list[Any]:
-        self.value(key)  # a list that is not there is not an empty one
-        return self.optional(key, list) or []
-
-    def strings(self, key: str) -> Iterable[str]:
-        for index, item in enumerate(self._sequence(key)):
-            if not isinstance(item, str):
-                raise self.wrong(f"{key}[{index}]", f"should be text, not {_type(item)}")
-            yield item
-
-    def child(self, key: str) -> _Node:
-        return _Node(self.field(key, dict), self.file, f"{self.path}.{key}".lstrip("."))
-
-    def children(self, key: str) -> Iterable[_Node]:
-        prefix = f"{self.path}.{key}".lstrip(".")
-        for index, item in enumerate(self._sequence(key)):
-            yield _Node(item, self.file, f"{prefix}[{index}]")
-
-    def number(self, key: str) -> int | None:
-        text = self.optional(key, str)
-        if text is None:
-            return None
-        if not _HEX.fullmatch(text) or int(text, 16) > ADDRESS_LAST:
-            raise self.wrong(key, f"{shorten(text)!r} is not a hex number up to 2^64-1")
-        return int(text, 16)
-
-    def address(self, key: str) -> int:
-        value = self.number(key)
-        if value is None:
-            raise self.wrong(key, "is missing")
-        return value
-
-    def power_of_two(self, key: str) -> int | None:
-        value = self.number(key)
-        if value is not None and (value == 0 or value & (value - 1)):
-            raise self.wrong(key, f"{value:#x} is not a power of two")
-        return value
-
-    def kind(self) -> tuple[RegionKind, str]:
-        word = self.field("type", str)
-        if not word.strip():
-            raise self.wrong("type", "is empty")
-        return region_kind(word)
-
-    def word(self, key: str, known: tuple[Any, ...]) -> Any:
-        value = self.field(key, str)
-        if value not in known:
-            raise self.wrong(key, f"{shorten(value)!r} is none of {', '.join(known)}")
-        return value
-
-    def bits(self, key: str) -> int:
-        value = self.field(key, int)
-        if not 1 <= value <= 64:
-            raise self.wrong(key, f"{value} is not a width from 1 to 64 bits")
-        return value
-
-    def span(self) -> AddrRange:
-        start, last = self.address("start"), self.address("last")
-        if last < start:
-            raise self.wrong("last", f"{last:#x} is below start {start:#x}")
-        return AddrRange(start, last)
-
-    def source(self) -> Source:
-        text = self.optional("source", str) or f"{self.file} {self.path}"
-        name, colon, line = text.rpartition(":")
-        number = whole_number(line) if colon else None
-        return Source(name, number) if number is not None and str(number) == line else Source(text)
-
-
-_NAMES: dict[type, str] = {
-    str: "text",
-    int: "a whole number",
-    bool: "true or false",
-    list: "a list",
-    dict: "an object",
-}
-
-
-def _type(value: object) -> str:
-    return _NAMES.get(type(value), "null" if value is None else type(value).__name__)

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.errors import HostDataError, HostUnavailableError
 from vmm_iova.files import Tree, is_there
+from vmm_iova.host.bars import BarKind, DeviceBar, parse_resource, resizable_sizes
 from vmm_iova.host.dumps import cpu_platform
-from vmm_iova.host.facts import Device, Group, IommuUnit, Limits, Note, Platform, Source
+from vmm_iova.host.facts import Device, Group, IommuUnit, Limits, Note, Source
 from vmm_iova.host.host import Host
 from vmm_iova.host.obstacles import iommu_hint
 from vmm_iova.host.regions import parse_reserved_regions
 from vmm_iova.host.registers import cpu_address_bits
+from vmm_iova.host.state import read_state
 from vmm_iova.plain import by_number, one_line, whole_number
 from vmm_iova.readers.cpu import read_cpu
 from vmm_iova.units import shorten
@@ -38,8 +40,7 @@ _LINE = 4096  # bytes of a file that holds one line: sysfs itself gives no more 
 _REGIONS = 1 << 17  # of reserved_regions: the kernel stops at a page, which has 64 KiB at most
 _CPUINFO = 8 << 20  # about 1.5 KiB for each CPU
 _COPY = "give a copy of /sys, or the directory that has it as sys/"
-_VFIO_MODULES = ("vfio_iommu_type1", "iommufd")
-_UNSAFE = "module/{module}/parameters/allow_unsafe_interrupts"
+_PROC = 1 << 16  # of meminfo and of a process's status: about 1.5 KiB, more with thousands of CPUs
 _HEX = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,16}")
 
 
@@ -91,11 +92,13 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
     behind = reader.devices_of_units()
     groups = reader.groups()
     cpuinfo = reader.cpuinfo()
-    platform = reader.platform(cpuinfo)
+    first_cpu = cpuinfo.partition("\n\n")[0].splitlines()
+    platform = cpu_platform(read_cpu(first_cpu))
     if not groups:
         reader.notes.append(
             Note(f"no IOMMU groups: no IOMMU is in use on this host; {iommu_hint(platform, arch)}")
         )
+    state = read_state(reader, live=live)
     limits = Limits(
         dma_entries=reader.number("module/vfio_iommu_type1/parameters/dma_entry_limit"),
         memlock=_memlock() if live else None,
@@ -114,6 +117,7 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
         notes=tuple(reader.notes),
         cpu_bits=cpu_address_bits(cpuinfo),
         platform=platform,
+        state=state,
     )
 
 
@@ -198,35 +202,13 @@ class _Reader:
 
     def cpuinfo(self) -> str:
         """/proc/cpuinfo, beside /sys; empty if there is none."""
+        return self.proc_text("cpuinfo", _CPUINFO) or ""
+
+    def proc_text(self, path: str, limit: int = _PROC) -> str | None:
+        """A file of /proc, beside /sys; None if there is none."""
         if self.proc is None:
-            return ""
-        return self._read(self.proc, f"{self.proc_at}cpuinfo", "/proc/cpuinfo", _CPUINFO) or ""
-
-    def platform(self, cpuinfo: str) -> Platform:
-        """The machine: its CPU, and whether its interrupts are remapped."""
-        cpu = read_cpu(cpuinfo.partition("\n\n")[0].splitlines())
-        modules = {name: self.line_of(_UNSAFE.format(module=name)) for name in _VFIO_MODULES}
-        told = any(value is not None for value in modules.values())
-        unsafe = tuple(name for name, value in modules.items() if value == "Y")
-        rest = Platform(
-            isolated_msi=self._isolated_msi(), unsafe_interrupts=unsafe if told else None
-        )
-        return cpu_platform(cpu) | rest
-
-    def _isolated_msi(self) -> bool | None:
-        """Whether interrupts are remapped, by the names of the chips that deliver them.
-
-        Source: arch/x86/kernel/apic/io_apic.c and msi.c (`IR-` before the name);
-        drivers/irqchip/irq-gic-v3-its-msi-parent.c; Documentation/ABI/testing/sysfs-kernel-irq
-        (Linux 4.9).
-        """
-        plain = False
-        for number in self.names("kernel/irq"):
-            chip = self.line_of(f"kernel/irq/{number}/chip_name") or ""
-            if chip.startswith(("IR-", "ITS-")):
-                return True
-            plain = plain or chip.startswith(("IO-APIC", "PCI-MSI"))
-        return False if plain else None
+            return None
+        return self._read(self.proc, self.proc_at + path, f"/proc/{path}", limit)
 
     def link(self, path: str) -> str | None:
         """Last component of a symbolic link, or None."""
@@ -315,6 +297,29 @@ class _Reader:
                         dma_mask_bits=self.number(f"{where}/dma_mask_bits"),
                         driver=self.link(f"{where}/driver"),
                         pci_class=self.hexadecimal(f"{where}/class"),
+                        bars=self._bars(where),
                     )
                 )
         return tuple(sorted(devices, key=lambda device: device.name))
+
+    def _bars(self, where: str) -> tuple[DeviceBar, ...] | None:
+        """Memory BARs of a device; None where there is no list of them that can be trusted."""
+        path = f"{where}/resource"
+        shown = f"{self.shown}/{path}"
+        text = self._read(self.tree, self.at + path, shown, _LINE)
+        if text is None:
+            return None
+        try:
+            bars = parse_resource(text, shown)
+        except HostDataError as error:
+            self.notes.append(Note(f"{error.message}: left out"))
+            return None
+        return tuple(
+            replace(bar, sizes=self._sizes(where, bar)) if bar.kind is BarKind.BAR else bar
+            for bar in bars
+        )
+
+    def _sizes(self, where: str, bar: DeviceBar) -> tuple[int, ...]:
+        """Sizes that a BAR can be given (Linux 6.1); to ask wakes a device that sleeps."""
+        bitmap = self.hexadecimal(f"{where}/resource{bar.index}_resize")
+        return resizable_sizes(bitmap or 0)

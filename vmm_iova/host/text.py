@@ -40,7 +40,7 @@ from vmm_iova.host.paste import (
     region_body,
     take_group,
 )
-from vmm_iova.host.regions import check_truncation, parse_region_line, tidy
+from vmm_iova.host.regions import check_truncation, is_region_line, parse_region_line, tidy
 from vmm_iova.host.registers import cpu_address_bits
 from vmm_iova.plain import by_number, one_line
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
@@ -172,6 +172,9 @@ def _read(lines: list[tuple[int, str]], name: str, kind: str) -> _Reading:
 
 
 def _read_line(reading: _Reading, line: str, source: Source) -> None:
+    if is_region_line(line):  # most lines of a file of the kernel's; nothing else looks so
+        _read_region(reading, line, source, reading.group)
+        return
     header = header_group(line)
     if header is not None:
         reading.group = header
@@ -203,17 +206,21 @@ def _read_line(reading: _Reading, line: str, source: Source) -> None:
     if read_failed_map(line) is not None:
         reading.failed_maps += 1
         return
-    body = region_body(body)
+    if not _read_region(reading, region_body(body), source, group):
+        _keep_unread(reading, line, source)
+
+
+def _read_region(reading: _Reading, body: str, source: Source, group: str) -> bool:
     region = parse_region_line(body, source, group)
     if region is None:
-        _keep_unread(reading, line, source)
-        return
+        return False
     reading.facts += 1
     reading.region_bytes.setdefault(group, []).append(body)
     if isinstance(region, EmptyRegion):
         reading.empty.append(region)
     else:
         reading.regions.append(region)
+    return True
 
 
 def _keep_unread(reading: _Reading, line: str, source: Source) -> None:

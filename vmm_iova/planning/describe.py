@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vmm_iova.diagnosis.check import HOLES
 from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.planning.bars import fit
+from vmm_iova.planning.guest import bar_title
 from vmm_iova.planning.misfit import (
     AreaMisfit,
     BarMisfit,
@@ -144,7 +145,7 @@ def limit_of(misfit: Misfit) -> Cause | None:
 
 def _bar_name(bar: WantedBar) -> str:
     need = "that peers must reach " if bar.required else ""
-    return f"BAR {bar.name} ({show_size(bar.size)}, {need}at a multiple of {bar.align:#x})"
+    return f"{bar_title(bar.name)} ({show_size(bar.size)}, {need}at a multiple of {bar.align:#x})"
 
 
 def roomy_windows(misfit: BarMisfit) -> list[AddrRange]:
@@ -195,7 +196,8 @@ def _vmm_in_words(misfit: Misfit, site: Site) -> tuple[str, list[Reason]]:
         reasons = [Reason(item, span, cause, 0) for cause in misfit.causes]
         return f"{reasons[0]} ({title} has it right above RAM)", reasons
     assert isinstance(misfit, BarUnreached)
-    where = f"{misfit.firmware} puts BAR {misfit.bar.name} ({show_size(misfit.bar.size)}) at {span}"
+    bar = f"{bar_title(misfit.bar.name)} ({show_size(misfit.bar.size)})"
+    where = f"{misfit.firmware} puts {bar} at {span}"
     if misfit.inside is not None:
         cause = Cause(CauseKind.GUEST, span, misfit.inside)
         return f"{where}, {misfit.inside}", [Reason(item, span, cause, 0)]

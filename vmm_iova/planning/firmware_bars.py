@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vmm_iova.host.facts import Note
 from vmm_iova.machines.firmware import BarNeed, Firmware, place, windows
 from vmm_iova.planning.bars import Packing
+from vmm_iova.planning.guest import bar_title
 from vmm_iova.planning.layout import Item, ItemKind
 from vmm_iova.planning.misfit import BarMisfit, BarUnreached
 from vmm_iova.ranges import GIB, MIB, AddrRange, RangeSet
@@ -32,6 +33,14 @@ def unreached(site: Site, what: str, place: AddrRange) -> Iterator[Note]:
             f"{what} meets {blocked[0].range} ({blocked[0].text}): RAM is not affected, "
             "but devices cannot reach BARs there (peer-to-peer)"
         )
+
+
+def bar_item(site: Site, bar: WantedBar, place: AddrRange) -> Iterator[Item | Note]:
+    """Yield a BAR at its place, and what keeps devices from reaching it, if any could."""
+    iova = place if place in site.usable.ranges and not bar.emulated else None
+    if iova is None and not bar.emulated:
+        yield from unreached(site, f"{bar_title(bar.name)} {place}", place)
+    yield Item(ItemKind.BAR, bar.name, place, iova, required=bar.required)
 
 
 def place_bars(
@@ -69,11 +78,7 @@ def place_bars(
         cause = site.pushed(natural.start, site.floor(top)) if not above else None
         yield Item(ItemKind.WINDOW, _WINDOW, natural, natural if reached else None, cause)
     for bar in (*low, *high):
-        place = chosen[bar.name]
-        iova = place if place in site.usable.ranges else None
-        if iova is None:
-            yield from unreached(site, f"BAR {bar.name} {place}", place)
-        yield Item(ItemKind.BAR, bar.name, place, iova, required=bar.required)
+        yield from bar_item(site, bar, chosen[bar.name])
     yield from _differences(site, every)
     yield from _below(site, high, chosen)
 
@@ -138,7 +143,7 @@ def _differences(site: Site, every: Sequence[dict[str, AddrRange]]) -> Iterator[
         ]
         if others:
             yield Note(
-                f"BAR {name} is at {span.start:#x} with {newest}; with {', '.join(others)} "
+                f"{bar_title(name)} is at {span.start:#x} with {newest}; with {', '.join(others)} "
                 "(--firmware names the release)"
             )
 
@@ -153,8 +158,8 @@ def _below(site: Site, high: Sequence[WantedBar], places: dict[str, AddrRange]) 
     bits = (reach.last + 1).bit_length() - 1
     option = machine.option("phys_bits", bits=bits)
     if option is not None:
-        names = ", ".join(bar.name for bar in beyond)
-        yield Note(f"to have BAR {names} below 2^{bits}, where peers reach it: {option}")
+        names = ", ".join(bar_title(bar.name) for bar in beyond)
+        yield Note(f"to have {names} below 2^{bits}, where peers reach it: {option}")
 
 
 def ovmf_megabytes(bars: Sequence[WantedBar]) -> int:

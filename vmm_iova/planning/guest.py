@@ -4,17 +4,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from vmm_iova.host.bars import BarBits
     from vmm_iova.machines.model import Machine
     from vmm_iova.machines.parts import CpuVendor, FixedItem
-
-BarBits = Literal[32, 64]
-"""Address bits of a BAR."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +40,7 @@ class Bar:
         bits: 64, or 32 for one that must lie below 4 GiB.
         required: True if other devices must reach it (peer-to-peer); else the guest runs without.
         align: text or bytes, a power of two; default the size rounded up to one.
+        emulated: True if the VMM answers for it itself, as for a ROM: no device ever reaches it.
     """
 
     name: str
@@ -49,6 +48,12 @@ class Bar:
     bits: BarBits = 64
     required: bool = False
     align: str | int | None = None
+    emulated: bool = False
+
+
+def bar_title(name: str) -> str:
+    """Return what to call a BAR of this name in a sentence; one of a host's device says it is."""
+    return name if " " in name else f"BAR {name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm_iova.planning.guest import bar_title
 from vmm_iova.ranges import AddrRange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmm_iova.host.bars import BarBits
     from vmm_iova.host.usable import Cause
     from vmm_iova.machines.firmware import Firmware
-    from vmm_iova.planning.guest import BarBits
     from vmm_iova.planning.request import WantedBar
 
 
@@ -76,7 +77,7 @@ class BarMisfit(Misfit):
     """
 
     def __init__(self, bar: WantedBar, windows: Sequence[AddrRange], bits: BarBits) -> None:
-        super().__init__(f"BAR {bar.name}", max(windows, key=_size, default=AddrRange(0, 0)))
+        super().__init__(bar_title(bar.name), max(windows, key=_size, default=AddrRange(0, 0)))
         self.bar = bar
         self.windows = tuple(windows)
         self.bits = bits
@@ -115,7 +116,7 @@ class BarUnreached(Misfit):
         causes: Sequence[Cause],
         inside: str | None = None,
     ) -> None:
-        super().__init__(f"BAR {bar.name}", span, causes)
+        super().__init__(bar_title(bar.name), span, causes)
         self.bar = bar
         self.firmware = firmware
         self.inside = inside

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from vmm_iova.planning.site import Site
     from vmm_iova.planning.trials import Attempt
 
+_LISTED = 8  # more places than that are no help
 _LEAST_BITS = 36  # fewer address bits make no guest that starts
 _LEAST_BAR = MIB  # smallest size that a resizable BAR can have (PCIe specification, 7.8.6)
 
@@ -96,6 +97,11 @@ def _size(size: int) -> str:
     return format_size(size).replace(" ", "")
 
 
+def _listed(places: Sequence[object]) -> str:
+    shown = ", ".join(map(str, places[:_LISTED]))
+    return shown if len(places) <= _LISTED else f"{shown} and {len(places) - _LISTED} more places"
+
+
 def _ram(size: int) -> str:
     """An option to paste: the size, cut to whole MiB."""
     whole = size // MIB * MIB
@@ -107,7 +113,7 @@ def _fixes_of_blocked(misfit: RamBlocked, reasons: list[Reason], trials: Trials)
     """Another policy, less RAM, or what removes the obstacle."""
     policies = trials.policies()
     fixes = [
-        say.ON_HOLE_PUTS.format(policy=policy.value, places=", ".join(map(str, places)))
+        say.ON_HOLE_PUTS.format(policy=policy.value, places=_listed(places))
         for policy, places in policies.items()
     ]
     fixes += region_fixes([reason.cause for reason in reasons], trials.site.host)

@@ -24,10 +24,11 @@ from vmm_iova.units import format_size, parse_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from vmm_iova.host.bars import BarBits
     from vmm_iova.host.usable import Usable
     from vmm_iova.machines.firmware import Firmware
     from vmm_iova.machines.parts import CpuVendor
-    from vmm_iova.planning.guest import Bar, BarBits, Guest, Room
+    from vmm_iova.planning.guest import Bar, Guest, Room
 
 
 _MOST_SLOTS = 256  # ACPI_MAX_RAM_SLOTS (QEMU, include/hw/acpi/acpi.h)
@@ -52,6 +53,7 @@ class WantedBar:
     align: int
     bits: BarBits
     required: bool
+    emulated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,7 +378,13 @@ def _bar(bar: Bar) -> WantedBar:
             value=align,
             hint="leave out BARs that no other device needs to reach",
         )
-    return WantedBar(bar.name, size, align, bar.bits, bar.required)
+    if bar.required and bar.emulated:
+        raise RequestError(
+            f"BAR {bar.name} is emulated, so that no device can be required to reach it",
+            field="bars",
+            value=bar.name,
+        )
+    return WantedBar(bar.name, size, align, bar.bits, bar.required, bar.emulated)
 
 
 def _room(room: Room, usable: Usable) -> WantedBar:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.host.facts import Note
 from vmm_iova.planning.bars import Packing, fit, without
-from vmm_iova.planning.firmware_bars import place_bars, unreached
+from vmm_iova.planning.firmware_bars import bar_item, place_bars, unreached
+from vmm_iova.planning.guest import bar_title
 from vmm_iova.planning.layout import Item, ItemKind
 from vmm_iova.planning.misfit import (
     AreaMisfit,
@@ -120,12 +121,7 @@ def _low_bars(site: Site, bars: Sequence[WantedBar]) -> Iterator[Item | Note]:
 
 def _bar_items(site: Site, bars: Sequence[WantedBar], packing: Packing) -> Iterator[Item | Note]:
     for index, bar in enumerate(bars):
-        place = packing.places[index]
-        reached = place in site.usable.ranges
-        if not reached:
-            yield from unreached(site, f"BAR {bar.name} {place}", place)
-        iova = place if reached else None
-        yield Item(ItemKind.BAR, bar.name, place, iova, required=bar.required)
+        yield from bar_item(site, bar, packing.places[index])
 
 
 # -- the 64-bit window -----------------------------------------------------------------------------
@@ -139,7 +135,7 @@ def _high(site: Site, top: int, bars: Sequence[WantedBar], policy: Policy) -> It
     natural = site.window_place(top)
     if natural is None and window.size is None and not limits:
         if bars:
-            raise TopUnknown(f"BAR {bars[0].name}", AddrRange(top, ADDRESS_LAST))
+            raise TopUnknown(bar_title(bars[0].name), AddrRange(top, ADDRESS_LAST))
         yield Note(f"the 64-bit PCI window {NO_TOP}: left out")
         return
     place, packing = _best_place(site, natural, top, bars, policy)

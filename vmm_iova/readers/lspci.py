@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vmm_iova.errors import IovaError
 from vmm_iova.units import parse_size
@@ -28,12 +28,18 @@ _LSIOMMU = re.compile(
 )
 _CLASS = re.compile(r"\[([0-9a-f]{4})\]")
 _REGION = re.compile(
-    r"(?:Region (?P<index>\d): )?Memory at (?P<start>[0-9a-f]{4,16}|<\w+>)"
+    r"(?:Region (?P<index>\d): )?(?:\[\w{1,9}\] )?Memory at (?P<start>[0-9a-f]{4,16}|<\w+>)"
     r"(?: \((?P<kind>[^)]{0,60})\))?(?P<rest>.*)"
 )
+_ROM = re.compile(r"(?:\[\w{1,9}\] )?Expansion ROM at (?P<start>[0-9a-f]{4,16}|<\w+>)(?P<rest>.*)")
+_CAPABILITY = re.compile(r"Capabilities: (?:\[\w{2,4}(?: v\d{1,3})?\] )?(?P<name>.*)")
+_RESIZABLE = re.compile(r"BAR (?P<index>\d): current size: \S{1,9}, supported: (?P<sizes>.{0,400})")
 _SIZE = re.compile(r"\[size=(\d{1,6}[KMGT]?)\]")
 _DRIVER = re.compile(r"Kernel driver in use: (\S+)")
 _BRIDGE = "0604"
+
+PciRegionKind = Literal["bar", "rom", "vf"]
+"""Whose address space a region is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,8 @@ class PciRegion:
         size: bytes, or None where it is not printed.
         wide: True if it takes 64 bits.
         prefetchable: True if it is.
+        kind: `bar`, `rom`, or `vf` for one of the virtual functions.
+        sizes: that it can be given, ascending; empty where it has one.
     """
 
     index: int | None
@@ -53,6 +61,8 @@ class PciRegion:
     size: int | None
     wide: bool = False
     prefetchable: bool = False
+    kind: PciRegionKind = "bar"
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +73,8 @@ class PciDevice:
         name: with its domain.
         title: as it is printed behind the name.
         pci_class: four hex digits, or None where numbers are not printed.
-        regions: its memory BARs.
+        regions: its memory BARs, its ROM, and those of its virtual functions.
+        verbose: True if what is printed of it would have had its BARs.
         group: number of its IOMMU group, or None.
         driver: that is in use, or None.
     """
@@ -74,6 +85,7 @@ class PciDevice:
     regions: tuple[PciRegion, ...] = ()
     group: str | None = None
     driver: str | None = None
+    verbose: bool = False
 
     @property
     def bridge(self) -> bool:
@@ -100,12 +112,14 @@ def _joined(old: PciDevice, new: PciDevice) -> PciDevice:
         regions=old.regions or new.regions,
         group=old.group or new.group,
         driver=old.driver or new.driver,
+        verbose=old.verbose or new.verbose,
     )
 
 
 def _devices(lines: Iterable[str]) -> Iterator[PciDevice]:
     device: PciDevice | None = None
     heading: str | None = None
+    capability = ""
     for raw in lines:
         line = raw[:1000].strip().strip("`")
         group = _GROUP.match(line)
@@ -117,6 +131,7 @@ def _devices(lines: Iterable[str]) -> Iterator[PciDevice]:
             if device is not None:
                 yield device
             device = _device(start["bdf"], start["title"], group["group"] if group else heading)
+            capability = ""
         elif group is not None:
             if device is not None and not raw[:1].isspace():
                 yield device
@@ -126,7 +141,9 @@ def _devices(lines: Iterable[str]) -> Iterator[PciDevice]:
             else:
                 device = replace(device, group=group["group"])
         elif device is not None:
-            device = _more(device, line)
+            named = _CAPABILITY.match(line)
+            capability = named["name"] if named else capability
+            device = _more(device, line, capability)
     if device is not None:
         yield device
 
@@ -137,24 +154,49 @@ def _device(bdf: str, title: str, group: str | None) -> PciDevice:
     return PciDevice(name, title.strip(), code[1] if code else None, group=group)
 
 
-def _more(device: PciDevice, line: str) -> PciDevice:
+def _more(device: PciDevice, line: str, capability: str) -> PciDevice:
+    """Add what a line says of a device; `capability` is the one that it stands under."""
     region = _REGION.match(line)
     if region is not None:
-        return replace(device, regions=(*device.regions, _region(region)))
+        kind: PciRegionKind = "vf" if "SR-IOV" in capability else "bar"
+        return replace(device, regions=(*device.regions, _region(region, kind)))
+    rom = _ROM.match(line)
+    if rom is not None:
+        return replace(device, regions=(*device.regions, _region(rom, "rom")))
+    sizes = _RESIZABLE.match(line)
+    if sizes is not None and "Physical Resizable" in capability:
+        return replace(device, regions=tuple(_resizable(device.regions, sizes)))
     driver = _DRIVER.match(line)
-    return device if driver is None else replace(device, driver=driver[1])
+    if driver is not None:
+        return replace(device, driver=driver[1])
+    return replace(device, verbose=True) if line.startswith(_VERBOSE) else device
 
 
-def _region(match: re.Match[str]) -> PciRegion:
+_VERBOSE = ("Flags:", "Control:")  # the first lines of -v and of -vv, which print BARs
+
+
+def _region(match: re.Match[str], kind: PciRegionKind) -> PciRegion:
     size = _SIZE.search(match["rest"])
-    kind = match["kind"] or ""
+    groups = match.groupdict()
+    words = groups.get("kind") or ""
+    index = groups.get("index")
     return PciRegion(
-        index=int(match["index"]) if match["index"] else None,
+        index=int(index) if index else None,
         start=None if match["start"].startswith("<") else int(match["start"], 16),
         size=_bytes(size[1]) if size else None,
-        wide="64-bit" in kind,
-        prefetchable="prefetchable" in kind and "non-prefetchable" not in kind,
+        wide="64-bit" in words,
+        prefetchable="prefetchable" in words and "non-prefetchable" not in words,
+        kind=kind,
     )
+
+
+def _resizable(regions: tuple[PciRegion, ...], match: re.Match[str]) -> Iterator[PciRegion]:
+    """The regions, with the sizes of the one that a line of Resizable BAR is about."""
+    sizes = [_bytes(size.removesuffix("B")) for size in match["sizes"].split()]
+    known = tuple(sorted(size for size in sizes if size))
+    for item in regions:
+        meant = item.kind == "bar" and item.index == int(match["index"])
+        yield replace(item, sizes=known) if meant else item
 
 
 def _bytes(text: str) -> int | None:

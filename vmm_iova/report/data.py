@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vmm_iova.host.registers import least_bits
 from vmm_iova.planning.memory_maps import map_data
 from vmm_iova.report.answer import answer_data
+from vmm_iova.report.devices import members_data
 from vmm_iova.report.verdicts import layout_answer
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from vmm_iova.diagnosis.check import Verdict
     from vmm_iova.host.usable import Cause, Usable
     from vmm_iova.machines.model import Machine
+    from vmm_iova.planning.assigned import Member
     from vmm_iova.planning.budget import Budget
     from vmm_iova.planning.layout import Layout
     from vmm_iova.planning.page_tables import PageTables
@@ -34,6 +36,7 @@ def dump_layout(
     cost: Budget,
     generator: str,
     compared: Sequence[tuple[str, str, Budget | None]] = (),
+    members: Sequence[Member] = (),
 ) -> str:
     """Return a layout, what the guest must be told, and its cost as a JSON document."""
     document = layout.to_json()
@@ -41,6 +44,7 @@ def dump_layout(
     root = {"schema": document.pop("schema"), "generator": generator, **answer, **document}
     root["told"] = map_data(layout)
     root["cost"] = budget_data(cost)
+    root["members"] = members_data(members)
     if compared:
         root["compared"] = [
             {"policy": policy, "align": align, "cost": None if one is None else budget_data(one)}

@@ -13,6 +13,7 @@ from vmm_iova.plain import whole_number
 from vmm_iova.planning.layout import Item, ItemKind, Layout
 from vmm_iova.planning.memory_maps import viommu_lines
 from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, AddrRange
+from vmm_iova.report.devices import host_devices, member_lines
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vmm_iova.host.registers import Width
     from vmm_iova.machines.model import Machine
     from vmm_iova.machines.parts import RamWindow
+    from vmm_iova.planning.assigned import Member
     from vmm_iova.planning.budget import Budget
     from vmm_iova.planning.difference import Difference
     from vmm_iova.planning.page_tables import PageTables
@@ -59,6 +61,7 @@ def show_host(host: Host, usable: Usable | None, why_not: str | None, *, bytes_:
     lines += section("iommu", (_unit(host, index) for index in range(len(host.units))))
     lines += section("iommu, as the kernel says (IOMMU_GET_HW_INFO)", _infos(host))
     lines += section("groups", _groups(host))
+    lines += section("devices", host_devices(host))
     if usable is None:
         lines += section("regions", _regions(host, bytes_))
         lines += section("usable: not known", filter(None, [why_not]))
@@ -262,6 +265,7 @@ def show_layout(
     *,
     bytes_: bool,
     compared: Sequence[tuple[str, str, Budget | None]] = (),
+    members: Sequence[Member] = (),
 ) -> str:
     """Show where everything went, what cut it, what the guest must be told and what it costs."""
     machine = layout.machine
@@ -274,6 +278,7 @@ def show_layout(
         "",
     ]
     lines += _map(layout, bytes_)
+    lines += section("devices", member_lines(members))
     lines += section("cuts", _cuts(layout))
     lines += section(
         "tell the guest that these are reserved",

@@ -12,12 +12,12 @@ from vmm_iova.host.facts import (
     Device,
     Group,
     Limits,
-    Platform,
     RegionKind,
     ReservedRegion,
     Source,
 )
 from vmm_iova.host.host import Host
+from vmm_iova.host.state import State
 from vmm_iova.ranges import RangeSet
 from vmm_iova.simulated.model import SimGroup
 
@@ -144,8 +144,9 @@ def host_of(
         devices=tuple(sorted(devices, key=lambda device: device.name)),
         limits=limits,
         sysfs=True,
-        platform=Platform(
-            isolated_msi=all(group.isolated_msi for group in groups),
-            unsafe_interrupts=("vfio_iommu_type1", "iommufd") if unsafe_interrupts else (),
+        state=State(
+            remaps_interrupts=all(group.isolated_msi for group in groups),
+            unsafe_interrupts=unsafe_interrupts,
+            unsafe_iommufd=unsafe_interrupts,
         ),
     )
