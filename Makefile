@@ -10,7 +10,7 @@
 #   make long     the allocator under sanitizers, without AVX2, and a million steps (minutes)
 #   make fuzz     each target of fuzz/ for FUZZ_SECONDS (120), two at a time
 #   make mutants  what the tests notice of MUTANTS (300) small changes to the code that decides
-#   make docs     write everything in docs/ and README.md anew that is printed or drawn
+#   make docs     write everything in docs/, README.md and share/ anew that is printed or drawn
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: plan check test lint package lab vmm bench long fuzz mutants docs clean
@@ -43,7 +43,7 @@ lint: $(VENV)/.tested
 	$(BIN)/mypy
 
 package: $(VENV)/.packaged
-	$(BIN)/python -m pytest tools/test_package.py
+	$(BIN)/python -m pytest tools
 
 lab: $(VENV)/.tested
 	$(BIN)/python -m pytest lab/checks
@@ -51,6 +51,7 @@ lab: $(VENV)/.tested
 
 vmm: $(VENV)/.tested
 	$(BIN)/python -m lab.vmm
+	$(BIN)/python -m lab.vmm.roundtrip
 
 bench: $(VENV)/.tested
 	$(BIN)/python -m pytest bench --benchmark-only
@@ -68,6 +69,7 @@ mutants: $(VENV)/.tested
 
 docs: $(VENV)/.tested
 	VMM_IOVA_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/repo/test_docs.py
+	$(BIN)/python -m tools.manual
 
 clean:
 	rm -rf $(VENV) build map.svg

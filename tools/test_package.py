@@ -112,7 +112,12 @@ class Installed:
             self.run("vmm-iova", "--version").stdout == f"vmm-iova {_version()} ({engine} engine)\n"
         )
         assert self.run("vmm-iova", *PLAN).stdout == _plan_of_the_checkout()
-        assert self._distributions() == {"vmm-iova": _version(), "sortedcontainers": None}
+        assert (self.home / "share/man/man1/vmm-iova-plan.1").exists()
+        assert self._distributions() == {
+            "vmm-iova": _version(),
+            "sortedcontainers": None,
+            "defusedxml": None,
+        }
 
     def _distributions(self) -> dict[str, str | None]:
         program = (
@@ -156,7 +161,11 @@ def test_wheel_holds_the_package_stripped_and_nothing_else(wheel: Path) -> None:
         sections = (b".symtab", b".debug_info")
         unstripped = {name for name in modules for part in sections if part in archive.read(name)}
     files = {name for name in _repository_files() if name.startswith("vmm_iova/")}
-    assert names - modules == {name for name in files if not name.endswith(".pyx")}
+    shared = {name for name in names if ".data/data/share/" in name}
+    assert names - modules - shared == {name for name in files if not name.endswith(".pyx")}
+    assert {name.partition(".data/data/")[2] for name in shared} == {
+        name for name in _repository_files() if name.startswith("share/")
+    }
     assert len(modules) == sum(name.endswith(".pyx") for name in files)
     assert unstripped == set()
     assert packed < COMPILED_MAX

@@ -7,6 +7,13 @@ from vmm_iova.allocator import IovaAllocator as IovaAllocator
 from vmm_iova.allocator import Transaction as Transaction
 from vmm_iova.allocator import UsableLike as UsableLike
 from vmm_iova.allocator.engine import engine_name as engine_name
+from vmm_iova.definitions.definition import AssignedDevice as AssignedDevice
+from vmm_iova.definitions.definition import Definition as Definition
+from vmm_iova.definitions.definition import DeviceKind as DeviceKind
+from vmm_iova.definitions.definition import Fault as Fault
+from vmm_iova.definitions.definition import Kind as Kind
+from vmm_iova.definitions.definition import LeverName as LeverName
+from vmm_iova.definitions.read import read_vm as read_vm
 from vmm_iova.diagnosis.check import Verdict as Verdict
 from vmm_iova.diagnosis.check import check as check
 from vmm_iova.diagnosis.clues import Clues as Clues
@@ -92,6 +99,8 @@ from vmm_iova.planning.guest import Bar as Bar
 from vmm_iova.planning.guest import Doorbell as Doorbell
 from vmm_iova.planning.guest import Guest as Guest
 from vmm_iova.planning.guest import Node as Node
+from vmm_iova.planning.guest import Readable as Readable
+from vmm_iova.planning.guest import Reading as Reading
 from vmm_iova.planning.guest import Room as Room
 from vmm_iova.planning.layout import Done as Done
 from vmm_iova.planning.layout import GuestReserved as GuestReserved
@@ -106,6 +115,13 @@ from vmm_iova.planning.memory_maps import exclude as exclude
 from vmm_iova.planning.page_tables import PageTables as PageTables
 from vmm_iova.planning.plan import Prefer as Prefer
 from vmm_iova.planning.plan import plan as plan
+from vmm_iova.planning.start import Manager as Manager
+from vmm_iova.planning.start import RowState as RowState
+from vmm_iova.planning.start import Start as Start
+from vmm_iova.planning.start import StartRow as StartRow
+from vmm_iova.planning.start import StartVerdict as StartVerdict
+from vmm_iova.planning.start import Via as Via
+from vmm_iova.planning.start import will_start as will_start
 from vmm_iova.ranges import AddrRange as AddrRange
 from vmm_iova.ranges import Gpa as Gpa
 from vmm_iova.ranges import Hva as Hva

@@ -27,7 +27,11 @@ class ExitCode(IntEnum):
     meaning: str
 
     DONE = 0, "done; the answer is yes"
-    UNASSIGNABLE = 1, "done, but current kernels will not hand out a device that was asked for"
+    UNASSIGNABLE = (
+        1,
+        "done, but not on the host as it is: the guest does not start there, or current kernels "
+        "will not hand out a device that was asked for",
+    )
     USAGE = 2, "the command line or a value in it makes no sense"
     REFUSED = 3, "the answer is no: it cannot be placed or mapped, and the text says why"
     UNKNOWN_NAME = 4, "no such group, device, machine, bundled host or allocation"

@@ -4,20 +4,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import vmm_iova as vi
 from tests.kit.command import Output, error_of, run
-from tests.planning.test_assigned import AUDIO, GPU, PORT, box
+from tests.planning.test_assigned import AUDIO, GPU, NIC, PORT, box
+from tests.planning.test_start import GOOD, ready, with_device
 from vmm_iova.host.snapshot import dump_snapshot
+from vmm_iova.host.state import DeviceNode
 
 
 @pytest.fixture
 def host(tmp_path: Path) -> str:
     """A snapshot of a host with a graphics card and a network card."""
     path = tmp_path / "box.json"
-    path.write_text(dump_snapshot(box(), "test"))
+    path.write_text(dump_snapshot(box(audio_driver=None), "test"))
     return str(path)
 
 
@@ -54,16 +58,16 @@ def test_plan_without_devices_places_none(host: str, capsys: Output) -> None:
     assert "\ndevices\n" not in text
 
 
-def test_plan_says_what_comes_along_and_who_has_it(host: str, capsys: Output) -> None:
-    assert run("plan", "--host", host, "--ram", "4G", "-s", GPU) == 0
+def test_plan_says_what_comes_along_and_who_has_it(capsys: Output, tmp_path: Path) -> None:
+    assert run("plan", "--host", on(box(), tmp_path), "--ram", "4G", "-s", GPU) == 1
     text = capsys.readouterr().out
     assert f"  {GPU}  group 1, bound to vfio-pci: BAR 0 16 MiB" in text
     assert f"  {AUDIO}  group 1, comes along, bound to snd_hda_intel\n" in text
     assert f"  {PORT}  group 1, comes along, a bridge, which keeps its driver\n" in text
 
 
-def test_json_has_the_members_of_the_groups(host: str, capsys: Output) -> None:
-    assert run("plan", "--host", host, "--ram", "4G", "-s", GPU, "-J") == 0
+def test_json_has_the_members_of_the_groups(capsys: Output, tmp_path: Path) -> None:
+    assert run("plan", "--host", on(box(), tmp_path), "--ram", "4G", "-s", GPU, "-J") == 1
     found = json.loads(capsys.readouterr().out)
     assert {item["name"]: (item["holder"], item["asked"]) for item in found["members"]} == {
         GPU: ("vfio", True),
@@ -113,11 +117,85 @@ def test_device_without_a_place_for_its_bars_is_refused(host: str, capsys: Outpu
 
 
 def test_s390_devices_have_no_bars_in_the_guest(capsys: Output, tmp_path: Path) -> None:
-    path = tmp_path / "box.json"
-    path.write_text(dump_snapshot(box(), "test"))
-    text = json.loads(path.read_text())
-    text["arch"] = "s390x"
-    path.write_text(json.dumps(text))
-    status = run("plan", "--host", str(path), "--ram", "4G", "-s", GPU, "--machine", "s390x")
-    assert status == 0
+    host = on(replace(box(audio_driver=None), arch="s390x"), tmp_path)
+    assert run("plan", "--host", host, "--ram", "4G", "-s", GPU, "--machine", "s390x") == 0
     assert "BAR 1 32 GiB" in capsys.readouterr().out.partition("devices")[2]
+
+
+# -- will it start ---------------------------------------------------------------------------------
+
+
+def on(host: vi.Host, tmp_path: Path) -> str:
+    path = tmp_path / "host.json"
+    path.write_text(dump_snapshot(host, "test"))
+    return str(path)
+
+
+def test_verdict_is_that_the_guest_starts_and_works(capsys: Output, tmp_path: Path) -> None:
+    assert run("plan", "--host", on(ready(), tmp_path), "--ram", "4G", "-s", NIC) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("STARTS AND WORKS: 4 GiB of RAM in q35, where its VMM puts it")
+    assert "  ok      driver         bound to vfio-pci\n" in text
+    assert "not known" not in text
+
+
+def test_verdict_is_that_it_does_not_start_and_what_to_do(capsys: Output, tmp_path: Path) -> None:
+    host = ready(state=replace(GOOD, remaps_interrupts=False))
+    host = with_device(host, NIC, driver="mlx5_core")
+    assert run("plan", "--host", on(host, tmp_path), "--ram", "4G", "-s", NIC) == 1
+    text = capsys.readouterr().out
+    assert text.startswith(f"DOES NOT START: {NIC} is bound to mlx5_core; its addresses would do: ")
+    assert f"\nDo:     bind {NIC} to vfio-pci: echo vfio-pci > " in text
+    assert "\nWhy:    nothing remaps interrupts" in text
+    assert "  not ok  interrupts" in text
+
+
+def test_verdict_is_that_it_starts_with_something_missed(capsys: Output, tmp_path: Path) -> None:
+    host = ready(state=replace(GOOD, remaps_interrupts=False, unsafe_interrupts=True))
+    assert run("plan", "--host", on(host, tmp_path), "--ram", "4G", "-s", NIC) == 0
+    assert capsys.readouterr().out.startswith("STARTS, BUT: nothing remaps interrupts")
+
+
+def test_verdict_over_unknown_rows_is_that_it_fits(host: str, capsys: Output) -> None:
+    assert run("plan", "--host", host, "--ram", "4G", "-s", NIC) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("FITS: ")
+    known = "whether it starts is known on the host itself, or from a capture there"
+    assert f"\nSure?   {known} (vmm-iova capture -o host.json)\n" in text
+    assert "  not known: nodes, interrupts, memory, locked memory\n" in text
+
+
+def test_single_row_that_is_not_known_is_named_with_what_settles_it(
+    capsys: Output, tmp_path: Path
+) -> None:
+    host = ready(limits=vi.Limits(65535, 1 << 20), state=replace(GOOD, may_lock=None))
+    assert run("plan", "--host", on(host, tmp_path), "--ram", "4G", "-s", NIC) == 0
+    text = capsys.readouterr().out
+    assert "\nSure?   whether it starts is not known: locked memory\n" in text
+    assert "/proc/PID/limits" in text
+
+
+def test_json_has_verdict_and_rows(capsys: Output, tmp_path: Path) -> None:
+    assert run("plan", "--host", on(ready(), tmp_path), "--ram", "4G", "-s", NIC, "-J") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["start"]["verdict"] == "starts and works"
+    assert found["certainty"] == "certain"
+    assert {item["what"] for item in found["start"]["rows"]} >= {"driver", "memory", "nodes"}
+    assert set(found["start"]["rows"][0]) == {"what", "state", "text", "do", "fatal"}
+
+
+def test_show_prints_what_the_host_has_at_the_moment(capsys: Output, tmp_path: Path) -> None:
+    nodes = (DeviceNode("/dev/vfio/2", False), DeviceNode("/dev/vfio/vfio", True))
+    host = ready(state=replace(GOOD, nodes=nodes, may_lock=True, unsafe_interrupts=True))
+    assert run("show", "--host", on(host, tmp_path)) == 0
+    text = capsys.readouterr().out.partition("at the moment\n")[2]
+    assert "  memory: 64 GiB, 32 GiB available\n" in text
+    assert "  huge pages of 1 GiB: 16, 16 free\n" in text
+    assert "  nodes: /dev/vfio/2 (no access), /dev/vfio/vfio\n" in text
+    assert "  interrupts: remapped, and VFIO goes without (allow_unsafe_interrupts)\n" in text
+    assert "CAP_IPC_LOCK" in text
+
+
+def test_show_of_an_old_snapshot_has_no_moment(host: str, capsys: Output) -> None:
+    assert run("show", "--host", old(host)) == 0
+    assert "at the moment" not in capsys.readouterr().out

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,8 +25,17 @@ def same_as_written(path: Path, text: str) -> None:
     assert path.read_text("utf-8") == text, f"{path.name} is out of date: make docs writes it anew"
 
 
-def shell(folder: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
-    """Return what runs a line of shell in this folder, with `vmm-iova` on the PATH."""
+def shell(
+    folder: Path, files: Path | None = None
+) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Return what runs a line of shell in this folder, with `vmm-iova` on the PATH.
+
+    Args:
+        folder: an empty one.
+        files: a folder whose files stand there, too.
+    """
+    for path in sorted(files.iterdir()) if files is not None and files.is_dir() else ():
+        shutil.copy(path, folder)
     tool = folder / ".bin/vmm-iova"
     tool.parent.mkdir()
     tool.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m vmm_iova "$@"\n')

@@ -19,7 +19,7 @@ PAGES = sorted(path for path in DOCS.glob("*.md") if CONSOLE.search(path.read_te
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_output_in_the_documentation_is_what_the_commands_print(page: Path, tmp_path: Path) -> None:
-    run = shell(tmp_path)
+    run = shell(tmp_path, DOCS / page.stem)  # docs/definitions.md has docs/definitions/
 
     def again(block: re.Match[str]) -> str:
         shown = [(command, run(command)) for command in commands_of(block[0])]

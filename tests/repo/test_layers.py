@@ -28,6 +28,7 @@ WINGS = (
     ("machines",),
     ("diagnosis",),
     ("planning",),
+    ("definitions",),
     ("fleet", "kernel"),
     ("simulated",),
     ("mapping",),

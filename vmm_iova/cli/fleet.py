@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmm_iova.cli.guest import add_guest_options, add_plan_options, guest_of, saved_layout
+from vmm_iova.cli.guest import add_guest_options, add_plan_options, saved_layout
 from vmm_iova.cli.options import (
     DAMAGED,
     GENERATOR,
@@ -120,14 +120,18 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _request(options: argparse.Namespace) -> FleetRequest:
+    from vmm_iova.cli.definition import asked_of, definition_of, newest
     from vmm_iova.fleet import FleetRequest
+    from vmm_iova.planning.guest import Guest
 
     def named(values: list[str] | None) -> tuple[str, ...] | None:
         names = split(values)
         return None if names is None else tuple(names)
 
+    definition = definition_of(options)
+    asked = asked_of(options, definition)
     return FleetRequest(
-        guest_of(options),
+        newest(asked),
         options.on_hole,
         options.prefer,
         saved_layout(options),
@@ -138,6 +142,7 @@ def _request(options: argparse.Namespace) -> FleetRequest:
         aperture=options.aperture,
         granule=None if options.granule is None else parse_size(options.granule, "granule"),
         strict=options.strict,
+        readings=() if definition is None or isinstance(asked, Guest) else asked.readings[:-1],
     )
 
 

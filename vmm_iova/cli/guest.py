@@ -33,6 +33,12 @@ def add_guest_options(parser: argparse.ArgumentParser, *, ram: str) -> None:
         ram: help of `--ram`.
     """
     add = parser.add_argument
+    add(
+        "--vm",
+        metavar="[KIND:]FILE",
+        help="the VM's definition, - for stdin: libvirt XML, a QEMU command line, Proxmox's conf, "
+        "Cloud Hypervisor's command line or JSON, Firecracker's JSON; other options override it",
+    )
     add("--ram", help=ram)
     add("--node", action="append", default=[], metavar="SIZE[@PAGE]", help="RAM of a NUMA node")
     add("--page-size", help="pages that back the RAM, like 2MiB or 1GiB")
@@ -76,6 +82,7 @@ def add_guest_options(parser: argparse.ArgumentParser, *, ram: str) -> None:
         "--doorbell", action="append", default=[], metavar="NAME=SIZE", help="MSI doorbell to place"
     )
     add("--viommu", action="store_true", help="the guest has an IOMMU of its own")
+    add("--viommu-bits", type=int, metavar="BITS", help="its width, where the host's has to match")
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +114,7 @@ def guest_of(options: argparse.Namespace) -> Guest:
         ],
         phys_bits=options.phys_bits,
         viommu=options.viommu,
+        viommu_bits=options.viommu_bits,
         maxmem=options.maxmem,
         slots=options.slots,
         max_ram_below_4g=options.max_ram_below_4g,
@@ -124,12 +132,13 @@ def assigned_guest(guest: Guest, host: Facts, usable: Usable, options: argparse.
         UnknownNameError: the host has no such device, or there is no such machine.
     """
     names = split(options.devices) or []
-    bars = device_bars(host, names, root_ports=options.root_ports)
+    without_rom = getattr(options, "without_rom", ())  # as a definition says
+    bars = device_bars(host, names, root_ports=options.root_ports, without_rom=without_rom)
     if not machine_of(guest, usable.arch).identity:
         bars = ()  # a BAR is no address of the guest there
     count = options.assigned
     if count is None:
-        count = len({host.device(name).name for name in names}) or 1
+        count = max(len({host.device(name).name for name in names}), guest.devices)
     return replace(guest, bars=(*guest.bars, *bars), devices=count)
 
 

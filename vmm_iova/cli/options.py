@@ -59,7 +59,7 @@ EXAMPLES = {
         "vmm-iova check -s 01:00.0 --attach 02:00.0 --layout guest.json",
     ),
     "explain": (
-        "vmm-iova explain 'vfio_dma_map(0x..., 0x382000000000, 0x10000000, 0x...) = -22'",
+        "vmm-iova explain 'vfio_dma_map(0x1, 0x382000000000, 0x1000, 0x2) = -22'",
         "dmesg | vmm-iova explain -",
         "vmm-iova explain --file qemu.log --host host.json -v",
     ),

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentParser:
+def make_parser(
+    arguments: Sequence[str] | None = None, *, whole: bool = False
+) -> argparse.ArgumentParser:
     """Make the parser; the parsed options have the command to call as `run`.
 
     Only the room of the command that is called is loaded: the command starts for every use anew.
 
     Args:
         arguments: what will be parsed; default `sys.argv`.
+        whole: load every room, for the manual and completion.
     """
     given = sys.argv[1:] if arguments is None else arguments
     called = next((item for item in given if item in ROOMS), None)
@@ -36,7 +39,7 @@ def make_parser(arguments: Sequence[str] | None = None) -> argparse.ArgumentPars
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
     for name, about in ROOMS.items():
-        if name == called:
+        if whole or name == called:
             import_module(f"vmm_iova.cli.{name}").add(commands)
         else:
             commands.add_parser(name, help=about, description=about)

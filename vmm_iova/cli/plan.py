@@ -7,16 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vmm_iova.cli.changes import change_of, show_change, show_refusal
+from vmm_iova.cli.definition import (
+    asked_of,
+    check_faults,
+    definition_of,
+    each_guest,
+    find_devices,
+    name_devices,
+    newest,
+    start_of,
+)
 from vmm_iova.cli.guest import (
     add_guest_options,
     add_plan_options,
     assigned_guest,
-    guest_of,
     saved_layout,
 )
 from vmm_iova.cli.options import (
     GENERATOR,
     REFUSED,
+    UNASSIGNABLE,
     add_host_options,
     command,
     host_of,
@@ -25,13 +36,15 @@ from vmm_iova.cli.options import (
     usable_of,
     write,
 )
-from vmm_iova.errors import RequestError
+from vmm_iova.definitions.write import CHANGE_FORMS
+from vmm_iova.errors import PlanError, RequestError
 from vmm_iova.planning.assigned import members, unplaced
 from vmm_iova.planning.budget import budget, compare_costs
 from vmm_iova.planning.memory_maps import FORMATS, write_map
 from vmm_iova.planning.plan import plan
 from vmm_iova.report import data, text
 from vmm_iova.report.answer import show_answer
+from vmm_iova.report.definition import definition_data, show_definition
 from vmm_iova.report.verdicts import layout_answer
 from vmm_iova.units import parse_size
 
@@ -65,23 +78,44 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Do it."""
+    definition = definition_of(options)
+    name_devices(options, definition)
     host = host_of(options)
+    find_devices(options, definition, host)
     usable = usable_of(host, options)
-    guest = assigned_guest(guest_of(options), host, usable, options)
-    layout = plan(
-        guest,
-        usable,
-        options.on_hole,
-        also_fit=_also_fit(host, options),
-        keep=saved_layout(options),
-        prefer=options.prefer,
+    guest = each_guest(
+        asked_of(options, definition), lambda one: assigned_guest(one, host, usable, options)
     )
+    try:
+        check_faults(definition)
+        layout = plan(
+            guest,
+            usable,
+            options.on_hole,
+            also_fit=_also_fit(host, options),
+            keep=saved_layout(options),
+            prefer=options.prefer,
+        )
+        if definition is not None and not layout.starts:
+            plan(guest, usable, "refuse")  # says why: its VMM cannot cut RAM
+    except PlanError as error:
+        if definition is None:
+            raise
+        return show_refusal(error, definition, guest, usable, options)
     devices = split(options.devices) or ()
     layout = replace(layout, notes=(*layout.notes, *unplaced(host, devices)))
+    if definition is not None:
+        layout = replace(layout, settings=())  # what must differ is said as a change
     given = members(host, devices)
     cost = budget(layout, chunk=options.chunk)
-    compared = compare_costs(guest, usable, prefer=options.prefer) if options.compare else ()
-    document = data.dump_layout(layout, cost, GENERATOR, compared, given)
+    compared = (
+        compare_costs(newest(guest), usable, prefer=options.prefer) if options.compare else ()
+    )
+    start = start_of(definition, host, layout, cost, devices)
+    vm = None
+    if definition is not None:
+        vm = definition_data(definition, change_of(definition, guest, layout, cost))
+    document = data.dump_layout(layout, cost, GENERATOR, compared, given, start, vm)
     if options.output:
         write(options.output, picture(options.output, layout, document))
     if options.dry_run and (options.json or getattr(options, "format", None)):
@@ -91,17 +125,25 @@ def run(options: argparse.Namespace) -> int:
             value=options.dry_run,
         )
     rehearsed = _rehearse(layout, options.dry_run) if options.dry_run else ""
-    if options.format:
+    if options.format in FORMATS:
         print(write_map(layout, options.format), end="")
+    elif options.format:
+        print(change_of(definition, guest, layout, cost, options.format), end="")
     elif options.json:
         print(document, end="")
     else:
-        print(show_answer(layout_answer(layout, cost)))
+        print(show_answer(layout_answer(layout, cost, start)))
         shown = text.show_layout(
-            layout, cost, bytes_=options.bytes, compared=compared, members=given
+            layout, cost, bytes_=options.bytes, compared=compared, members=given, start=start
         )
         print(shown + rehearsed, end="")
-    return REFUSED if layout.changes else status_of(layout.usable)
+        if definition is not None:
+            print(show_definition(definition, newest(guest), usable), end="")
+            print(show_change(definition, guest, layout, cost, options), end="")
+    if layout.changes:
+        return REFUSED
+    stopped = layout.starts and start.verdict == "does not start"
+    return UNASSIGNABLE if stopped else status_of(layout.usable)
 
 
 def _add_more_options(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +162,12 @@ def _add_more_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--chunk", help="bytes that the VMM maps with one call, like 2MiB, for the cost")
     add("--compare", action="store_true", help="also show the cost of each policy and page size")
-    add("--format", choices=FORMATS, help="print only what the guest must be told, in this form")
+    add(
+        "--format",
+        choices=(*FORMATS, *CHANGE_FORMS),
+        help="print only what the guest must be told, in this form, or what must differ in the "
+        "VM's definition",
+    )
 
 
 def _also_fit(host: Host, options: argparse.Namespace) -> list[Usable]:

@@ -17,6 +17,7 @@ from vmm_iova.ranges import check_granule
 
 if TYPE_CHECKING:
     from vmm_iova.host.usable import Usable
+    from vmm_iova.planning.guest import Reading
     from vmm_iova.planning.layout import Layout
     from vmm_iova.ranges import AddrRange, RangeSet
 
@@ -41,6 +42,7 @@ class FleetRequest:
         aperture: as in `Host.usable`; narrows, and counts where a host has no evidence.
         granule: as in `Host.usable`.
         strict: as in `Host.usable`.
+        readings: guests of other releases that may be meant (of a `Definition`); they must fit.
     """
 
     guest: Guest
@@ -54,6 +56,7 @@ class FleetRequest:
     aperture: int | str | AddrRange | RangeSet | None = None
     granule: int | None = None
     strict: bool = False
+    readings: tuple[Reading, ...] = ()
 
     def resolved(self) -> FleetRequest:
         """Return the same, tried on a host that allows everything, and with its machine loaded.
@@ -94,6 +97,16 @@ class FleetRequest:
             PlanError: it cannot be placed, or the saved layout cannot be kept.
             IovaError: as `vmm_iova.plan`.
         """
+        for reading in self.readings:
+            try:
+                plan(reading.guest, usable, self.on_hole, prefer=self.prefer)
+            except PlanError as error:
+                raise PlanError(
+                    f"with {reading.text}: {error.message}",
+                    reasons=error.reasons,
+                    fixes=error.fixes,
+                    detail=error.detail,
+                ) from error
         layout = plan(self.guest, usable, self.on_hole, prefer=self.prefer, keep=self.keep)
         if layout.changes:
             first, *more = layout.changes

@@ -17,6 +17,7 @@ The rules (docs/design.md, "Rules of truth"):
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ from vmm_iova.host.evidence import (
     stated_evidence,
     units_of,
 )
-from vmm_iova.host.facts import Facts, Group, Note
+from vmm_iova.host.facts import Facts, Group, Limits, Note
 from vmm_iova.host.holes import find_holes, unassignable
 from vmm_iova.host.obstacles import find_obstacles, iommu_hint
 from vmm_iova.host.registers import vtd_page_sizes
@@ -180,7 +181,7 @@ class _Judge:
             granule_text=granule_text,
             granule_known=granule_known,
             page_sizes=self._page_sizes(),
-            limits=self.host.limits,
+            limits=self._limits(),
             evidence=tuple(self.evidence),
             unassignable=tuple(unassignable(self.groups, x86=is_x86(self.host))),
             arch=architecture(self.host, self.groups),
@@ -350,6 +351,12 @@ class _Judge:
             "largest base page there is, right on every kernel; the source states none "
             "(--granule 4K if you know it)",
         )
+
+    def _limits(self) -> Limits:
+        """The limits that count: with CAP_IPC_LOCK nothing counts locked memory."""
+        if self.host.state.may_lock:
+            return replace(self.host.limits, memlock=None)
+        return self.host.limits
 
     def _page_sizes(self) -> int | None:
         """Page sizes that all units of the selection take: the kernel's bitmap, or registers."""

@@ -95,7 +95,7 @@ class Usable:
         granule_known: False when no source states it, the architecture has several, and the one
             that is right on all was taken.
         page_sizes: bitmap of IOMMU page sizes, or None when not known.
-        limits: limits on mapping that the host states.
+        limits: limits on mapping that the host states, and that count for who read its facts.
         evidence: aperture evidence that counted, strongest first.
         unassignable: groups that current kernels will not hand out; say these first.
         relaxable: `direct-relaxable` regions that are usable here, with a warning.

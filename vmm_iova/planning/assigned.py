@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vmm_iova.host.bars import BarKind
-from vmm_iova.host.facts import Note
+from vmm_iova.host.facts import Device, Note
 from vmm_iova.planning.guest import Bar
 from vmm_iova.ranges import BASE_PAGE, MIB
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from vmm_iova.host.bars import DeviceBar
-    from vmm_iova.host.facts import Device, Facts
+    from vmm_iova.host.facts import Facts
 
 Holder = Literal["bridge", "free", "vfio", "held", "not known"]
 """Who has a device: a `bridge` may keep its driver; else no driver (`free`), one of `vfio`, one of
@@ -147,12 +147,12 @@ def members(host: Facts, names: Iterable[str]) -> tuple[Member, ...]:
     for device in asked:
         for group in host.groups:
             if group.id == device.group:
-                named = (known.get(name) for name in group.devices)
-                others |= {item.name: item for item in named if item is not None}
+                for name in group.devices:
+                    others[name] = known.get(name) or Device(name, group=group.id)
     taken = {device.name: device for device in asked}
     return tuple(
-        Member(device, holder_of(host, device), device.name in taken)
-        for device in (taken | others).values()
+        Member(device, holder_of(host, device) if name in known else "not known", name in taken)
+        for name, device in (taken | others).items()
     )
 
 

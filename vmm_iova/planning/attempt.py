@@ -13,7 +13,7 @@ from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.planning.doorbells import place_doorbells
 from vmm_iova.planning.firmware_bars import by_firmware
 from vmm_iova.planning.layout import GuestReserved, Item, ItemKind, Layout
-from vmm_iova.planning.misfit import Misfit
+from vmm_iova.planning.misfit import Misfit, ViommuTooWide
 from vmm_iova.planning.ram import place_ram
 from vmm_iova.planning.reasons import actions_of, reasons_of
 from vmm_iova.planning.windows import place_windows
@@ -41,6 +41,7 @@ def attempt(site: Site, policy: Policy) -> Layout:
     Raises:
         Misfit: there is none; what stopped the first placement.
     """
+    _check_viommu(site)
     first: Misfit | None = None
     placements = place_ram(site, policy)
     while True:
@@ -55,6 +56,16 @@ def attempt(site: Site, policy: Policy) -> Layout:
         return assemble(site, ram, placed, policy.on_hole.text)
     assert first is not None  # place_ram raises when there is no placement
     raise first
+
+
+def _check_viommu(site: Site) -> None:
+    """QEMU compares the two widths when the device is added (vtd_check_hiod(), QEMU 9.1)."""
+    bits, reach = site.wanted.viommu_bits, site.host.ranges.hull
+    if bits is None or reach is None or reach.last.bit_length() >= bits:
+        return
+    edge = site.host.edge_above(reach.last)
+    span = AddrRange(reach.last + 1, (1 << bits) - 1)
+    raise ViommuTooWide(span, edge, reach.last.bit_length())
 
 
 def _with_doorbells(site: Site, ram: PlacedRam, placed: Placed) -> Placed:

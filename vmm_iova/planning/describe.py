@@ -24,6 +24,7 @@ from vmm_iova.planning.misfit import (
     RoomMisfit,
     StartRefused,
     TopUnknown,
+    ViommuTooWide,
 )
 from vmm_iova.planning.site import beyond
 from vmm_iova.planning.windows import NO_TOP
@@ -114,6 +115,14 @@ def describe(misfit: Misfit, site: Site) -> tuple[str, list[Reason]]:
         return message, [Reason(item, misfit.span, cause, misfit.fits) for cause in edges]
     if isinstance(misfit, StartRefused | RamHidden | AreaMisfit | BarUnreached):
         return _vmm_in_words(misfit, site)
+    if isinstance(misfit, ViommuTooWide):
+        cause, bits = misfit.causes[0], site.wanted.viommu_bits
+        message = (
+            f"{machine.title} does not start: the guest's IOMMU has {bits} address bits and the "
+            f"host's {misfit.bits} (QEMU 9.1 and later compare them; an older one fails when the "
+            f"guest maps above); {cause.text}"
+        )
+        return message, [Reason(item, misfit.span, cause, 0)]
     edge = site.usable.edge_above(ADDRESS_LAST)
     if isinstance(misfit, TopUnknown):
         message = f"{item} has no place: the 64-bit PCI window {NO_TOP}"

@@ -40,7 +40,7 @@ def bar_item(site: Site, bar: WantedBar, place: AddrRange) -> Iterator[Item | No
     iova = place if place in site.usable.ranges and not bar.emulated else None
     if iova is None and not bar.emulated:
         yield from unreached(site, f"{bar_title(bar.name)} {place}", place)
-    yield Item(ItemKind.BAR, bar.name, place, iova, required=bar.required)
+    yield Item(ItemKind.BAR, bar.name, place, iova, required=bar.required, emulated=bar.emulated)
 
 
 def place_bars(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import os
@@ -117,6 +117,8 @@ class Guest:
             (opt/ovmf/X-PciMmio64Mb): it then begins right above RAM.
         viommu: True if the guest has an IOMMU of its own: each device then has its own container.
         devices: number of assigned devices, for the budget.
+        viommu_bits: address bits of the guest's own Intel IOMMU; the host's must have as many.
+            None: as many as fit.
     """
 
     machine: str | os.PathLike[str] | Machine | None = None
@@ -138,3 +140,24 @@ class Guest:
     firmware: str | None = None
     ovmf_window: str | int | None = None
     doorbells: Sequence[Doorbell] = ()
+    viommu_bits: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A guest as one release of its VMM has it, where what was asked for leaves that open.
+
+    Attributes:
+        text: which release, such as `QEMU 9.2 and later`; empty where there is one reading.
+        guest: the guest.
+    """
+
+    text: str
+    guest: Guest
+
+
+class Readable(Protocol):
+    """What was asked for elsewhere, such as a `Definition`: one guest for each reading."""
+
+    def readings_on(self, arch: str | None) -> Sequence[Reading]:
+        """Return every guest that may be meant on a host of this architecture, oldest first."""

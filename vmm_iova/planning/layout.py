@@ -75,6 +75,7 @@ class Item:
         last_cause: what put its upper edge there, or None when the machine or the size did.
         node: NUMA node of RAM, or None.
         required: for a BAR: peers must reach it.
+        emulated: for a BAR: the VMM answers for it itself, so that no device could reach it.
     """
 
     kind: ItemKind
@@ -85,6 +86,7 @@ class Item:
     last_cause: Cause | None = None
     node: str | None = None
     required: bool = False
+    emulated: bool = False
 
     @property
     def place(self) -> AddrRange:
@@ -309,6 +311,7 @@ def _item(item: Item) -> dict[str, Any]:
         "last_cause": _text(item.last_cause),
         "node": item.node,
         "required": item.required,
+        "emulated": item.emulated,
     }
 
 
@@ -355,6 +358,7 @@ def _item_of(saved: dict[str, Any], causes: _Causes) -> Item:
         last,
         saved["node"],
         saved["required"] is True,
+        saved.get("emulated") is True,
     )
 
 

@@ -91,6 +91,18 @@ class StartRefused(Misfit):
     """The VMM does not start: it reaches beyond the guest's addresses."""
 
 
+class ViommuTooWide(Misfit):
+    """The guest's own IOMMU has more address bits than the host's.
+
+    Attributes:
+        bits: of the host's.
+    """
+
+    def __init__(self, span: AddrRange, cause: Cause, bits: int) -> None:
+        super().__init__("the guest's IOMMU", span, (cause,))
+        self.bits = bits
+
+
 class RamHidden(Misfit):
     """RAM lies under the 64-bit PCI window, so that the guest cannot reach it."""
 

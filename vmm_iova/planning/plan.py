@@ -20,7 +20,7 @@ from vmm_iova import remedies as say
 from vmm_iova.errors import PlanError, RequestError
 from vmm_iova.host.usable import Usable
 from vmm_iova.planning.attempt import attempt
-from vmm_iova.planning.guest import Guest
+from vmm_iova.planning.guest import Guest, Readable
 from vmm_iova.planning.keep import plan_kept
 from vmm_iova.planning.layout import Layout, OnHole
 from vmm_iova.planning.misfit import Misfit
@@ -39,7 +39,7 @@ _AUTO = (*HUGE_PAGES, 1)
 
 
 def plan(
-    guest: Guest,
+    guest: Guest | Readable,
     usable: Usable,
     on_hole: OnHole = "auto",
     *,
@@ -50,7 +50,8 @@ def plan(
     """Place a guest on a host.
 
     Args:
-        guest: what is wanted.
+        guest: what is wanted; of a `Definition`, each guest that may be meant has to fit, and the
+            layout is that of the newest release.
         usable: where the host allows it, from `Host.usable`.
         on_hole: what to do when the machine's own place for RAM is not free.
         also_fit: what other groups of the host allow, from `Host.usable(groups=...)`: the layout
@@ -89,6 +90,8 @@ def plan(
             raise RequestError(
                 f"{name} {value!r} is none of {', '.join(known)}", field=name, value=value
             )
+    if not isinstance(guest, Guest):
+        return _each(guest, usable, on_hole, also_fit, keep, prefer)
     wanted = resolve(guest, usable)
     for other in also_fit:
         usable = usable.joined(other)
@@ -101,6 +104,60 @@ def plan(
     if keep is not None:
         return plan_kept(site, keep, lambda: _best(sites, policy))
     return _best(sites, policy)
+
+
+def can_be(guest: Guest, usable: Usable, on_hole: OnHole = "auto") -> bool:
+    """Tell whether the VMM of a guest's machine can have it on a host; no reasons are looked for.
+
+    Args:
+        guest: what is wanted.
+        usable: where the host allows it.
+        on_hole: as in `plan`.
+
+    Complexity: as one attempt of `plan`.
+    """
+    try:
+        site = site_of(resolve(guest, usable), usable)
+        attempt(site, Policy(HolePolicy(on_hole), own=True))
+    except (Misfit, RequestError):
+        return False
+    return True
+
+
+def _each(
+    asked: Readable,
+    usable: Usable,
+    on_hole: OnHole,
+    also_fit: Sequence[Usable],
+    keep: Layout | dict[str, Any] | None,
+    prefer: Prefer,
+) -> Layout:
+    """Plan every guest that may be meant, the newest last."""
+    done: list[tuple[str, Layout | PlanError]] = []
+    for reading in asked.readings_on(usable.arch):
+        try:
+            layout = plan(
+                reading.guest, usable, on_hole, also_fit=also_fit, keep=keep, prefer=prefer
+            )
+            done.append((reading.text, layout))
+        except PlanError as refusal:
+            done.append((reading.text, refusal))
+    refused = [(text, found) for text, found in done if isinstance(found, PlanError)]
+    fitting = [(text, found) for text, found in done if isinstance(found, Layout)]
+    if not refused:
+        return fitting[-1][1]
+    text, error = refused[-1]
+    if not fitting:
+        raise error  # whatever the release is
+    others = ", or ".join(name for name, _ in fitting)
+    if len(fitting) > 2:
+        others = f"each of the {len(fitting)} others that may be meant"
+    raise PlanError(
+        f"with {text}: {error.message}; it fits with {others}",
+        reasons=error.reasons,
+        fixes=error.fixes,
+        detail=error.detail,
+    ) from error
 
 
 def _best(sites: Sequence[Site], policy: Policy) -> Layout:

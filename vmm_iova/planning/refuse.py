@@ -31,9 +31,10 @@ from vmm_iova.planning.misfit import (
     RoomMisfit,
     StartRefused,
     TopUnknown,
+    ViommuTooWide,
     WindowMisfit,
 )
-from vmm_iova.planning.request import AddressLimit
+from vmm_iova.planning.request import VIOMMU_BITS, AddressLimit
 from vmm_iova.planning.site import HolePolicy, Policy, site_of
 from vmm_iova.planning.trials import Trials
 from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, MIB, AddrRange
@@ -267,6 +268,12 @@ def _other_fixes(misfit: Misfit, trials: Trials) -> Iterator[str]:
         yield say.ANOTHER_MACHINE
     elif isinstance(misfit, TopUnknown):
         yield _phys_bits("N", _more_bits(machine, "N"))
+    elif isinstance(misfit, ViommuTooWide):
+        fitting = [bits for bits in VIOMMU_BITS if bits <= misfit.bits]
+        if fitting and trials.works(replace(trials.site.wanted, viommu_bits=fitting[-1])):
+            yield say.VIOMMU_NARROW.format(
+                bits=fitting[-1], option=say.GUEST_IOMMU_OPTION.format(bits=fitting[-1])
+            )
     elif isinstance(misfit, WindowMisfit):
         yield say.PCI64_SMALLER
     elif isinstance(misfit, StartRefused):

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from vmm_iova.planning.guest import Bar, Guest, Room
 
 
+VIOMMU_BITS = (39, 48, 57)
+"""Widths of QEMU's intel-iommu (hw/i386/intel_iommu.c, vtd_decide_config(); 57 is new)."""
+
 _MOST_SLOTS = 256  # ACPI_MAX_RAM_SLOTS (QEMU, include/hw/acpi/acpi.h)
 
 
@@ -89,6 +92,7 @@ class Wanted:
         maxmem: RAM and what may be plugged in, bytes; 0 where nothing is.
         phys_bits: guest address bits that were asked for, or None.
         firmware_open: True if the firmware was not named, so that any kind may be meant.
+        viommu_bits: address bits of the guest's own IOMMU where they count, or None.
     """
 
     machine: Machine
@@ -111,6 +115,7 @@ class Wanted:
     maxmem: int = 0
     phys_bits: int | None = None
     firmware_open: bool = False
+    viommu_bits: int | None = None
 
     @property
     def address_last(self) -> int:
@@ -193,7 +198,20 @@ def resolve(guest: Guest, usable: Usable) -> Wanted:
         0 if guest.maxmem is None else parse_size(guest.maxmem, "maxmem"),
         guest.phys_bits,
         guest.firmware is None,
+        _viommu_bits(guest),
     )
+
+
+def _viommu_bits(guest: Guest) -> int | None:
+    bits = guest.viommu_bits
+    if bits is not None and bits not in VIOMMU_BITS:
+        raise RequestError(
+            f"viommu_bits {bits!r} is none of {', '.join(map(str, VIOMMU_BITS))}, the widths that "
+            "QEMU's intel-iommu takes",
+            field="viommu_bits",
+            value=bits,
+        )
+    return bits
 
 
 def _doorbells(guest: Guest, machine: Machine) -> Iterable[OpenDoorbell]:

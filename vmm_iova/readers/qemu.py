@@ -15,15 +15,32 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.errors import IovaError
 from vmm_iova.ranges import MIB
+from vmm_iova.readers.shell import LONGEST, command_words
 from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-_PROGRAM = re.compile(r"qemu-system-(?P<arch>[a-z0-9_]{2,12})|qemu-kvm\b|/kvm\b")
+Option = tuple[str, str]
+"""Name of an option without its dashes, and its value; empty where it takes none."""
+
+PROGRAM = re.compile(
+    r"(?:^|[\s/\"'])(?P<name>qemu-system-(?P<arch>[a-z0-9_]{2,12})|qemu-kvm|kvm)(?=[\s\"'])",
+    re.MULTILINE,
+)
+"""How the program is called; `kvm` is Proxmox's name for it."""
+
 _OPTION = re.compile(r"(?:^|\s)--?(?P<name>machine|M|m|cpu|device|object|global)(?:\s+|=)")
 _VALUE = re.compile(r"'([^']{0,4000})'|\"([^\"]{0,4000})\"|(\S{1,4000})")
-_LONGEST, _MOST = 200_000, 2000
+_MOST = 2000
+_FLAGS_WORDS = (
+    "nodefaults nographic enable-kvm no-user-config S daemonize snapshot no-reboot no-shutdown "
+    "no-hpet no-acpi usb only-migratable win2k-hack no-fd-bootchk preconfig singlestep full-screen "
+    "no-quit portrait mem-prealloc async-teardown no-kvm alt-grab ctrl-grab enable-sync-profile "
+    "no-kvm-irqchip no-kvm-pit-reinjection semihosting nodefconfig xen-attach s"
+)
+FLAGS = frozenset(_FLAGS_WORDS.split())
+"""Options that take no value (qemu-options.hx: those without HAS_ARG)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,28 +84,31 @@ class QemuCommand:
 
 
 def read_qemu(text: str) -> QemuCommand | None:
-    """Read a command line out of a text; None if there is none.
+    """Read a command line, or options alone, out of a text; None if there are none.
 
     Complexity: O(size), of at most 200,000 characters.
     """
-    options = list(_options(text[:_LONGEST].replace("\\\n", " ")))
-    names = [name for name, _ in options]
-    if not any(name in names for name in ("machine", "M", "m", "cpu")) or len(options) < 2:
+    words = command_words(text, PROGRAM)
+    options = list(_fragments(text[:LONGEST].replace("\\\n", " ")))
+    if words is not None:
+        whole = options_of(words[1:])
+        options = whole if _is_guest(whole) or not _is_guest(options) else options
+    if not _is_guest(options) or len(options) < 2:
         return None
-    program = _PROGRAM.search(text[:_LONGEST])
+    program = PROGRAM.search(text[:LONGEST])
     last = dict(options)
     machine = last.get("machine") or last.get("M")
-    ram, maxmem = _memory(last.get("m"))
-    devices = [_device(value) for name, value in options if name == "device"]
-    viommu = next((item for item in devices if item.get("driver", "") in _VIOMMUS), None)
-    of_machine = _keys(machine or "").get("iommu") or ""
+    memory = keys(last.get("m", ""), "size")
+    devices = [device(value) for name, value in options if name == "device"]
+    viommu = next((item for item in devices if item.get("driver", "") in VIOMMUS), None)
+    of_machine = keys(machine or "").get("iommu") or ""
     kind = viommu["driver"] if viommu else of_machine or None
     bits = (viommu or {}).get("aw-bits", "")
     return QemuCommand(
         arch=program["arch"] if program else None,
-        machine=_keys(machine or "").get("type") or None,
-        ram=ram,
-        maxmem=maxmem,
+        machine=keys(machine or "").get("type") or None,
+        ram=size_of(memory.get("size")),
+        maxmem=size_of(memory.get("maxmem")),
         cpu=last.get("cpu"),
         assigned=tuple(
             item.get("host") or item.get("sysfsdev") or item.get("id") or "?"
@@ -103,53 +123,94 @@ def read_qemu(text: str) -> QemuCommand | None:
     )
 
 
-_VIOMMUS = ("intel-iommu", "amd-iommu", "virtio-iommu-pci", "virtio-iommu", "arm-smmuv3")
+VIOMMUS = ("intel-iommu", "amd-iommu", "virtio-iommu-pci", "virtio-iommu", "arm-smmuv3")
+"""Drivers of the guest's own IOMMU."""
 
 
-def _options(text: str) -> Iterator[tuple[str, str]]:
+def _is_guest(options: Iterable[Option]) -> bool:
+    return any(name in ("machine", "M", "m", "cpu") for name, _ in options)
+
+
+def options_of(words: Sequence[str]) -> list[Option]:
+    """Pair the words of a command with their values.
+
+    A word that begins with no dash and belongs to no option is a disk image, or the rest of a
+    value whose quotes `ps` does not print: it is left out.
+
+    Complexity: O(words).
+    """
+    found: list[Option] = []
+    at = 0
+    while at < len(words):
+        word = words[at]
+        at += 1
+        if len(word) < 2 or word[0] != "-":
+            continue
+        name = word.removeprefix("-").removeprefix("-")
+        if name in FLAGS:
+            found.append((name, ""))
+            continue
+        name, equals, value = name.partition("=")  # as few write it, and QEMU takes for --option
+        if not equals and at < len(words):
+            value = words[at]
+            at += 1
+        found.append((name, value))
+    return found
+
+
+def _fragments(text: str) -> Iterator[Option]:
+    """Options anywhere in a text that may be no command."""
     for match in islice(_OPTION.finditer(text), _MOST):
         value = _VALUE.match(text, match.end())
         if value is not None:
             yield match["name"], next(part for part in value.groups() if part is not None)
 
 
-def _keys(value: str) -> dict[str, str]:
-    """Cut `first,key=value,...`; the first may lack its key."""
+def keys(value: str, first: str = "type") -> dict[str, str]:
+    """Cut `first,key=value,...`; the first may lack its key, and `,,` is a comma.
+
+    A key alone is switched on, and off with `no` in front (util/qemu-option.c).
+    """
     found: dict[str, str] = {}
-    for index, part in enumerate(value.split(",")):
-        key, equals, text = part.partition("=")
+    for index, part in enumerate(value.replace(",,", "\0").split(",")):
+        key, equals, text = (item.replace("\0", ",").strip() for item in part.partition("="))
         if equals:
-            found[key.strip()] = text.strip()
+            found[key] = text
         elif index == 0:
-            found["type"] = part.strip()
+            found[first] = key
+        elif key:
+            found[key] = "on"
     return found
 
 
-def _device(value: str) -> dict[str, str]:
-    if value.startswith("{"):
-        try:
-            loaded = json.loads(value)
-        except (ValueError, RecursionError):
-            return {}
-        if not isinstance(loaded, dict):
-            return {}
-        return {str(key): str(item).lower() for key, item in loaded.items()}
-    keys = _keys(value)
-    return {"driver": keys.pop("type", keys.get("driver", "")), **keys}
+def device(value: str, first: str = "driver") -> dict[str, str]:
+    """Cut the value of -device or -object, in either of its two forms.
+
+    Complexity: O(length).
+    """
+    if not value.startswith("{"):
+        return keys(value, first)
+    try:
+        loaded = json.loads(value)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(loaded, dict):
+        return {}
+    return {str(key): _plain(item) for key, item in loaded.items()}
 
 
-def _memory(value: str | None) -> tuple[int | None, int | None]:
-    if not value:
-        return None, None
-    keys = _keys(value)
-    return _size(keys.get("type") or keys.get("size")), _size(keys.get("maxmem"))
+def _plain(item: object) -> str:
+    return ("on" if item else "off") if isinstance(item, bool) else str(item)
 
 
-def _size(text: str | None) -> int | None:
-    """A size as QEMU reads it: without a unit it is MiB."""
+def size_of(text: str | None, unit: int = MIB) -> int | None:
+    """A size as QEMU reads it: without a unit it is MiB, or what `unit` says; None for none.
+
+    Complexity: O(length), bounded.
+    """
     if not text:
         return None
     try:
-        return int(text) * MIB if text.isdecimal() and len(text) < 12 else parse_size(text)
+        return int(text) * unit if text.isdecimal() and len(text) < 20 else parse_size(text)
     except IovaError:
         return None

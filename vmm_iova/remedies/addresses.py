@@ -297,6 +297,9 @@ HUGEPAGES_SET = Remedy(
     "/sys/kernel/mm/hugepages/{name}/nr_hugepages",
     source="Documentation/admin-guide/mm/hugetlbpage.rst",
 )
+MEMORY_LESS = Remedy(
+    "give the guest {size} of RAM or less, or free memory on the host: free -g", tried=SHELL
+)
 SMALLER_GUEST = Remedy(
     "a guest with less RAM, or a host with more that is free: free -g", tried=SHELL
 )

@@ -53,5 +53,6 @@ DOORBELL_SMALLER = Remedy("a doorbell of {size} or less", tried=_PLANNED)
 FEWER_PIECES = Remedy("fewer pieces: KVM takes {slots} memory slots", tried=LAB)
 
 PHYS_BITS = Remedy("--phys-bits {bits}{option}", tried=_PLANNED)
+VIOMMU_NARROW = Remedy("--viommu-bits {bits} ({option})", tried=_PLANNED)
 OVMF_WINDOW = Remedy("--ovmf-window {mib}MiB ({option})", tried=_PLANNED)
 FIRMWARE_RELEASE = Remedy("--firmware {name}, if the VMM has that release", tried=_PLANNED)

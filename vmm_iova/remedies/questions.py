@@ -10,6 +10,13 @@ SETTLE_LIST = (
     "the kernel's own range list is not among it: with a device that is bound to vfio-pci, "
     "vmm-iova capture --ask-kernel -s BDF"
 )
+SETTLE_DEVICES = "the guest's devices: name them with -s BDF,BDF"
+SETTLE_HARD_LIMIT = "the hard limit of the domain: virsh memtune DOMAIN"
+SETTLE_START = (
+    "whether it starts is known on the host itself, or from a capture there (vmm-iova capture -o "
+    "host.json)"
+)
+SETTLE_STATE = "run this on the host itself, or capture it there: vmm-iova capture -o host.json"
 SETTLE_WIDTH = (
     "the width of the IOMMU: cat /sys/class/iommu/*/intel-iommu/cap (bits 21:16), or "
     "dmesg | grep -i 'iommu width\\|dmar\\|amd-vi'"

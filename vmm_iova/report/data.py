@@ -10,6 +10,7 @@ from vmm_iova.host.registers import least_bits
 from vmm_iova.planning.memory_maps import map_data
 from vmm_iova.report.answer import answer_data
 from vmm_iova.report.devices import members_data
+from vmm_iova.report.start import start_data
 from vmm_iova.report.verdicts import layout_answer
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vmm_iova.planning.budget import Budget
     from vmm_iova.planning.layout import Layout
     from vmm_iova.planning.page_tables import PageTables
+    from vmm_iova.planning.start import Start
     from vmm_iova.ranges import AddrRange
 
 
@@ -37,19 +39,25 @@ def dump_layout(
     generator: str,
     compared: Sequence[tuple[str, str, Budget | None]] = (),
     members: Sequence[Member] = (),
+    start: Start | None = None,
+    vm: dict[str, Any] | None = None,
 ) -> str:
     """Return a layout, what the guest must be told, and its cost as a JSON document."""
     document = layout.to_json()
-    answer = answer_data(layout_answer(layout, cost))
+    answer = answer_data(layout_answer(layout, cost, start))
     root = {"schema": document.pop("schema"), "generator": generator, **answer, **document}
     root["told"] = map_data(layout)
     root["cost"] = budget_data(cost)
     root["members"] = members_data(members)
+    if start is not None:
+        root["start"] = start_data(start)
     if compared:
         root["compared"] = [
             {"policy": policy, "align": align, "cost": None if one is None else budget_data(one)}
             for policy, align, one in compared
         ]
+    if vm is not None:
+        root["vm"] = vm
     return json.dumps(root, indent=1) + "\n"
 
 

@@ -14,6 +14,7 @@ from vmm_iova.planning.layout import Item, ItemKind, Layout
 from vmm_iova.planning.memory_maps import viommu_lines
 from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, AddrRange
 from vmm_iova.report.devices import host_devices, member_lines
+from vmm_iova.report.start import start_lines, state_lines
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from vmm_iova.planning.budget import Budget
     from vmm_iova.planning.difference import Difference
     from vmm_iova.planning.page_tables import PageTables
+    from vmm_iova.planning.start import Start
 
 _NAME = 26
 
@@ -72,6 +74,7 @@ def show_host(host: Host, usable: Usable | None, why_not: str | None, *, bytes_:
         notes = usable.notes
         lines += section("address widths", width_lines(usable.widths))
     lines += section("limits", _limits(host))
+    lines += section("at the moment", state_lines(host.state))
     lines += section("notes", (note.text for note in notes))
     return "\n".join(lines) + "\n"
 
@@ -266,6 +269,7 @@ def show_layout(
     bytes_: bool,
     compared: Sequence[tuple[str, str, Budget | None]] = (),
     members: Sequence[Member] = (),
+    start: Start | None = None,
 ) -> str:
     """Show where everything went, what cut it, what the guest must be told and what it costs."""
     machine = layout.machine
@@ -279,6 +283,7 @@ def show_layout(
     ]
     lines += _map(layout, bytes_)
     lines += section("devices", member_lines(members))
+    lines += section("will it start", () if start is None else start_lines(start))
     lines += section("cuts", _cuts(layout))
     lines += section(
         "tell the guest that these are reserved",

@@ -12,27 +12,27 @@ from vmm_iova.report.answer import Answer, Tone
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmm_iova.fleet import Fleet
     from vmm_iova.host.host import Host
     from vmm_iova.host.usable import Usable
     from vmm_iova.planning.budget import Budget
     from vmm_iova.planning.difference import Difference
     from vmm_iova.planning.layout import Layout
+    from vmm_iova.planning.start import Start
 
 
-def layout_answer(layout: Layout, cost: Budget) -> Answer:
-    """Say whether the guest fits, in how many pieces, and what to set."""
+def layout_answer(layout: Layout, cost: Budget, start: Start | None = None) -> Answer:
+    """Say whether the guest starts, or fits where that is not known, and what to do.
+
+    Args:
+        layout: where it is.
+        cost: what mapping it takes.
+        start: what it needs to start; None where only its addresses are asked for.
+    """
     blocked = layout.usable.unassignable
-    pieces = len(layout.ram)
-    count = "1 piece" if pieces == 1 else f"{pieces} pieces"
-    base = next((item.place.start for item in layout.ram if item.place.start >= 4 * GIB), 0)
-    how = {
-        "as is": "where its VMM puts it",
-        "split": "cut around holes",
-        "move": f"moved to {base:#x} by its VMM",
-    }
-    done = f"{how.get(layout.policy, layout.policy)}, in {count}"
-    guest = f"{show_size(layout.ram_bytes)} of RAM in {layout.machine.name}, {done}"
+    guest = _placed(layout)
     bound = any(item.bound for item in layout.usable.evidence)
     certainty = "likely" if bound else "certain"
     if layout.changes:
@@ -44,7 +44,8 @@ def layout_answer(layout: Layout, cost: Budget) -> Answer:
             certainty=certainty,
         )
     settings = (*layout.settings, *cost.settings, *layout.otherwise)
-    if blocked:
+    stopped = start is not None and layout.starts and start.verdict == "does not start"
+    if blocked and not stopped:
         devices = ", ".join(dict.fromkeys(entry.group.title for entry in blocked))
         return Answer(
             "FITS, BUT",
@@ -55,6 +56,8 @@ def layout_answer(layout: Layout, cost: Budget) -> Answer:
             certainty=certainty,
         )
     verdict = f"{guest}; {layout.address_bits} address bits"
+    if start is not None and layout.starts and start.verdict != "not known":
+        return _started(start, verdict, layout, certainty)
     if not layout.starts:
         arch = "arm" if layout.machine.arch == "aarch64" else "x86"
         another = f"a VMM that cuts RAM around holes: --machine own-{arch} plans for one"
@@ -66,9 +69,55 @@ def layout_answer(layout: Layout, cost: Budget) -> Answer:
             reasons=layout.reasons,
             certainty=certainty,
         )
+    doubts = () if start is None else tuple(_doubts(start))
     return Answer(
-        "FITS", verdict, "good", actions=settings, reasons=layout.reasons, certainty=certainty
+        "FITS",
+        verdict,
+        "good",
+        actions=settings,
+        reasons=layout.reasons,
+        doubts=doubts,
+        certainty=certainty,
     )
+
+
+def _placed(layout: Layout) -> str:
+    """How much RAM is where, in how many pieces."""
+    pieces = len(layout.ram)
+    count = "1 piece" if pieces == 1 else f"{pieces} pieces"
+    base = next((item.place.start for item in layout.ram if item.place.start >= 4 * GIB), 0)
+    how = {
+        "as is": "where its VMM puts it",
+        "split": "cut around holes",
+        "move": f"moved to {base:#x} by its VMM",
+    }
+    done = f"{how.get(layout.policy, layout.policy)}, in {count}"
+    return f"{show_size(layout.ram_bytes)} of RAM in {layout.machine.name}, {done}"
+
+
+def _started(start: Start, guest: str, layout: Layout, certainty: str) -> Answer:
+    """Say whether a guest that has its addresses starts."""
+    amiss = start.rows_that_are("not ok")
+    actions = (*(text for row in amiss for text in row.do), *layout.settings)
+    if start.verdict == "starts and works":
+        return Answer("STARTS AND WORKS", guest, "good", actions=actions, certainty=certainty)
+    first, reasons = amiss[0].text, tuple(row.text for row in amiss[1:])
+    if start.verdict == "starts, but":
+        verdict = f"{first}; {guest}"
+        return Answer("STARTS, BUT", verdict, "unsure", actions, reasons, certainty=certainty)
+    verdict = f"{first}; its addresses would do: {guest}"
+    return Answer("DOES NOT START", verdict, "bad", actions, reasons, certainty=certainty)
+
+
+def _doubts(start: Start) -> Iterator[str]:
+    """What is not known of the host, and what settles it; one line where all of it is not."""
+    unknown = start.rows_that_are("not known")
+    names = [row.what for row in unknown]
+    if {"memory", "interrupts"} <= set(names):  # no source says what the host has at the moment
+        yield str(say.SETTLE_START)
+        return
+    yield f"whether it starts is not known: {', '.join(names)}"
+    yield from dict.fromkeys(text for row in unknown for text in row.do)
 
 
 def host_answer(

@@ -1,0 +1,13 @@
+qemu-system-aarch64 \
+-M virt \
+-display none \
+-serial stdio \
+-cpu host \
+-enable-kvm \
+-m 1G \
+-kernel /srv/Image.gz \
+-drive format=raw,file=/srv/guest.ext4,if=virtio \
+-append "root=/dev/vda init=/init -- bash /srv/guest.sh" \
+-device vfio-pci,host=0002:01:00.0 \
+-object iommufd,id=iommufd0 \
+-device vfio-pci,host=0003:01:00.0,iommufd=iommufd0

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The door out: a change in the words of a VMM or its manager."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from typing import TYPE_CHECKING, Literal, get_args
+
+from vmm_iova.definitions.write_cloud import changed_json, cloud_options
+from vmm_iova.definitions.write_libvirt import changed_domain, elements
+from vmm_iova.definitions.write_proxmox import changed_config, commands
+from vmm_iova.definitions.write_qemu import options_for
+
+if TYPE_CHECKING:
+    from vmm_iova.definitions.change import Change
+    from vmm_iova.definitions.definition import Definition, Kind
+
+ChangeForm = Literal["qemu", "libvirt", "proxmox", "cloud-hypervisor"]
+"""Forms that a change is written in."""
+
+CHANGE_FORMS: tuple[ChangeForm, ...] = get_args(ChangeForm)
+
+
+def changed_text(given: Definition, change: Change) -> str | None:
+    """Return the whole definition with a change made; None where it is a command line.
+
+    Complexity: O(size).
+    """
+    if given.kind == "libvirt":
+        return changed_domain(given.text, change, given.source)
+    if given.kind == "proxmox":
+        return changed_config(given.text, change)
+    if given.text.lstrip().startswith("{"):
+        return changed_json(given.text, change, firecracker=given.kind == "firecracker")[1]
+    return None
+
+
+def write_change(given: Definition | None, change: Change, form: Kind | None = None) -> str:
+    """Write a change.
+
+    Args:
+        given: the definition that is to be changed, or None where there is none.
+        change: what must differ.
+        form: in whose words; default those of the definition.
+
+    Returns:
+        A unified diff of the XML or configuration where one of this form was given; else the
+        options, elements or calls that make the change. Empty where nothing differs.
+
+    Raises:
+        RequestError: the form has no words for a part of it.
+
+    Complexity: O(size).
+    """
+    if not change:
+        return ""
+    form = form or (given.kind if given is not None else "qemu")
+    if given is not None and given.kind == form and (text := changed_text(given, change)):
+        before = given.text
+        if before.lstrip().startswith("{"):
+            before, text = changed_json(before, change, firecracker=form == "firecracker")
+        return _diff(before, text, given)
+    if form == "libvirt":
+        return elements(change)
+    if form == "proxmox":
+        return commands(change)
+    if form in ("cloud-hypervisor", "firecracker"):
+        return cloud_options(change)
+    cpu = given.cpu if given is not None else None
+    return "".join(f"-{name} {shlex.quote(value)}\n" for name, value in options_for(change, cpu))
+
+
+def _diff(before: str, after: str, given: Definition) -> str:
+    name = given.source if given.source != "stdin" else given.name or given.kind
+    lines = difflib.unified_diff(
+        before.splitlines(keepends=True),
+        after.splitlines(keepends=True),
+        name,
+        f"{name} (changed)",
+    )
+    return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
