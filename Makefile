@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # One command each: what is missing is installed into .venv, nothing else is touched.
 #   make plan     set up, and plan a 1.5 TiB guest on a real AMD host (writes map.svg)
 #   make check    set up, and run the tests that take seconds
@@ -41,6 +42,7 @@ lint: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/reuse lint --quiet
 
 package: $(VENV)/.packaged
 	$(BIN)/python -m pytest tools

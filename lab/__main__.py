@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line of the kernel lab; see lab/README.md."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Boot one guest under software emulation, run a command in it, and bring the results out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel with iommufd, which no Debian kernel turns on: built here from Debian's source."""
 
 from __future__ import annotations

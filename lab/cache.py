@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the lab keeps what it fetched and built: outside the checkout, shared by all checkouts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Work in a process of its own: what it breaks, it breaks alone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Debian packages of any release and architecture, without touching the system's own apt.
 
 A private apt configuration has its own lists, cache and sources, so nothing here changes what the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The simulated kernel held to a real one: the same calls on both, every answer compared.
 
 A world opens the same files on a kernel and makes calls at the level of the ioctl. Two worlds, one

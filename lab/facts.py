@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a guest's kernel says about its IOMMUs, gathered inside the guest as plain JSON."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Get everything that some guests need, once; a second time nothing is asked of the network."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs inside a guest, before the tests: hand the devices to VFIO and write down what was done.
 
     python -m lab.guest_setup FOLDER

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The guests: which machine, which kernel, which devices are handed to the tests."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The first file system of a guest: busybox, a few modules in loading order, and the way on.
 
 The real root comes over 9p, read-only, with a RAM overlay on top: the machine's own root for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels to boot, and those of them that Debian ships."""
 
 from __future__ import annotations

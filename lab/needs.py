@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What must be installed on this machine before a guest can boot: looked for, then installed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A pytest plug-in for test runs inside a guest.
 
 Marks that it understands:

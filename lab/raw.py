@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The few raw ioctls with which the lab proves itself, written apart from the package.
 
 The package's own `kernel` wing is what the lab tests. This room must not use it: two independent

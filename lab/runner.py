@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run the tests in the guests and judge what came out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Speaking to the person at the terminal, and running other programs."""
 
 from __future__ import annotations

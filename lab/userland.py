@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What runs inside a guest: a root of its own for foreign architectures, and the pure packages."""
 
 from __future__ import annotations

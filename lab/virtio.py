@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A virtio disk driven over VFIO, so that hosts which refuse QEMU's edu device can prove DMA too.
 
 The disk reads a request and data from memory and writes data and a status to it, all through the

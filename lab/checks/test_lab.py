@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The lab's own judgement, without booting anything: `pytest lab/checks`."""
 
 from __future__ import annotations

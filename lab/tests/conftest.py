@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fixtures of the tests that run inside a guest; outside of one, nothing here is collected."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The lab proves itself: every guest is the host that the table claims, by raw ioctls alone."""
 
 from __future__ import annotations

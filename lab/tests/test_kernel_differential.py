@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The same random calls on the real kernel of this guest and on the simulated one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Memory that the kernel cannot have, at every allocation of a call: nothing may stay behind.
 
 /proc/thread-self/fail-nth lets the n-th allocation of a thread's next calls fail (failslab); n

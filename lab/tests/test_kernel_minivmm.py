@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The embedding example runs where there is KVM and a device to pass through."""
 
 from __future__ import annotations

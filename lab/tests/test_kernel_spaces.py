@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The package's own kernel wing on the kernel of this guest: spaces, limits, DMA, refusals."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """QEMU with its firmware: that of this Debian, and newer ones unpacked beside it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A plan and a real start of the same guest: what differs, in words."""
 
 from __future__ import annotations

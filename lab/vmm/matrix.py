@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configurations to compare, drawn with a seed: sizes around every boundary of a machine."""
 
 from __future__ import annotations

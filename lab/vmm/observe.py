@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One start of a real QEMU: where it has RAM, windows and BARs, or what it says when it refuses."""
 
 from __future__ import annotations

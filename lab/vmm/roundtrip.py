@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The way back of a definition, on the real things: `python -m lab.vmm.roundtrip`.
 
 Each public libvirt definition of tests/data/definitions is changed in every way that a change can

@@ -17,6 +17,7 @@ import pytest
 import vmm_iova as vi
 
 ROOT = Path(__file__).parents[2]
+LICENCE = "# SPDX-" + "License-Identifier: Apache-2.0\n"
 PACKAGE = ROOT / "vmm_iova"
 
 # The wings of docs/design.md, from the ground up; a module imports only from its own wing or from
@@ -159,7 +160,7 @@ def test_walk_of_imports_sees_late_and_typing_only_ones(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_file_names_its_licence_and_says_what_it_is(path: Path) -> None:
-    assert path.read_text("utf-8").startswith("# SPDX-License-Identifier: Apache-2.0\n")
+    assert path.read_text("utf-8").startswith(LICENCE)
     module, *_ = _nodes(path)
     assert isinstance(module, ast.Module)
     assert ast.get_docstring(module)
