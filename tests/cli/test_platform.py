@@ -34,5 +34,7 @@ def test_machine_without_an_iommu_is_explained_by_its_own_facts(
 def test_option_that_raises_the_address_bits_is_no_limit(capsys: Output) -> None:
     assert run("plan", "--host", "amd-epyc-1tb", "--ram", "536G", "--phys-bits", "39") == 3
     text = capsys.readouterr().err
-    assert "--phys-bits 40 (QEMU: -cpu host, or -cpu MODEL,phys-bits=40)" in text
+    assert "--phys-bits 40 (QEMU: -cpu host, or -cpu MODEL,phys-bits=40; libvirt: " in text
+    assert "<maxphysaddr mode='emulate' bits='40'/> in <cpu>)" in text
+    assert "limit" not in text.partition("\n\n")[0]
     assert "host-phys-bits-limit=40" not in text

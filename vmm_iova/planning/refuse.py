@@ -365,4 +365,5 @@ def _phys_bits(bits: object, option: str | None) -> str:
 
 def _more_bits(machine: Machine, bits: object) -> str | None:
     """The option for more address bits; a limit such as host-phys-bits-limit only lowers them."""
-    return machine.option("least_bits", bits=bits) or machine.option("phys_bits", bits=bits)
+    named = (machine.option(name, bits=bits) for name in ("more_bits", "least_bits", "phys_bits"))
+    return next(filter(None, named), None)
