@@ -11,10 +11,11 @@
 #   make long     the allocator under sanitizers, without AVX2, and a million steps (minutes)
 #   make fuzz     each target of fuzz/ for FUZZ_SECONDS (120), two at a time
 #   make mutants  what the tests notice of MUTANTS (300) small changes to the code that decides
+#   make site     the documentation as a site, into build/site; a broken link or a warning fails it
 #   make docs     write everything in docs/, README.md and share/ anew that is printed or drawn
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: plan check test lint package lab vmm bench long fuzz mutants docs clean
+.PHONY: plan check test lint package lab vmm bench long fuzz mutants docs site clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -43,6 +44,11 @@ lint: $(VENV)/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/reuse lint --quiet
+	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[ad]*.yml
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.citation-file-format CITATION.cff
 
 package: $(VENV)/.packaged
 	$(BIN)/python -m pytest tools
@@ -72,6 +78,11 @@ mutants: $(VENV)/.tested
 docs: $(VENV)/.tested
 	VMM_IOVA_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/repo/test_docs.py
 	$(BIN)/python -m tools.manual
+	$(BIN)/python -m tools.reference
+
+site: $(VENV)/.tested
+	$(PIP) 'vmm-iova[site]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) build map.svg
