@@ -297,7 +297,7 @@ class TestCapture:
         answer = json.loads(capsys.readouterr().out)
         assert (answer["schema"]["name"], answer["certainty"]) == ("vmm-iova-capture", "certain")
         assert run("capture", "--host", "lab-vtd-39", "-J") == 2
-        assert "leave out -J" in capsys.readouterr().err
+        assert "leave out -J" in capsys.readouterr().out
 
     def test_facts_of_another_file_are_added(self, capsys: Output, tmp_path: Path) -> None:
         ranges = tmp_path / "ranges.txt"
@@ -507,7 +507,7 @@ def test_name_of_a_command_as_a_value_is_no_command(capsys: Output) -> None:
 
 def test_dry_run_as_json_is_refused(capsys: Output) -> None:
     assert run("plan", "--host", "amd-epyc-1tb", "--ram", "4G", "--dry-run", "--json") == 2
-    assert "does not go with --json" in error_of(capsys)
+    assert "does not go with --json" in capsys.readouterr().out
 
 
 class TestHolesWithoutAWidth:

@@ -100,7 +100,7 @@ def test_number_of_devices_is_that_of_the_option_unless_it_is_stated(
     assert run(*both, "--assigned", "5") == 0
     assert json.loads(capsys.readouterr().out)["cost"]["containers"] == 5
     assert run(*both, "--assigned", "0") == 2
-    assert "not a number from 1" in error_of(capsys)
+    assert "not a number from 1" in capsys.readouterr().out
 
 
 def test_old_snapshot_places_no_bars_and_says_so(host: str, capsys: Output) -> None:

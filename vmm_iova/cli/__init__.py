@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
+_JSON = re.compile("-[a-zA-Z]*J[a-zA-Z]*|--json")
 _MARK = re.compile(f"([{''.join(MARKS)}])")
 
 
@@ -74,6 +75,8 @@ class _Terminal:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
+    as_json = any(_JSON.fullmatch(word) for word in given)
     try:
         parser = make_parser(arguments)
         options = parser.parse_args(arguments)
@@ -84,7 +87,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         status = run(options)
         sys.stdout.flush()
     except IovaError as error:
-        return _complain(error)
+        return _complain(error, as_json)
     except BrokenPipeError:
         # The reader has gone (head, less): what it wanted it has. Keep the interpreter from
         # complaining when it flushes at exit.
@@ -99,12 +102,11 @@ def _main(arguments: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 6
     except Exception as error:  # no traceback reaches the terminal
-        print(
-            f"vmm-iova: error: {type(error).__name__}: {one_line(str(error))}\n"
-            "  hint: this is a defect of vmm-iova; please report it with the command and its input",
-            file=sys.stderr,
+        defect = IovaError(
+            f"{type(error).__name__}: {one_line(str(error))}",
+            hint="this is a defect of vmm-iova; please report it with the command and its input",
         )
-        return 70
+        return _complain(defect, as_json)
     return status
 
 
@@ -120,7 +122,12 @@ def _warn(
     print(f"vmm-iova: warning: {message}", file=sys.stderr)
 
 
-def _complain(error: IovaError) -> int:
+def _complain(error: IovaError, as_json: bool) -> int:
+    if as_json:
+        from vmm_iova.report.errors import error_document
+
+        print(error_document(error), end="")
+        return error.exit_code
     if isinstance(error, (PlanError, EvidenceError)):  # an answer, and not a fault of the command
         from vmm_iova.report.verdicts import refusal_answer
 

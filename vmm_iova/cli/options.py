@@ -86,15 +86,18 @@ class Parser(argparse.ArgumentParser):
     """argparse whose complaint looks like every other one of ours."""
 
     def error(self, message: str) -> NoReturn:
-        """Print one sentence and a hint, and exit with status 2."""
+        """Refuse with one sentence and a hint.
+
+        Raises:
+            RequestError: always.
+        """
         hint = f"{self.prog} --help"
         choice = _CHOICE.search(message)
         if choice is not None:
             known = [item.strip(" '") for item in choice["known"].split(",")]
             close = difflib.get_close_matches(choice["given"], known, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}? {hint}" if close else hint
-        print(f"vmm-iova: error: {message}\n  hint: {hint}", file=sys.stderr)
-        raise SystemExit(2)
+        raise RequestError(message, field="arguments", value=None, hint=hint)
 
 
 def command(
