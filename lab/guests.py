@@ -58,6 +58,11 @@ _PC = (
     *("-device", f"virtio-blk-pci,{VIRTIO},addr=0x13,drive=scratch"),
     *("-device", "nvme,serial=lab,addr=0x14,drive=disk"),
 )
+# Two functions of one slot, which share a group; they keep their drivers but in one test.
+_PAIR = (
+    *("-device", f"{EDU},addr=0x15.0,multifunction=on"),
+    *("-device", f"virtio-rng-pci,{VIRTIO},addr=0x15.1"),
+)
 _VTD = "intel-iommu,intremap=on,caching-mode=on"
 
 GUESTS: tuple[Guest, ...] = (
@@ -66,7 +71,7 @@ GUESTS: tuple[Guest, ...] = (
         title="x86-64, VT-d, 48 bits",
         arch="x86_64",
         kernel=X86,
-        machine=("-M", "q35", "-cpu", "max", "-device", f"{_VTD},aw-bits=48", *_PC),
+        machine=("-M", "q35", "-cpu", "max", "-device", f"{_VTD},aw-bits=48", *_PC, *_PAIR),
         devices=_PC_DEVICES,
         append="intel_iommu=on",
     ),
@@ -92,7 +97,7 @@ GUESTS: tuple[Guest, ...] = (
         title="x86-64, VT-d, iommufd and KVM",
         arch="x86_64",
         kernel=BuiltKernel(),
-        machine=("-M", "q35", "-cpu", "max", "-device", f"{_VTD},aw-bits=48", *_PC),
+        machine=("-M", "q35", "-cpu", "max", "-device", f"{_VTD},aw-bits=48", *_PC, *_PAIR),
         devices=_PC_DEVICES,
         append="intel_iommu=on",
     ),

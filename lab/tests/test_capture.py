@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -67,3 +68,24 @@ def test_three_sources_agree_on_s390(snapshot: Path, lab: dict[str, Any]) -> Non
     group = host.group(host.device(lab["devices"][0]["bdf"]).group or "")
     below, above = (region.range for region in group.regions or ())
     assert (below.last + 1, above.start - 1) == (listed.ranges[0].start, listed.ranges[0].last)
+
+
+@pytest.mark.guests("iommufd")
+@pytest.mark.proves("IOMMU_GET_HW_INFO is decoded, and says what sysfs says")
+def test_answer_of_the_kernel_about_its_iommu_is_shown_in_words(
+    lab: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    devices = ",".join(item["bdf"] for item in lab["devices"])
+    asked = ("show", "--ask-kernel", "iommufd", "-s", devices)
+    assert cli.main([*asked, "-J"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (unit,) = [item for item in found["host"]["iommus"] if item["cap"]]
+    assert len(found["host"]["iommu_info"]) == len(lab["devices"])
+    for info in found["host"]["iommu_info"]:
+        assert info["kind"] == "intel"
+        assert info["registers"] == {"cap": unit["cap"], "ecap": unit["ecap"]}
+        words = found["hardware"][info["device"]]
+        assert set(found["features"][unit["name"]]) <= set(words)
+    assert cli.main([*asked]) == 0
+    text = capsys.readouterr().out
+    assert text.count(f"cap {int(unit['cap'], 16):x} ecap") == 2  # the unit's, and the kernel's

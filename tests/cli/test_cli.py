@@ -137,7 +137,7 @@ class TestExplain:
         verdict, action, *_ = text.splitlines()
         assert verdict == (
             "LIKELY: the device BAR at 0x382000000000 (256 MiB) lies beyond the IOMMU's address "
-            "width."
+            "width; of a BAR QEMU only warns."
         )
         assert action.startswith("Do:     nothing, if the guest runs: QEMU only warns")
         assert "the width of the IOMMU: cat /sys/class/iommu" in text
@@ -272,10 +272,32 @@ class TestCapture:
     ) -> None:
         path = str(tmp_path / "host.json")
         assert run("capture", "--host", "intel-dmar-8thread-laptop", "-o", path) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"CAPTURED: {path} has 2 remapping units")
+        assert f"vmm-iova plan --host {path}" in said
+        assert "Sure?   the kernel's own range list is not among it" in said
         assert run("show", "--host", path, "-J") == 0
         again = json.loads(capsys.readouterr().out)["usable"]
         assert run("show", "--host", "intel-dmar-8thread-laptop", "-J") == 0
         assert json.loads(capsys.readouterr().out)["usable"]["ranges"] == again["ranges"]
+
+    def test_capture_to_stdout_is_the_document_alone_and_the_answer_stands_beside_it(
+        self, capsys: Output
+    ) -> None:
+        assert run("capture", "--host", "lab-vtd-39") == 0
+        shown = capsys.readouterr()
+        assert json.loads(shown.out)["name"] == "lab-vtd-39"
+        assert shown.err.startswith("CAPTURED: 8 IOMMU groups, 10 devices")
+
+    def test_capture_answers_as_json_beside_a_file_only(
+        self, capsys: Output, tmp_path: Path
+    ) -> None:
+        path = str(tmp_path / "host.json")
+        assert run("capture", "--host", "lab-vtd-39", "-o", path, "-J") == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert (answer["schema"]["name"], answer["certainty"]) == ("vmm-iova-capture", "certain")
+        assert run("capture", "--host", "lab-vtd-39", "-J") == 2
+        assert "leave out -J" in capsys.readouterr().out
 
     def test_facts_of_another_file_are_added(self, capsys: Output, tmp_path: Path) -> None:
         ranges = tmp_path / "ranges.txt"

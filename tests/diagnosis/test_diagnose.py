@@ -20,6 +20,7 @@ from vmm_iova.diagnosis.errnos import NAMES, errno_name
 from vmm_iova.diagnosis.error_lines import Failure, parse_report, parse_reports
 from vmm_iova.diagnosis.forms import FORMS
 from vmm_iova.diagnosis.why import FACTS, Why
+from vmm_iova.host.facts import Platform
 from vmm_iova.host.host import Host
 
 FAILED = FAILED_MAPS.read_text("utf-8")
@@ -808,7 +809,7 @@ class TestTables:
     def test_every_cause_has_a_fact_and_something_to_do(self) -> None:
         assert set(FACTS) == set(Why)
         for why in Why:
-            assert actions([why], Case(Failure("map"), Clues(), None, None)), why
+            assert actions([why], Case(Failure("map"), Clues(), None, None, Platform())), why
 
     def test_every_errno_has_a_name_that_is_known(self) -> None:
         for table in TABLES.values():

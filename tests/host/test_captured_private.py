@@ -111,20 +111,23 @@ def test_capture_has_no_field_that_the_policy_does_not_name(tree: Path) -> None:
     assert set(found) == {
         "schema", "generator", "name", "origin", "arch", "release", "page_size", "groups",
         "devices", "iommus", "iova_ranges", "dma_windows", "widths", "log_regions", "limits",
-        "cpu", "sysfs", "notes", "state",
+        "cpu", "platform", "iommu_info", "sysfs", "notes", "state",
     }  # fmt: skip
     assert set(found["devices"][0]) == {
         "name", "group", "iommu", "dma_mask_bits", "driver", "class", "bars",
     }  # fmt: skip
+    assert set(found["platform"]) == {"vendor", "guest"}
     assert set(found["devices"][0]["bars"][0]) == {
         "kind", "index", "size", "bits", "prefetchable", "assigned", "sizes",
     }  # fmt: skip
     assert set(found["state"]) == {
-        "memory", "huge_pages", "nodes", "remaps_interrupts", "unsafe_interrupts", "may_lock",
+        "memory", "huge_pages", "nodes", "remaps_interrupts", "unsafe_interrupts",
+        "unsafe_iommufd", "may_lock",
     }  # fmt: skip
     assert set(found["state"]["memory"]) == {"total", "available"}
     assert set(found["state"]["huge_pages"][0]) == {"page_size", "total", "free"}
     assert found["name"] == "box"
+    assert str(tree) not in out.read_text()
     policy = (ROOT / "SECURITY.md").read_text("utf-8")
     for limit in ("8 MiB", "1 MiB", "32 MiB", "96 MiB", "512 MiB", "16 GiB", "4 million"):
         assert limit in policy

@@ -119,6 +119,7 @@ RICH = Host(
         nodes=(DeviceNode("/dev/vfio/12", True), DeviceNode("/dev/vfio/vfio", False)),
         remaps_interrupts=True,
         unsafe_interrupts=False,
+        unsafe_iommufd=True,
         may_lock=True,
     ),
 )

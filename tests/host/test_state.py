@@ -100,6 +100,7 @@ def test_pool_of_an_unknown_name_is_left_out(tree: Tree, name: str) -> None:
         (("IO-APIC", "PCI-MSI"), False),
         (("GICv3", "ITS-PCI-MSI-0000:00:01.0"), True),
         (("GICv2", "MSI"), None),
+        (("XT-PIC", "DMAR-MSI"), None),
         ((), None),
     ],
 )
@@ -111,12 +112,18 @@ def test_interrupts_are_isolated_by_the_name_of_their_controller(
     assert tree.state.remaps_interrupts is remaps
 
 
+@pytest.mark.parametrize(
+    ("module", "field"),
+    [("vfio_iommu_type1", "unsafe_interrupts"), ("iommufd", "unsafe_iommufd")],
+)
 @pytest.mark.parametrize(("word", "unsafe"), [("Y\n", True), ("N\n", False), ("maybe\n", None)])
-def test_unsafe_interrupts_are_what_the_module_was_told(
-    tree: Tree, word: str, unsafe: bool | None
+def test_unsafe_interrupts_are_what_each_module_was_told(
+    tree: Tree, module: str, field: str, word: str, unsafe: bool | None
 ) -> None:
-    tree.write("module/vfio_iommu_type1/parameters/allow_unsafe_interrupts", word)
-    assert tree.state.unsafe_interrupts is unsafe
+    tree.write(f"module/{module}/parameters/allow_unsafe_interrupts", word)
+    told = {name: getattr(tree.state, name) for name in ("unsafe_interrupts", "unsafe_iommufd")}
+    assert told.pop(field) is unsafe
+    assert list(told.values()) == [None]
 
 
 @pytest.mark.parametrize(

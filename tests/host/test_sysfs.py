@@ -103,7 +103,7 @@ def test_group_has_regions_type_and_devices(tree):
 def test_region_names_the_file_and_line_and_group(tree):
     tree.group(3, regions=line(0x0, 0xFFFFFF, "direct-relaxable") + MSI_LINE)
     region = tree.read().groups[0].regions[1]
-    assert str(region.source) == f"{tree.sys}/kernel/iommu_groups/3/reserved_regions:2"
+    assert str(region.source) == "/sys/kernel/iommu_groups/3/reserved_regions:2"
     assert region.group == "3"
 
 
@@ -214,7 +214,7 @@ def test_intel_registers_are_read_as_hex_without_prefix(tree):
     tree.group(3).intel_unit("dmar0", "c0000020e60262\n", "f0101a\n")
     (unit,) = tree.read().units
     assert (unit.vendor, unit.cap, unit.ecap) == ("intel", 0xC0000020E60262, 0xF0101A)
-    assert str(unit.source) == f"{tree.sys}/class/iommu/dmar0"
+    assert str(unit.source) == "/sys/class/iommu/dmar0"
 
 
 def test_damaged_register_is_left_out_with_a_warning(tree):
@@ -397,3 +397,41 @@ def live_or_error():
         return read_sysfs()
     except HostUnavailableError as error:  # no Linux, or a container without /sys
         return error
+
+
+# -- the machine around them -----------------------------------------------------------------------
+
+CPUINFO = (
+    "processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu vme {more}lahf_lm\n\nprocessor\t: 1\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "more", "told", "hint"),
+    [
+        ("GenuineIntel", "hypervisor ", ("intel", True), "this machine is itself a VM"),
+        ("AuthenticAMD", "hypervisor ", ("amd", True), "this machine is itself a VM"),
+        ("GenuineIntel", "", ("intel", False), "switch VT-d on in the firmware"),
+        ("AuthenticAMD", "", ("amd", False), "(AMD-Vi) on in the firmware"),
+    ],
+)
+def test_cpu_says_whose_it_is_and_whether_the_machine_is_virtual(tree, vendor, more, told, hint):
+    (tree.top / "proc").mkdir()
+    (tree.top / "proc/cpuinfo").write_text(CPUINFO.format(vendor=vendor, more=more))
+    host = tree.read()
+    assert (host.platform.vendor, host.platform.guest) == told
+    assert hint in note_texts(host)
+    with pytest.raises(HostUnavailableError) as caught:
+        host.usable()
+    assert hint in caught.value.hint
+
+
+def test_machine_without_cpuinfo_is_not_known(tree):
+    platform = tree.group(1).read().platform
+    assert (platform.vendor, platform.guest) == (None, None)
+
+
+def test_tree_that_does_not_exist_says_what_to_give(tmp_path):
+    with pytest.raises(HostUnavailableError, match="does not exist") as caught:
+        read_sysfs(tmp_path / "nowhere")
+    assert "the directory that has it as sys/" in caught.value.hint

@@ -12,9 +12,12 @@ from tests.kit.kernels import NIC, NIC_GROUP, attach, refusal
 from vmm_iova.errors import (
     DeviceOpenError,
 )
+from vmm_iova.host.registers import info_features
+from vmm_iova.host.snapshot import dump_snapshot, load_snapshot
 from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel import uapi_iommufd as abi
 from vmm_iova.kernel.device import open_space
+from vmm_iova.kernel.facts import with_kernel_facts
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.iommufd import Iommufd, VfioCdev
 from vmm_iova.kernel.type1 import Type1Container
@@ -200,6 +203,64 @@ class TestDevices:
             device = attach(space, sim, 0)
 
             assert space.iommufd.hw_info(device.device_id).tracks_dirty
+
+
+VTD = abi.VTD_INFO.pack(cap_reg=0xD2008C222F0286, ecap_reg=0xF00F4A)
+SMMU = abi.SMMU_INFO.pack(idr0=0x0D0C1A8A, idr1=0x0E739D10, idr3=0x1404, idr5=0x54)
+AMD = abi.AMD_INFO.pack(efr=0x10_0007_F77E_F22A, efr2=0x800)
+
+
+class TestHardwareFacts:
+    @pytest.mark.parametrize(
+        ("number", "data", "kind", "register", "words"),
+        [
+            (abi.HW_INFO_INTEL_VTD, VTD, "intel", ("cap", 0xD2008C222F0286), "caching mode"),
+            (abi.HW_INFO_ARM_SMMUV3, SMMU, "smmuv3", ("idr5", 0x54), "granules of 4, 64 KiB"),
+            (abi.HW_INFO_AMD, AMD, "amd", ("efr2", 0x800), "dirty tracking"),
+        ],
+    )
+    def test_registers_of_each_vendor_are_facts_with_what_they_mean(
+        self, number: int, data: bytes, kind: str, register: tuple[str, int], words: str
+    ) -> None:
+        group = SimGroup(4, (NIC,), hw_info=(number, bytes(data)), pasid_bits=20)
+        sim = SimulatedKernel([group])
+        with open_space([NIC], kernel=sim, via="iommufd") as space:
+            host = with_kernel_facts(sim.host(), space)
+        (info,) = host.iommu_info
+        assert (info.device, info.kind, info.pasid_bits) == (NIC, kind, 20)
+        assert register in info.registers
+        assert any(words in text for text in info_features(info)), info_features(info)
+        assert load_snapshot(dump_snapshot(host, "test"), "x").iommu_info == host.iommu_info
+
+    def test_type_that_is_not_known_has_no_registers_and_no_words(self) -> None:
+        sim = SimulatedKernel([SimGroup(4, (NIC,), hw_info=(99, bytes(64)))])
+        with open_space([NIC], kernel=sim, via="iommufd") as space:
+            (info,) = with_kernel_facts(sim.host(), space).iommu_info
+        assert (info.kind, info.registers, info_features(info)) == ("unknown", (), ())
+
+    def test_answer_shorter_than_its_structure_is_not_decoded(self) -> None:
+        short = (abi.HW_INFO_INTEL_VTD, bytes(VTD[:12]))
+        sim = SimulatedKernel([SimGroup(4, (NIC,), hw_info=short)])
+        with open_space([NIC], kernel=sim, via="iommufd") as space:
+            (info,) = with_kernel_facts(sim.host(), space).iommu_info
+        assert info.registers == ()
+
+    def test_kernel_before_6_6_has_no_such_call_and_no_such_fact(self) -> None:
+        sim = SimulatedKernel([SimGroup(4, (NIC,))])
+        sim.inject(errno.ENOTTY, request=abi.GET_HW_INFO)
+        with open_space([NIC], kernel=sim, via="iommufd") as space:
+            assert with_kernel_facts(sim.host(), space).iommu_info == ()
+
+    def test_other_refusal_is_an_error(self) -> None:
+        sim = SimulatedKernel([SimGroup(4, (NIC,))])
+        sim.inject(errno.EIO, request=abi.GET_HW_INFO)
+        with open_space([NIC], kernel=sim, via="iommufd") as space, refusal(errno.EIO):
+            with_kernel_facts(sim.host(), space)
+
+    def test_container_tells_nothing_of_the_hardware(self) -> None:
+        sim = SimulatedKernel([SimGroup(4, (NIC,))])
+        with open_space([NIC], kernel=sim, via="type1") as space:
+            assert with_kernel_facts(sim.host(), space).iommu_info == ()
 
 
 class TestCompat:

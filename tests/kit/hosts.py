@@ -13,6 +13,7 @@ from vmm_iova.host.facts import (
     IommuUnit,
     KernelRanges,
     Note,
+    RangesFrom,
     RegionKind,
     ReservedRegion,
     Source,
@@ -85,7 +86,7 @@ def kernel_list(
     groups: tuple[str, ...] | None = None,
     granule: int | None = None,
     page_sizes: int | None = None,
-    api: str = "type1",
+    api: RangesFrom = "type1",
 ) -> KernelRanges:
     ranges = MappableRanges(AddrRange(*pair) for pair in pairs)
     return KernelRanges(ranges, api, Source("VFIO capture"), groups, granule, page_sizes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dynamic maps, dirty ranges, and the attach rehearsal."""
+"""Dynamic maps, and dirty ranges."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kit.kernels import HVA, MSI, NIC, Space
-from vmm_iova import AddrRange, IovaAllocator, MappableRanges, RangeSet
+from vmm_iova import AddrRange, IovaAllocator, RangeSet
 from vmm_iova.errors import (
     DmaError,
     MisalignedError,
     NotAllocatedError,
     RequestError,
-    ReservedError,
 )
 from vmm_iova.kernel import uapi, uapi_iommufd
-from vmm_iova.mapping import DynamicMaps, fewest_ranges, rehearse_attach, written_ranges
+from vmm_iova.mapping import DynamicMaps, fewest_ranges, written_ranges
 
 if TYPE_CHECKING:
     from vmm_iova.simulated import SimulatedKernel
@@ -184,64 +183,6 @@ class TestWrittenRanges:
     def test_words_have_the_machines_order(self, order: str, first: int) -> None:
         assert uapi.write_bits(1, 8, order)[0] == first
         assert uapi.read_bits(uapi.write_bits(0x1234_5678_9ABC, 16, order), order) == 0x123456789ABC
-
-
-class Newcomer:
-    """A judge of one group, cut down to what the rehearsal asks."""
-
-    def __init__(self, ranges: MappableRanges) -> None:
-        self.ranges = ranges
-        self.unassignable: tuple[object, ...] = ()
-
-    def refusal(self, range: AddrRange) -> ReservedError | None:  # noqa: A002
-        return ReservedError("too high", range=range, region=range, cause="group 5")
-
-
-NARROW = MappableRanges([AddrRange(0, 0xFEDF_FFFF), AddrRange(0xFEF0_0000, (1 << 39) - 1)])
-
-
-class TestRehearsal:
-    def test_what_is_in_the_way_is_named_and_nothing_changes(
-        self, sim: SimulatedKernel, space: Space, allocator: IovaAllocator
-    ) -> None:
-        space.map(0x1000, HVA, 0x1000)
-        space.map(1 << 40, HVA, 0x1000)
-        allocator.allocate_at(1 << 41, 0x1000, tag="vIOMMU")
-        before, calls = space.facts(), sim.mapped()
-
-        answer = rehearse_attach(space, Newcomer(NARROW), allocator=allocator)
-
-        assert not answer.would_attach
-        assert [item.range.start for item, _ in answer.mappings] == [1 << 40]
-        assert [(where.start, tag) for where, tag, _ in answer.allocations] == [(1 << 41, "vIOMMU")]
-        assert answer.ranges == NARROW
-        assert answer.lost == (AddrRange(1 << 39, (1 << 48) - 1),)
-        assert (space.facts(), sim.mapped()) == (before, calls)
-
-    def test_free_way_is_what_the_kernel_then_does(self, sim: SimulatedKernel) -> None:
-        from vmm_iova.kernel.type1 import Type1Container
-
-        with Type1Container(sim) as container:
-            container.add_group(4)
-            container.map(0x1000, HVA, 0x1000)
-
-            answer = rehearse_attach(container, Newcomer(NARROW))
-
-            assert answer.would_attach
-            assert container.add_group(5).ranges == answer.ranges
-
-    def test_direct_region_refuses_by_itself(self, space: Space) -> None:
-        newcomer = Newcomer(NARROW)
-
-        class Told:
-            text = "group 5: 0x7b800000-0x7fffffff direct"
-
-        newcomer.unassignable = (Told(),)
-
-        answer = rehearse_attach(space, newcomer)
-
-        assert not answer.would_attach
-        assert answer.refusal == Told.text
 
 
 class TestTranslate:

@@ -196,7 +196,7 @@ class TestBars:
         guest = vi.Guest("microvm", "4G", bars=[vi.Bar("nic", "32M")])
         with pytest.raises(vi.PlanError, match="which nothing states") as caught:
             vi.plan(guest, amd)
-        assert "host-phys-bits-limit=N" in caught.value.fixes[0]
+        assert "phys-bits=N" in caught.value.fixes[0]
         layout = vi.plan(vi.Guest("microvm", "4G", bars=guest.bars, phys_bits=40), amd)
         assert _item(layout, "nic").place.start == 3 << 38  # the topmost quarter
 

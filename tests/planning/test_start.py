@@ -326,6 +326,22 @@ def test_interrupts_are_remapped_or_the_host_accepts_the_risk(
     assert (found.state, found.fatal) == (state, fatal)
 
 
+@pytest.mark.parametrize(
+    ("via", "told", "fatal"),
+    [
+        ("type1", {"unsafe_interrupts": True}, False),
+        ("type1", {"unsafe_iommufd": True}, True),
+        ("iommufd", {"unsafe_iommufd": True}, False),
+        ("iommufd", {"unsafe_interrupts": True}, True),
+    ],
+)
+def test_each_backend_has_its_own_leave_to_go_without_isolated_interrupts(
+    via: Any, told: dict[str, bool], fatal: bool
+) -> None:
+    state = replace(GOOD, remaps_interrupts=False, **told)
+    assert row(asked(ready(state=state), NIC, via=via), "interrupts").fatal is fatal
+
+
 def test_s390_isolates_interrupts_always() -> None:
     host = ready(state=replace(GOOD, remaps_interrupts=None), arch="s390x")
     assert row(asked(host, NIC), "interrupts").state == "ok"

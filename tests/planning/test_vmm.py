@@ -56,7 +56,8 @@ class TestMove:
         assert str(layout.ram[1].place) == "0x10000000000-0x1777fffffff"
         area = _place(layout, "memory plugged in later")
         assert area == AddrRange.from_size(0x177_8000_0000, 536 * GIB)
-        assert any("RAM stays where it is if" in note.text for note in layout.notes)
+        assert any("RAM is moved for maxmem alone" in text for text in layout.reasons)
+        assert layout.otherwise[0].startswith("to leave RAM where it is: maxmem=")
 
 
 class TestStart:

@@ -27,6 +27,7 @@ from vmm_iova.planning.difference import Difference
 from vmm_iova.planning.page_tables import PageTables
 from vmm_iova.ranges import AddrRange
 from vmm_iova.report import text
+from vmm_iova.report.verdicts import difference_answer
 
 GIB = 1 << 30
 PAGE = AddrRange(0x1000, 0x1FFF)
@@ -381,22 +382,23 @@ class TestLayout:
 
 
 class TestDifference:
-    def test_nothing_is_one_line(self) -> None:
+    def test_nothing_is_left_to_the_answer(self) -> None:
         same = Difference((("regions", (), ()),))
-        assert text.show_difference(same, "a", "b") == "a and b: no difference for a guest\n"
+        assert text.show_difference(same, "a", "b") == ""
+        assert difference_answer(same, "a", "b").verdict == "a and b: no difference for a guest"
 
-    def test_what_changes_for_the_guest_comes_first(self) -> None:
+    def test_what_changes_for_the_guest_is_said_once_and_first(self) -> None:
         difference = Difference(
             (("regions", ("0x0-0xfff msi",), ("0x1000-0x1fff msi",)), ("groups", (), ())),
             ("RAM moves",),
         )
         assert text.show_difference(difference, "a", "b") == (
-            "- a\n+ b\n\nfor the guest\n  RAM moves\n"
-            "\nregions\n  - 0x0-0xfff msi\n  + 0x1000-0x1fff msi\n"
+            "- a\n+ b\n\nregions\n  - 0x0-0xfff msi\n  + 0x1000-0x1fff msi\n"
         )
+        assert difference_answer(difference, "a", "b").reasons == ("RAM moves",)
 
     def test_facts_that_change_nothing_for_the_guest_say_so(self) -> None:
         difference = Difference((("notes", ("old",), ()),))
         shown = text.show_difference(difference, "a", "b")
-        assert section(shown, "for the guest") == ["nothing changes"]
+        assert "nothing changes for a guest" in difference_answer(difference, "a", "b").verdict
         assert section(shown, "notes") == ["- old"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vmm_iova.cli.attach import run_attach
 from vmm_iova.cli.options import (
     GENERATOR,
     REFUSED,
@@ -65,10 +66,30 @@ def add(commands: Any) -> None:
         "-v", "--verbose", action="store_true", help="add since when kernels refuse it"
     )
     parser.add_argument("--maps", metavar="FILE", help="a list of failed maps to check")
+    group = parser.add_argument_group("one more device")
+    group.add_argument(
+        "--attach",
+        action="append",
+        metavar="BDF",
+        help="would the kernel take this device beside those of -s, with --range and --layout "
+        "mapped?",
+    )
+    group.add_argument("--layout", metavar="FILE", help="a saved layout, whose RAM is mapped")
+    group.add_argument("--via", choices=("type1", "iommufd"), help="one way (default: both)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Do it."""
+    if options.attach:
+        return run_attach(options)
+    for field in ("layout", "via"):
+        if getattr(options, field):
+            raise RequestError(
+                f"--{field} is about one more device, and none is named",
+                field=field,
+                value=getattr(options, field),
+                hint="name it with --attach BDF",
+            )
     asked = [(None, parse_range(item)) for item in options.range]
     named = [
         (f"{item.name} ({item.said})" if item.said else item.name, item.range)

@@ -74,6 +74,6 @@ def run(options: argparse.Namespace) -> int:
         }
         print(data.dump("vmm-iova-diff", GENERATOR, payload, version=2), end="")
     else:
-        print(show_answer(answer))
-        print(text.show_difference(difference, options.first, options.second), end="")
+        shown = text.show_difference(difference, options.first, options.second)
+        print("\n".join(filter(None, (show_answer(answer), shown))), end="")
     return 0 if difference.same else REFUSED

@@ -21,7 +21,8 @@ from vmm_iova.diagnosis.errnos import NAMES, errno_name
 from vmm_iova.diagnosis.error_lines import Failure, Report, parse_reports
 from vmm_iova.diagnosis.places import clue_host
 from vmm_iova.diagnosis.why import Api, Op
-from vmm_iova.errors import EvidenceError, RequestError
+from vmm_iova.errors import EvidenceError, HostUnavailableError, RequestError
+from vmm_iova.host.facts import Platform
 from vmm_iova.host.host import Host
 from vmm_iova.host.load import load_facts, read_text
 from vmm_iova.report import data, diagnosis
@@ -64,9 +65,14 @@ def run(options: argparse.Namespace) -> int:
     reports = _reports(options)
     found = []
     notes: list[str] = []
-    for report, (usable, holes, more) in zip(reports, _judged(options, reports), strict=True):
+    for report, (usable, holes, more, platform) in zip(
+        reports, _judged(options, reports), strict=True
+    ):
         notes += [note for note in (*more, *report.notes) if note not in notes]
-        found += [diagnose(item, report.clues, usable, holes=holes) for item in report.failures]
+        found += [
+            diagnose(item, report.clues, usable, holes=holes, platform=platform)
+            for item in report.failures
+        ]
     settled = all(item.settled or item.harmless for item in found)
     if options.json:
         entries = [diagnosis.diagnosis_data(item) for item in found]
@@ -79,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     return 0 if settled else UNSETTLED
 
 
-_Judged = tuple["Usable | None", "Usable | None", list[str]]
+_Judged = tuple["Usable | None", "Usable | None", list[str], Platform]
 
 
 def _judged(options: argparse.Namespace, reports: tuple[Report, ...]) -> list[_Judged]:
@@ -87,7 +93,7 @@ def _judged(options: argparse.Namespace, reports: tuple[Report, ...]) -> list[_J
     stated = options.aperture is not None or options.granule is not None
     host = _host(options)
     if host is None and not stated:
-        return [(None, None, [])] * len(reports)
+        return [(None, None, [], Platform())] * len(reports)
     if host is None:  # what is stated counts together with what the report states
         hosts = [clue_host(report.clues) or Host("what was stated") for report in reports]
         return [_usable(options, of, []) for of in hosts]
@@ -133,10 +139,12 @@ def _named_devices(
 
 def _usable(options: argparse.Namespace, host: Host, notes: list[str]) -> _Judged:
     try:
-        return usable_of(host, options), None, notes
+        return usable_of(host, options), None, notes, host.platform
     except EvidenceError as error:
         more = f"{error.message}: explained without it (--aperture states a width)"
-        return None, holes_of(host, options), [*notes, more]
+        return None, holes_of(host, options), [*notes, more], host.platform
+    except HostUnavailableError as error:  # no IOMMU is in use: that may be just what failed
+        return None, None, [*notes, f"{error.message}: explained without it"], host.platform
 
 
 def _reports(options: argparse.Namespace) -> tuple[Report, ...]:

@@ -56,6 +56,7 @@ EXAMPLES = {
     "check": (
         "vmm-iova check --range 0xfd00000000+4G",
         "vmm-iova check --host host.json --range 0x380000000000-0x38000fffffff",
+        "vmm-iova check -s 01:00.0 --attach 02:00.0 --layout guest.json",
     ),
     "explain": (
         "vmm-iova explain 'vfio_dma_map(0x1, 0x382000000000, 0x1000, 0x2) = -22'",
@@ -250,11 +251,12 @@ def status_of(usable: Usable) -> int:
     return UNASSIGNABLE if usable.unassignable else 0
 
 
-def write(name: str, content: str) -> None:
-    """Write a text file and say so.
+def write(name: str, content: str, *, quiet: bool = False) -> None:
+    """Write a text file and, unless the answer does, say so.
 
     Raises:
         HostUnavailableError: it could not be written (with errno).
     """
     write_text(name, content)
-    print(f"wrote {name}", file=sys.stderr)
+    if not quiet:
+        print(f"wrote {name}", file=sys.stderr)

@@ -51,9 +51,9 @@ from vmm_iova.units import parse_size
 if TYPE_CHECKING:
     import argparse
 
+    from vmm_iova.host.facts import SpaceKind
     from vmm_iova.host.host import Host
     from vmm_iova.host.usable import Usable
-    from vmm_iova.kernel.space import SpaceKind
     from vmm_iova.planning.layout import Layout
 
 

@@ -16,7 +16,7 @@ from vmm_iova.cli.options import (
 )
 from vmm_iova.errors import EvidenceError, HostDataError, HostUnavailableError, IovaError
 from vmm_iova.host.load import bundled_hosts
-from vmm_iova.host.registers import unit_features
+from vmm_iova.host.registers import info_features, unit_features
 from vmm_iova.host.snapshot import snapshot_data
 from vmm_iova.report import data, text
 from vmm_iova.report.answer import answer_data, show_answer
@@ -41,12 +41,13 @@ def run(options: argparse.Namespace) -> int:
         print(listing if options.json else "\n".join(names))
         return 0
     host = host_of(options)
-    usable, why_not, holes = None, None, None
+    usable, why_not, holes, looked_at = None, None, None, None
     problem: IovaError | None = None
     try:
         usable = usable_of(host, options)
     except EvidenceError as error:
         why_not, problem = str(error).replace("\n", "\n  "), error
+        looked_at = error.detail  # message and hint are what the answer says
         holes = holes_of(host, options)
     except (HostDataError, HostUnavailableError) as error:
         why_not, problem = error.message, error
@@ -57,12 +58,13 @@ def run(options: argparse.Namespace) -> int:
             **answer_data(answer),
             "host": snapshot_data(host),
             "features": {unit.name: list(unit_features(unit, host.release)) for unit in host.units},
+            "hardware": {info.device: list(info_features(info)) for info in host.iommu_info},
             "usable": judged,
             "why_not": why_not,
         }
         print(data.dump("vmm-iova-show", GENERATOR, payload, version=2), end="")
     else:
         print(show_answer(answer))
-        print(text.show_host(host, usable, why_not, bytes_=options.bytes), end="")
+        print(text.show_host(host, usable, looked_at, bytes_=options.bytes), end="")
     judged_ = usable or holes
     return 0 if judged_ is None else status_of(judged_)

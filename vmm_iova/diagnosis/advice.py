@@ -14,6 +14,7 @@ from vmm_iova.diagnosis.filled import Advice, fill
 from vmm_iova.diagnosis.places import CLIENT_BITS
 from vmm_iova.diagnosis.why import Op, Part, Why
 from vmm_iova.host.evidence import HYPERTRANSPORT
+from vmm_iova.host.obstacles import iommu_hint
 from vmm_iova.ranges import GIB, MIB
 from vmm_iova.units import show_size
 
@@ -35,10 +36,22 @@ def actions(whys: Sequence[Why], case: Case) -> tuple[Advice, ...]:
         case: what is known.
     """
     found: dict[str, Advice] = {}
+    if not whys:
+        return tuple(_unexplained(case))
     for why in whys:
         for item in _of(why, case):
             found.setdefault(str(item), item)
     return tuple(found.values())
+
+
+def _unexplained(case: Case) -> Iterator[Advice]:
+    """What to do where the facts allow what the kernel refused."""
+    call = case.failure
+    if call.op is not Op.MAP or case.usable is None:
+        return
+    if call.part is Part.BAR and call.program == "QEMU" and not case.clues.fatal:
+        yield fill(say.PEER_IDLE, vmm="QEMU")
+    yield fill(say.OTHER_FACTS)
 
 
 def _of(why: Why, case: Case) -> Iterator[Advice]:
@@ -64,15 +77,20 @@ def _width(case: Case) -> Iterator[Advice]:
         yield fill(say.BELOW_WIDTH)
         return
     bar = call.part is Part.BAR or case.clues.peer
-    if bar and program in (None, "QEMU", "kernel", "libvirt", "Proxmox"):
+    if program == "kernel" and not bar:
+        yield fill(say.BELOW_WIDTH)
+    if bar and program in ("QEMU", "libvirt", "Proxmox") and not case.clues.fatal:
         yield fill(say.PEER_IDLE, vmm=_warner(program))
+    elif bar and program is None:
+        yield fill(say.PEER_IDLE_UNSURE, program)
     if program in ("DPDK", "SPDK"):
         yield fill(say.BELOW_DPDK, bits=limit, base=1 << (limit - 2))
     elif user_space:
         yield fill(say.BELOW_LIST, below=1 << limit)
     if verdict is not None and not verdict.ok:
-        idle = "physical address bits" if user_space else say.WIDER_DEVICE
-        texts = [text for text in verdict.fixes if idle not in text and text != say.WIDER_DEVICE]
+        useless = "physical address bits" if user_space else say.WIDER_DEVICE
+        texts = [text for text in verdict.fixes if useless not in text]
+        texts = [text for text in texts if text != say.WIDER_DEVICE]
         if bar:
             texts = [text for text in texts if "physical address bits" not in text]
             yield from _fewer(case, limit, verdict.bits_needed)
@@ -81,7 +99,8 @@ def _width(case: Case) -> Iterator[Advice]:
         yield fill(say.LESS_RAM, bits=limit)
     elif not user_space and not below:
         yield from _fewer(case, limit, None)
-    if call.part is None and not bar and not user_space and program in (None, *MODELS):
+    idle = call.part is None and not bar and not user_space and not case.clues.fatal
+    if idle and program in (None, *MODELS):
         yield fill(say.PEER_IDLE_UNSURE, program)
     if bar and program == "Cloud Hypervisor":
         yield fill(say.BAR_OFF)
@@ -240,26 +259,25 @@ def _direct(case: Case) -> Iterator[Advice]:
     if "HPE" in text or "ProLiant" in text:
         yield fill(say.FIRMWARE_HPE)
     yield fill(say.FIRMWARE_REGION)
-    if not ("HPE" in text or "ProLiant" in text) and case.clues.vendor != "amd":
+    if not ("HPE" in text or "ProLiant" in text) and case.platform.vendor != "amd":
         yield fill(say.FIRMWARE_HPE)
-    if case.clues.vendor in (None, "amd"):
+    if case.platform.vendor in (None, "amd"):
         yield fill(say.FIRMWARE_UPDATE)
     yield fill(say.FREE_DEVICE)
 
 
 def _no_iommu(case: Case) -> Iterator[Advice]:
-    clues = case.clues
-    if clues.cpu is not None and clues.cpu.guest:
-        yield fill(say.IOMMU_ON_GUEST)
-    elif clues.vendor == "amd":
-        yield fill(say.IOMMU_ON_AMD)
-    elif clues.vendor == "arm" or _on_arm(case):
-        yield fill(say.IOMMU_ON_ARM)
-    elif clues.vendor == "intel":
-        yield fill(say.IOMMU_ON_INTEL)
-    else:
-        yield fill(say.IOMMU_ON)
-    if case.failure.device is not None:
+    if case.failure.program == "Xen":
+        yield fill(say.IOMMU_ON_XEN)
+        return
+    hint = iommu_hint(case.platform, "arm" if _on_arm(case) else None)
+    unsure = case.failure.op is Op.PROBE and hint is say.IOMMU_ON
+    if case.failure.device is not None and unsure:
+        yield fill(say.SEE_GROUP, bdf=case.failure.device)
+    yield fill(hint)
+    if unsure:
+        yield fill(say.NO_IOMMU_BOARD)
+    elif case.failure.device is not None:
         yield fill(say.SEE_GROUP, bdf=case.failure.device)
     yield fill(say.READ_IOMMU_LOG)
     if case.failure.op is Op.PROBE:
@@ -384,7 +402,8 @@ def _outside(case: Case) -> Iterator[Advice]:
         yield _plan_it(case)
         return
     likely = [why for why in (Why.HOLE, Why.WIDTH) if why in case.found]
-    for why in likely or [Why.WIDTH]:
+    low = case.failure.place.last < 1 << 32  # where no IOMMU is too narrow
+    for why in likely or [Why.HOLE if low else Why.WIDTH]:
         yield from _of(why, case)
 
 
@@ -447,6 +466,11 @@ _FIXES: dict[Why, tuple[Remedy, ...]] = {
     Why.ACS: (say.ACS_OVERRIDE,),
     Why.IOVA_MODE: (say.IOVA_MODE, say.BIND_ALL_DPDK),
     Why.UNWOUND: (say.READ_LINE_ABOVE,),
+    Why.BOUNCE: (say.BOUNCE_LARGER, say.BOUNCE_IOMMU),
+    Why.TOOLSTACK: (say.XEN_LOGS, say.XEN_ASSIGNABLE),
+    Why.MEDIATED_ROOM: (say.MEDIATED_SMALLER,),
+    Why.VFIO_USER: (say.VFIO_USER_REGIONS,),
+    Why.VIOMMU_MISS: (say.VIOMMU_MAPS,),
     Why.OTHER: (say.OTHER_MAKER,),
 }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vmm_iova.diagnosis.causes import rules_for
 from vmm_iova.diagnosis.findings import Finding
 from vmm_iova.diagnosis.why import FACTS, Api, Certainty, Op, Why
+from vmm_iova.host.facts import Platform
 
 if TYPE_CHECKING:
     from vmm_iova.diagnosis.causes import Rule
@@ -39,6 +40,7 @@ class Case:
         clues: what the report states.
         usable: where the host allows mappings, or None.
         holes: where only its holes are known, or None.
+        platform: the machine, by the report and, where that does not tell, by the host's facts.
         rules: what the errno of the call can mean, in the kernel's order.
         found: causes so far.
         ruled_out: causes that the facts exclude.
@@ -48,10 +50,16 @@ class Case:
     """
 
     def __init__(
-        self, failure: Failure, clues: Clues, usable: Usable | None, holes: Usable | None
+        self,
+        failure: Failure,
+        clues: Clues,
+        usable: Usable | None,
+        holes: Usable | None,
+        platform: Platform,
     ) -> None:
         self.failure, self.clues, self.usable = failure, clues, usable
         self.holes = None if usable else holes
+        self.platform = Platform(clues.vendor, clues.cpu.guest if clues.cpu else None) | platform
         self.rules = tuple(
             rule
             for rule in rules_for(failure.op, failure.api, failure.errno)

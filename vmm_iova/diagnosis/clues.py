@@ -68,6 +68,7 @@ class Clues:
         qemu: the guest's command line, or None.
         ranges: usable IOVA ranges that a program printed.
         release: the kernel, like `6.8`, or None.
+        fatal: True if the program said that it cannot go on.
     """
 
     width: int | None = None
@@ -87,6 +88,7 @@ class Clues:
     qemu: QemuCommand | None = None
     ranges: tuple[AddrRange, ...] = ()
     release: str | None = None
+    fatal: bool = False
 
     @property
     def listed(self) -> dict[str, str]:
@@ -119,6 +121,7 @@ class ClueReader:
     client: bool = False
     peer: bool = False
     release: str | None = None
+    fatal: bool = False
     signs: dict[Why, str] = field(default_factory=dict)
     devices: dict[str, None] = field(default_factory=dict)
     groups: dict[str, None] = field(default_factory=dict)
@@ -159,6 +162,7 @@ class ClueReader:
         release = _RELEASE.search(line)
         self.release = release[1] if release else self.release
         self.peer = self.peer or Why.PEER in signs
+        self.fatal = self.fatal or "unable to continue" in line
         for why in signs:
             if why not in _NOT_CAUSES:
                 self.signs.setdefault(why, line)
@@ -193,4 +197,5 @@ class ClueReader:
             qemu=read_qemu("\n".join(lines)) if lines else None,
             ranges=tuple(self.ranges),
             release=self.release,
+            fatal=self.fatal,
         )

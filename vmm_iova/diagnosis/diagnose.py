@@ -19,7 +19,7 @@ from vmm_iova.diagnosis.headline import headline
 from vmm_iova.diagnosis.meaning import meaning
 from vmm_iova.diagnosis.places import CLIENT_BITS, CORE_BITS, is_bar, judge_place
 from vmm_iova.diagnosis.why import Api, Certainty, Op, Part, Why
-from vmm_iova.host.facts import RegionKind
+from vmm_iova.host.facts import Platform, RegionKind
 from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, GIB, MIB, AddrRange
 from vmm_iova.units import show_size
 
@@ -37,7 +37,12 @@ _UNLIMITED = 1 << 52
 
 
 def diagnose(
-    failure: Failure, clues: Clues, usable: Usable | None = None, *, holes: Usable | None = None
+    failure: Failure,
+    clues: Clues,
+    usable: Usable | None = None,
+    *,
+    holes: Usable | None = None,
+    platform: Platform | None = None,
 ) -> Diagnosis:
     """Say why a call failed.
 
@@ -48,6 +53,7 @@ def diagnose(
             hand, or do not settle the aperture.
         holes: where they do not: `Host.usable` with an aperture of 64 bits. Its holes count, its
             top does not.
+        platform: the host's, if its facts are at hand.
 
     Returns:
         The cause, where a fact settles it, else the causes by likelihood with what settles them.
@@ -55,7 +61,7 @@ def diagnose(
     Complexity: O(holes + rules).
     Synchronization: none required.
     """
-    case = Case(failure, clues, usable, holes)
+    case = Case(failure, clues, usable, holes, platform or Platform())
     _numbers(case)
     _words(case)
     _unwound(case)
@@ -164,7 +170,8 @@ def _words(case: Case) -> None:
             continue
         if why is Why.MEMLOCK and call.errno not in ("ENOMEM", None):
             continue
-        case.add(why, _LIKELY if why in _LIKELY_WORDS else _SURE, _told(case, why, line))
+        likely = why in _LIKELY_WORDS or (call.likely and why is call.sign)
+        case.add(why, _LIKELY if likely else _SURE, _told(case, why, line))
 
 
 def _told(case: Case, why: Why, line: str) -> str:

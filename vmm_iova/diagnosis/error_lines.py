@@ -62,6 +62,7 @@ class Failure:
         node: the node that could not be opened, or None.
         times: how often the same was told.
         unwound: True if the program printed an errno that the call does not have.
+        likely: True if the words settle less than their sign.
     """
 
     op: Op
@@ -84,6 +85,7 @@ class Failure:
     node: str | None = None
     times: int = 1
     unwound: bool = False
+    likely: bool = False
 
     def __post_init__(self) -> None:
         """Take words for the members that they are the values of."""
@@ -345,7 +347,9 @@ def _failure(form: Form, match: Match | None, line: str, folded: str, number: in
         size=size or None,
         hva=_number(got.get("hva")) if got.get("hva") else _key("hva", shown),
         program=program,
-        part=form.part or _part(line, iova if form.op is Op.MAP else None, program),
+        # Of a line of the kernel alone nobody knows whose address it is.
+        part=form.part
+        or _part(line, iova if form.op is Op.MAP and program != "kernel" else None, program),
         sign=form.sign,
         line=number,
         text=line,
@@ -356,6 +360,7 @@ def _failure(form: Form, match: Match | None, line: str, folded: str, number: in
         group=got.get("group"),
         node=_node(got.get("node"), form),
         unwound=unwound,
+        likely=form.likely,
     )
 
 
@@ -438,6 +443,8 @@ def _device_of(named: str | None, line: str, holder: re.Match[str] | None) -> st
 def _node(rest: str | None, form: Form) -> str | None:
     if rest is not None:
         return f"/dev/vfio/{rest.strip(':.')}"
+    if form.node is not None:
+        return form.node
     return (
         "/dev/iommu" if form.op is Op.OPEN and any("iommu" in t for t in form.templates) else None
     )

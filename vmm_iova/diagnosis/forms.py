@@ -34,6 +34,8 @@ class Form:
         sign: what the words settle, or None.
         echo: True if it only repeats, without numbers, that another call failed.
         warning: True if whoever prints it goes on: nothing has failed for good.
+        node: the node that it is about, where the line does not name it.
+        likely: True if the words settle less than their sign: it is likely, not certain.
     """
 
     templates: tuple[str, ...]
@@ -45,6 +47,8 @@ class Form:
     sign: Why | None = None
     echo: bool = False
     warning: bool = False
+    node: str | None = None
+    likely: bool = False
 
 
 def _form(
@@ -57,12 +61,15 @@ def _form(
     sign: Why | None = None,
     echo: bool = False,
     warning: bool = False,
+    node: str | None = None,
+    likely: bool = False,
 ) -> Form:
-    return Form(templates, op, api, program, part, errno, sign, echo, warning)
+    return Form(templates, op, api, program, part, errno, sign, echo, warning, node, likely)
 
 
 _TYPE1, _IOMMUFD = Api.TYPE1, Api.IOMMUFD
 _KERNEL, _QEMU, _CH, _DPDK, _SPDK = "kernel", "QEMU", "Cloud Hypervisor", "DPDK", "SPDK"
+_XEN = "Xen"
 
 # fmt: off
 FORMS = (
@@ -83,7 +90,8 @@ FORMS = (
           "dmar ... fault addr {addr:x} ... present bit in context entry is clear",
           "dmar ... fault addr {addr:x} ... invalid context entry", op=Op.FAULT, program=_KERNEL,
           sign=Why.REQUESTER),
-    _form("dmar ... fault addr {addr:x}", op=Op.FAULT, program=_KERNEL),
+    _form("dmar ... fault addr {addr:x}", "dmar ... request device ... fault addr", op=Op.FAULT,
+          program=_KERNEL),
     _form("invalid_device_request ... address={addr}", op=Op.FAULT, program=_KERNEL,
           sign=Why.INVALID_REQUEST),
     _form("io_page_fault ... address={addr}", op=Op.FAULT, program=_KERNEL),
@@ -200,6 +208,9 @@ FORMS = (
           sign=Why.NO_IOMMU),
     _form("/dev/vfio/devices/ ... no such file", "couldn't open directory ... vfio-dev",
           "no vfio-dev", op=Op.OPEN, api=_IOMMUFD, errno="ENOENT", sign=Why.NO_CDEV),
+    # The folder of a device below its driver is not there either while it is not bound to it.
+    _form("/drivers/vfio-pci/{dev}/iommu_group ... no such file", op=Op.OPEN, sign=Why.UNBOUND,
+          likely=True),
     _form("iommu_group ... no such file or directory", "iommu_group is not a symlink",
           "failed to read iommu group", "failed to get iommu group", "no iommu group",
           op=Op.START, sign=Why.NO_GROUP),
@@ -215,8 +226,12 @@ FORMS = (
     # rust-vmm vfio-ioctls: Cloud Hypervisor, crosvm, Kata, Dragonball.
     _form("iommudmamap", "failed to add guest memory map into iommu table", op=Op.MAP,
           api=_TYPE1),
+    _form("failed to remove all guest memory regions from iommu table", op=Op.UNMAP, api=_TYPE1,
+          program=_CH, warning=True),
     _form("iommudmaunmap", "failed to remove guest memory map from iommu table", op=Op.UNMAP,
           api=_TYPE1),
+    # crosvm and other Rust programs: the errno in words, then keys.
+    _form("failed to map: ... iova", "failed to map iova", "failed to dma map iova", op=Op.MAP),
     _form("failed to map an iova range to the ioas", op=Op.MAP, api=_IOMMUFD),
     _form("failed to unmap an iova range from the ioas", op=Op.UNMAP, api=_IOMMUFD),
     _form("containersetiommu", "failed to set container's iommu driver", op=Op.SET_IOMMU,
@@ -249,6 +264,8 @@ FORMS = (
     _form("map region region vaddr={hva} phys_addr={iova} len={size}",
           "map region vaddr={hva} phys_addr={iova} len={size}",
           "vaddr={hva} phys_addr={iova} len={size}", op=Op.MAP, api=_TYPE1, program=_SPDK),
+    _form("cannot open vfio container, error {errno_:d}", op=Op.OPEN, program=_DPDK,
+          node="/dev/vfio/vfio"),
     _form("cannot set up dma remapping", "dma remapping failed", op=Op.MAP, api=_TYPE1,
           program=_DPDK),
     _form("cannot clear dma remapping", op=Op.UNMAP, api=_TYPE1, program=_DPDK),
@@ -279,13 +296,28 @@ FORMS = (
     _form("dma mapping failed, unable to continue", op=Op.MAP, program=_QEMU, echo=True),
     _form("failed to set up container", "failed to setup container", op=Op.SETUP, program=_QEMU,
           echo=True),
+    # Xen's toolstack, tools/libs/light/libxl_pci.c.
+    _form("pci device {dev} cannot be assigned - no iommu?", op=Op.START, program=_XEN,
+          sign=Why.NO_IOMMU),
+    _form("libxl__device_pci_add failed for pci device", "libxl_device_pci_add failed",
+          "qemu refused to add device: {dev}", "unable to add pci devices", op=Op.START,
+          program=_XEN, sign=Why.TOOLSTACK),
+    # kernel/dma/swiotlb.c, kernel/dma/direct.c; before Linux 4.17 lib/swiotlb.c.
+    _form("swiotlb buffer is full", "out of sw-iommu space for", "overflow ... of dma mask",
+          op=Op.START, program=_KERNEL, sign=Why.BOUNCE),
+    _form("mdev_supported_types ... no space left on device", op=Op.START,
+          sign=Why.MEDIATED_ROOM),
+    # libvfio-user lib/dma.c; Cloud Hypervisor virtio-devices/src/iommu.rs.
+    _form("failed to add dma region [{iova}, {last})", op=Op.START, program="libvfio-user",
+          sign=Why.VFIO_USER),
+    _form("failed to translate gva addr {iova}", op=Op.START, program=_CH, sign=Why.VIOMMU_MISS),
     # About VFIO or an IOMMU, and not about DMA addresses.
     _form("no available reset mechanism", "not ready ... after flr",
           "not ready ... after bus reset", "stuck in d3", "invalid pci rom header signature",
           "unable to change power state", "reset recovery - restoring bars",
           "failed to set up trigger eventfd", "is this a qualified pci rom",
           "inappropriate ioctl for device ... /reset",
-          "/reset' ... inappropriate ioctl for device",
+          "/reset' ... inappropriate ioctl for device", "doesn't support reset from sysfs",
           "failed to mmap {dev} bar {bar:d}. performance may be slow", op=Op.START,
           sign=Why.OTHER, warning=True),
 )

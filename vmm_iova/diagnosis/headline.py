@@ -32,7 +32,21 @@ def headline(case: Case, findings: Sequence[Finding], *, harmless: bool) -> str:
             f"QEMU only warns that it cannot map {_what(case)} for peer-to-peer DMA: it is not "
             f"why a guest fails{because}"
         )
-    return _of(first.why, case, first)
+    return f"{_of(first.why, case, first)}{_aside(case)}"
+
+
+def _times(case: Case) -> str:
+    qemu = case.clues.qemu
+    if qemu is None or qemu.containers < 2:
+        return ""
+    return f", which each of its {qemu.containers} devices locks whole"
+
+
+def _aside(case: Case) -> str:
+    """Of a BAR QEMU only warns, so that the line is not why a guest fails."""
+    call = case.failure
+    idle = call.program == "QEMU" and call.part is Part.BAR and call.op is Op.MAP
+    return "; of a BAR QEMU only warns" if idle and not case.clues.fatal else ""
 
 
 def _of(why: Why, case: Case, finding: Finding) -> str:
@@ -50,6 +64,7 @@ def _of(why: Why, case: Case, finding: Finding) -> str:
         "group": f"group {call.group}" if call.group else "the group",
         "node": call.node or "the node",
         "hole": _hole(finding),
+        "times": _times(case),
         "limit": f" ({show_size(case.clues.memlock)})" if case.clues.memlock is not None else "",
     }
     if call.op is Op.FAULT and why in _FAULTS:
@@ -66,10 +81,12 @@ def _open(case: Case, causes: int) -> str:
     if not causes and case.usable is not None and case.verdict is not None and case.verdict.ok:
         return (
             f"{errno} of {_what(case)} is not explained: by {case.usable.host} all of it may be "
-            "mapped"
+            f"mapped{_aside(case)}"
         )
-    plain = PLAIN.get(call.errno or "", "the call was refused")
     count = f", for one of {causes} reasons" if causes else ""
+    if call.errno is None:
+        return f"{call.op} of {_what(case)} failed{count}: the line names no errno"
+    plain = PLAIN.get(call.errno, "the call was refused")
     return f"{errno} of {_what(case)}: {plain}{count}"
 
 
@@ -143,7 +160,8 @@ _HEADLINES = {
     Why.FLAGS: "the call has a flag or a size that the kernel does not take",
     Why.OVERLAP: "{what} is mapped already",
     Why.ENTRIES: "the container has no map call left (dma_entry_limit)",
-    Why.MEMLOCK: "the locked-memory limit (RLIMIT_MEMLOCK){limit} is too low for the guest's RAM",
+    Why.MEMLOCK: "the locked-memory limit (RLIMIT_MEMLOCK){limit} is too low for the guest's RAM"
+    "{times}",
     Why.HVA: "the memory behind {what} cannot be pinned: it is missing, read-only, or has run out",
     Why.BAR: "{what} is device memory, which iommufd does not map by its address",
     Why.PEER: "QEMU could not map a BAR of {dev} for peer-to-peer DMA, and goes on",
@@ -191,6 +209,15 @@ _HEADLINES = {
     Why.ACS: "{dev} is behind a switch that does not isolate (no ACS)",
     Why.IOVA_MODE: "virtual addresses cannot be IOVAs here",
     Why.UNWOUND: "the errno of the line is not the ioctl's: a VFIO map does not answer ENOENT",
+    Why.BOUNCE: "not about VFIO: the host's own driver of {dev} found no room in the bounce "
+    "buffers (swiotlb), or memory out of the device's reach",
+    Why.TOOLSTACK: "Xen's toolstack could not give {dev} to the guest, and the line does not tell "
+    "why",
+    Why.MEDIATED_ROOM: "not about DMA addresses: no more mediated devices of this type can be made",
+    Why.VFIO_USER: "the vfio-user server did not take {what} into its own table: no IOMMU is "
+    "concerned",
+    Why.VIOMMU_MISS: "the guest's own IOMMU has no mapping for an address that a device of the "
+    "guest uses",
     Why.OTHER: "not about DMA addresses: it is the device, its reset, or its ROM",
 }
 _FAULTS = {

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 _KINDS = {
     "": r"0x[0-9a-f]{1,64}|[0-9]{1,64}",
-    "x": r"(?:0x)?[0-9a-f]{1,64}",
+    "x": r"(?:0x)?[0-9a-f]{1,64}(?![0-9a-z_])",  # ffxxxxxx is one that somebody masked
     "d": r"[0-9]{1,64}",
     "w": r"[^\s,;)\]'\"]{1,256}",
     "b": r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]",

@@ -124,6 +124,11 @@ class Why(enum.Enum):
     NO_VIOMMU = "the guest has no IOMMU of its own"
     ACS = "a switch without ACS"
     IOVA_MODE = "virtual addresses cannot be IOVAs here"
+    BOUNCE = "bounce buffers of the host"
+    TOOLSTACK = "Xen's toolstack, which does not tell why"
+    MEDIATED_ROOM = "no room for another mediated device"
+    VFIO_USER = "a vfio-user server's own table of regions"
+    VIOMMU_MISS = "an address that the guest's IOMMU does not translate"
     UNWOUND = "an errno that is not the ioctl's"
     OTHER = "not about DMA addresses"
 
@@ -239,6 +244,13 @@ FACTS: dict[Why, Fact] = {
     Why.NO_VIOMMU: Fact("Cloud Hypervisor", "vmm/src/device_manager.rs, MissingVirtualIommu"),
     Why.ACS: Fact("every libvirt", "src/util/virpci.c, virPCIDeviceIsAssignable"),
     Why.UNWOUND: Fact("QEMU before 9.1", "hw/vfio/container.c, vfio_legacy_dma_map"),
+    Why.BOUNCE: Fact("every kernel", "kernel/dma/swiotlb.c, kernel/dma/direct.c"),
+    Why.TOOLSTACK: Fact("Xen", "tools/libs/light/libxl_pci.c"),
+    Why.MEDIATED_ROOM: Fact(
+        "Linux 4.10 and later", "drivers/vfio/mdev; available_instances in sysfs"
+    ),
+    Why.VFIO_USER: Fact("libvfio-user", "lib/dma.c, dma_controller_add_region"),
+    Why.VIOMMU_MISS: Fact("Cloud Hypervisor", "virtio-devices/src/iommu.rs"),
     Why.OTHER: Fact("every kernel", "drivers/vfio/pci"),
 }
 """What is known of each cause."""

@@ -51,14 +51,14 @@ class Blocker:
         why: one clause.
         hosts: how many hosts.
         names: some of them.
-        status: value of `Status`; `fits` for hosts that have a layout, but not the others' one.
+        status: what came out; `FITS` for hosts that have a layout, but not the others' one.
         fixes: what would help.
     """
 
     why: str
     hosts: int
     names: tuple[str, ...]
-    status: str
+    status: Status
     fixes: tuple[str, ...] = ()
 
 
@@ -137,7 +137,7 @@ def analyse(survey: Survey, request: FleetRequest) -> Fleet:
             blockers += _apart(sharing, for_machine)
         groups += sharing
     for status in (Status.UNASSIGNABLE, Status.ABSENT, Status.UNSETTLED):
-        blockers += _named(survey, status.value)
+        blockers += _named(survey, status)
     blockers.sort(key=lambda item: (-item.hosts, item.names, item.why))
     return Fleet(
         hosts=survey.hosts,
@@ -177,10 +177,10 @@ def _blocker(
     names = sorted(name for item in of for name in item.names)[:5]
     hosts = sum(item.hosts for item in of)
     shown = of[0].fixes if fixes is None else fixes
-    return Blocker(why, hosts, tuple(names), status.value, shown)
+    return Blocker(why, hosts, tuple(names), status, shown)
 
 
-def _named(survey: Survey, status: str) -> list[Blocker]:
+def _named(survey: Survey, status: Status) -> list[Blocker]:
     """Put the hosts of one status together by what is wrong."""
     alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for name, text, fixes in survey.problems.get(status, ()):
@@ -256,7 +256,7 @@ def _apart(groups: Sequence[LayoutGroup], request: FleetRequest) -> list[Blocker
         except IovaError as error:
             why = f"together with the largest group: {error.message}"
             fixes = tuple(getattr(error, "fixes", ()))
-        blockers.append(Blocker(why, group.hosts, group.names, Status.FITS.value, fixes))
+        blockers.append(Blocker(why, group.hosts, group.names, Status.FITS, fixes))
     return blockers
 
 

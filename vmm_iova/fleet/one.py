@@ -84,8 +84,10 @@ def damaged(
     name: str, problem: str, fixes: tuple[str, ...] = ()
 ) -> tuple[Survey, tuple[HostRow, ...]]:
     """Return the survey of a host that could not be read."""
-    status = Status.DAMAGED.value
-    survey = Survey(Counter({status: 1}), problems={status: (Problem(name, problem, fixes),)})
+    status = Status.DAMAGED
+    survey = Survey(
+        Counter({status.value: 1}), problems={status.value: (Problem(name, problem, fixes),)}
+    )
     return survey, (HostRow(name, status, reason=problem, fixes=joined(fixes)),)
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from vmm_iova.ranges import AddrRange
 
 
-class Status(enum.Enum):
+class Status(enum.StrEnum):
     """What came out for one host."""
 
     FITS = "fits"
@@ -60,7 +60,7 @@ class HostRow:
 
     Attributes:
         name: of the host: its file, `FILE#N` in a collection.
-        status: value of `Status`.
+        status: what came out.
         machine: name of the machine that is planned there, or None where that is not known.
         layout: digest of its layout, or None.
         usable: digest of what may be mapped, or None.
@@ -75,7 +75,7 @@ class HostRow:
     """
 
     name: str
-    status: str
+    status: Status
     machine: str | None = None
     layout: str | None = None
     usable: str | None = None
@@ -103,7 +103,7 @@ def judge_host(host: Host, request: FleetRequest) -> Outcome:
     blocked = {group.id for group in host.groups if _direct(group)}
     row = HostRow(
         "",
-        "",
+        Status.DAMAGED,  # until it is judged
         _machine(host, request),
         groups=len(host.groups),
         blocked_groups=len(blocked),
@@ -258,7 +258,7 @@ def _without(
         problems={status.value: (Problem("", text, fixes),)},
         devices=_devices(host, blocked, False),
     )
-    row = replace(row, status=status.value, reason=text, fixes=joined(fixes))
+    row = replace(row, status=status, reason=text, fixes=joined(fixes))
     return Outcome(row, survey)
 
 
@@ -314,7 +314,7 @@ def _judged(
     )
     row = replace(
         row,
-        status=status.value,
+        status=status,
         layout=laid,
         usable=digest,
         pieces=len(layout.ram) if layout else 0,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova.host.bars import BarKind, DeviceBar
-from vmm_iova.host.facts import Device, Note
+from vmm_iova.host.facts import Device, Note, Platform
 from vmm_iova.readers.cpu import read_cpu
 from vmm_iova.readers.iommu_groups import read_iommu_groups
 from vmm_iova.readers.kernel_log import read_kernel_log
@@ -18,6 +18,7 @@ from vmm_iova.readers.lspci import read_lspci
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmm_iova.readers.cpu import Cpu
     from vmm_iova.readers.lspci import PciDevice
 
 _LINE = re.compile(
@@ -50,6 +51,7 @@ class Dumps:
         devices: with group and driver, where a listing says so.
         arch: of the CPU, or None.
         cpu_bits: its physical address bits, or None.
+        platform: what a listing of its CPU says of the machine.
         notes: what was seen and does not count.
     """
 
@@ -57,10 +59,18 @@ class Dumps:
     devices: tuple[Device, ...]
     arch: str | None
     cpu_bits: int | None
+    platform: Platform
     notes: tuple[Note, ...]
 
     def __bool__(self) -> bool:
         return bool(self.groups or self.devices or self.arch or self.cpu_bits or self.notes)
+
+
+def cpu_platform(cpu: Cpu | None) -> Platform:
+    """Return what a listing of the CPU says of the machine around it."""
+    if cpu is None:
+        return Platform()
+    return Platform(cpu.vendor, cpu.guest)
 
 
 def read_dumps(lines: Sequence[str], name: str) -> Dumps:
@@ -106,6 +116,7 @@ def read_dumps(lines: Sequence[str], name: str) -> Dumps:
         ),
         arch=cpu.arch if cpu else None,
         cpu_bits=cpu.physical_bits if cpu else None,
+        platform=cpu_platform(cpu),
         notes=tuple(notes),
     )
 

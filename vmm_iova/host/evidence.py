@@ -339,9 +339,13 @@ def host_widths(
         widths.append(Width("CPU, physical", host.cpu_bits, host.cpu_source))
     members = {name for group in groups for name in group.devices}
     masks = [item for item in host.devices if item.name in members and item.dma_mask_bits]
-    for device in sorted(masks, key=lambda item: item.dma_mask_bits or 0)[:_MASKS]:
-        what = f"DMA mask of the host's driver, {device.name}"
-        widths.append(Width(what, device.dma_mask_bits or 0, "dma_mask_bits in sysfs", False))
+    of_bits: dict[int, list[str]] = {}
+    for device in masks:
+        of_bits.setdefault(device.dma_mask_bits or 0, []).append(device.name)
+    for bits, names in sorted(of_bits.items())[:_MASKS]:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        what = f"DMA mask of the host's driver, {names[0]}{more}"
+        widths.append(Width(what, bits, "dma_mask_bits in sysfs", False))
     return tuple(dict.fromkeys(widths))
 
 

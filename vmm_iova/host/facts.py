@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vmm_iova.errors import HostDataError, UnknownNameError
 from vmm_iova.host.state import State
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
     from vmm_iova.host.bars import DeviceBar
     from vmm_iova.ranges import AddrRange, MappableRanges
+
+
+SpaceKind = Literal["type1", "iommufd"]
+"""Which of the kernel's two interfaces is behind an address space."""
+RangesFrom = Literal["type1", "iommufd", "text"]
+"""Where a list of ranges came from: an interface of the kernel, or a text that somebody pasted."""
 
 
 class RegionKind(enum.Enum):
@@ -228,7 +234,7 @@ class KernelRanges:
 
     Attributes:
         ranges: the list; touching neighbours stay two.
-        api: `type1`, `iommufd`, or `text` when the list was pasted.
+        api: the interface that gave it; `text` when it was pasted.
         groups: groups that were attached when it was read; None when not known.
         granule: smallest page in bytes that came with it (lowest bit of `iova_pgsizes`,
             or `out_iova_alignment`), or None.
@@ -237,7 +243,7 @@ class KernelRanges:
     """
 
     ranges: MappableRanges
-    api: str
+    api: RangesFrom
     source: Source
     groups: tuple[str, ...] | None = None
     granule: int | None = None
@@ -283,6 +289,51 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class IommuInfo:
+    """What the kernel says of the IOMMU in front of a device (IOMMU_GET_HW_INFO, Linux 6.6).
+
+    Attributes:
+        device: whose IOMMU.
+        kind: `intel` (VT-d), `smmuv3`, `amd`, `none` (the driver tells nothing) or `unknown`.
+        registers: by name, such as `cap` and `ecap`, or `idr0` to `idr5`.
+        capabilities: bitmap of what every driver tells (dirty tracking, PASID, ATS).
+        pasid_bits: bits of a PASID that the device may use; 0 if none, or the kernel is older.
+        source: where.
+    """
+
+    device: str
+    kind: InfoKind
+    registers: tuple[tuple[str, int], ...] = ()
+    capabilities: int = 0
+    pasid_bits: int = 0
+    source: Source = Source("IOMMU_GET_HW_INFO")
+
+
+InfoKind = Literal["intel", "smmuv3", "amd", "none", "unknown"]
+"""Whose registers an `IommuInfo` has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """The machine around the IOMMUs. None: not known.
+
+    Attributes:
+        vendor: maker of its CPU: `intel`, `amd`, `arm`, `s390`.
+        guest: whether it is itself a virtual machine.
+    """
+
+    vendor: str | None = None
+    guest: bool | None = None
+
+    def __or__(self, other: Platform) -> Platform:
+        """Return this, with what only the other one knows."""
+        return Platform(
+            _first(self.vendor, other.vendor),
+            _first(self.guest, other.guest),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """All facts of one host. `vmm_iova.Host` can judge them.
 
@@ -304,6 +355,8 @@ class Facts:
         notes: what was odd about the sources; nothing is dropped in silence.
         cpu_bits: physical address bits of its CPU, or None.
         cpu_source: where that was read.
+        platform: the machine around the IOMMUs.
+        iommu_info: what iommufd says of the IOMMUs of attached devices.
         state: memory, nodes and the like, as they were when the facts were read.
 
     Synchronization: none required (immutable).
@@ -326,6 +379,8 @@ class Facts:
     notes: tuple[Note, ...] = ()
     cpu_bits: int | None = None
     cpu_source: str = "/proc/cpuinfo"
+    platform: Platform = field(default_factory=Platform)
+    iommu_info: tuple[IommuInfo, ...] = ()
     state: State = field(default_factory=State)
 
     def group(self, group_id: str | int) -> Group:
@@ -407,6 +462,8 @@ class Facts:
             notes=(*self.notes, *more.notes),
             cpu_bits=_first(self.cpu_bits, more.cpu_bits),
             cpu_source=self.cpu_source if self.cpu_bits is not None else more.cpu_source,
+            platform=self.platform | more.platform,
+            iommu_info=(*self.iommu_info, *more.iommu_info),
             state=self.state.joined(more.state),
         )
 
@@ -418,7 +475,10 @@ class Facts:
         )
 
 
-def _first(ours: int | None, theirs: int | None) -> int | None:
+_T = TypeVar("_T")
+
+
+def _first(ours: _T | None, theirs: _T | None) -> _T | None:
     return theirs if ours is None else ours
 
 

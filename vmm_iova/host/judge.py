@@ -38,6 +38,7 @@ from vmm_iova.host.evidence import (
 )
 from vmm_iova.host.facts import Facts, Group, Limits, Note
 from vmm_iova.host.holes import find_holes, unassignable
+from vmm_iova.host.obstacles import find_obstacles, iommu_hint
 from vmm_iova.host.registers import vtd_page_sizes
 from vmm_iova.host.usable import Cause, CauseKind, Usable, cut_holes
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet, check_granule
@@ -97,7 +98,7 @@ def _select(
             raise HostUnavailableError(
                 f"host {host.name} has no IOMMU groups: no IOMMU is in use",
                 source=host.name,
-                hint=f"{say.IOMMU_ON}; {say.OR_ANOTHER_HOST}",
+                hint=f"{iommu_hint(host.platform, host.arch)}; {say.OR_ANOTHER_HOST}",
             )
         return _translated(host.groups)
     chosen = {group.id: group for group in (host.group(item) for item in groups or ())}
@@ -190,6 +191,7 @@ class _Judge:
             notes=tuple(dict.fromkeys(self.notes)),
             widths=host_widths(self.host, self.groups, self.evidence),
             cpu_bits=self.host.cpu_bits,
+            obstacles=tuple(find_obstacles(self.host, self.groups)),
         )
 
     # -- aperture ------------------------------------------------------------------------------

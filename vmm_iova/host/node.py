@@ -129,6 +129,13 @@ class Node:
             raise self.wrong("type", "is empty")
         return region_kind(word)
 
+    def word(self, key: str, known: tuple[Any, ...]) -> Any:
+        """One of these words."""
+        value = self.field(key, str)
+        if value not in known:
+            raise self.wrong(key, f"{shorten(value)!r} is none of {', '.join(known)}")
+        return value
+
     def bits(self, key: str) -> int:
         """A number of address bits."""
         value = self.field(key, int)

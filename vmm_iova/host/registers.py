@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from vmm_iova.host.facts import IommuUnit
+    from vmm_iova.host.facts import IommuInfo, IommuUnit
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,62 @@ def amd_features(features: str, release: str | None) -> tuple[str, ...]:
     Source: drivers/iommu/amd/amd_iommu_types.h, FEATURE_* (Linux 7.3).
     """
     efr = _amd_efr(features, release)
-    return () if efr is None else tuple(name for bit, name in _AMD_EFR if efr >> bit & 1)
+    return () if efr is None else _efr_features(efr)
+
+
+def _efr_features(efr: int) -> tuple[str, ...]:
+    return tuple(name for bit, name in _AMD_EFR if efr >> bit & 1)
+
+
+_SMMU_IDR0 = (
+    (12, "16-bit ASIDs"),
+    (19, "two-level context descriptor tables"),
+)
+_CAPABILITIES = (
+    (0, "dirty tracking"),
+    (1, "PASID with execute permission"),
+    (2, "PASID with privileged mode"),
+    (3, "no device TLBs (ATS)"),
+)
+
+
+def smmu_features(registers: Mapping[str, int]) -> tuple[str, ...]:
+    """Return what an SMMUv3 can do, in words, by those fields that a VMM may rely on.
+
+    Source: struct iommu_hw_info_arm_smmuv3 in include/uapi/linux/iommufd.h, which names them;
+    drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.h, IDR0_* to IDR5_* (Linux 6.13 to 7.3).
+    """
+    idr = [registers.get(f"idr{index}", 0) for index in range(6)]
+    found = ["64-bit tables (AArch64)"] if idr[0] >> 2 & 2 else []
+    found += [name for bit, name in _SMMU_IDR0 if idr[0] >> bit & 1]
+    stall = {1: "stalls never", 2: "stalls always"}.get(idr[0] >> 24 & 3, "stalls if asked")
+    found += [stall, f"{idr[1] & 0x3F}-bit stream ids"]
+    if idr[1] >> 6 & 0x1F:
+        found.append(f"{idr[1] >> 6 & 0x1F}-bit substream ids (PASID)")
+    found += ["range invalidation"] if idr[3] >> 10 & 1 else []
+    sizes = [size for bit, size in ((4, "4"), (5, "16"), (6, "64")) if idr[5] >> bit & 1]
+    found += [f"granules of {', '.join(sizes)} KiB"] if sizes else []
+    return (*found, "52-bit addresses (VAX)") if idr[5] >> 10 & 3 == 1 else tuple(found)
+
+
+def info_features(info: IommuInfo) -> tuple[str, ...]:
+    """Return what the kernel says of the IOMMU of a device, in words.
+
+    Source: enum iommufd_hw_capabilities in include/uapi/linux/iommufd.h (Linux 6.7 to 7.2), and
+    that of each register.
+    """
+    registers = dict(info.registers)
+    found: tuple[str, ...] = ()
+    if info.kind == "intel" and "cap" in registers:
+        found = vtd_features(registers["cap"], registers.get("ecap"))
+    elif info.kind == "smmuv3" and registers:
+        found = smmu_features(registers)
+    elif info.kind == "amd" and "efr" in registers:
+        found = _efr_features(registers["efr"])
+    more = [name for bit, name in _CAPABILITIES if info.capabilities >> bit & 1]
+    if info.pasid_bits:
+        more.append(f"PASIDs of {info.pasid_bits} bits for the device")
+    return (*found, *(name for name in more if name not in found))
 
 
 def unit_features(unit: IommuUnit, release: str | None) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ version is refused. `snapshot.schema.json` beside this file describes it for oth
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 from vmm_iova.errors import HostDataError, RequestError
 from vmm_iova.host.bars import BarKind, DeviceBar
@@ -18,10 +18,14 @@ from vmm_iova.host.facts import (
     DmaWindow,
     EmptyRegion,
     Group,
+    InfoKind,
+    IommuInfo,
     IommuUnit,
     KernelRanges,
     Limits,
     Note,
+    Platform,
+    RangesFrom,
     RegionKind,
     ReservedRegion,
     StatedWidth,
@@ -120,6 +124,21 @@ def snapshot_data(host: Host) -> dict[str, Any]:
         "cpu": None
         if host.cpu_bits is None
         else {"address_bits": host.cpu_bits, "source": host.cpu_source},
+        "platform": {
+            "vendor": host.platform.vendor,
+            "guest": host.platform.guest,
+        },
+        "iommu_info": [
+            {
+                "device": item.device,
+                "kind": item.kind,
+                "registers": {name: f"{value:#x}" for name, value in item.registers},
+                "capabilities": f"{item.capabilities:#x}",
+                "pasid_bits": item.pasid_bits,
+                "source": str(item.source),
+            }
+            for item in host.iommu_info
+        ],
         "state": _state(host.state),
         "sysfs": host.sysfs,
         "notes": [{"text": note.text, "warning": note.warning} for note in host.notes],
@@ -153,6 +172,7 @@ def _state(state: State) -> dict[str, Any]:
         else [{"path": node.path, "usable": node.usable} for node in nodes],
         "remaps_interrupts": state.remaps_interrupts,
         "unsafe_interrupts": state.unsafe_interrupts,
+        "unsafe_iommufd": state.unsafe_iommufd,
         "may_lock": state.may_lock,
     }
 
@@ -257,6 +277,31 @@ def _host(root: Node, name: str, version: int) -> Host:
         cpu_bits=None if cpu is None else cpu.bits("address_bits"),
         cpu_source="/proc/cpuinfo" if cpu is None else cpu.field("source", str),
         state=State() if version < 2 else _read_state(root),
+        platform=_read_platform(root),
+        iommu_info=tuple(
+            _read_info(node)
+            for node in (root.children("iommu_info") if "iommu_info" in root.data else ())
+        ),
+    )
+
+
+def _read_platform(root: Node) -> Platform:
+    """Read the platform, which older snapshots do not have."""
+    if root.data.get("platform") is None:
+        return Platform()
+    node = root.child("platform")
+    return Platform(vendor=node.optional("vendor", str), guest=node.optional("guest", bool))
+
+
+def _read_info(node: Node) -> IommuInfo:
+    registers = node.child("registers")
+    return IommuInfo(
+        node.field("device", str),
+        node.word("kind", get_args(InfoKind)),
+        tuple((name, registers.address(name)) for name in registers.data),
+        node.address("capabilities"),
+        node.field("pasid_bits", int),
+        node.source(),
     )
 
 
@@ -305,6 +350,7 @@ def _read_state(root: Node) -> State:
         else None,
         node.optional("remaps_interrupts", bool),
         node.optional("unsafe_interrupts", bool),
+        node.optional("unsafe_iommufd", bool),
         node.optional("may_lock", bool),
     )
 
@@ -344,7 +390,7 @@ def _read_ranges(node: Node) -> KernelRanges:
     groups = node.value("groups")
     return KernelRanges(
         ranges,
-        node.field("api", str),
+        node.word("api", get_args(RangesFrom)),
         node.source(),
         None if groups is None else tuple(node.strings("groups")),
         node.power_of_two("granule"),

@@ -69,6 +69,7 @@ class State:
         nodes: what is in /dev of VFIO and iommufd, sorted; empty where nothing is.
         remaps_interrupts: True if an IOMMU or the interrupt controller isolates interrupts.
         unsafe_interrupts: True if vfio_iommu_type1 is told to go without that.
+        unsafe_iommufd: the same of iommufd, which has its own parameter.
         may_lock: True if who read the facts has CAP_IPC_LOCK, so that no locked memory is counted.
     """
 
@@ -77,6 +78,7 @@ class State:
     nodes: tuple[DeviceNode, ...] | None = None
     remaps_interrupts: bool | None = None
     unsafe_interrupts: bool | None = None
+    unsafe_iommufd: bool | None = None
     may_lock: bool | None = None
 
     def joined(self, more: State) -> State:
@@ -117,12 +119,12 @@ def read_state(files: SmallFiles, *, live: bool, dev: str = "/dev") -> State:
         huge_pages=_pools(files),
         nodes=tuple(_nodes(dev)) if live else None,
         remaps_interrupts=_remaps(files),
-        unsafe_interrupts=_YES.get(files.line_of(f"{_TYPE1}/allow_unsafe_interrupts") or ""),
+        unsafe_interrupts=_told(files, "vfio_iommu_type1"),
+        unsafe_iommufd=_told(files, "iommufd"),
         may_lock=may_lock(files.proc_text("self/status") or "") if live else None,
     )
 
 
-_TYPE1 = "module/vfio_iommu_type1/parameters"
 _YES = {"Y": True, "N": False}  # lib/params.c (kernel/params.c), param_get_bool
 _POOLS = "kernel/mm/hugepages"
 _POOL = re.compile(r"hugepages-([0-9]{1,12})kB")
@@ -144,6 +146,10 @@ def may_lock(status: str) -> bool | None:
     """Tell from `/proc/self/status` whether the process has CAP_IPC_LOCK; None: not known."""
     match = _CAPABILITIES.search(status)
     return None if match is None else bool(int(match[1], 16) >> _IPC_LOCK & 1)
+
+
+def _told(files: SmallFiles, module: str) -> bool | None:
+    return _YES.get(files.line_of(f"module/{module}/parameters/allow_unsafe_interrupts") or "")
 
 
 def _pools(files: SmallFiles) -> tuple[PagePool, ...] | None:

@@ -14,16 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_iova import remedies as say
 from vmm_iova.errors import HostDataError, HostUnavailableError
 from vmm_iova.files import Tree, is_there
 from vmm_iova.host.bars import BarKind, DeviceBar, parse_resource, resizable_sizes
+from vmm_iova.host.dumps import cpu_platform
 from vmm_iova.host.facts import Device, Group, IommuUnit, Limits, Note, Source
 from vmm_iova.host.host import Host
+from vmm_iova.host.obstacles import iommu_hint
 from vmm_iova.host.regions import parse_reserved_regions
 from vmm_iova.host.registers import cpu_address_bits
 from vmm_iova.host.state import read_state
 from vmm_iova.plain import by_number, one_line, whole_number
+from vmm_iova.readers.cpu import read_cpu
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ except ImportError:  # not a Unix: planning still works there
 _LINE = 4096  # bytes of a file that holds one line: sysfs itself gives no more than a page
 _REGIONS = 1 << 17  # of reserved_regions: the kernel stops at a page, which has 64 KiB at most
 _CPUINFO = 8 << 20  # about 1.5 KiB for each CPU
+_COPY = "give a copy of /sys, or the directory that has it as sys/"
 _PROC = 1 << 16  # of meminfo and of a process's status: about 1.5 KiB, more with thousands of CPUs
 _HEX = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,16}")
 
@@ -62,7 +65,10 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
     live = base == Path("/")
     if not is_there(base):
         raise HostUnavailableError(
-            f"{one_line(str(base))} does not exist", source=str(base), errno=errno.ENOENT
+            f"{one_line(str(base))} does not exist",
+            source=str(base),
+            errno=errno.ENOENT,
+            hint=_COPY,
         )
     tree = Tree(base)
     itself = tree.holds("kernel/iommu_groups") or tree.holds("class/iommu")
@@ -72,30 +78,35 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
             f"{one_line(str(base))} holds no sysfs tree (no {sys})",
             source=str(base),
             errno=errno.ENOENT,
-            hint="give a copy of /sys, or the directory that has it as sys/",
+            hint=_COPY,
         )
-    shown = "/sys" if live else one_line(str(base if itself else base / "sys"))
-    reader = _Reader(tree, "" if itself else "sys/", shown)
+    # Facts name the files by their place on the machine that they describe: where a copy lies now
+    # is nothing of that machine's, and a snapshot is to be given away.
+    reader = _Reader(tree, "" if itself else "sys/", "/sys")
     if not itself:
         reader.proc, reader.proc_at = tree, "proc/"
     elif base.name == "sys":  # beside it, as /proc is beside /sys
         reader.proc = Tree(base.parent / "proc")
+    arch = os.uname().machine if live else None
     units = reader.units()
     behind = reader.devices_of_units()
     groups = reader.groups()
+    cpuinfo = reader.cpuinfo()
+    first_cpu = cpuinfo.partition("\n\n")[0].splitlines()
+    platform = cpu_platform(read_cpu(first_cpu))
     if not groups:
         reader.notes.append(
-            Note(f"no IOMMU groups: no IOMMU is in use on this host; {say.IOMMU_ON}")
+            Note(f"no IOMMU groups: no IOMMU is in use on this host; {iommu_hint(platform, arch)}")
         )
-    cpu_bits, state = reader.cpu_bits(), read_state(reader, live=live)
+    state = read_state(reader, live=live)
     limits = Limits(
         dma_entries=reader.number("module/vfio_iommu_type1/parameters/dma_entry_limit"),
         memlock=_memlock() if live else None,
     )
     return Host(
         name=name or ("LIVE" if live else one_line(base.resolve().name)),
-        origin="sysfs of this machine" if live else f"sysfs copied to {one_line(str(base))}",
-        arch=os.uname().machine if live else None,
+        origin="sysfs of this machine" if live else "a copy of sysfs",
+        arch=arch,
         release=os.uname().release if live else reader.release(),
         page_size=os.sysconf("SC_PAGE_SIZE") if live else None,
         groups=groups,
@@ -104,7 +115,8 @@ def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:
         limits=limits,
         sysfs=True,
         notes=tuple(reader.notes),
-        cpu_bits=cpu_bits,
+        cpu_bits=cpu_address_bits(cpuinfo),
+        platform=platform,
         state=state,
     )
 
@@ -188,9 +200,9 @@ class _Reader:
         beside = self._line(self.proc, self.proc_at + path, f"/proc/{path}") if self.proc else None
         return beside or self.line_of("kernel/osrelease") or None
 
-    def cpu_bits(self) -> int | None:
-        """Physical address bits that /proc/cpuinfo states, beside /sys; x86 alone states them."""
-        return cpu_address_bits(self.proc_text("cpuinfo", _CPUINFO) or "")
+    def cpuinfo(self) -> str:
+        """/proc/cpuinfo, beside /sys; empty if there is none."""
+        return self.proc_text("cpuinfo", _CPUINFO) or ""
 
     def proc_text(self, path: str, limit: int = _PROC) -> str | None:
         """A file of /proc, beside /sys; None if there is none."""

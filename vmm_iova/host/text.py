@@ -402,6 +402,7 @@ def _host(reading: _Reading, text: str) -> Host:
         notes=tuple(notes),
         cpu_bits=reading.cpu_bits or dumps.cpu_bits,
         cpu_source=reading.cpu_source or "/proc/cpuinfo",
+        platform=dumps.platform,
     )
 
 

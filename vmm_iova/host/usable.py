@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vmm_iova.host.evidence import Evidence
     from vmm_iova.host.facts import EmptyRegion, Group, Limits, Note, ReservedRegion
+    from vmm_iova.host.obstacles import Obstacle
     from vmm_iova.host.registers import Width
 
 
@@ -35,6 +36,9 @@ class CauseKind(enum.Enum):
     GUEST_WIDTH = "beyond the guest's addresses"
     ZERO = "address 0, which is not chosen by itself"
     SAVED = "as a saved layout has it"
+
+
+_OF_THE_KERNEL = (CauseKind.REGION, CauseKind.PLATFORM, CauseKind.KERNEL_GAP, CauseKind.APERTURE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,7 @@ class Usable:
         widths: every address width that the facts state, side by side.
         cpu_bits: physical address bits of the host's CPU, or None when not known.
         later: those of `groups` that were joined to the selection, to be attached later.
+        obstacles: what keeps the groups from user space as the host is set up now.
 
     Synchronization: none required (immutable).
     """
@@ -127,6 +132,20 @@ class Usable:
     widths: tuple[Width, ...] = ()
     cpu_bits: int | None = None
     later: tuple[str, ...] = ()
+    obstacles: tuple[Obstacle, ...] = ()
+
+    def as_listed(self) -> MappableRanges:
+        """Return what a kernel lists for these groups: also what is left out here by choice.
+
+        That is the last page below 2^64, and what is less than a granule.
+
+        Complexity: O(causes log).
+        """
+        cuts = (cause.range for cause in self.causes if cause.kind in _OF_THE_KERNEL)
+        left = MappableRanges([AddrRange(0, ADDRESS_LAST)]) - RangeSet(cuts)
+        for seam in self.seams:
+            left = left.split_at(seam)
+        return left
 
     def narrowed(self, causes: Sequence[Cause]) -> Usable:
         """Return these ranges without what more causes take out.
@@ -180,6 +199,7 @@ class Usable:
             later=(*self.later, *(name for name in other.groups if name not in self.groups)),
             notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
             widths=tuple(dict.fromkeys((*self.widths, *other.widths))),
+            obstacles=tuple(dict.fromkeys((*self.obstacles, *other.obstacles))),
         )
         for seam, text in start.seams.items():
             if seam % start.granule:

@@ -9,6 +9,7 @@
 Planning needs nothing of this; importing it needs Linux.
 """
 
+from vmm_iova.host.facts import SpaceKind
 from vmm_iova.kernel.caps import DeviceFacts, Type1Facts, ZpciFacts
 from vmm_iova.kernel.device import (
     DeviceSite,
@@ -34,7 +35,6 @@ from vmm_iova.kernel.space import (
     LiveMappings,
     Mappable,
     SpaceFacts,
-    SpaceKind,
 )
 from vmm_iova.kernel.syscalls import LINUX, Kernel, LinuxKernel, LockBudget
 from vmm_iova.kernel.type1 import Type1Container

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vmm_iova import remedies as say
 from vmm_iova.errors import DeviceOpenError, DmaError, RequestError
+from vmm_iova.host.obstacles import hinders
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.iommufd import Iommufd, VfioCdev
 from vmm_iova.kernel.syscalls import LINUX, Kernel
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmm_iova.errors import OpenProblem
-    from vmm_iova.kernel.space import AddressSpace, SpaceKind
+    from vmm_iova.host.facts import SpaceKind
+    from vmm_iova.kernel.space import AddressSpace
 
 Via = Literal["auto", "iommufd", "type1"]
 """Which way to a device is to be taken."""
@@ -208,11 +210,7 @@ def _explain(site: DeviceSite, exc: DmaError, kernel: Kernel, module: _Module) -
 
 
 def _foreign(site: DeviceSite) -> str:
-    held = [
-        f"{bdf} has driver {driver}"
-        for bdf, driver in site.members
-        if driver and "vfio" not in driver and driver not in ("pci-stub", "pcieport")
-    ]
+    held = [f"{bdf} has driver {driver}" for bdf, driver in site.members if hinders(driver)]
     return ", ".join(held)
 
 

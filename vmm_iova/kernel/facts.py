@@ -11,15 +11,18 @@ capability is the only one that an s390 kernel before 5.4 offers.
 from __future__ import annotations
 
 import dataclasses
+import errno
 from typing import TYPE_CHECKING
 
-from vmm_iova.errors import RequestError
-from vmm_iova.host.facts import DmaWindow, KernelRanges, Limits, Source
+from vmm_iova.errors import DmaError, RequestError
+from vmm_iova.host.facts import DmaWindow, IommuInfo, KernelRanges, Limits, Source
+from vmm_iova.kernel import uapi_iommufd
+from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.registers import device_facts
 
 if TYPE_CHECKING:
+    from vmm_iova.host.facts import InfoKind
     from vmm_iova.host.host import Host
-    from vmm_iova.kernel.ioas import Ioas
     from vmm_iova.kernel.type1 import Type1Container
 
 
@@ -44,6 +47,44 @@ def kernel_ranges(space: Type1Container | Ioas, groups: tuple[str, ...]) -> Kern
         facts.granule,
         facts.page_sizes or None,
     )
+
+
+_KINDS: dict[int, InfoKind] = {
+    uapi_iommufd.HW_INFO_NONE: "none",
+    uapi_iommufd.HW_INFO_INTEL_VTD: "intel",
+    uapi_iommufd.HW_INFO_ARM_SMMUV3: "smmuv3",
+    uapi_iommufd.HW_INFO_AMD: "amd",
+}
+
+
+def hardware_facts(space: Type1Container | Ioas) -> tuple[IommuInfo, ...]:
+    """Return what iommufd says of the IOMMU of each attached device.
+
+    Nothing for a container, and for a kernel before 6.6, which has no such call.
+
+    Raises:
+        DmaError: the kernel refuses it for another reason.
+    """
+    found: list[IommuInfo] = []
+    if not isinstance(space, Ioas):
+        return ()
+    for bdf, device in space.devices.items():
+        try:
+            info = space.iommufd.hw_info(device.device_id)
+        except DmaError as error:
+            if error.errno != errno.ENOTTY:
+                raise
+            break
+        found.append(
+            IommuInfo(
+                bdf,
+                _KINDS.get(info.type, "unknown"),
+                tuple(info.registers().items()),
+                info.capabilities,
+                info.pasid_bits,
+            )
+        )
+    return tuple(found)
 
 
 def with_kernel_facts(host: Host, space: Type1Container | Ioas) -> Host:
@@ -81,6 +122,9 @@ def with_kernel_facts(host: Host, space: Type1Container | Ioas) -> Host:
         if zpci is not None:
             source = Source(f"VFIO_DEVICE_GET_INFO of {bdf}, zPCI base capability")
             windows.append(DmaWindow(bdf, zpci.dma, source))
+    asked = set(bdfs)
+    infos = [item for item in host.iommu_info if item.device not in asked]
+    infos += hardware_facts(space)
     budget = space.lock_budget()
     entries = space.facts().entries_left
     limits = Limits(
@@ -92,4 +136,5 @@ def with_kernel_facts(host: Host, space: Type1Container | Ioas) -> Host:
         kernel_ranges=(*kept, listed) if listed is not None else kept,
         windows=tuple(windows),
         limits=limits,
+        iommu_info=tuple(infos),
     )

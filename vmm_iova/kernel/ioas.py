@@ -35,8 +35,9 @@ from vmm_iova.ranges import ADDRESS_LAST, AddrRange, Hva, Iova, MappableRanges
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from vmm_iova.host.facts import SpaceKind
     from vmm_iova.kernel.iommufd import Iommufd, VfioCdev
-    from vmm_iova.kernel.space import Mappable, SpaceKind
+    from vmm_iova.kernel.space import Mappable
 
 _MAP_NAME = "IOMMU_IOAS_MAP"
 _UNMAP = struct.Struct("=IIQQ")
@@ -48,6 +49,9 @@ class Ioas:
 
     Its ranges are final only after ALL devices are attached: each adds what it reserves, and a
     fresh one says "everything, alignment 1", which means nothing.
+
+    Attributes:
+        allowed: the list that `allow` gave last.
 
     Args:
         iommufd: the file; closed with this object if `owns` is true.
@@ -64,6 +68,7 @@ class Ioas:
         self.devices: dict[str, VfioCdev] = {}
         self._dirty = DirtyTables(iommufd)
         self._owns = owns
+        self.allowed: tuple[AddrRange, ...] = ()
         self._place = "{}:{}".format(*caller())
         self._id = 0
         self._id = iommufd.alloc_ioas()
@@ -226,7 +231,13 @@ class Ioas:
             num_iovas=len(items),
             allowed_iovas=room.address,
         )
-        self.iommufd.call("IOMMU_IOAS_ALLOW_IOVAS", abi.IOAS_ALLOW_IOVAS, arg)
+        before = self.allowed
+        self.allowed = tuple(items)
+        try:
+            self.iommufd.call("IOMMU_IOAS_ALLOW_IOVAS", abi.IOAS_ALLOW_IOVAS, arg)
+        except DmaError:
+            self.allowed = before
+            raise
 
     def map(
         self, iova: Iova, hva: Hva, size: int, *, read: bool = True, write: bool = True

@@ -186,7 +186,12 @@ class Iommufd(Handle):
             answer = abi.HW_INFO_ARG.read(arg)
             if answer["data_len"] <= len(data):
                 kept = room.content()[: answer["data_len"]]
-                return HardwareInfo(answer["out_data_type"], kept, answer["out_capabilities"])
+                return HardwareInfo(
+                    answer["out_data_type"],
+                    kept,
+                    answer["out_capabilities"],
+                    answer["out_max_pasid_log2"],
+                )
             data = bytes(answer["data_len"])
         raise CapabilityError("the answer to IOMMU_GET_HW_INFO keeps growing", offset=0)
 
@@ -239,16 +244,37 @@ class HardwareInfo:
         type: `uapi_iommufd.HW_INFO_*`.
         data: registers, by type.
         capabilities: bit 0 is tracking of written pages (6.7).
+        pasid_bits: bits of a PASID that the device may use (6.15); 0 if none.
     """
 
     type: int
     data: bytes
     capabilities: int
+    pasid_bits: int = 0
+
+    def registers(self) -> dict[str, int]:
+        """Return the registers by name; empty for a type that is not known, or a short answer."""
+        record = _INFO.get(self.type)
+        if record is None or len(self.data) < record.size:
+            return {}
+        fields = record.read(bytearray(self.data[: record.size]))
+        return {
+            name.removesuffix("_reg"): value
+            for name, value in fields.items()
+            if name not in ("flags", "_reserved")
+        }
 
     @property
     def tracks_dirty(self) -> bool:
         """Whether the IOMMU can tell written pages."""
         return bool(self.capabilities & abi.HW_CAP_DIRTY_TRACKING)
+
+
+_INFO = {
+    abi.HW_INFO_INTEL_VTD: abi.VTD_INFO,
+    abi.HW_INFO_ARM_SMMUV3: abi.SMMU_INFO,
+    abi.HW_INFO_AMD: abi.AMD_INFO,
+}
 
 
 class VfioCdev(Handle):

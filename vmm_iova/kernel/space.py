@@ -14,7 +14,7 @@ import sys
 import warnings
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from vmm_iova.errors import (
     DmaError,
@@ -28,12 +28,10 @@ from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange, Hva, Iova, MappableRan
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from vmm_iova.host.facts import SpaceKind
     from vmm_iova.kernel.registers import Device
     from vmm_iova.kernel.syscalls import Kernel, LockBudget
 
-
-SpaceKind = Literal["type1", "iommufd"]
-"""Which of the kernel's two interfaces is behind an address space."""
 
 _LARGEST_IN_USE = GIB  # VT-d, AMD-Vi and SMMUv3 with 4 KiB pages; congruence costs nothing
 

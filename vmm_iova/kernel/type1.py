@@ -37,7 +37,8 @@ from vmm_iova.ranges import ADDRESS_LAST, AddrRange, Iova
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm_iova.kernel.space import Mappable, SpaceKind
+    from vmm_iova.host.facts import SpaceKind
+    from vmm_iova.kernel.space import Mappable
     from vmm_iova.ranges import Hva
 
 _MAP_NAME = "VFIO_IOMMU_MAP_DMA"

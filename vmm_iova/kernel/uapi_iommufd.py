@@ -55,6 +55,7 @@ HW_INFO_INTEL_VTD = 1
 HW_INFO_ARM_SMMUV3 = 2
 HW_INFO_AMD = 4
 HW_CAP_DIRTY_TRACKING = 1
+"""Linux 6.7; PCI_PASID_EXEC 2 and PCI_PASID_PRIV 4 since 6.15, ATS_NOT_SUPPORTED 8 since 7.2."""
 
 DESTROY_ARG = Record("iommu_destroy", "size:I id:I")
 IOAS_ALLOC_ARG = Record("iommu_ioas_alloc", "size:I flags:I out_ioas_id:I")
@@ -96,6 +97,10 @@ MAP_FILE_ARG = Record(
 CHANGE_PROCESS_ARG = Record("iommu_ioas_change_process", "size:I _reserved:I")
 IOVA_RANGE_ITEM = Record("iommu_iova_range", "start:Q last:Q")
 VTD_INFO = Record("iommu_hw_info_vtd", "flags:I _reserved:I cap_reg:Q ecap_reg:Q")
+SMMU_INFO = Record(
+    "iommu_hw_info_arm_smmuv3",
+    "flags:I _reserved:I idr0:I idr1:I idr2:I idr3:I idr4:I idr5:I iidr:I aidr:I",
+)
 AMD_INFO = Record("iommu_hw_info_amd", "efr:Q efr2:Q")
 
 COMMANDS: dict[int, Record] = {

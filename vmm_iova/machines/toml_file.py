@@ -92,6 +92,7 @@ ARCHES = ("aarch64", "i686", "loongarch64", "ppc64", "ppc64le", "riscv64", "s390
 OPTIONS = {
     "phys_bits": ("bits",),
     "least_bits": ("bits",),
+    "more_bits": ("bits",),
     "pci64": ("size", "mib"),
     "pci64_start": ("start",),
     "pci64_none": (),

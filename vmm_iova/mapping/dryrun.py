@@ -15,7 +15,7 @@ from vmm_iova.simulated import SimulatedKernel
 from vmm_iova.simulated.host import group_of
 
 if TYPE_CHECKING:
-    from vmm_iova.kernel.space import SpaceKind
+    from vmm_iova.host.facts import SpaceKind
     from vmm_iova.planning.layout import Layout
     from vmm_iova.ranges import AddrRange
 

@@ -15,6 +15,7 @@ from vmm_iova.planning.firmware_bars import by_firmware
 from vmm_iova.planning.layout import GuestReserved, Item, ItemKind, Layout
 from vmm_iova.planning.misfit import Misfit, ViommuTooWide
 from vmm_iova.planning.ram import place_ram
+from vmm_iova.planning.reasons import actions_of, reasons_of
 from vmm_iova.planning.windows import place_windows
 from vmm_iova.ranges import BASE_PAGE, AddrRange, RangeSet
 from vmm_iova.units import format_size
@@ -85,6 +86,7 @@ def assemble(site: Site, ram: PlacedRam, placed: Placed, on_hole: OnHole) -> Lay
     """
     wanted, host = site.wanted, site.host
     items = [*ram.items, *placed.items, *_reserved(site), *_fixed(site, ram), *_msi(site)]
+    reasons = tuple(reasons_of(site, ram))
     items.sort(key=lambda item: (item.place, item.kind.value, item.name))
     return Layout(
         machine=wanted.machine,
@@ -109,6 +111,8 @@ def assemble(site: Site, ram: PlacedRam, placed: Placed, on_hole: OnHole) -> Lay
         widths=site.widths,
         vmm_reserved=site.board(ram.spans).reserved,
         settings=tuple(filter(None, _settings(site, items))),
+        reasons=tuple(item.text for item in reasons),
+        otherwise=actions_of(reasons),
     )
 
 
@@ -116,6 +120,7 @@ def _settings(site: Site, items: Sequence[Item]) -> Iterator[str]:
     """What the VMM has to be told; a CPU model of QEMU has 40 address bits unless it is told."""
     machine, wanted = site.wanted.machine, site.wanted
     bits = max((item.gpa.last.bit_length() for item in items if item.gpa), default=0)
+    bits = max(bits, wanted.phys_bits or 0)  # as many as were asked for: firmware goes by them
     if bits > _MODEL_BITS:
         yield machine.option("least_bits", bits=bits) or ""
     if wanted.pci64_stated:

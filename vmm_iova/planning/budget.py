@@ -178,7 +178,7 @@ def _settings(cost: Budget) -> Iterable[str]:
         locked = cost.locked_bytes
         yield say.LOCK_NUMBER.format(kib=-(-locked // 1024), size=locked)
     if cost.slots > cost.slot_limit:
-        yield f"fewer pieces: KVM takes {cost.slot_limit} memory slots"
+        yield say.FEWER_PIECES.format(slots=cost.slot_limit)
     for pages in cost.large_pages:
         yield pages.setting
 

@@ -129,6 +129,8 @@ class Layout:
         rules: version of the rules that placed it.
         vmm_reserved: what the VMM itself reports as reserved, whatever the host has.
         settings: what the VMM has to be told for this layout, beside the sizes that were asked for.
+        reasons: why the VMM or its firmware does so, where a person may not expect it.
+        otherwise: what would have it do otherwise.
 
     Synchronization: none required (immutable).
     """
@@ -150,6 +152,8 @@ class Layout:
     rules: int = LAYOUT_RULES
     vmm_reserved: tuple[AddrRange, ...] = ()
     settings: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    otherwise: tuple[str, ...] = ()
 
     @property
     def starts(self) -> bool:
@@ -229,6 +233,8 @@ class Layout:
                 rules=int(saved.get("rules", 1)),  # those of the first release were not numbered
                 vmm_reserved=tuple(map(_span_of, saved.get("vmm_reserved", ()))),
                 settings=tuple(map(str, saved.get("settings", ()))),
+                reasons=tuple(map(str, saved.get("reasons", ()))),
+                otherwise=tuple(map(str, saved.get("otherwise", ()))),
             )
         except (KeyError, TypeError, ValueError, OverflowError, IovaError) as error:
             if isinstance(error, UnknownNameError):
@@ -280,6 +286,8 @@ class Layout:
             "changes": list(self.changes),
             "vmm_reserved": [_span(span) for span in self.vmm_reserved],
             "settings": list(self.settings),
+            "reasons": list(self.reasons),
+            "otherwise": list(self.otherwise),
         }
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, get_args
 
+from vmm_iova import remedies as say
 from vmm_iova.errors import PlanError, RequestError
 from vmm_iova.host.usable import Usable
 from vmm_iova.planning.attempt import attempt
@@ -191,6 +192,6 @@ def _refusal(misfit: Misfit, site: Site, policy: Policy) -> PlanError:
         f"{error.message}; besides, machine {machine.name} is {machine.arch} and the host is "
         f"{known}, where KVM cannot run it",
         reasons=error.reasons,
-        fixes=[f"a machine for {known}: vmm-iova machines lists them", *error.fixes],
+        fixes=[say.MACHINE_OF_ARCH.format(arch=known), *error.fixes],
         detail=error.detail,
     )

@@ -43,11 +43,11 @@ from vmm_iova.units import format_size, show_size
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vmm_iova.machines.model import Machine
     from vmm_iova.planning.request import WantedBar
     from vmm_iova.planning.site import Site
     from vmm_iova.planning.trials import Attempt
 
-_ANOTHER = "another machine, or a device behind another IOMMU"
 _LISTED = 8  # more places than that are no help
 _LEAST_BITS = 36  # fewer address bits make no guest that starts
 _LEAST_BAR = MIB  # smallest size that a resizable BAR can have (PCIe specification, 7.8.6)
@@ -85,7 +85,9 @@ def explain(misfit: Misfit, site: Site, policy: Policy, attempt: Attempt) -> Pla
     if isinstance(misfit, RamLeft) and not fixes:
         fixes = _next(misfit.fits >> 20, trials)
     if not fixes:
-        fixes = [_ANOTHER]  # more than one thing is in the way, and no single change is enough
+        fixes = [
+            say.ANOTHER_OR_DEVICE
+        ]  # more than one thing is in the way, and no single change is enough
     return PlanError(message, reasons=reasons, fixes=fixes, detail=detail)
 
 
@@ -112,22 +114,20 @@ def _fixes_of_blocked(misfit: RamBlocked, reasons: list[Reason], trials: Trials)
     """Another policy, less RAM, or what removes the obstacle."""
     policies = trials.policies()
     fixes = [
-        f"--on-hole {policy.value} puts RAM at {_listed(places)}"
+        say.ON_HOLE_PUTS.format(policy=policy.value, places=_listed(places))
         for policy, places in policies.items()
     ]
     fixes += region_fixes([reason.cause for reason in reasons], trials.site.host)
     most = _most_below(misfit, reasons, trials)
     if most >= MIB:
-        fixes.append(f"{_ram(most)} stays below it")
+        fixes.append(say.RAM_BELOW.format(ram=_ram(most)))
     if not fixes:
-        fixes.append(
-            "a device whose group does not have this hole, or a VMM whose memory can lie elsewhere"
-        )
+        fixes.append(say.HOLELESS_DEVICE)
     if not policies and trials.policy.on_hole is not HolePolicy.SPLIT:
         fixes = [*_less(trials), *fixes]
     if trials.policy.on_hole is HolePolicy.AUTO and not most:
         less = trials.most_ram(trials.site.wanted.ram >> 20)
-        fixes = [*([f"{_ram(less << 20)} fits"] if less else []), *fixes]
+        fixes = [*([say.RAM_FITS.format(ram=_ram(less << 20))] if less else []), *fixes]
     return fixes
 
 
@@ -140,7 +140,7 @@ def _less(trials: Trials) -> Iterator[str]:
     if not pieces or not fits or not machine.identity or "split" not in machine.can:
         return
     if trials.ram_works(fits, HolePolicy.SPLIT):
-        yield f"with --on-hole split, --ram {fits >> 20}MiB fits"
+        yield say.SPLIT_FITS.format(mib=fits >> 20)
 
 
 def _most_below(misfit: RamBlocked, reasons: list[Reason], trials: Trials) -> int:
@@ -165,7 +165,8 @@ def _fixes_of_left(misfit: RamLeft, trials: Trials) -> list[str]:
         most = trials.most_ram(misfit.fits >> 20)
         if most:
             exact = most << 20 == misfit.fits // MIB * MIB
-            fixes.insert(0, f"{_ram(misfit.fits) if exact else f'--ram {most}MiB'} fits")
+            ram = _ram(misfit.fits) if exact else f"--ram {most}MiB"
+            fixes.insert(0, say.RAM_FITS.format(ram=ram))
     return fixes
 
 
@@ -176,14 +177,14 @@ def _more_room(misfit: RamLeft, site: Site) -> Iterator[str]:
     yield from region_fixes(worth, site.usable)
     ends = limit is not None and limit.kind is CauseKind.APERTURE
     if ends and any(item.kind is EvidenceKind.STATED for item in site.usable.evidence):
-        yield "a wider --aperture, if the host really has it"
+        yield say.WIDER_APERTURE
     better = ["more address bits"] if ends else []
     if any(cause.kind is not CauseKind.GUEST for cause in worth):
         better.append("fewer holes")
     if better:
-        yield f"a device behind an IOMMU with {' or '.join(better)}"
+        yield say.ROOMIER_DEVICE.format(better=" or ".join(better))
     elif not holes and limit is None:
-        yield "another machine"
+        yield say.ANOTHER_MACHINE
 
 
 def _worth(holes: Sequence[Cause], limit: Cause | None, left: int) -> list[Cause]:
@@ -206,31 +207,31 @@ def _worth(holes: Sequence[Cause], limit: Cause | None, left: int) -> list[Cause
 def _next(fits: int, trials: Trials) -> list[str]:
     """Where less RAM alone is not enough: what is in the way then."""
     if not fits:
-        return [_ANOTHER]
+        return [say.ANOTHER_OR_DEVICE]
     less = site_of(trials.with_ram(fits << 20), trials.site.host, trials.site)
     try:
         trials.attempt(less, Policy(trials.policy.on_hole, own=True))
     except Misfit as misfit:
         message, _ = describe(misfit, less)
-        return [f"less RAM is not enough: with --ram {fits}MiB, {message}"]
-    return ["less RAM"]
+        return [say.RAM_NOT_ENOUGH.format(mib=fits, message=message)]
+    return [say.RAM_LESS]
 
 
 def _fixes_of_bar(misfit: BarMisfit, reasons: list[Reason], trials: Trials) -> Iterator[str]:
     """A wider window, another policy, another kind of BAR, less RAM, a smaller BAR."""
     bar, roomy, name = misfit.bar, roomy_windows(misfit), misfit.bar.name
     if trials.site.wanted.pci64_stated and bar.bits == 64:
-        yield "without --pci64 the window grows for the BARs"
+        yield say.PCI64_GROWS
     for policy in trials.policies():
-        yield f"--on-hole {policy.value} has room"
+        yield say.ON_HOLE_ROOM.format(policy=policy.value)
     if roomy and any(reason.cause.kind is CauseKind.APERTURE for reason in reasons):
         start = -(-roomy[0].start // bar.align) * bar.align
         bits = (start + bar.size - 1).bit_length()
-        yield f"a device behind an IOMMU of {bits} address bits"
+        yield say.BITS_DEVICE.format(bits=bits)
     if bar.bits == 64 and trials.works(trials.with_bar(bar, replace(bar, bits=32))):
-        yield f"--bar {name}={_size(bar.size)},32 has room"
+        yield say.BAR_BELOW_4G.format(name=name, size=_size(bar.size))
     if bar.required and trials.works(trials.with_bar(bar, replace(bar, required=False))):
-        yield "mark it optional: only peer-to-peer between devices is lost"
+        yield say.BAR_OPTIONAL
     yield from _less_ram(trials)
     yield from _smaller_bar(bar, trials)
 
@@ -241,20 +242,20 @@ def _smaller_bar(bar: WantedBar, trials: Trials) -> Iterator[str]:
     while size > _LEAST_BAR:
         size = 1 << (size - 1).bit_length() - 1
         if trials.works(trials.with_bar(bar, replace(bar, size=size, align=size))):
-            yield f"a BAR of {show_size(size)} has room (resizable BAR on the device)"
+            yield say.BAR_SMALLER.format(size=show_size(size))
             return
-    yield "another machine, or fewer BARs"
+    yield say.ANOTHER_OR_FEWER_BARS
 
 
 def _less_ram(trials: Trials) -> Iterator[str]:
     most = trials.most_ram(trials.site.wanted.ram >> 20)
     if most:
-        yield f"--ram {_size(most << 20)} leaves room"
+        yield say.RAM_LEAVES.format(size=_size(most << 20))
 
 
 def _fixes_of_room(misfit: RoomMisfit, trials: Trials) -> Iterator[str]:
     if misfit.fits:
-        yield f"--room {misfit.room.name}={_size(misfit.fits)} fits"
+        yield say.ROOM_FITS.format(name=misfit.room.name, size=_size(misfit.fits))
     yield from _less_ram(trials)
 
 
@@ -263,34 +264,34 @@ def _other_fixes(misfit: Misfit, trials: Trials) -> Iterator[str]:
     if isinstance(misfit, RamTooMuch):
         most = trials.most_ram(misfit.fits >> 20)
         if most:
-            yield f"--ram {_size(most << 20)} is the most"
-        yield "another machine"
+            yield say.RAM_MOST.format(size=_size(most << 20))
+        yield say.ANOTHER_MACHINE
     elif isinstance(misfit, TopUnknown):
-        option = machine.option("phys_bits", bits="N")
-        yield f"--phys-bits N{f' ({option})' if option else ''}"
+        yield _phys_bits("N", _more_bits(machine, "N"))
     elif isinstance(misfit, ViommuTooWide):
         fitting = [bits for bits in VIOMMU_BITS if bits <= misfit.bits]
         if fitting and trials.works(replace(trials.site.wanted, viommu_bits=fitting[-1])):
-            option = say.GUEST_IOMMU_OPTION.format(bits=fitting[-1])
-            yield f"--viommu-bits {fitting[-1]} ({option})"
+            yield say.VIOMMU_NARROW.format(
+                bits=fitting[-1], option=say.GUEST_IOMMU_OPTION.format(bits=fitting[-1])
+            )
     elif isinstance(misfit, WindowMisfit):
-        yield "a smaller --pci64, or --pci64 0 for none"
+        yield say.PCI64_SMALLER
     elif isinstance(misfit, StartRefused):
         wanted = trials.site.wanted
         yield from _wider(trials)
         if wanted.pci64 is not None and trials.works(replace(wanted, pci64=None)):
             option = machine.option("pci64_none")
-            yield f"--pci64 0{f' ({option})' if option else ''} starts"
+            yield say.PCI64_NONE.format(option=f" ({option})" if option else "")
         if wanted.hotplug and trials.works(replace(wanted, hotplug=0)):
-            yield "less --maxmem, or fewer --slots"
+            yield say.MAXMEM_LESS
         yield from _fitting_ram(trials)
     elif isinstance(misfit, RamHidden | AreaMisfit):
         if isinstance(misfit, AreaMisfit) and trials.works(replace(trials.site.wanted, hotplug=0)):
-            yield "without --maxmem it fits"
+            yield say.MAXMEM_NONE
         yield from _fitting_ram(trials)
     elif isinstance(misfit, DoorbellMisfit):
         if misfit.fits >= BASE_PAGE:
-            yield f"a doorbell of {show_size(1 << misfit.fits.bit_length() - 1)} or less"
+            yield say.DOORBELL_SMALLER.format(size=show_size(1 << misfit.fits.bit_length() - 1))
         yield from _fitting_ram(trials)
     elif isinstance(misfit, BarUnreached):
         yield from _fixes_of_place(misfit, trials)
@@ -299,7 +300,7 @@ def _other_fixes(misfit: Misfit, trials: Trials) -> Iterator[str]:
 def _fitting_ram(trials: Trials) -> Iterator[str]:
     most = trials.most_ram(trials.site.wanted.ram >> 20)
     if most:
-        yield f"{_ram(most << 20)} fits"
+        yield say.RAM_FITS.format(ram=_ram(most << 20))
 
 
 def _fixes_of_place(misfit: BarUnreached, trials: Trials) -> Iterator[str]:
@@ -309,21 +310,20 @@ def _fixes_of_place(misfit: BarUnreached, trials: Trials) -> Iterator[str]:
         mib = ovmf_megabytes([item for item in wanted.bars if item.bits == 64])
         option = machine.option("ovmf_window", mib=mib)
         if option and trials.works(replace(wanted, ovmf_window=mib << 20)):
-            yield f"--ovmf-window {mib}MiB ({option})"
+            yield say.OVMF_WINDOW.format(mib=mib, option=option)
     reach = trials.site.host.ranges.hull
     bits = (reach.last + 1).bit_length() - 1 if reach else 0
     if wanted.limits and _LEAST_BITS <= bits < wanted.limits[0].bits:
         fewer = replace(wanted, limits=(AddressLimit(bits, ""),))
         if trials.works(fewer):
-            option = machine.option("phys_bits", bits=bits)
-            yield f"--phys-bits {bits}" + (f" ({option})" if option else "")
+            yield _phys_bits(bits, machine.option("phys_bits", bits=bits))
     for firmware in wanted.firmware:
         if len(wanted.firmware) > 1 and trials.works(replace(wanted, firmware=(firmware,))):
-            yield f"--firmware {firmware.option}, if the VMM has that release"
+            yield say.FIRMWARE_RELEASE.format(name=firmware.option)
     if misfit.span.last > wanted.address_last:
         yield from _wider(trials)
     if bar.required and trials.works(trials.with_bar(bar, replace(bar, required=False))):
-        yield "mark it optional: only peer-to-peer between devices is lost"
+        yield say.BAR_OPTIONAL
     yield from _smaller_bar(bar, trials)
 
 
@@ -340,7 +340,7 @@ def _with_widths(
         fixes = [*_wider(trials), *fixes]
     smaller = trials.smaller_align()
     if smaller is not None:
-        fixes = [f"--align {_size(smaller)} has room", *fixes]
+        fixes = [say.ALIGN_ROOM.format(size=_size(smaller)), *fixes]
     return fixes, widths
 
 
@@ -351,10 +351,19 @@ def _wider(trials: Trials) -> Iterator[str]:
         return
     cpu_bits = trials.site.host.cpu_bits
     if cpu_bits is not None and bits > cpu_bits:
-        yield f"a host whose CPU has {bits} physical address bits"
+        yield say.BITS_CPU.format(bits=bits)
     elif machine.phys_bits is not None and bits > machine.phys_bits:
         most = trials.site.wanted.limits[0].bits
-        yield f"another machine: {machine.title} has {most} address bits at most"
+        yield say.MACHINE_BITS.format(machine=machine.title, bits=most)
     else:
-        option = machine.option("phys_bits", bits=bits)
-        yield f"--phys-bits {bits}" + (f" ({option})" if option else "")
+        yield _phys_bits(bits, _more_bits(machine, bits))
+
+
+def _phys_bits(bits: object, option: str | None) -> str:
+    return say.PHYS_BITS.format(bits=bits, option=f" ({option})" if option else "")
+
+
+def _more_bits(machine: Machine, bits: object) -> str | None:
+    """The option for more address bits; a limit such as host-phys-bits-limit only lowers them."""
+    named = (machine.option(name, bits=bits) for name in ("more_bits", "least_bits", "phys_bits"))
+    return next(filter(None, named), None)

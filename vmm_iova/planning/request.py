@@ -89,6 +89,9 @@ class Wanted:
         firmware: what may give out its BARs: one release, or all that may be meant.
         ovmf_window: bytes that OVMF is told for its window, or None.
         doorbells: those to place, in order.
+        maxmem: RAM and what may be plugged in, bytes; 0 where nothing is.
+        phys_bits: guest address bits that were asked for, or None.
+        firmware_open: True if the firmware was not named, so that any kind may be meant.
         viommu_bits: address bits of the guest's own IOMMU where they count, or None.
     """
 
@@ -109,6 +112,9 @@ class Wanted:
     firmware: tuple[Firmware, ...] = ()
     ovmf_window: int | None = None
     doorbells: tuple[OpenDoorbell, ...] = ()
+    maxmem: int = 0
+    phys_bits: int | None = None
+    firmware_open: bool = False
     viommu_bits: int | None = None
 
     @property
@@ -189,6 +195,9 @@ def resolve(guest: Guest, usable: Usable) -> Wanted:
         firmware,
         _ovmf_window(guest, firmware),
         tuple(_doorbells(guest, machine)),
+        0 if guest.maxmem is None else parse_size(guest.maxmem, "maxmem"),
+        guest.phys_bits,
+        guest.firmware is None,
         _viommu_bits(guest),
     )
 

@@ -276,7 +276,8 @@ class _Case:
         if state.remaps_interrupts is None:
             return _unknown("interrupts", "whether interrupts are remapped")
         text = "nothing remaps interrupts, so that a device can forge them"
-        if self.via == "type1" and state.unsafe_interrupts:
+        told = state.unsafe_iommufd if self.via == "iommufd" else state.unsafe_interrupts
+        if told:
             text = f"{text}; the host accepts that (allow_unsafe_interrupts)"
             return StartRow("interrupts", "not ok", text, (str(say.REMAP_INTERRUPTS),), fatal=False)
         do = (str(say.REMAP_INTERRUPTS), str(say.UNSAFE_INTERRUPTS))

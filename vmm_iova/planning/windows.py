@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.host.facts import Note
@@ -21,7 +20,7 @@ from vmm_iova.planning.misfit import (
 )
 from vmm_iova.planning.ram import check_start
 from vmm_iova.planning.site import HolePolicy, Placed
-from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange, RangeSet
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
 from vmm_iova.units import format_size, show_size
 
 if TYPE_CHECKING:
@@ -102,24 +101,6 @@ def _hotplug_area(site: Site, ram: PlacedRam, policy: Policy) -> Iterator[Item |
     if not RangeSet([area]) <= free:
         raise AreaMisfit(PLUGGED, area, site.usable.causes_of(area))
     yield Item(ItemKind.ROOM, PLUGGED, area, area, cause, required=True)
-    if ram.done == "move":
-        yield from _unmoved(site)
-
-
-def _unmoved(site: Site) -> Iterator[Note]:
-    """How much memory may be plugged in, for the VMM not to move RAM."""
-    window, area = site.wanted.machine.ram[-1], site.wanted.machine.hotplug
-    if window.move_past is None or area is None:
-        return
-    pieces, _ = site.as_machine()
-    without = replace(site, wanted=replace(site.wanted, hotplug=0))
-    spare = window.move_past - 1 - without.reach(pieces[-1].span.last)
-    if spare >= GIB:
-        size = format_size(spare // GIB * GIB)
-        yield Note(
-            f"RAM stays where it is if the area for plugged memory (maxmem less RAM, and "
-            f"{format_size(area.slot)} a slot) is {size} or less"
-        )
 
 
 def _low_bars(site: Site, bars: Sequence[WantedBar]) -> Iterator[Item | Note]:

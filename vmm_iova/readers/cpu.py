@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_FIELD = re.compile(r"\s*(?P<key>[A-Za-z][A-Za-z ()]{1,30}?)\s*:\s*(?P<value>\S.*)")
+_FIELD = re.compile(r"\s*(?P<key>[A-Za-z][A-Za-z_ ()]{1,30}?)\s*:\s*(?P<value>\S.*)")
 _BITS = re.compile(r"(\d{2}) bits physical, \d{2} bits virtual")
 _VENDORS = {
     "GenuineIntel": "intel",
@@ -33,14 +33,15 @@ class Cpu:
         vendor: `intel`, `amd`, `arm`, ..., or None.
         model: its name, or None.
         physical_bits: address bits, or None.
-        guest: True if the machine is itself a virtual one (the flag `hypervisor`).
+        guest: whether the machine is itself a virtual one (the flag `hypervisor` of x86); None
+            where no flags are told.
     """
 
     arch: str | None = None
     vendor: str | None = None
     model: str | None = None
     physical_bits: int | None = None
-    guest: bool = False
+    guest: bool | None = None
 
 
 def read_cpu(lines: Iterable[str]) -> Cpu | None:
@@ -50,7 +51,8 @@ def read_cpu(lines: Iterable[str]) -> Cpu | None:
     """
     arch = vendor = model = None
     bits: int | None = None
-    guest = seen = False
+    guest: bool | None = None
+    seen = False
     for line in lines:
         match = _FIELD.match(line[:4000])
         if match is None:
@@ -66,6 +68,8 @@ def read_cpu(lines: Iterable[str]) -> Cpu | None:
             sizes = _BITS.match(value)
             if sizes is not None:
                 bits, seen = min(bits or 64, int(sizes[1])), True
-        elif key == "hypervisor vendor" or (key == "flags" and "hypervisor" in value.split()):
+        elif key == "hypervisor vendor":
             guest = seen = True
+        elif key == "flags":
+            guest, seen = guest or "hypervisor" in value.split(), True
     return Cpu(arch, vendor, model, bits, guest) if seen else None

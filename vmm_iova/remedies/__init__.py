@@ -12,6 +12,7 @@ so wherever it is printed, and `tests/ground/test_remedies.py` lists it.
 
 from vmm_iova.remedies.addresses import *  # noqa: F403
 from vmm_iova.remedies.devices import *  # noqa: F403
+from vmm_iova.remedies.layouts import *  # noqa: F403
 from vmm_iova.remedies.limits import *  # noqa: F403
 from vmm_iova.remedies.questions import *  # noqa: F403
 from vmm_iova.remedies.wording import Remedy as Remedy

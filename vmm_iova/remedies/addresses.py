@@ -103,6 +103,40 @@ PLAN_BITS = Remedy(
     "vmm-iova plan --machine q35 --ram SIZE --phys-bits BITS says what fits", tried="this program"
 )
 
+LESS_MAXMEM = Remedy(
+    "to leave RAM where it is: maxmem={size} or less, or a VMM that cuts RAM around the hole "
+    "(--machine own-x86)",
+    tried=QEMUS,
+)
+AS_MAXMEM = Remedy(
+    "if the room is for memory that is plugged in, plan it with --maxmem {size}: QEMU then moves "
+    "all RAM above 4 GiB to {base:#x}; with {spare} or less it does not",
+    tried=QEMUS,
+)
+TELL_OVMF = Remedy(
+    "with OVMF, tell it a window of {size}: {option}", tried="OVMF 2025.02, eight BARs of 512 GiB"
+)
+TELL_OVMF_BITS = Remedy(
+    "with OVMF, tell it a window of {size}, and give the guest the address bits for it: {option}, "
+    "{more}",
+    tried="OVMF 2025.02, four BARs of 128 GiB",
+)
+FEWER_PORTS = Remedy(
+    "fewer devices, or BARs that are made smaller (resizable BAR): a window for all takes {bits} "
+    "address bits, and the host's CPU has {host}",
+    source="edk2 OvmfPkg/Library/PlatformInitLib/MemDetect.c; QEMU pc_memory_init()",
+)
+
+PLAN_WITH = Remedy(
+    "plan with it: vmm-iova plan --host {file} --machine MACHINE --ram SIZE", tried="this program"
+)
+
+OTHER_FACTS = Remedy(
+    "take the facts anew, with the guest's devices attached: vmm-iova capture --ask-kernel -s BDF "
+    "-o host.json; these are of another host, group or kernel",
+    tried="this program",
+)
+
 # -- places ----------------------------------------------------------------------------------------
 
 PLAN_IT = Remedy(
@@ -193,6 +227,15 @@ ATTACH_FIRST = Remedy(
 )
 UNMAP_REGIONS = Remedy(
     "unmap what lies in the new device's regions and map it elsewhere", tried=LAB
+)
+OTHER_CONTAINER = Remedy(
+    "give the group a container of its own, which locks the guest's RAM again, or use iommufd",
+    source="drivers/vfio/vfio_iommu_type1.c, vfio_iommu_aper_conflict",
+)
+ALLOW_LESS = Remedy(
+    "leave it out of the allow list (IOMMU_IOAS_ALLOW_IOVAS), or give the device an IOAS of its "
+    "own",
+    tried=LAB,
 )
 MAP_BEFORE_USE = Remedy(
     "if the device is a guest's or DPDK's: map the IOVA before the device is told of it, and with "

@@ -24,11 +24,20 @@ IOMMU_ON_ARM = Remedy(
     "whose PCIe has none, no device of it can be assigned",
     source="drivers/acpi/arm64/iort.c, drivers/iommu/of_iommu.c",
 )
+NO_IOMMU_BOARD = Remedy(
+    "on a board whose PCIe is behind no IOMMU (Raspberry Pi 5), no device of it can be assigned",
+    source="raspberrypi/linux#6834",
+)
 IOMMU_ON_GUEST = Remedy(
     "this machine is itself a VM: start the outer QEMU with -device "
     "intel-iommu,intremap=on,caching-mode=on (and -M q35,kernel-irqchip=split), then boot this one "
     "with intel_iommu=on",
     tried="QEMU 7.2.22, as the lab's machines are started",
+)
+IOMMU_ON_XEN = Remedy(
+    "switch the IOMMU (VT-d, AMD-Vi) on in the firmware, and leave iommu=no out of Xen's command "
+    "line: xl dmesg | grep -i 'I/O virtualisation' says whether it is on",
+    source="Xen docs/misc/xen-command-line.pandoc; QubesOS/qubes-issues#3217",
 )
 SEE_GROUP = Remedy(
     "see whether it has a group: ls -l /sys/bus/pci/devices/{bdf}/iommu_group", tried=SHELL
@@ -69,7 +78,7 @@ BIND_THIS = Remedy(
 BIND_GROUP = Remedy(
     "bind all devices of the group to vfio-pci (driverctl set-override BDF vfio-pci), or unbind "
     "those that the guest should not have; bridges (pcieport) may stay",
-    source="drivers/vfio/vfio_main.c, vfio_dev_viable; drivers/iommu/iommu.c since Linux 6.0",
+    tried=LAB + ", a group of two",
 )
 BIND_THESE = Remedy(
     "bind {devices} to vfio-pci as well, or unbind it: bridges of the group may stay",
@@ -185,6 +194,40 @@ MEDIATED_DRIVER = Remedy(
     "ask the maker of the device's driver: it was told of this map and refused it; the kernel's "
     "log has its own line",
     source="drivers/vfio/vfio_iommu_type1.c, VFIO_IOMMU_NOTIFY_DMA_MAP (Linux 4.10 to 6.0)",
+)
+BOUNCE_LARGER = Remedy(
+    "boot the host with a larger buffer, swiotlb=65536 (slots of 2 KiB); if it fills again after "
+    "hours, the driver leaks: report it with the driver's name",
+    source="Documentation/admin-guide/kernel-parameters.txt; lwfinger/rtl8192ee#3",
+)
+BOUNCE_IOMMU = Remedy(
+    "or switch the IOMMU on and leave iommu=pt out, so that the device reaches all memory without "
+    "copies",
+    source="drivers/iommu/dma-iommu.c",
+)
+XEN_LOGS = Remedy(
+    "read what stands above it: /var/log/xen/ (qemu-dm-*.log, xl-*.log) and xl dmesg",
+    source="QubesOS/qubes-issues#7717, #9853",
+)
+XEN_ASSIGNABLE = Remedy(
+    "see that Dom0 has let go of the device: xl pci-assignable-list names it, else "
+    "xl pci-assignable-add BDF",
+    source="Xen docs/man/xl.1.pod",
+)
+MEDIATED_SMALLER = Remedy(
+    "see how many are left: cat .../mdev_supported_types/TYPE/available_instances; take a smaller "
+    "type, remove one, or give the graphics more aperture in the firmware (Intel GVT-g)",
+    source="github.com/intel/gvt-linux/issues/172",
+)
+VFIO_USER_REGIONS = Remedy(
+    "let the client unmap the old region before it maps one over it: a server keeps regions that "
+    "do not overlap",
+    source="nutanix/libvfio-user#463",
+)
+VIOMMU_MAPS = Remedy(
+    "update the VMM and the guest's kernel, or leave the guest's IOMMU out for that device "
+    "(iommu=on of Cloud Hypervisor): its driver uses an address that it did not map",
+    source="cloud-hypervisor/cloud-hypervisor#6872",
 )
 OTHER_MAKER = Remedy(
     "it is the device or its reset, not where memory lies: look for the device's name with vfio "

@@ -6,6 +6,10 @@ from __future__ import annotations
 # -- what would settle a doubt: questions, not remedies --------------------------------------------
 
 SETTLE_HOST = "the host's facts: vmm-iova capture -o host.json there, then add --host host.json"
+SETTLE_LIST = (
+    "the kernel's own range list is not among it: with a device that is bound to vfio-pci, "
+    "vmm-iova capture --ask-kernel -s BDF"
+)
 SETTLE_DEVICES = "the guest's devices: name them with -s BDF,BDF"
 SETTLE_HARD_LIMIT = "the hard limit of the domain: virsh memtune DOMAIN"
 SETTLE_START = (

@@ -60,8 +60,8 @@ def show_fleet(fleet: Fleet, *, bytes_: bool) -> str:
                 lines += ["", f"layout {number} for {_who(group)}{of}"]
                 lines += _map(group.layout, bytes_)
                 lines += (f"  {entry}" for entry in _cuts(group.layout))
-    against = [item for item in fleet.blockers if item.status != Status.UNSETTLED.value]
-    unsettled = [item for item in fleet.blockers if item.status == Status.UNSETTLED.value]
+    against = [item for item in fleet.blockers if item.status != Status.UNSETTLED]
+    unsettled = [item for item in fleet.blockers if item.status == Status.UNSETTLED]
     lines += text.section("in the way", _blockers(against, "fix"))
     lines += text.section(
         "unsettled: the facts do not say what may be mapped", _blockers(unsettled, "settles it")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
 from vmm_iova.host.facts import PASTED
-from vmm_iova.host.registers import least_bits, unit_features
+from vmm_iova.host.registers import info_features, least_bits, unit_features
 from vmm_iova.host.usable import CauseKind, Usable
 from vmm_iova.plain import whole_number
 from vmm_iova.planning.layout import Item, ItemKind, Layout
@@ -61,11 +61,12 @@ def show_host(host: Host, usable: Usable | None, why_not: str | None, *, bytes_:
     lines.append(f"host    {host.name}" + (f" ({system})" if system else ""))
     lines.append(f"origin  {host.origin}")
     lines += section("iommu", (_unit(host, index) for index in range(len(host.units))))
+    lines += section("iommu, as the kernel says (IOMMU_GET_HW_INFO)", _infos(host))
     lines += section("groups", _groups(host))
     lines += section("devices", host_devices(host))
     if usable is None:
         lines += section("regions", _regions(host, bytes_))
-        lines += section("usable: not known", [why_not or ""])
+        lines += section("usable: not known", filter(None, [why_not]))
         notes: Sequence[Note] = host.notes
     else:
         lines += ["", "map", *usable_map(usable, bytes_=bytes_)]
@@ -88,6 +89,20 @@ def _unit(host: Host, index: int) -> str:
     features = unit_features(unit, host.release)
     able = f": {', '.join(features)}" if features else ""
     return " ".join(filter(None, (unit.name, *registers))) + able
+
+
+def _infos(host: Host) -> Iterator[str]:
+    """What iommufd says; devices whose IOMMU is the same say it once."""
+    same: dict[str, list[str]] = {}
+    for info in host.iommu_info:
+        features = info_features(info)
+        able = f": {', '.join(features)}" if features else ""
+        registers = " ".join(f"{name} {value:x}" for name, value in info.registers)
+        told = registers or "its driver tells no registers"
+        same.setdefault(f"{told}{able}", []).append(info.device)
+    for text, devices in same.items():
+        more = f" and {len(devices) - 3} more" if len(devices) > 3 else ""
+        yield f"{', '.join(devices[:3])}{more} {text}"
 
 
 def _groups(host: Host) -> Iterator[str]:
@@ -162,9 +177,9 @@ _SHORT = {
 
 def evidence(usable: Usable) -> Iterator[str]:
     """What the answer rests on."""
-    for index, item in enumerate(usable.evidence):
-        bound = " (an upper bound)" if item.bound else ""
-        yield f"{'aperture' if index == 0 else 'and'}{bound}: {item.text}"
+    lines = [f"{' (an upper bound)' * item.bound}: {item.text}" for item in usable.evidence]
+    for index, text in enumerate(dict.fromkeys(lines)):  # groups that agree say it once
+        yield f"{'aperture' if index == 0 else 'and'}{text}"
     yield f"granule: {show_size(usable.granule)}, {usable.granule_text}"
 
 
@@ -396,11 +411,10 @@ def _tables(tables: PageTables, containers: int) -> str:
 
 
 def show_difference(difference: Difference, left: str, right: str) -> str:
-    """Show what differs between two hosts or two layouts."""
+    """Show what differs between two hosts or two layouts, beside what the answer has said."""
     if difference.same:
-        return f"{left} and {right}: no difference for a guest\n"
+        return ""
     lines = [f"- {left}", f"+ {right}"]
-    lines += section("for the guest", difference.guest or ["nothing changes"])
     for title, ours, theirs in difference.sections:
         lines += section(title, (*(f"- {entry}" for entry in ours), *(f"+ {e}" for e in theirs)))
     return "\n".join(lines) + "\n"

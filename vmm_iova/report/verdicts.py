@@ -43,7 +43,7 @@ def layout_answer(layout: Layout, cost: Budget, start: Start | None = None) -> A
             reasons=tuple(layout.changes),
             certainty=certainty,
         )
-    settings = (*layout.settings, *cost.settings)
+    settings = (*layout.settings, *cost.settings, *layout.otherwise)
     stopped = start is not None and layout.starts and start.verdict == "does not start"
     if blocked and not stopped:
         devices = ", ".join(dict.fromkeys(entry.group.title for entry in blocked))
@@ -52,7 +52,7 @@ def layout_answer(layout: Layout, cost: Budget, start: Start | None = None) -> A
             f"a requested device cannot be assigned on current kernels ({devices}); {guest}",
             "unsure",
             actions=settings,
-            reasons=tuple(entry.text for entry in blocked[:1]),
+            reasons=(*(entry.text for entry in blocked[:1]), *layout.reasons),
             certainty=certainty,
         )
     verdict = f"{guest}; {layout.address_bits} address bits"
@@ -66,10 +66,19 @@ def layout_answer(layout: Layout, cost: Budget, start: Start | None = None) -> A
             f"{layout.machine.title} cannot have RAM around the holes of this host; {verdict}",
             "unsure",
             actions=(another, *settings),
+            reasons=layout.reasons,
             certainty=certainty,
         )
     doubts = () if start is None else tuple(_doubts(start))
-    return Answer("FITS", verdict, "good", actions=settings, doubts=doubts, certainty=certainty)
+    return Answer(
+        "FITS",
+        verdict,
+        "good",
+        actions=settings,
+        reasons=layout.reasons,
+        doubts=doubts,
+        certainty=certainty,
+    )
 
 
 def _placed(layout: Layout) -> str:
@@ -141,6 +150,28 @@ def host_answer(
     return Answer("USABLE", verdict, "good", certainty=certainty)
 
 
+def capture_answer(host: Host, output: str | None) -> Answer:
+    """Say what a snapshot holds, and what it lacks for a plan."""
+    listed = bool(host.kernel_ranges)
+    counts = (
+        ("IOMMU group", len(host.groups)),
+        ("device", len(host.devices)),
+        ("remapping unit", len(host.units)),
+        ("region", len(host.log_regions)),
+    )
+    held = [f"{count} {what}{'s' * (count != 1)}" for what, count in counts if count]
+    held += ["the kernel's range list"] if listed else []
+    together = " and ".join(filter(None, (", ".join(held[:-1]), held[-1])))
+    where = f"{output} has " if output else ""
+    file = output or "FILE"
+    actions = (say.PLAN_WITH.format(file=file),)
+    doubts = () if listed else (say.SETTLE_LIST,)
+    reasons = tuple(note.text for note in host.notes if note.warning)
+    verdict = f"{where}{together} of {host.name}"
+    certainty = "certain" if listed else "likely"
+    return Answer("CAPTURED", verdict, "good", actions, reasons, doubts, (host.origin,), certainty)
+
+
 def difference_answer(difference: Difference, left: str, right: str) -> Answer:
     """Say whether two hosts or layouts differ for a guest."""
     if difference.same:
@@ -149,7 +180,7 @@ def difference_answer(difference: Difference, left: str, right: str) -> Answer:
     changes = "nothing changes for a guest" if not guest else f"a guest sees {len(guest)} changes"
     if len(guest) == 1:
         changes = "a guest sees 1 change"
-    return Answer("DIFFERENT", f"{left} and {right}: {changes}", "unsure", reasons=guest[:3])
+    return Answer("DIFFERENT", f"{left} and {right}: {changes}", "unsure", reasons=guest)
 
 
 def fleet_answer(fleet: Fleet, verdict: str) -> Answer:

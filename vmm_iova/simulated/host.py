@@ -8,8 +8,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import EvidenceError
-from vmm_iova.host.facts import Device, Group, Limits, RegionKind, ReservedRegion, Source
+from vmm_iova.host.facts import (
+    Device,
+    Group,
+    Limits,
+    RegionKind,
+    ReservedRegion,
+    Source,
+)
 from vmm_iova.host.host import Host
+from vmm_iova.host.state import State
 from vmm_iova.ranges import RangeSet
 from vmm_iova.simulated.model import SimGroup
 
@@ -106,8 +114,16 @@ def release_of(host: Host, newest: tuple[int, int]) -> tuple[int, int]:
     )
 
 
-def host_of(groups: Iterable[SimGroup], page: int, limits: Limits) -> Host:
+def host_of(
+    groups: Iterable[SimGroup],
+    page: int,
+    limits: Limits,
+    *,
+    foreign: Mapping[str, str],
+    unsafe_interrupts: bool,
+) -> Host:
     """Return what sysfs of a simulated kernel says: groups, devices, regions, and no aperture."""
+    groups = tuple(groups)
     facts, devices = [], []
     for group in sorted(groups, key=lambda item: item.number):
         number = str(group.number)
@@ -117,7 +133,9 @@ def host_of(groups: Iterable[SimGroup], page: int, limits: Limits) -> Host:
             for where, word in sorted(group.reserved)
         )
         facts.append(Group(number, group.devices, regions))
-        devices += [Device(bdf, number, driver=group.driver) for bdf in group.devices]
+        devices += [
+            Device(bdf, number, driver=foreign.get(bdf, group.driver)) for bdf in group.devices
+        ]
     return Host(
         "the simulated host",
         origin="the simulated kernel",
@@ -126,4 +144,9 @@ def host_of(groups: Iterable[SimGroup], page: int, limits: Limits) -> Host:
         devices=tuple(sorted(devices, key=lambda device: device.name)),
         limits=limits,
         sysfs=True,
+        state=State(
+            remaps_interrupts=all(group.isolated_msi for group in groups),
+            unsafe_interrupts=unsafe_interrupts,
+            unsafe_iommufd=unsafe_interrupts,
+        ),
     )

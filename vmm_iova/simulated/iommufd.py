@@ -309,10 +309,13 @@ class SimIommufd:
         if fields["flags"] or fields["_res0"] or fields["_res1"]:
             raise refuse(errno.EOPNOTSUPP)
         device = self.objects.device(fields["dev_id"])
+        kind, data = device.group.hw_info
         if fields["data_len"] and fields["data_uptr"]:
             ctypes.memset(fields["data_uptr"], 0, fields["data_len"])
-        struct.pack_into("=I", arg, 12, 0)
-        struct.pack_into("=I", arg, 24, abi.HW_INFO_NONE)
+            kept = data[: fields["data_len"]]
+            ctypes.memmove(fields["data_uptr"], kept, len(kept))
+        struct.pack_into("=I", arg, 12, len(data))
+        struct.pack_into("=IB", arg, 24, kind, device.group.pasid_bits)
         tracks = abi.HW_CAP_DIRTY_TRACKING if device.group.tracks_dirty else 0
         struct.pack_into("=Q", arg, 32, tracks)
         return 0

@@ -169,7 +169,13 @@ class SimulatedKernel:
             return self._host
         limit = self.memory.limit
         limits = Limits(self.settings.dma_entry_limit, -1 if limit is None else limit)
-        return host_of(self.sysfs.groups.values(), self.memory.page, limits)
+        return host_of(
+            self.sysfs.groups.values(),
+            self.memory.page,
+            limits,
+            foreign=self.sysfs.foreign_drivers,
+            unsafe_interrupts=self.settings.allow_unsafe_interrupts,
+        )
 
     def inject(self, number: int, *, request: int | None = None, after: int = 0) -> None:
         """Let one ioctl fail.
@@ -343,8 +349,10 @@ class SimulatedKernel:
         return fd
 
     def _claim(self, iommufd: SimIommufd, bdf: str, group: SimGroup) -> SimDevice:
-        """iommufd_device_bind: interrupts, then direct regions."""
+        """iommufd_device_bind: interrupts, who owns the group, then direct regions."""
         if not group.isolated_msi and not self.settings.allow_unsafe_interrupts:
+            raise refuse(errno.EPERM)
+        if not self.sysfs.viable(group):
             raise refuse(errno.EPERM)
         if group.direct:
             raise refuse(errno.EINVAL)

@@ -55,6 +55,8 @@ class SimGroup:
         tracks_dirty: whether its IOMMU can track written pages.
         zpci: window of an s390 function, or None.
         coherent: whether its IOMMU enforces coherent DMA (VFIO_DMA_CC_IOMMU).
+        hw_info: type and structure that IOMMU_GET_HW_INFO answers with.
+        pasid_bits: bits of a PASID that its devices may use.
     """
 
     number: int
@@ -67,6 +69,8 @@ class SimGroup:
     tracks_dirty: bool = False
     zpci: AddrRange | None = None
     coherent: bool = True
+    hw_info: tuple[int, bytes] = (0, b"")
+    pasid_bits: int = 0
 
     def held_back(self) -> list[AddrRange]:
         """Return the reserved regions that count; `direct-relaxable` does not."""

@@ -62,7 +62,7 @@ function _shtab_vmm_iova_using
 end
 
 set -g _shtab_vmm_iova_commands show plan check explain machines fleet diff capture
-set -g _shtab_vmm_iova_opts_with_value --align --also-fit --aperture --api --ask-kernel --assigned --bar --chunk --class --cpu --devices --doorbell --dry-run --errno --facts --file --firmware --format --granule --groups --host --hva --iova --keep --machine --maps --max-ram-below-4g --maxmem --name --node --on-hole --op --output --ovmf-window --page-size --pci64 --phys-bits --prefer --ram --range --reserve --room --size --slots --sysroot --viommu-bits --vm --workers -g -o -s
+set -g _shtab_vmm_iova_opts_with_value --align --also-fit --aperture --api --ask-kernel --assigned --attach --bar --chunk --class --cpu --devices --doorbell --dry-run --errno --facts --file --firmware --format --granule --groups --host --hva --iova --keep --layout --machine --maps --max-ram-below-4g --maxmem --name --node --on-hole --op --output --ovmf-window --page-size --pci64 --phys-bits --prefer --ram --range --reserve --room --size --slots --sysroot --via --viommu-bits --vm --workers -g -o -s
 
 complete -c vmm-iova -e
 complete -c vmm-iova -f
@@ -142,6 +142,9 @@ complete -c vmm-iova -n '_shtab_vmm_iova_using check' -s J -l json -d 'print JSO
 complete -c vmm-iova -n '_shtab_vmm_iova_using check' -l range -x -d 'START-LAST or START+SIZE; may be repeated'
 complete -c vmm-iova -n '_shtab_vmm_iova_using check' -s v -l verbose -d 'add since when kernels refuse it'
 complete -c vmm-iova -n '_shtab_vmm_iova_using check' -l maps -x -d 'a list of failed maps to check'
+complete -c vmm-iova -n '_shtab_vmm_iova_using check' -l attach -x -d 'would the kernel take this device beside those of -s, with --range and --layout mapped?'
+complete -c vmm-iova -n '_shtab_vmm_iova_using check' -l layout -x -d 'a saved layout, whose RAM is mapped'
+complete -c vmm-iova -n '_shtab_vmm_iova_using check' -l via -xka "type1 iommufd" -d 'one way (default: both)'
 complete -c vmm-iova -n '_shtab_vmm_iova_using; and test $_shtab_vmm_iova_npos -eq 0' -a explain -d 'Why a call failed, from the error line as it is pasted.'
 complete -c vmm-iova -n '_shtab_vmm_iova_using explain' -s h -l help -d 'show this help message and exit'
 complete -c vmm-iova -n '_shtab_vmm_iova_using explain' -l file -xka "(__fish_complete_path (commandline -ct))" -d 'read the lines from a file'
@@ -252,6 +255,5 @@ complete -c vmm-iova -n '_shtab_vmm_iova_using capture' -l aperture -x -d 'width
 complete -c vmm-iova -n '_shtab_vmm_iova_using capture' -l granule -x -d 'smallest mapping unit, like 4K, if you know it'
 complete -c vmm-iova -n '_shtab_vmm_iova_using capture' -l strict -d 'treat direct-relaxable regions, and RMRRs of a log, as holes'
 complete -c vmm-iova -n '_shtab_vmm_iova_using capture' -s J -l json -d 'print JSON'
-complete -c vmm-iova -n '_shtab_vmm_iova_using capture' -s b -l bytes -d 'print sizes in bytes'
 complete -c vmm-iova -n '_shtab_vmm_iova_using capture' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'where to (default: stdout)'
 complete -c vmm-iova -n '_shtab_vmm_iova_using capture' -l name -xka "(_vmm_iova_machines)" -d 'what to call the host (default: as it was loaded)'

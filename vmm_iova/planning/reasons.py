@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why a VMM or its firmware does what a layout has, and what would have it do otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vmm_iova import remedies as say
+from vmm_iova.machines.firmware import RELEASES, Board, Firmware, windows
+from vmm_iova.ranges import GIB, MIB
+from vmm_iova.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vmm_iova.planning.ram import PlacedRam
+    from vmm_iova.planning.site import Site
+
+_LARGE = GIB  # smaller BARs find room beside the others
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why it is so, and what to do for it to be otherwise, or nothing."""
+
+    text: str
+    action: str | None = None
+
+
+def reasons_of(site: Site, ram: PlacedRam) -> Iterator[Reason]:
+    """Yield what a person should know of the VMM's own rules, for this layout."""
+    yield from _moved(site, ram)
+    yield from _behind_ports(site, ram)
+
+
+# -- memory that is plugged in, and RAM that is moved for it ---------------------------------------
+
+
+def _moved(site: Site, ram: PlacedRam) -> Iterator[Reason]:
+    """QEMU moves all RAM above 4 GiB when what lies above it would reach AMD's hole.
+
+    Source: pc_max_used_gpa() and pc_memory_init(), hw/i386/pc.c; RHEL-98247 for what it does to
+    guests.
+    """
+    wanted, window = site.wanted, site.wanted.machine.ram[-1]
+    if window.move_past is None or window.move_to is None:
+        return
+    if window.move_cpu not in (None, wanted.cpu):
+        return
+    spare = _spare(site)
+    if spare < GIB:
+        return  # RAM itself is too large
+    limit = f"{window.move_past:#x}"
+    if ram.done == "move" and wanted.hotplug:
+        slots = wanted.hotplug - (wanted.maxmem - wanted.ram)
+        most = (wanted.ram + spare - slots) // GIB
+        yield Reason(
+            f"RAM is moved for maxmem alone: with it the guest would end above {limit}, and then "
+            "QEMU moves all RAM above 4 GiB; some guests' drivers fail there (NVIDIA's on Windows: "
+            "Code 43)",
+            say.LESS_MAXMEM.format(size=f"{most}G"),
+        )
+    rooms = sum(room.size for room in wanted.rooms)
+    if not wanted.hotplug and wanted.machine.hotplug is not None and rooms > spare:
+        maxmem = -(-(wanted.ram + rooms) // GIB)
+        yield Reason(
+            f"the room of {format_size(rooms)} is kept as asked for; as QEMU's area for plugged "
+            f"memory it would end above {limit}, which is what QEMU moves RAM for",
+            say.AS_MAXMEM.format(
+                size=f"{maxmem}G", base=window.move_to, spare=format_size(spare // GIB * GIB)
+            ),
+        )
+
+
+def _spare(site: Site) -> int:
+    """How large the area for plugged memory may be, for RAM to stay where it is."""
+    window = site.wanted.machine.ram[-1]
+    assert window.move_past is not None
+    pieces, over = site.as_machine()
+    if over:
+        return 0
+    alone = replace(site, wanted=replace(site.wanted, hotplug=0))
+    return window.move_past - 1 - alone.reach(pieces[-1].span.last)
+
+
+# -- BARs behind root ports ------------------------------------------------------------------------
+
+
+def _behind_ports(site: Site, ram: PlacedRam) -> Iterator[Reason]:
+    """OVMF's window is full where each device is behind a port of its own, as libvirt has them.
+
+    A port's window is as large as all BARs of its device, and aligned to the largest: with a second
+    64-bit BAR it takes twice the largest. Seen on OVMF 2025.02 with eight BARs of 512 GiB.
+    """
+    wanted = site.wanted
+    large = [bar for bar in wanted.bars if bar.bits == 64 and bar.size >= _LARGE]
+    if wanted.machine.firmware is None or not large or wanted.ovmf_window is not None:
+        return
+    named = [item for item in wanted.firmware if item.kind == "ovmf"]
+    if not named and not wanted.firmware_open:
+        return
+    board = site.board(ram.spans)
+    needed = sum(2 * bar.align for bar in large)
+    for release in named or [item for item in RELEASES if item.kind == "ovmf"]:
+        room = windows(release, board).high
+        if room is None or room.size > needed:
+            continue
+        one = len(large) == 1
+        count = "a device behind a root port" if one else f"{len(large)} devices behind root ports"
+        full = "all of it" if needed == room.size else format_size(needed)
+        left = "any other finds no place" if needed == room.size else "the last finds no place"
+        left = "it finds no place" if one else left
+        yield Reason(
+            f"OVMF decides where BARs go: {release} has a 64-bit window of "
+            f"{format_size(room.size)}, and {count} (as libvirt has them), with a second 64-bit "
+            f"BAR{' each' * (not one)}, take{'s' * one} {full}: {left}",
+            _larger(site, board, release, needed),
+        )
+        return
+
+
+def _larger(site: Site, board: Board, release: Firmware, needed: int) -> str | None:
+    """Tell OVMF a window that is large enough, and the guest address bits that it takes."""
+    size = 1 << needed.bit_length()  # a power of two, with room for the small ones
+    room = windows(release, replace(board, ovmf_window=size)).high
+    if room is None:
+        return None
+    machine, bits = site.wanted.machine, room.last.bit_length()
+    option = machine.option("ovmf_window", mib=size // MIB) or ""
+    now = site.wanted.limits[0].bits if site.wanted.limits else bits
+    if bits <= now:
+        return say.TELL_OVMF.format(option=option, size=format_size(size))
+    host = site.host.cpu_bits
+    if host is not None and bits > host:
+        return say.FEWER_PORTS.format(bits=bits, host=host)
+    more = machine.option("least_bits", bits=bits) or f"{bits} guest address bits"
+    return say.TELL_OVMF_BITS.format(option=option, size=format_size(size), more=more)
+
+
+def actions_of(reasons: Sequence[Reason]) -> tuple[str, ...]:
+    """Return what there is to do."""
+    return tuple(item.action for item in reasons if item.action is not None)
