@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.host.facts import Note
 from vmm_iova.machines.firmware import BarNeed, Firmware, place, windows
-from vmm_iova.planning.bars import Packing
 from vmm_iova.planning.guest import bar_title
 from vmm_iova.planning.layout import Item, ItemKind
 from vmm_iova.planning.misfit import BarMisfit, BarUnreached
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vmm_iova.machines.parts import FixedItem
-    from vmm_iova.planning.request import WantedBar
+    from vmm_iova.planning.bars import WantedBar
     from vmm_iova.planning.site import Site
 
 _ECAM = "PCIe configuration space"
@@ -65,7 +64,8 @@ def place_bars(
     every = [_of(site, firmware, ram, low, high) for firmware in site.wanted.firmware]
     chosen = every[-1]
     natural = site.window_place(top)
-    above = [chosen[bar.name] for bar in high if chosen[bar.name].start >= 4 * GIB]
+    every_high = [each for bar in high for each in bar.each]
+    above = [chosen[bar.name] for bar in every_high if chosen[bar.name].start >= 4 * GIB]
     if above and natural is not None:
         # hw/pci-host/q35.c, q35_host_get_pci_hole64_end(): it begins at the lowest BAR
         start = min(place.start for place in above)
@@ -77,7 +77,7 @@ def place_bars(
             yield from unreached(site, f"the {_WINDOW} {natural}", natural)
         cause = site.pushed(natural.start, site.floor(top)) if not above else None
         yield Item(ItemKind.WINDOW, _WINDOW, natural, natural if reached else None, cause)
-    for bar in (*low, *high):
+    for bar in (*low, *every_high):
         yield from bar_item(site, bar, chosen[bar.name])
     yield from _differences(site, every)
     yield from _below(site, high, chosen)
@@ -92,17 +92,16 @@ def _of(
 ) -> dict[str, AddrRange]:
     """Where one release has the BARs, by their names."""
     board = site.board(ram)
-    room = windows(firmware, board)
-    down = firmware.kind == "seabios"
-    packing = Packing(low, [room.low], (), down)
-    if packing.stuck is not None:
-        raise BarMisfit(low[packing.stuck], [room.low], 32)
-    places = {bar.name: packing.places[index] for index, bar in enumerate(low)}
-    above = place(firmware, board, [BarNeed(bar.size, bar.align) for bar in high])
-    if above is None:
+    every = place(firmware, board, list(map(_need, low)), list(map(_need, high)))
+    if every is None:
+        room, first = windows(firmware, board), (*low, *high)[0]
+        if low and place(firmware, board, list(map(_need, low)), []) is None:
+            raise BarMisfit(first, [room.low], 32)
         raise BarMisfit(high[0], [room.high] if room.high else [], 64)
-    places |= {bar.name: span for bar, span in zip(high, above, strict=True)}
-    for bar in (*low, *high):
+    places: dict[str, AddrRange] = {}
+    for needed, spans in zip((*low, *high), every, strict=True):
+        places |= {each.name: span for each, span in zip(needed.each, spans, strict=True)}
+    for bar in (each for needed in (*low, *high) for each in needed.each):
         span = places[bar.name]
         inside = None
         if RangeSet([span]).isdisjoint(RangeSet(ram)):
@@ -110,10 +109,17 @@ def _of(
                 inside = f"beyond {site.wanted.limits[0].text}"
         else:
             inside = "inside RAM"
+        if span.start % bar.align:
+            # fixed in 1.17.0: "pciinit: don't misalign large BARs"
+            inside = f"no multiple of {bar.align:#x}, so the device decodes other addresses"
         missed = bar.required and span not in site.usable.ranges
         if inside or missed:
             raise BarUnreached(bar, firmware, span, site.usable.causes_of(span), inside)
     return places
+
+
+def _need(bar: WantedBar) -> BarNeed:
+    return BarNeed(bar.size, bar.align, tuple(map(_need, bar.behind)))
 
 
 def by_firmware(site: Site, ram: Sequence[AddrRange]) -> Iterator[FixedItem]:
@@ -151,7 +157,12 @@ def _differences(site: Site, every: Sequence[dict[str, AddrRange]]) -> Iterator[
 def _below(site: Site, high: Sequence[WantedBar], places: dict[str, AddrRange]) -> Iterator[Note]:
     """What would bring BARs to where peers reach them, tried."""
     reach = site.host.ranges.hull
-    beyond = [bar for bar in high if reach is not None and places[bar.name].last > reach.last]
+    beyond = [
+        each
+        for bar in high
+        for each in bar.each
+        if reach is not None and places[each.name].last > reach.last
+    ]
     if not beyond or reach is None:
         return
     machine = site.wanted.machine

@@ -43,7 +43,7 @@ from vmm_iova.units import format_size, show_size
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vmm_iova.planning.request import WantedBar
+    from vmm_iova.planning.bars import WantedBar
     from vmm_iova.planning.site import Site
     from vmm_iova.planning.trials import Attempt
 
@@ -227,9 +227,10 @@ def _fixes_of_bar(misfit: BarMisfit, reasons: list[Reason], trials: Trials) -> I
         start = -(-roomy[0].start // bar.align) * bar.align
         bits = (start + bar.size - 1).bit_length()
         yield f"a device behind an IOMMU of {bits} address bits"
-    if bar.bits == 64 and trials.works(trials.with_bar(bar, replace(bar, bits=32))):
+    below = replace(bar, bits=32)
+    if bar.bits == 64 and not bar.behind and trials.works(trials.with_bar(bar, below)):
         yield f"--bar {name}={_size(bar.size)},32 has room"
-    if bar.required and trials.works(trials.with_bar(bar, replace(bar, required=False))):
+    if bar.required and trials.works(trials.with_bar(bar, bar.optional)):
         yield "mark it optional: only peer-to-peer between devices is lost"
     yield from _less_ram(trials)
     yield from _smaller_bar(bar, trials)
@@ -237,7 +238,7 @@ def _fixes_of_bar(misfit: BarMisfit, reasons: list[Reason], trials: Trials) -> I
 
 def _smaller_bar(bar: WantedBar, trials: Trials) -> Iterator[str]:
     """The largest BAR that has a place, if the device has one."""
-    size = bar.size
+    size = 0 if bar.behind else bar.size
     while size > _LEAST_BAR:
         size = 1 << (size - 1).bit_length() - 1
         if trials.works(trials.with_bar(bar, replace(bar, size=size, align=size))):
@@ -308,8 +309,13 @@ def _fixes_of_place(misfit: BarUnreached, trials: Trials) -> Iterator[str]:
     if misfit.firmware.kind == "ovmf" and wanted.ovmf_window is None:
         mib = ovmf_megabytes([item for item in wanted.bars if item.bits == 64])
         option = machine.option("ovmf_window", mib=mib)
-        if option and trials.works(replace(wanted, ovmf_window=mib << 20)):
-            yield f"--ovmf-window {mib}MiB ({option})"
+        told = replace(wanted, ovmf_window=mib << 20)
+        every = [(one, replace(wanted, firmware=(one,))) for one in wanted.firmware]
+        stuck = [one for one, alone in every if not trials.works(alone)]
+        helped = [one for one in stuck if trials.works(replace(told, firmware=(one,)))]
+        if option and helped:
+            since = f", from {helped[0]} on" if helped != stuck else ""
+            yield f"--ovmf-window {mib}MiB ({option}){since}"
     reach = trials.site.host.ranges.hull
     bits = (reach.last + 1).bit_length() - 1 if reach else 0
     if wanted.limits and _LEAST_BITS <= bits < wanted.limits[0].bits:
@@ -322,7 +328,7 @@ def _fixes_of_place(misfit: BarUnreached, trials: Trials) -> Iterator[str]:
             yield f"--firmware {firmware.option}, if the VMM has that release"
     if misfit.span.last > wanted.address_last:
         yield from _wider(trials)
-    if bar.required and trials.works(trials.with_bar(bar, replace(bar, required=False))):
+    if bar.required and trials.works(trials.with_bar(bar, bar.optional)):
         yield "mark it optional: only peer-to-peer between devices is lost"
     yield from _smaller_bar(bar, trials)
 

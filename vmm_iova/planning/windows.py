@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.host.facts import Note
-from vmm_iova.planning.bars import Packing, fit, without
+from vmm_iova.planning.bars import Packing, fit, spread, without
 from vmm_iova.planning.firmware_bars import bar_item, place_bars, unreached
 from vmm_iova.planning.guest import bar_title
 from vmm_iova.planning.layout import Item, ItemKind
@@ -27,8 +27,8 @@ from vmm_iova.units import format_size, show_size
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vmm_iova.planning.bars import WantedBar
     from vmm_iova.planning.ram import PlacedRam
-    from vmm_iova.planning.request import WantedBar
     from vmm_iova.planning.site import Policy, Site
 
 _SPLITTING = (HolePolicy.SPLIT, HolePolicy.AUTO)
@@ -140,7 +140,8 @@ def _low_bars(site: Site, bars: Sequence[WantedBar]) -> Iterator[Item | Note]:
 
 def _bar_items(site: Site, bars: Sequence[WantedBar], packing: Packing) -> Iterator[Item | Note]:
     for index, bar in enumerate(bars):
-        yield from bar_item(site, bar, packing.places[index])
+        for each, place in spread(bar, packing.places[index]):
+            yield from bar_item(site, each, place)
 
 
 # -- the 64-bit window -----------------------------------------------------------------------------
