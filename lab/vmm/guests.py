@@ -117,7 +117,10 @@ def command_of(config: Config, qemu: Qemu) -> tuple[list[str], list[Path]]:
         words += ["-cpu", "max"]
     if config.pc:
         words += ["-cpu", f"{config.cpu},phys-bits={config.bits}"]
-    if config.pci64 is not None:
+    if config.pci64 is not None and config.machine == "virt":
+        window = f"highmem-mmio-size={config.pci64}" if config.pci64 else "highmem-mmio=off"
+        machine += f",{window}"
+    elif config.pci64 is not None:
         host = "q35-pcihost" if config.machine.startswith("q35") else "i440FX-pcihost"
         words += ["-global", f"{host}.pci-hole64-size={config.pci64}"]
     for index in range(len(config.ports)):

@@ -16,8 +16,10 @@ CPUS = {"EPYC": "amd", "Skylake-Server": "intel", "Dhyana": "other"}
 BITS = (36, 39, 40, 41, 42, 44, 46, 47, 48, 52)
 _FEW = ("virt-lowmem", "virt-gicv2", "riscv-virt")
 NUMA = ("q35", "i440fx", "q35-7.0", "i440fx-7.0", "virt", "virt-gicv2", "riscv-virt")
+MANY_CPUS = {"virt": (123, 200), "virt-lowmem": (123,), "virt-gicv2": (8,)}
+"""As many as fill the lower redistributors, and more; those of GICv2, and without high memory."""
 VARIANTS = {
-    "virt": ("", "its=off"),
+    "virt": ("", "its=off", "gic-version=2"),
     "riscv-virt": ("", "aia=aplic-imsic"),
     "q35": ("", "flash"),
     "i440fx": ("", "flash"),
@@ -141,8 +143,11 @@ def _map(draw: random.Random) -> Config:
         nodes = (cut, ram - cut) if 0 < cut < ram else ()
     cpus = len(nodes) or 1
     if machine.startswith("virt") and draw.random() < 0.3:
-        cpus = 8 if machine == "virt-gicv2" else draw.choice((123, 200))
+        cpus = draw.choice(MANY_CPUS[machine])
     variant = draw.choice(VARIANTS.get(machine, ("",)))
+    cpus = min(cpus, 8) if variant == "gic-version=2" else cpus
+    if machine == "virt" and draw.random() < 0.2:
+        pci64 = draw.choice((0, 256 * GIB, 512 * GIB, TIB, 3 * TIB, 4 * TIB))
     return Config(
         "map",
         machine,

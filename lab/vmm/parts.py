@@ -58,6 +58,7 @@ PARTS: dict[str, dict[str, Ends]] = {
         "serial port, virtio-mmio, fw_cfg": ("serial", "fwcfg.dma"),
         "firmware flash": ("virt.flash0", "virt.flash1"),
         "IMSIC doorbells (machine level)": ("riscv.imsic", ""),
+        "IMSIC doorbells (supervisor level)": ("", ""),
         "PCIe configuration space": ("pcie-ecam", "pcie-ecam"),
         "32-bit PCI window": ("pcie-mmio", "pcie-mmio"),
     },
