@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+from lab.needs import QEMU, Need, install
 from lab.say import LabError, say
 from lab.vmm.binaries import SUITES, Qemu, system, unpacked
 from lab.vmm.compare import differences, start
@@ -18,6 +19,12 @@ from lab.vmm.planted import MACHINES, look
 from lab.vmm.promises import broken_fixes, broken_promises, printed, untried
 
 SEED = 20261127
+FIRMWARE = (
+    Need("/usr/share/seabios/bios-256k.bin", ("seabios",)),
+    Need("/usr/share/OVMF/OVMF_CODE_4M.fd", ("ovmf",)),
+    Need("qemu-system-riscv64", ("qemu-system-riscv", "qemu-system-misc")),
+)
+"""What is compared beside the emulators of the lab's guests."""
 _OLD_OVMF_BITS = 42
 
 
@@ -45,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Compare; 1 where anything differs."""
     options = _parser().parse_args()
+    install([*QEMU.values(), *FIRMWARE])
     qemus = [system(), unpacked(options.suite)]
     for qemu in qemus:
         say(qemu.title)
@@ -66,15 +74,18 @@ def main() -> int:
         try:
             observed = start(config, qemu)
         except LabError as error:
-            return [f"{qemu.name}: {config}: {error}"]
+            print(line := f"{qemu.name}: {config}: {error}", flush=True)
+            return [line]
         count[config.kind] += 1
         count["refused"] += observed.refused is not None
-        return [f"{qemu.name}: {config}: {text}" for text in differences(config, qemu, observed)]
+        found = [f"{qemu.name}: {config}: {text}" for text in differences(config, qemu, observed)]
+        for line in found:
+            print(line, flush=True)
+        return found
 
     with ThreadPoolExecutor(options.jobs) as pool:
         results = list(pool.map(one, range(len(drawn)), drawn))
     wrong = [text for result in results if result for text in result]
-    print("\n".join(wrong))
     done = sum(result is not None for result in results)
     kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(count.items()))
     say(f"{done} of {len(drawn)} configurations compared ({kinds}): {len(wrong)} differences")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 MACHINES = ("q35", "i440fx", "q35-7.0", "i440fx-7.0", "virt", "virt-gicv2", "virt-lowmem")
 MACHINES += ("riscv-virt", "microvm", "s390x")
 _NUMBER = re.compile(r'^(\w+) = ("(?:0x[0-9a-f]+|\d+[KMGT]iB|1/\d+)"|\d+)')
+_AT_ONCE = 2  # QEMUs
 _HEADER = re.compile(r"^\[+(\w+)\]")
 UNREAD = {
     "required": "what a guest cannot start without is no place",
@@ -173,7 +175,9 @@ class Seen:
 
 def look(machine: str, qemu: Qemu, seed: int) -> Seen:
     """Plant each number of a machine."""
-    starts = [(config, start(config, qemu)) for config in sample(machine, seed)]
+    drawn = sample(machine, seed)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        starts = list(zip(drawn, pool.map(lambda config: start(config, qemu), drawn), strict=True))
     wrong = [
         f"{config}: {text}"
         for config, observed in starts

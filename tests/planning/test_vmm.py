@@ -15,6 +15,7 @@ from vmm_iova.machines.firmware import BarNeed, Board, Firmware, candidates, pla
 from vmm_iova.planning.layout import ItemKind
 from vmm_iova.ranges import GIB, MIB, TIB, AddrRange
 from vmm_iova.report.verdicts import layout_answer
+from vmm_iova.units import parse_size
 
 OPEN = vi.Host("open").usable(aperture=64, granule=4096)
 GPU = [vi.Bar("gpu", "16G")]
@@ -375,3 +376,86 @@ class TestAnswer:
         layout = vi.plan(vi.Guest(machine, "16G"), usable)
         word = layout_answer(layout, vi.budget(layout)).word
         assert word == ("FITS" if layout.starts else "NOT AS IT IS")
+
+
+class TestFalseYes:
+    """What earlier planners said yes to, or advised, and real QEMU and its firmware did not do."""
+
+    def test_option_that_would_move_all_ram_is_not_printed(self) -> None:
+        # with pci-hole64-size=250G QEMU moves RAM to 1 TiB, and OVMF has the BAR elsewhere
+        host = vi.load_host("amd-epyc-1tb").usable()
+        bars = [vi.Bar("gpu", "128G", required=True)]
+        guest = _q35("900G", bars=bars, firmware="ovmf-2025.02", phys_bits=46)
+        layout = vi.plan(guest, host)
+        assert layout.ram[1].place.start == 4 * GIB
+        said = " ".join([*layout.settings, *(note.text for note in layout.notes)])
+        assert "pci-hole64-size" not in said
+        assert _place(layout, "gpu") == AddrRange.from_size(0x3800_0000_0000, 128 * GIB)
+
+    @pytest.mark.parametrize("machine", ["q35", "i440fx", "virt", "microvm"])
+    @pytest.mark.parametrize("ram", ["300G", "600G", "1.5TiB"])
+    def test_advice_for_qemu_never_asks_for_split_ram(self, machine: str, ram: str) -> None:
+        fixes: list[str] = []
+        for name in ("intel-dmar-i7-2600", "amd-epyc-1tb"):
+            try:
+                vi.plan(vi.Guest(machine, ram, cpu="intel"), vi.load_host(name).usable())
+            except vi.PlanError as error:
+                fixes += error.fixes
+        assert not any("split" in fix for fix in fixes)
+
+    def test_maxmem_of_64_gib_guest_on_amd_moves_all_its_ram_and_says_what_would_not(self) -> None:
+        guest = _q35("64G", maxmem="1.5TiB", cpu="amd", phys_bits=48)
+        layout = vi.plan(guest, OPEN)
+        assert layout.ram[1].place.start == TIB
+        (note,) = [note.text for note in layout.notes if "RAM stays where it is" in note.text]
+        most = parse_size(note.partition(") is ")[2].partition(" or less")[0], "most")
+        for more, start in ((most, 4 * GIB), (most + GIB, TIB)):
+            other = vi.plan(replace(guest, maxmem=64 * GIB + more), OPEN)
+            assert other.ram[1].place.start == start
+
+    def test_window_behind_hotplugged_memory_is_where_qemu_has_it(self) -> None:
+        layout = vi.plan(_q35("480G", maxmem="1000G", slots=1, cpu="amd", phys_bits=48), OPEN)
+        assert layout.ram[1].place.last == 0x177_7FFF_FFFF
+        window = _place(layout, "64-bit PCI window")
+        assert window is not None
+        assert window.start == 0x1F9_C000_0000
+
+    def test_virtio_mem_without_slots_takes_what_it_may_have_and_no_more(self) -> None:
+        layout = vi.plan(_q35("8G", maxmem="16G"), OPEN)
+        area = _place(layout, "memory plugged in later")
+        assert area == AddrRange.from_size(10 * GIB, 8 * GIB)
+
+    @pytest.mark.parametrize("cap", ["3584M", "4G"])
+    def test_max_ram_below_4g_above_qemus_own_limit_changes_nothing(self, cap: str) -> None:
+        plain = vi.plan(_q35("8G"), OPEN)
+        assert vi.plan(_q35("8G", max_ram_below_4g=cap), OPEN).ram == plain.ram
+
+    def test_bar_that_lands_beyond_the_host_is_said_with_the_switches_that_help(self) -> None:
+        laptop = vi.load_host("intel-dmar-i7-2600").usable()
+        layout = vi.plan(_q35("4G", bars=GPU, phys_bits=46, firmware="ovmf"), laptop)
+        notes = [note.text for note in layout.notes if "to have BAR gpu below 2^39" in note.text]
+        assert any("host-phys-bits-limit=39" in note for note in notes)
+        assert any("X-PciMmio64Mb,string=32768" in note for note in notes)
+        assert any(note.endswith(", from OVMF 2025.02 on") for note in notes)
+
+    def test_switch_that_would_not_help_is_not_said(self) -> None:
+        laptop = vi.load_host("intel-dmar-i7-2600").usable()
+        bars = [vi.Bar("gpu", "256G"), vi.Bar("other", "256G")]
+        layout = vi.plan(_q35("4G", bars=bars, phys_bits=46, firmware="ovmf-2025.02"), laptop)
+        assert not any("to have BAR" in note.text for note in layout.notes)
+
+    @pytest.mark.parametrize(
+        ("machine", "word"),
+        [
+            ("q35,cxl=on", "cxl"),
+            ("q35,sgx-epc.0.memdev=mem1", "enclave"),
+            ("q35,nvdimm=on", "modules"),
+            ("q35,confidential-guest-support=sev0", "fewer address bits"),
+        ],
+    )
+    def test_what_moves_memory_and_is_not_planned_is_refused_by_name(
+        self, machine: str, word: str
+    ) -> None:
+        with pytest.raises(vi.RequestError, match="is not planned") as caught:
+            vi.plan(vi.Guest(machine, "4G"), OPEN)
+        assert word in caught.value.message

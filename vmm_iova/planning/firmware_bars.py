@@ -16,6 +16,7 @@ from vmm_iova.ranges import GIB, MIB, AddrRange, RangeSet
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vmm_iova.machines.firmware import Board
     from vmm_iova.machines.parts import FixedItem
     from vmm_iova.planning.bars import WantedBar
     from vmm_iova.planning.site import Site
@@ -80,7 +81,7 @@ def place_bars(
     for bar in (*low, *every_high):
         yield from bar_item(site, bar, chosen[bar.name])
     yield from _differences(site, every)
-    yield from _below(site, high, chosen)
+    yield from _below(site, ram, low, high, chosen)
 
 
 def _of(
@@ -154,23 +155,51 @@ def _differences(site: Site, every: Sequence[dict[str, AddrRange]]) -> Iterator[
             )
 
 
-def _below(site: Site, high: Sequence[WantedBar], places: dict[str, AddrRange]) -> Iterator[Note]:
+def _below(
+    site: Site,
+    ram: Sequence[AddrRange],
+    low: Sequence[WantedBar],
+    high: Sequence[WantedBar],
+    places: dict[str, AddrRange],
+) -> Iterator[Note]:
     """What would bring BARs to where peers reach them, tried."""
-    reach = site.host.ranges.hull
-    beyond = [
-        each
-        for bar in high
-        for each in bar.each
-        if reach is not None and places[each.name].last > reach.last
-    ]
-    if not beyond or reach is None:
+    reach, every = site.host.ranges.hull, [each for bar in high for each in bar.each]
+    if reach is None:
         return
-    machine = site.wanted.machine
+    beyond = {bar.name for bar in every if places[bar.name].last > reach.last}
+    if not beyond:
+        return
+    machine, board = site.wanted.machine, site.board(ram)
+    needs = list(map(_need, low)), list(map(_need, high))
+
+    def helped(other: Board) -> list[Firmware]:
+        """The releases that then have these BARs where peers reach them."""
+        found = []
+        for firmware in site.wanted.firmware:
+            spans = place(firmware, other, *needs)
+            if spans is None:
+                continue
+            flat = [span for each in spans[len(low) :] for span in each]
+            then = zip(every, flat, strict=True)
+            if all(span in site.usable.ranges for bar, span in then if bar.name in beyond):
+                found.append(firmware)
+        return found
+
     bits = (reach.last + 1).bit_length() - 1
+    titles = ", ".join(bar_title(bar.name) for bar in every if bar.name in beyond)
+    names = f"to have {titles} below 2^{bits}, where peers reach it"
     option = machine.option("phys_bits", bits=bits)
-    if option is not None:
-        names = ", ".join(bar_title(bar.name) for bar in beyond)
-        yield Note(f"to have {names} below 2^{bits}, where peers reach it: {option}")
+    starts = site.reach(max(span.last for span in ram)) < 1 << bits
+    if option is not None and starts and helped(replace(board, bits=bits)):
+        yield Note(f"{names}: {option}")
+    ovmf = any(firmware.kind == "ovmf" for firmware in site.wanted.firmware)
+    mib = ovmf_megabytes(high)
+    option = machine.option("ovmf_window", mib=mib)
+    if option is not None and ovmf and board.ovmf_window is None:
+        told = helped(replace(board, ovmf_window=mib << 20))
+        since = f", from {told[0]} on" if told and told != list(site.wanted.firmware) else ""
+        if told:
+            yield Note(f"{names}: {option}{since}")
 
 
 def ovmf_megabytes(bars: Sequence[WantedBar]) -> int:

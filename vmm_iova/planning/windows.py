@@ -102,14 +102,15 @@ def _hotplug_area(site: Site, ram: PlacedRam, policy: Policy) -> Iterator[Item |
     if not RangeSet([area]) <= free:
         raise AreaMisfit(PLUGGED, area, site.usable.causes_of(area))
     yield Item(ItemKind.ROOM, PLUGGED, area, area, cause, required=True)
-    if ram.done == "move":
-        yield from _unmoved(site)
+    yield from _unmoved(site)
 
 
 def _unmoved(site: Site) -> Iterator[Note]:
     """How much memory may be plugged in, for the VMM not to move RAM."""
     window, area = site.wanted.machine.ram[-1], site.wanted.machine.hotplug
     if window.move_past is None or area is None:
+        return
+    if window.move_cpu not in (None, site.wanted.cpu):
         return
     pieces, _ = site.as_machine()
     without = replace(site, wanted=replace(site.wanted, hotplug=0))
