@@ -59,6 +59,8 @@ lab: $(VENV)/.tested
 
 vmm: $(VENV)/.tested
 	$(BIN)/python -m lab.vmm
+	$(BIN)/python -m lab.vmm --planted
+	$(BIN)/python -m lab.vmm --promises
 	$(BIN)/python -m lab.vmm.roundtrip
 
 bench: $(VENV)/.tested

@@ -18,7 +18,7 @@ SET_REGS = 0x4090_AE82
 GET_SREGS = 0x8138_AE83
 SET_SREGS = 0x4138_AE84
 
-EXIT_IO, EXIT_HLT = 2, 5
+EXIT_MMIO = 6
 SEGMENT = struct.Struct("=QIHBBBBBBBBBB")  # base limit selector type present dpl db s l g avl ...
 SREGS_SIZE = 0x138
 CR0_AT = 8 * SEGMENT.size + 2 * 16
@@ -49,8 +49,8 @@ class Machine:
         fcntl.ioctl(self._vm, SET_USER_MEMORY_REGION, slot)
         self._slots += 1
 
-    def run(self, entry: int) -> int:
-        """Run from `entry` until the guest writes a byte to port 0xF4; return the byte."""
+    def run(self, entry: int, doorbell: int) -> int:
+        """Run from `entry` until the guest writes to the doorbell; return what it wrote."""
         sregs = bytearray(SREGS_SIZE)
         fcntl.ioctl(self._vcpu, GET_SREGS, sregs)
         for index, kind in enumerate((11, 3, 3, 3, 3, 3)):  # code, then data segments
@@ -64,8 +64,8 @@ class Machine:
         while True:
             fcntl.ioctl(self._vcpu, RUN, 0)
             (reason,) = struct.unpack_from("=I", self._run, 8)
-            if reason != EXIT_IO:
+            if reason != EXIT_MMIO:
                 raise RuntimeError(f"the guest stopped for reason {reason}")
-            _, _, port, _, offset = struct.unpack_from("=BBHIQ", self._run, 32)
-            if port == 0xF4:
-                return self._run[offset]
+            address, word, _, _, writes = struct.unpack_from("=QIIIB", self._run, 32)
+            if writes and address == doorbell:
+                return int(word)

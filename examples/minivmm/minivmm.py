@@ -5,7 +5,9 @@
 
 The device is QEMU's `edu`, bound to vfio-pci. Where RAM, PCI window and MSI window lie is planned
 with the ranges that this host's kernel gives for this very device; RAM is mapped for the device at
-IOVA = GPA; the guest's own machine code then starts two DMA transfers, and the bytes arrive.
+IOVA = GPA; the guest's own machine code then starts two DMA transfers, and the bytes arrive. Where
+the guest rings when it is done is left open too: the planner finds a page for the doorbell that is
+neither RAM nor PCI window nor a hole of the host.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ CODE, SENT, ARRIVED = 0x1000, 0x20_0000, 0x30_0000
 MESSAGE = b"written by the guest, moved by the device, seen by the VMM"
 
 
-def guest_code(bar: int) -> bytes:
-    """Assemble: SENT to the device, back out to ARRIVED, then 42 to port 0xF4."""
+def guest_code(bar: int, doorbell: int) -> bytes:
+    """Assemble: SENT to the device, back out to ARRIVED, then 42 to the doorbell."""
 
     def store(register: int, value: int) -> bytes:  # mov dword [edi + register], value
         return b"\xc7\x87" + struct.pack("<II", register, value)
@@ -42,17 +44,20 @@ def guest_code(bar: int) -> bytes:
     for source, target, command in ((SENT, inside, 1), (inside, ARRIVED, 3)):
         code += store(0x80, source) + store(0x88, target) + store(0x90, size)
         code += store(0x98, command) + wait
-    return code + b"\xb0\x2a\xe6\xf4\xf4"  # mov al, 42; out 0xF4, al; hlt
+    ring = b"\xc7\x05" + struct.pack("<II", doorbell, 42)  # mov dword [doorbell], 42
+    return code + ring + b"\xf4"  # hlt
 
 
 def main(bdf: str) -> int:
     """Run the guest; 0 when the bytes arrived."""
     with open_space([bdf]) as space:
         host = with_kernel_facts(vi.load_host(), space)
-        layout = vi.plan(vi.Guest(machine="own-x86", ram="64MiB"), host.usable(devices=[bdf]))
+        guest = vi.Guest(machine="own-x86", ram="64MiB", doorbells=[vi.Doorbell("done", "4KiB")])
+        layout = vi.plan(guest, host.usable(devices=[bdf]))
         for item in layout.items:
             print(f"{item.place}  {item.kind.value}: {item.name}")
         window = next(item for item in layout.items if item.kind is ItemKind.WINDOW)
+        doorbell = next(item for item in layout.items if item.name == "done").place.start
         device = space.device(bdf)
         with (
             GuestMemory.for_layout(layout, largest_page=space.facts().largest_page) as memory,
@@ -64,10 +69,10 @@ def main(bdf: str) -> int:
                     machine.add_memory(item.place.start, piece.size, piece.hva)
                 bar = pass_bar_through(machine, device, window.place.start)
                 device.enable(memory=True, bus_master=True)
-                memory.write(CODE, guest_code(window.place.start))
+                memory.write(CODE, guest_code(window.place.start, doorbell))
                 memory.write(SENT, MESSAGE)
 
-                said = machine.run(CODE)
+                said = machine.run(CODE, doorbell)
 
                 arrived = memory.read(ARRIVED, len(MESSAGE))
                 del bar

@@ -83,7 +83,8 @@ def system() -> Qemu:
     if path is None:
         raise LabError("there is no qemu-system-x86_64: apt-get install qemu-system-x86")
     text = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
-    return Qemu("debian", Path("/"), _number(text), _installed("seabios"), None)
+    ovmf = _installed("ovmf")
+    return Qemu("debian", Path("/"), _number(text), _installed("seabios"), ovmf)
 
 
 def _number(text: str) -> tuple[int, int]:

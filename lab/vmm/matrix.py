@@ -15,7 +15,19 @@ if TYPE_CHECKING:
 CPUS = {"EPYC": "amd", "Skylake-Server": "intel", "Dhyana": "other"}
 BITS = (36, 39, 40, 41, 42, 44, 46, 47, 48, 52)
 _FEW = ("virt-lowmem", "virt-gicv2", "riscv-virt")
+NUMA = ("q35", "i440fx", "q35-7.0", "i440fx-7.0", "virt", "virt-gicv2", "riscv-virt")
+MANY_CPUS = {"virt": (123, 200), "virt-lowmem": (123,), "virt-gicv2": (8,)}
+"""As many as fill the lower redistributors, and more; those of GICv2, and without high memory."""
+VARIANTS = {
+    "virt": ("", "its=off", "gic-version=2"),
+    "riscv-virt": ("", "aia=aplic-imsic"),
+    "q35": ("", "flash"),
+    "i440fx": ("", "flash"),
+    "microvm": ("", "usb=on"),
+}
+"""More options of a machine; `flash` is the largest that a PC takes."""
 BARS = (64 * MIB, 256 * MIB, GIB, 8 * GIB, 16 * GIB, 64 * GIB)
+LOW_BARS = (16 * MIB, 64 * MIB, 128 * MIB, 256 * MIB)
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,12 @@ class Config:
         more: bytes that may be plugged in later.
         slots: of memory modules.
         low_ram: max-ram-below-4g, or None.
-        bars: sizes of BARs.
+        bars: sizes of 64-bit BARs, each of a device on the root bus.
+        ports: for each root port, the sizes of the 64-bit BARs behind it.
+        low_bars: sizes of 32-bit BARs.
+        nodes: bytes of each NUMA node; none for a guest without.
+        cpus: how many; what an interrupt controller takes depends on it.
+        variant: more options of the machine.
         firmware: `seabios` or `ovmf`, or None where it does not run.
         window: MiB of opt/ovmf/X-PciMmio64Mb, or None.
     """
@@ -47,6 +64,11 @@ class Config:
     slots: int = 0
     low_ram: int | None = None
     bars: tuple[int, ...] = ()
+    ports: tuple[tuple[int, ...], ...] = ()
+    low_bars: tuple[int, ...] = ()
+    nodes: tuple[int, ...] = ()
+    cpus: int = 1
+    variant: str = ""
     firmware: str | None = None
     window: int | None = None
 
@@ -67,6 +89,13 @@ class Config:
             parts.append(f"max-ram-below-4g={self.low_ram >> 20}M")
         if self.bars:
             parts.append("bars=" + ",".join(f"{size >> 20}M" for size in self.bars))
+        parts += ("port=" + ",".join(f"{size >> 20}M" for size in port) for port in self.ports)
+        if self.low_bars:
+            parts.append("bars32=" + ",".join(f"{size >> 20}M" for size in self.low_bars))
+        if self.nodes:
+            parts.append("nodes=" + ",".join(f"{size >> 20}M" for size in self.nodes))
+        parts += [f"cpus={self.cpus}"] if self.cpus > 1 else []
+        parts += [self.variant] if self.variant else []
         if self.firmware:
             parts.append(self.firmware)
         if self.window is not None:
@@ -107,7 +136,30 @@ def _map(draw: random.Random) -> Config:
         pci64 = draw.choice((0, 2 * MIB, GIB, 33 * GIB + 7 * MIB, 250 * GIB, TIB, 3 * GIB + MIB))
     if pc and draw.random() < 0.2:
         low_ram = draw.choice((GIB, 2 * GIB, 2 * GIB + 256 * MIB, 3 * GIB, 3 * GIB + 512 * MIB))
-    return Config("map", machine, _ram(draw), cpu, bits, pci64, low_ram=low_ram)
+    ram = _ram(draw)
+    nodes: tuple[int, ...] = ()
+    if machine in NUMA and draw.random() < 0.4:
+        cut = draw.randrange(1, max(2, ram >> 27)) << 27  # the loader wants whole pages
+        nodes = (cut, ram - cut) if 0 < cut < ram else ()
+    cpus = len(nodes) or 1
+    if machine.startswith("virt") and draw.random() < 0.3:
+        cpus = draw.choice(MANY_CPUS[machine])
+    variant = draw.choice(VARIANTS.get(machine, ("",)))
+    cpus = min(cpus, 8) if variant == "gic-version=2" else cpus
+    if machine == "virt" and draw.random() < 0.2:
+        pci64 = draw.choice((0, 256 * GIB, 512 * GIB, TIB, 3 * TIB, 4 * TIB))
+    return Config(
+        "map",
+        machine,
+        ram,
+        cpu,
+        bits,
+        pci64,
+        low_ram=low_ram,
+        nodes=nodes,
+        cpus=cpus,
+        variant=variant,
+    )
 
 
 def _hotplug(draw: random.Random) -> Config:
@@ -123,6 +175,15 @@ def _firmware(draw: random.Random, firmware: str) -> Config:
     machine = draw.choice(("q35", "q35", "i440fx"))
     cpu, bits = draw.choice(tuple(CPUS)), draw.choice(BITS)
     bars = tuple(draw.choice(BARS) for _ in range(draw.randint(1, 3)))
+    ports: tuple[tuple[int, ...], ...] = ()
+    if machine == "q35" and draw.random() < 0.5:
+        sizes = [draw.choice(BARS) for _ in range(draw.randint(1, 5))]
+        cut = draw.randint(1, len(sizes))
+        ports = tuple(port for port in (tuple(sizes[:cut]), tuple(sizes[cut:])) if port)
+        bars = bars[: draw.randint(0, 1)]
+    low_bars: tuple[int, ...] = ()
+    if draw.random() < 0.3:
+        low_bars = tuple(draw.choice(LOW_BARS) for _ in range(draw.randint(1, 2)))
     sizes = (GIB, 2 * GIB, 2560 * MIB, 3 * GIB, 3500 * MIB, 4 * GIB, 8 * GIB, 30 * GIB, 100 * GIB)
     large = (900 * GIB, 978 * GIB, 979 * GIB, 1000 * GIB, 1025 * GIB, 1026 * GIB, 2 * TIB, 5 * TIB)
     ram = draw.choice((*sizes, *large))
@@ -140,6 +201,8 @@ def _firmware(draw: random.Random, firmware: str) -> Config:
         more=more,
         slots=slots,
         bars=bars,
+        ports=ports,
+        low_bars=low_bars,
         firmware=firmware,
         window=window,
     )

@@ -12,18 +12,20 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmm_iova.ranges import AddrRange
 
 from lab.say import LabError
+
+if TYPE_CHECKING:
+    from lab.vmm.tables import Tree
 
 SECONDS = 40.0
 _REGION = re.compile(
     r"^\s+([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, [^)]*\): (?:alias )?(\S+)", re.MULTILINE
 )
 _HIGH = ("pcie-mmio-high", "pcie-mmio64")
-_FW_CFG = (0x510, 0x511)
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,11 @@ class Observed:
         window: the 64-bit PCI window, or None.
         bars: address of each BAR that firmware gave out, by the device's id and the BAR's number.
         e820: (range, type), ascending, of fw_cfg's etc/e820; None where it was not read.
-        tree: the device tree as source; None where there is none.
+        nodes: memory of each NUMA node, of ACPI's SRAT or the device tree; None where not read.
+        tree: what its device tree says beside; None where there is none.
         ecam: the PCI configuration space as firmware left it, or None.
+        regions: what its memory has, by name.
+        astray: devices with a 64-bit BAR outside the window of their root port.
     """
 
     refused: str | None = None
@@ -47,8 +52,11 @@ class Observed:
     window: AddrRange | None = None
     bars: dict[tuple[str, int], AddrRange] = field(default_factory=dict)
     e820: tuple[tuple[AddrRange, int], ...] | None = None
-    tree: dict[str, tuple[int, ...]] | None = None
+    nodes: dict[int, list[AddrRange]] | None = None
+    tree: Tree | None = None
     ecam: AddrRange | None = None
+    regions: tuple[tuple[str, AddrRange], ...] = ()
+    astray: frozenset[str] = frozenset()
 
 
 class Qmp:
@@ -142,31 +150,6 @@ def regions(text: str) -> list[tuple[str, AddrRange]]:
     ]
 
 
-def read_e820(qmp: Qmp) -> tuple[tuple[AddrRange, int], ...]:
-    """Read etc/e820 of fw_cfg by port accesses, as firmware does."""
-    select_port, data_port = _FW_CFG
-
-    def read(key: int, size: int) -> bytes:
-        lines = [f"o /h {select_port:#x} {key:#x}", *[f"i /b {data_port:#x}"] * size]
-        return bytes(int(text.split("=")[1], 16) for text in qmp.hmp(*lines)[1:])
-
-    count = int.from_bytes(read(0x19, 4), "big")
-    folder = read(0x19, 4 + 64 * count)[4:]
-    for at in range(0, len(folder), 64):
-        entry = folder[at : at + 64]
-        if entry[8:].split(b"\0")[0] == b"etc/e820":
-            table = read(int.from_bytes(entry[4:6], "big"), int.from_bytes(entry[:4], "big"))
-            entries = []
-            for line in range(0, len(table), 20):
-                base, size, kind = (
-                    int.from_bytes(table[line + a : line + b], "little")
-                    for a, b in ((0, 8), (8, 16), (16, 20))
-                )
-                entries.append((AddrRange.from_size(base, size), kind))
-            return tuple(sorted(entries))
-    raise LabError("fw_cfg has no etc/e820")
-
-
 def bars_of(qmp: Qmp) -> dict[tuple[str, int], AddrRange]:
     """Return the BARs that have an address, by device id and number."""
     found: dict[tuple[str, int], AddrRange] = {}
@@ -183,6 +166,22 @@ def bars_of(qmp: Qmp) -> dict[tuple[str, int], AddrRange]:
     for bus in qmp.ask("query-pci"):
         walk(bus["devices"])
     return found
+
+
+def astray(qmp: Qmp) -> frozenset[str]:
+    """Return the devices with a prefetchable BAR that their port does not forward."""
+    found = set()
+    for bus in qmp.ask("query-pci"):
+        for port in bus["devices"]:
+            window = port.get("pci_bridge", {}).get("bus", {}).get("prefetchable_range")
+            for device in port.get("pci_bridge", {}).get("devices", []):
+                for region in device["regions"]:
+                    if not region.get("prefetch"):
+                        continue
+                    first, last = region["address"], region["address"] + region["size"] - 1
+                    if not window["base"] <= first <= last <= window["limit"]:
+                        found.add(device["qdev_id"])
+    return frozenset(found)
 
 
 def wait_for_bars(qmp: Qmp, names: set[str], seconds: float) -> dict[tuple[str, int], AddrRange]:

@@ -24,9 +24,8 @@ from vmm_iova.host.facts import Group, RegionKind, ReservedRegion, Source
 from vmm_iova.host.host import Host
 from vmm_iova.machines.model import Machine
 from vmm_iova.machines.parts import Pci64Window, RamWindow
-from vmm_iova.planning.bars import Packing
+from vmm_iova.planning.bars import Packing, WantedBar
 from vmm_iova.planning.page_tables import cost_of
-from vmm_iova.planning.request import WantedBar
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
 
 GIB, TIB = 1 << 30, 1 << 40

@@ -170,8 +170,9 @@ class TestBars:
         layout = vi.plan(vi.Guest("q35", "16G", bars=gpu, firmware="ovmf"), desktop)
         assert _item(layout, "gpu").place.start == 0x3800_0000_0000
         assert _item(layout, "gpu").iova is None
-        (note,) = [note.text for note in layout.notes if "below 2^39" in note.text]
-        assert "host-phys-bits-limit=39" in note
+        bits, switch = [note.text for note in layout.notes if "below 2^39" in note.text]
+        assert "host-phys-bits-limit=39" in bits
+        assert "X-PciMmio64Mb" in switch
         guest = vi.Guest("q35", "16G", bars=gpu, firmware="ovmf", phys_bits=39)
         assert _item(vi.plan(guest, desktop), "gpu").iova is not None
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from vmm_iova.machines.firmware import BarNeed, Board, Firmware, candidates, pla
 from vmm_iova.planning.layout import ItemKind
 from vmm_iova.ranges import GIB, MIB, TIB, AddrRange
 from vmm_iova.report.verdicts import layout_answer
+from vmm_iova.units import parse_size
 
 OPEN = vi.Host("open").usable(aperture=64, granule=4096)
 GPU = [vi.Bar("gpu", "16G")]
@@ -190,10 +193,24 @@ class TestFirmware:
     def test_required_32_bit_bar_over_an_rmrr_is_refused_where_ovmf_puts_it(self) -> None:
         host = vi.load_host("intel-dmar-thinkpad-t450s").usable(strict=True)
         bars = [vi.Bar("fb", "512M", bits=32, required=True)]
-        with pytest.raises(
-            vi.PlanError, match=r"OVMF 2026.08 puts BAR fb|OVMF 2025.02 puts BAR fb"
-        ):
+        with pytest.raises(vi.PlanError, match=r"OVMF 2025\.02 puts BAR fb"):
             vi.plan(_q35("4G", bars=bars, firmware="ovmf"), host)
+
+    def test_ovmf_of_2022_has_the_old_configuration_space_and_heeds_no_switch(
+        self,
+    ) -> None:
+        guest = _q35("2G", bars=GPU, phys_bits=40, cpu="amd", firmware="ovmf-2022.11")
+        layout = vi.plan(replace(guest, ovmf_window="32G"), OPEN)
+        assert _place(layout, "PCIe configuration space") == AddrRange(0xB000_0000, 0xBFFF_FFFF)
+        # and it does not look at what e820 reserves: AMD's hole is in its window
+        assert _place(layout, "gpu") == AddrRange.from_size(0xE0_0000_0000, 16 * GIB)
+
+    def test_switch_that_only_newer_releases_heed_is_a_fix_that_says_so(self) -> None:
+        laptop = vi.load_host("intel-dmar-i7-2600").usable()
+        bars = [vi.Bar("gpu", "16G", required=True)]
+        with pytest.raises(vi.PlanError) as caught:
+            vi.plan(_q35("4G", bars=bars, phys_bits=46, firmware="ovmf"), laptop)
+        assert any(fix.endswith(", from OVMF 2025.02 on") for fix in caught.value.fixes)
 
     def test_bar_larger_than_ovmfs_window_has_no_place(self) -> None:
         bars = [vi.Bar("gpu", "64G")]
@@ -220,9 +237,112 @@ class TestFirmware:
     def test_bars_are_packed_largest_first_from_the_bottom(self) -> None:
         board = Board(True, 2 * GIB, 102 * GIB, 0, 39, "intel")
         needs = [BarNeed(16 * GIB, 16 * GIB), BarNeed(64 * GIB, 64 * GIB)]
-        spans = place(Firmware("seabios", (1, 17, 0)), board, needs)
+        spans = place(Firmware("seabios", (1, 17, 0)), board, [], needs)
         assert spans is not None
-        assert [span.start for span in spans] == [0x70_0000_0000, 0x60_0000_0000]
+        assert [span.start for (span,) in spans] == [0x70_0000_0000, 0x60_0000_0000]
+
+
+class TestPorts:
+    """8 GiB on q35, BARs behind PCIe root ports: places as real firmware gave them out."""
+
+    TWO = (
+        vi.Bar("a", "256M", port="p0"),
+        vi.Bar("b", "256M", port="p0"),
+        vi.Bar("c", "8G", port="p0"),
+        vi.Bar("lone", "16G"),
+    )
+
+    @pytest.mark.parametrize(
+        ("firmware", "bits", "starts"),
+        [
+            ("seabios-1.16.2", 46, (0xA_0000_0000, 0xA_1000_0000, 0x8_0000_0000, 0x4_0000_0000)),
+            (
+                "seabios-1.16.3",  # each port takes 1/2048 of the addresses
+                46,
+                (0x3802_0000_0000, 0x3802_1000_0000, 0x3800_0000_0000, 0x3808_0000_0000),
+            ),
+            (
+                "seabios-1.17.0",
+                40,
+                (0xC6_0000_0000, 0xC6_1000_0000, 0xC4_0000_0000, 0xC0_0000_0000),
+            ),
+            ("ovmf-2025.02", 40, (0xC6_1000_0000, 0xC6_0000_0000, 0xC4_0000_0000, 0xC0_0000_0000)),
+            ("ovmf-2022.11", 40, (0xE6_1000_0000, 0xE6_0000_0000, 0xE4_0000_0000, 0xE0_0000_0000)),
+        ],
+    )
+    def test_bars_behind_a_port_stand_together_where_firmware_has_them(
+        self, firmware: str, bits: int, starts: tuple[int, ...]
+    ) -> None:
+        guest = _q35("8G", bars=self.TWO, phys_bits=bits, cpu="amd", firmware=firmware)
+        layout = vi.plan(guest, OPEN)
+        places = [_place(layout, name) for name in ("a", "b", "c", "lone")]
+        assert [place.start for place in places if place] == list(starts)
+
+    def test_gpus_take_a_stride_of_their_largest_bar_each(self) -> None:
+        bars = [
+            vi.Bar(f"{name}{port}", size, port=f"p{port}")
+            for port in range(8)
+            for name, size in (("large", "512G"), ("small", "32M"))
+        ]
+        guest = _q35("64G", bars=bars, phys_bits=46, cpu="intel", firmware="ovmf-2025.02")
+        with pytest.raises(vi.PlanError):  # 8 TiB in all, more than OVMF's window has besides
+            vi.plan(replace(guest, phys_bits=45), OPEN)
+        layout = vi.plan(guest, OPEN)
+        places = [_place(layout, f"large{port}") for port in range(8)]
+        starts = [place.start for place in places if place]
+        assert [after - before for before, after in pairwise(starts)] == [TIB] * 7
+
+    def test_fault_of_seabios_that_misaligns_a_large_bar_is_refused_by_name(self) -> None:
+        bars = [
+            *(vi.Bar(f"x{i}", "512M", port="p0") for i in range(1)),
+            vi.Bar("large", "8G", port="p1"),
+            vi.Bar("odd", "512M", port="p1"),
+            vi.Bar("next", "8G", port="p2"),
+            vi.Bar("more", "512M", port="p2"),
+        ]
+        guest = _q35("8G", bars=bars, phys_bits=40, cpu="amd", firmware="seabios-1.16.3")
+        with pytest.raises(vi.PlanError, match=r"SeaBIOS 1\.16\.3 puts BAR .* no multiple of"):
+            vi.plan(guest, OPEN)
+        assert vi.plan(replace(guest, firmware="seabios-1.17.0"), OPEN).starts
+
+    def test_bars_of_other_vmms_stand_together_at_the_ports_alignment(self) -> None:
+        guest = vi.Guest("own-x86", "8G", bars=self.TWO)
+        layout = vi.plan(guest, OPEN)
+        starts = {name: _place(layout, name) for name in ("a", "b", "c")}
+        assert all(starts.values())
+        base = starts["c"].start if starts["c"] else 0
+        assert base % (8 * GIB) == 0
+        assert starts["a"] == AddrRange.from_size(base + 8 * GIB, 256 * MIB)
+
+    def test_machine_without_root_ports_refuses_one(self) -> None:
+        with pytest.raises(vi.RequestError, match="no PCIe root port"):
+            vi.plan(vi.Guest("i440fx", "4G", bars=self.TWO), OPEN)
+
+    def test_required_bar_behind_a_port_is_named_and_may_be_optional(self) -> None:
+        laptop = vi.load_host("intel-dmar-i7-2600").usable()
+        bars = [vi.Bar("gpu", "16G", required=True, port="p0"), vi.Bar("audio", "64M", port="p0")]
+        with pytest.raises(vi.PlanError, match="puts BAR gpu") as caught:
+            vi.plan(_q35("4G", bars=bars, phys_bits=46, firmware="ovmf-2025.02"), laptop)
+        assert any("mark it optional" in fix for fix in caught.value.fixes)
+
+    def test_layout_with_ports_stays_on_the_next_start(self) -> None:
+        guest = _q35("8G", bars=self.TWO, phys_bits=46, cpu="amd", firmware="ovmf-2025.02")
+        layout = vi.plan(guest, OPEN)
+        again = vi.plan(guest, OPEN, keep=layout)
+        assert not again.changes
+        assert again.items == layout.items
+
+    def test_low_bars_of_seabios_stand_one_above_the_other(self) -> None:
+        bars = [vi.Bar("fb", "256M", bits=32), vi.Bar("other", "128M", bits=32)]
+        layout = vi.plan(_q35("8G", bars=bars, phys_bits=46, firmware="seabios-1.16.3"), OPEN)
+        assert _place(layout, "fb") == AddrRange.from_size(0xE000_0000, 256 * MIB)
+        assert _place(layout, "other") == AddrRange.from_size(0xF000_0000, 128 * MIB)
+
+    def test_three_bars_in_more_than_an_eighth_take_whole_eighths(self) -> None:
+        bars = [vi.Bar(f"b{i}", "64G") for i in range(3)]
+        guest = _q35("8G", bars=bars, phys_bits=39, cpu="intel", firmware="seabios-1.17.0")
+        place = _place(vi.plan(guest, OPEN), "b0")
+        assert place == AddrRange.from_size(0x50_0000_0000, 64 * GIB)
 
 
 def test_bars_of_a_vmm_of_ones_own_are_where_it_says() -> None:
@@ -257,3 +377,97 @@ class TestAnswer:
         layout = vi.plan(vi.Guest(machine, "16G"), usable)
         word = layout_answer(layout, vi.budget(layout)).word
         assert word == ("FITS" if layout.starts else "NOT AS IT IS")
+
+
+class TestFalseYes:
+    """What earlier planners said yes to, or advised, and real QEMU and its firmware did not do."""
+
+    def test_option_that_would_move_all_ram_is_not_printed(self) -> None:
+        # with pci-hole64-size=250G QEMU moves RAM to 1 TiB, and OVMF has the BAR elsewhere
+        host = vi.load_host("amd-epyc-1tb").usable()
+        bars = [vi.Bar("gpu", "128G", required=True)]
+        guest = _q35("900G", bars=bars, firmware="ovmf-2025.02", phys_bits=46)
+        layout = vi.plan(guest, host)
+        assert layout.ram[1].place.start == 4 * GIB
+        said = " ".join([*layout.settings, *(note.text for note in layout.notes)])
+        assert "pci-hole64-size" not in said
+        assert _place(layout, "gpu") == AddrRange.from_size(0x3800_0000_0000, 128 * GIB)
+
+    @pytest.mark.parametrize("machine", ["q35", "i440fx", "virt", "microvm"])
+    @pytest.mark.parametrize("ram", ["300G", "600G", "1.5TiB"])
+    def test_advice_for_qemu_never_asks_for_split_ram(self, machine: str, ram: str) -> None:
+        fixes: list[str] = []
+        for name in ("intel-dmar-i7-2600", "amd-epyc-1tb"):
+            try:
+                vi.plan(vi.Guest(machine, ram, cpu="intel"), vi.load_host(name).usable())
+            except vi.PlanError as error:
+                fixes += error.fixes
+        assert not any("split" in fix for fix in fixes)
+
+    def test_maxmem_of_64_gib_guest_on_amd_moves_all_its_ram_and_says_what_would_not(self) -> None:
+        guest = _q35("64G", maxmem="1.5TiB", cpu="amd", phys_bits=48)
+        layout = vi.plan(guest, OPEN)
+        assert layout.ram[1].place.start == TIB
+        assert any("RAM is moved for maxmem alone" in text for text in layout.reasons)
+        (said,) = [text for text in layout.otherwise if "to leave RAM where it is" in text]
+        most = parse_size(said.partition("maxmem=")[2].partition(" or less")[0], "most")
+        for maxmem, start in ((most, 4 * GIB), (most + GIB, TIB)):
+            other = vi.plan(replace(guest, maxmem=maxmem), OPEN)
+            assert other.ram[1].place.start == start
+
+    def test_maxmem_on_amd_that_moves_nothing_says_how_much_more_would(self) -> None:
+        guest = _q35("64G", maxmem="256G", cpu="amd", phys_bits=48)
+        layout = vi.plan(guest, OPEN)
+        assert layout.ram[1].place.start == 4 * GIB
+        (note,) = [note.text for note in layout.notes if "RAM stays where it is" in note.text]
+        most = parse_size(note.partition(") is ")[2].partition(" or less")[0], "most")
+        for more, start in ((most, 4 * GIB), (most + GIB, TIB)):
+            other = vi.plan(replace(guest, maxmem=64 * GIB + more), OPEN)
+            assert other.ram[1].place.start == start
+
+    def test_window_behind_hotplugged_memory_is_where_qemu_has_it(self) -> None:
+        layout = vi.plan(_q35("480G", maxmem="1000G", slots=1, cpu="amd", phys_bits=48), OPEN)
+        assert layout.ram[1].place.last == 0x177_7FFF_FFFF
+        window = _place(layout, "64-bit PCI window")
+        assert window is not None
+        assert window.start == 0x1F9_C000_0000
+
+    def test_virtio_mem_without_slots_takes_what_it_may_have_and_no_more(self) -> None:
+        layout = vi.plan(_q35("8G", maxmem="16G"), OPEN)
+        area = _place(layout, "memory plugged in later")
+        assert area == AddrRange.from_size(10 * GIB, 8 * GIB)
+
+    @pytest.mark.parametrize("cap", ["3584M", "4G"])
+    def test_max_ram_below_4g_above_qemus_own_limit_changes_nothing(self, cap: str) -> None:
+        plain = vi.plan(_q35("8G"), OPEN)
+        assert vi.plan(_q35("8G", max_ram_below_4g=cap), OPEN).ram == plain.ram
+
+    def test_bar_that_lands_beyond_the_host_is_said_with_the_switches_that_help(self) -> None:
+        laptop = vi.load_host("intel-dmar-i7-2600").usable()
+        layout = vi.plan(_q35("4G", bars=GPU, phys_bits=46, firmware="ovmf"), laptop)
+        notes = [note.text for note in layout.notes if "to have BAR gpu below 2^39" in note.text]
+        assert any("host-phys-bits-limit=39" in note for note in notes)
+        assert any("X-PciMmio64Mb,string=32768" in note for note in notes)
+        assert any(note.endswith(", from OVMF 2025.02 on") for note in notes)
+
+    def test_switch_that_would_not_help_is_not_said(self) -> None:
+        laptop = vi.load_host("intel-dmar-i7-2600").usable()
+        bars = [vi.Bar("gpu", "256G"), vi.Bar("other", "256G")]
+        layout = vi.plan(_q35("4G", bars=bars, phys_bits=46, firmware="ovmf-2025.02"), laptop)
+        assert not any("to have BAR" in note.text for note in layout.notes)
+
+    @pytest.mark.parametrize(
+        ("machine", "word"),
+        [
+            ("q35,cxl=on", "cxl"),
+            ("q35,sgx-epc.0.memdev=mem1", "enclave"),
+            ("q35,nvdimm=on", "modules"),
+            ("q35,confidential-guest-support=sev0", "fewer address bits"),
+        ],
+    )
+    def test_what_moves_memory_and_is_not_planned_is_refused_by_name(
+        self, machine: str, word: str
+    ) -> None:
+        with pytest.raises(vi.RequestError, match="is not planned") as caught:
+            vi.plan(vi.Guest(machine, "4G"), OPEN)
+        assert word in caught.value.message

@@ -58,8 +58,9 @@ def add_guest_options(parser: argparse.ArgumentParser, *, ram: str) -> None:
         "--bar",
         action="append",
         default=[],
-        metavar="NAME=SIZE[,32][,required]",
-        help="a BAR; required: other devices must reach it; may be repeated",
+        metavar="NAME=SIZE[,32][,required][,port=PORT]",
+        help="a BAR; required: other devices must reach it; port: of one root port's devices all "
+        "stand together; may be repeated",
     )
     add("--room", action="append", default=[], metavar="NAME=SIZE", help="room kept above all")
     add("--reserve", action="append", default=[], metavar="NAME=RANGE", help="area to keep free")
@@ -142,6 +143,9 @@ def assigned_guest(guest: Guest, host: Facts, usable: Usable, options: argparse.
     return replace(guest, bars=(*guest.bars, *bars), devices=count)
 
 
+_BAR_WORDS = ("32", "64", "required", "optional")
+
+
 def _named(item: str, option: str) -> tuple[str, str]:
     name, equals, value = item.partition("=")
     if not (name and equals and value):
@@ -152,14 +156,22 @@ def _named(item: str, option: str) -> tuple[str, str]:
 def _bar(item: str) -> Bar:
     name, value = _named(item, "bar")
     size, *words = value.split(",")
-    unknown = [word for word in words if word not in ("32", "64", "required", "optional")]
-    if unknown:
+    ports = [one_line(word.removeprefix("port=")) for word in words if word.startswith("port=")]
+    unknown = [word for word in words if word not in _BAR_WORDS and not word.startswith("port=")]
+    if unknown or not all(ports) or len(ports) > 1:
         raise RequestError(
-            f"--bar {item!r}: {unknown[0]!r} is none of 32, 64, required, optional",
+            f"--bar {item!r}: {unknown[0] if unknown else 'port='!r} is none of "
+            f"{', '.join(_BAR_WORDS)}, port=PORT",
             field="bar",
             value=item,
         )
-    return Bar(name, size, bits=32 if "32" in words else 64, required="required" in words)
+    return Bar(
+        name,
+        size,
+        bits=32 if "32" in words else 64,
+        required="required" in words,
+        port=ports[0] if ports else None,
+    )
 
 
 def saved_layout(options: argparse.Namespace) -> dict[str, Any] | None:

@@ -3,7 +3,8 @@
 
 SeaBIOS src/fw/pciinit.c, pci_bios_map_devices(); edk2 OvmfPkg/Library/PlatformInitLib/MemDetect.c,
 PlatformGetFirstNonAddress() and PlatformDynamicMmioWindow(). What is not read there was seen on
-SeaBIOS 1.16.2, 1.16.3 and 1.17.0 and OVMF 2025.02 and 2026.08 (`python -m lab.vmm` compares).
+SeaBIOS 1.16.2, 1.16.3 and 1.17.0 and OVMF 2022.11, 2025.02 and 2026.08 (`python -m lab.vmm`
+compares).
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ _OVMF_SMALL_BITS = 40  # the same, where the CPU has no pages of 1 GiB
 _OVMF_WINDOW = 32 * GIB  # PcdPciMmio64Size (OvmfPkg/OvmfPkgX64.dsc)
 _SEABIOS_TOP = 0xFEC0_0000  # BUILD_PCIMEM_END (SeaBIOS src/config.h): the I/O APIC
 _ECAM = 256 * MIB
+_OVMF_NEW = (2023, 2)  # 2022.11 does otherwise, 2025.02 as all since; seen, none between was tried
+_SEABIOS_PORT = 2 * MIB  # PCI_BRIDGE_MEM_MIN (SeaBIOS src/fw/pciinit.c)
+_OVMF_PORT = MIB  # what a bridge decodes (PciBusDxe/PciResourceSupport.c)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -61,6 +65,7 @@ RELEASES = (
     Firmware("seabios", (1, 16, 2)),
     Firmware("seabios", (1, 16, 3)),
     Firmware("seabios", (1, 17, 0)),
+    Firmware("ovmf", (2022, 11)),
     Firmware("ovmf", (2025, 2)),
     Firmware("ovmf", (2026, 8)),
 )
@@ -103,15 +108,17 @@ def candidates(name: str | None, machine: Machine) -> tuple[Firmware, ...]:
 
 @dataclass(frozen=True, slots=True)
 class BarNeed:
-    """What of a device wants a place together: one BAR, or the window of a port.
+    """What of a device wants a place together: one BAR, or all behind a root port.
 
     Attributes:
-        size: bytes, a multiple of `align`.
+        size: bytes of the BAR, or of all behind the port.
         align: bytes, a power of two.
+        behind: BARs behind a root port, which stand in one window of it.
     """
 
     size: int
     align: int
+    behind: tuple[BarNeed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,49 +179,141 @@ def _up(value: int, align: int) -> int:
     return -(-value // align) * align
 
 
-def place(firmware: Firmware, board: Board, bars: Sequence[BarNeed]) -> list[AddrRange] | None:
-    """Return where firmware puts 64-bit BARs, in the order given; None if they have no place.
+def place(
+    firmware: Firmware, board: Board, low: Sequence[BarNeed], high: Sequence[BarNeed]
+) -> list[list[AddrRange]] | None:
+    """Return where firmware puts BARs, in the order given; None if they have no place.
+
+    One place for a BAR; behind a root port one for each BAR there.
+
+    Args:
+        firmware: which.
+        board: what it finds.
+        low: BARs that must lie below 4 GiB.
+        high: 64-bit BARs, and ports.
 
     Complexity: O(bars log bars).
     """
-    order = sorted(range(len(bars)), key=lambda index: (-bars[index].align, -bars[index].size))
-    sizes = sum(bar.size for bar in bars)
-    largest = max((bar.align for bar in bars), default=1)
-    if firmware.kind == "seabios":
-        start, stop = _seabios(firmware, board, sizes, largest)
-    else:
-        start, stop = _ovmf(firmware, board)
+    every = [_port(firmware, board, bar) if bar.behind else bar for bar in (*low, *high)]
+    lower, upper = every[: len(low)], every[len(low) :]
+    down = firmware.kind == "seabios"
+    room = windows(firmware, board).low
+    if down and not _seabios_pads(firmware, board) and _below(every) >= room.start:
+        lower, upper = every, []  # it has all below 4 GiB where that is enough
+    below = _stack(firmware, lower, _below(lower) if down else room.start)
+    above = _stack(firmware, upper, 0)
+    if upper:
+        start, stop = _seabios(firmware, board, upper) if down else _ovmf(firmware, board)
+        above = _stack(firmware, upper, start)
+        if max(span.last for span in above) >= stop:
+            return None
+    if any(span not in room for span in below):
+        return None
+    return [
+        _behind(firmware, span, bar.behind) if bar.behind else [span]
+        for span, bar in zip((*below, *above), (*low, *high), strict=True)
+    ]
+
+
+def _stack(firmware: Firmware, bars: Sequence[BarNeed], start: int) -> list[AddrRange]:
+    """Put BARs one above the other, in the order that the firmware has for them.
+
+    Both give out the largest first. SeaBIOS comes to ports after the other devices, and to the last
+    port first (pci_bios_check_devices()).
+    """
+
+    def key(index: int) -> tuple[int, int, bool, int]:
+        bar = bars[index]
+        if firmware.kind == "ovmf":
+            return -bar.align, 0, False, index
+        port = bool(bar.behind)
+        return -bar.align, -bar.size, port, -index if port else index
+
     places: dict[int, AddrRange] = {}
     at = start
-    for index in order:
+    for index in sorted(range(len(bars)), key=key):
         at = _up(at, bars[index].align)
         places[index] = AddrRange.from_size(at, bars[index].size)
         at += bars[index].size
-    if at > stop:
-        return None
     return [places[index] for index in range(len(bars))]
 
 
-def _seabios(firmware: Firmware, board: Board, sizes: int, largest: int) -> tuple[int, int]:
+def _below(bars: Sequence[BarNeed]) -> int:
+    """Where SeaBIOS begins with BARs below 4 GiB (pci_bios_init_root_regions_mem()).
+
+    The small BARs of other devices stand above, and other windows of ports.
+    """
+    largest = max((bar.align for bar in bars), default=1)
+    ports = sum(bool(bar.behind) for bar in bars)
+    spare = MIB + ports * _SEABIOS_PORT
+    return max(0, (_SEABIOS_TOP - spare - sum(bar.size for bar in bars)) // largest * largest)
+
+
+def _behind(firmware: Firmware, window: AddrRange, bars: Sequence[BarNeed]) -> list[AddrRange]:
+    """Where the BARs behind a port are in its window."""
+    last_first = firmware.kind == "ovmf"  # of equal ones, as it was seen
+    order = sorted(
+        range(len(bars)), key=lambda i: (-bars[i].align, -bars[i].size, -i if last_first else i)
+    )
+    places: dict[int, AddrRange] = {}
+    at = window.start
+    for index in order:
+        size, align = bars[index].size, bars[index].align
+        # SeaBIOS adds one size to the other, also in a window that suits none of them.
+        at = _up(at, align) if last_first else at
+        places[index] = AddrRange.from_size(at, size)
+        at += size
+    return [places[index] for index in range(len(bars))]
+
+
+def _port(firmware: Firmware, board: Board, need: BarNeed) -> BarNeed:
+    """The window of a port, with what firmware adds for devices that are plugged in later."""
+    largest = max(bar.align for bar in need.behind)
+    sizes = sum(bar.size for bar in need.behind)
+    if firmware.kind == "seabios":
+        # pci_bios_check_devices(): 1/2048 of the addresses; 1.17.0 is the first whose alignment
+        # suits larger BARs, too ("pciinit: don't misalign large BARs").
+        align = max(_SEABIOS_PORT, largest)
+        top = _seabios_top(firmware, board)
+        if top and _seabios_pads(firmware, board):
+            align = max(align, top >> 11) if firmware.version >= (1, 17, 0) else top >> 11
+        return BarNeed(_up(sizes, align), align, need.behind)
+    places = _behind(firmware, AddrRange(0, 0), need.behind)
+    used = _up(max(place.last for place in places) + 1, _OVMF_PORT)
+    _, size = _ovmf_window(firmware, board)
+    # PciHotPlugInitDxe, GetResourcePadding(): 1/256 of the window, as a power of two
+    spare = (1 << (size - 1).bit_length()) >> 8
+    return BarNeed(max(used, spare), max(_OVMF_PORT, largest, spare), need.behind)
+
+
+def _seabios(firmware: Firmware, board: Board, bars: Sequence[BarNeed]) -> tuple[int, int]:
     """Where SeaBIOS begins with 64-bit BARs, and the last address that it may take."""
-    old = firmware.version and firmware.version < (1, 16, 3)
-    bits = 0 if old else _seabios_bits(firmware, board)
-    high = bits >= 36 and board.high_end > _FOUR_GIB
-    # The small BARs of other devices stand at the top; a MiB is enough for those of most guests.
-    below = (_SEABIOS_TOP - MIB - sizes) // largest * largest
-    if not high and below >= _seabios_low(board).start:
-        return below, _FOUR_GIB
+    sizes = sum(bar.size for bar in bars)
+    largest = max((bar.align for bar in bars), default=1)
+    high, top = _seabios_pads(firmware, board), _seabios_top(firmware, board)
     base = max(board.reserved_end, board.high_end)
-    if bits:
-        top = 1 << bits
+    if top:
         size = _up(sizes, GIB)
         if high:
-            size = max(top >> 3, 1 << (size - 1).bit_length())
+            size = _up(size, top >> 3)
         base = max(base, top - size)
         taken = AddrRange.from_size(base, size)
         if any(taken.overlaps(span) for span in board.reserved):
             base -= size
     return _up(_up(base, largest), GIB), 1 << 64
+
+
+def _seabios_pads(firmware: Firmware, board: Board) -> bool:
+    """True where SeaBIOS has 64-bit BARs in the top eighth of the addresses (pci_pad_mem64)."""
+    return _seabios_top(firmware, board) >= 1 << 36 and board.high_end > _FOUR_GIB
+
+
+def _seabios_top(firmware: Firmware, board: Board) -> int:
+    """Where addresses end for SeaBIOS (pci_mem64_top); 0 where it does not ask."""
+    if firmware.version and firmware.version < (1, 16, 3):
+        return 0
+    bits = _seabios_bits(firmware, board)
+    return 1 << bits if bits else 0
 
 
 def _seabios_bits(firmware: Firmware, board: Board) -> int:
@@ -234,21 +333,28 @@ def _seabios_low(board: Board) -> AddrRange:
 
 
 def _ovmf(firmware: Firmware, board: Board) -> tuple[int, int]:
-    """OVMF's 64-bit window: the top eighth of the addresses, or 32 GiB right above RAM."""
+    """Where OVMF's 64-bit window begins, and what follows it."""
+    base, size = _ovmf_window(firmware, board)
+    return base, base + size
+
+
+def _ovmf_window(firmware: Firmware, board: Board) -> tuple[int, int]:
+    """OVMF's 64-bit window and its size: the top eighth of the addresses, or 32 GiB above RAM."""
     size = _up(board.ovmf_window or _OVMF_WINDOW, GIB)
     base = _up(max(board.reserved_end, board.high_end), GIB)
     base = _up(base, 1 << size.bit_length() - 1)
-    new = firmware.version >= (2026, 8)
-    bits = _known_bits(board, intel=() if new else (36, 39))
+    bits = _known_bits(board, intel=() if firmware.version >= (2026, 8) else (36, 39))
     bits = min(bits, _OVMF_BITS if board.big_pages else _OVMF_SMALL_BITS)
-    dynamic = board.ovmf_window is None and bits and firmware.version >= (2022, 11)
+    new = firmware.version >= _OVMF_NEW
+    asked = board.ovmf_window is not None and new  # older ones take the larger of the two
+    dynamic = not asked and bits and firmware.version >= (2022, 11)
     if dynamic and size < 1 << bits - 3 and base + (1 << bits - 3) < 1 << bits:
         size = 1 << bits - 3
         base = (1 << bits) - size
-        for span in board.reserved:
+        for span in board.reserved if new else ():  # PlatformReservationConflictCB()
             if span.overlaps(AddrRange.from_size(base, size)):
                 base = (span.start - size) // size * size
-    return base, base + size
+    return base, size
 
 
 def windows(firmware: Firmware, board: Board) -> Windows:
@@ -260,6 +366,12 @@ def windows(firmware: Firmware, board: Board) -> Windows:
     rest = _FOUR_GIB - max(board.low_end, 0x8000_0000)
     start = _FOUR_GIB - (1 << rest.bit_length() - 1)
     base, stop = _ovmf(firmware, board)
-    ecam = AddrRange.from_size(0xE000_0000, _ECAM) if board.q35 else None
-    last = 0xDFFF_FFFF if board.q35 else 0xFBFF_FFFF  # PlatformPei, PlatformMemMapInitialization()
-    return Windows(AddrRange(start, last), AddrRange(base, stop - 1), ecam)
+    high, last = AddrRange(base, stop - 1), 0xFBFF_FFFF
+    if not board.q35:
+        return Windows(AddrRange(start, last), high, None)
+    # PlatformMemMapInitialization(): BARs above the configuration space, since then below it
+    if firmware.version < _OVMF_NEW:
+        ecam = AddrRange.from_size(0xB000_0000, _ECAM)
+        return Windows(AddrRange(ecam.last + 1, last), high, ecam)
+    ecam = AddrRange.from_size(0xE000_0000, _ECAM)
+    return Windows(AddrRange(start, ecam.start - 1), high, ecam)

@@ -96,6 +96,12 @@ class Machine:
         return tuple(item for item in self.fixed if item.kind == "doorbell")
 
     @property
+    def pcie(self) -> bool:
+        """True if it has a PCIe configuration space, and so root ports."""
+        names = [item.name for item in self.fixed] + [item.name for item in self.above]
+        return any("configuration" in name for name in names)
+
+    @property
     def gap32(self) -> AddrRange | None:
         """Where below 4 GiB, above the lowest RAM, there is none; None when RAM goes through."""
         below = RangeSet(window.range for window in self.ram).complement(

@@ -8,14 +8,38 @@ here.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.ranges import AddrRange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from vmm_iova.planning.request import WantedBar
+    from vmm_iova.host.bars import BarBits
+
+
+@dataclass(frozen=True, slots=True)
+class WantedBar:
+    """A BAR or a room in numbers, or the window of a root port with all BARs behind it."""
+
+    name: str
+    size: int
+    align: int
+    bits: BarBits
+    required: bool
+    emulated: bool = False
+    behind: tuple[WantedBar, ...] = ()
+
+    @property
+    def each(self) -> tuple[WantedBar, ...]:
+        """The BARs themselves: those behind the port, or this one."""
+        return self.behind or (self,)
+
+    @property
+    def optional(self) -> WantedBar:
+        """The same where no peer has to reach it."""
+        return replace(self, required=False, behind=tuple(bar.optional for bar in self.behind))
 
 
 def fit(spans: Sequence[AddrRange], size: int, align: int, downward: bool) -> AddrRange | None:
@@ -33,6 +57,15 @@ def fit(spans: Sequence[AddrRange], size: int, align: int, downward: bool) -> Ad
 def without(spans: Iterable[AddrRange], taken: AddrRange) -> list[AddrRange]:
     """Return the spans without what was taken; seams between spans stay."""
     return [part for span in spans for part in span.subtract(taken)]
+
+
+def spread(bar: WantedBar, place: AddrRange) -> Iterator[tuple[WantedBar, AddrRange]]:
+    """Yield each BAR with its place: behind a port, the largest first from where its window is."""
+    at = place.start
+    for each in sorted(bar.each, key=lambda one: (-one.align, -one.size)):
+        at = -(-at // each.align) * each.align
+        yield each, AddrRange.from_size(at, each.size)
+        at += each.size
 
 
 class Packing:

@@ -33,7 +33,7 @@ from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
     from vmm_iova.host.usable import Usable
-    from vmm_iova.planning.request import WantedBar
+    from vmm_iova.planning.bars import WantedBar
     from vmm_iova.planning.site import Site
 
 _LEAST_BITS = 36  # fewer address bits make no guest that starts

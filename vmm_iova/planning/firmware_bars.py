@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.host.facts import Note
 from vmm_iova.machines.firmware import BarNeed, Firmware, place, windows
-from vmm_iova.planning.bars import Packing
 from vmm_iova.planning.guest import bar_title
 from vmm_iova.planning.layout import Item, ItemKind
 from vmm_iova.planning.misfit import BarMisfit, BarUnreached
@@ -17,8 +16,9 @@ from vmm_iova.ranges import GIB, MIB, AddrRange, RangeSet
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vmm_iova.machines.firmware import Board
     from vmm_iova.machines.parts import FixedItem
-    from vmm_iova.planning.request import WantedBar
+    from vmm_iova.planning.bars import WantedBar
     from vmm_iova.planning.site import Site
 
 _ECAM = "PCIe configuration space"
@@ -65,7 +65,8 @@ def place_bars(
     every = [_of(site, firmware, ram, low, high) for firmware in site.wanted.firmware]
     chosen = every[-1]
     natural = site.window_place(top)
-    above = [chosen[bar.name] for bar in high if chosen[bar.name].start >= 4 * GIB]
+    every_high = [each for bar in high for each in bar.each]
+    above = [chosen[bar.name] for bar in every_high if chosen[bar.name].start >= 4 * GIB]
     if above and natural is not None:
         # hw/pci-host/q35.c, q35_host_get_pci_hole64_end(): it begins at the lowest BAR
         start = min(place.start for place in above)
@@ -77,10 +78,10 @@ def place_bars(
             yield from unreached(site, f"the {_WINDOW} {natural}", natural)
         cause = site.pushed(natural.start, site.floor(top)) if not above else None
         yield Item(ItemKind.WINDOW, _WINDOW, natural, natural if reached else None, cause)
-    for bar in (*low, *high):
+    for bar in (*low, *every_high):
         yield from bar_item(site, bar, chosen[bar.name])
     yield from _differences(site, every)
-    yield from _below(site, high, chosen)
+    yield from _below(site, ram, low, high, chosen)
 
 
 def _of(
@@ -92,17 +93,16 @@ def _of(
 ) -> dict[str, AddrRange]:
     """Where one release has the BARs, by their names."""
     board = site.board(ram)
-    room = windows(firmware, board)
-    down = firmware.kind == "seabios"
-    packing = Packing(low, [room.low], (), down)
-    if packing.stuck is not None:
-        raise BarMisfit(low[packing.stuck], [room.low], 32)
-    places = {bar.name: packing.places[index] for index, bar in enumerate(low)}
-    above = place(firmware, board, [BarNeed(bar.size, bar.align) for bar in high])
-    if above is None:
+    every = place(firmware, board, list(map(_need, low)), list(map(_need, high)))
+    if every is None:
+        room, first = windows(firmware, board), (*low, *high)[0]
+        if low and place(firmware, board, list(map(_need, low)), []) is None:
+            raise BarMisfit(first, [room.low], 32)
         raise BarMisfit(high[0], [room.high] if room.high else [], 64)
-    places |= {bar.name: span for bar, span in zip(high, above, strict=True)}
-    for bar in (*low, *high):
+    places: dict[str, AddrRange] = {}
+    for needed, spans in zip((*low, *high), every, strict=True):
+        places |= {each.name: span for each, span in zip(needed.each, spans, strict=True)}
+    for bar in (each for needed in (*low, *high) for each in needed.each):
         span = places[bar.name]
         inside = None
         if RangeSet([span]).isdisjoint(RangeSet(ram)):
@@ -110,10 +110,17 @@ def _of(
                 inside = f"beyond {site.wanted.limits[0].text}"
         else:
             inside = "inside RAM"
+        if span.start % bar.align:
+            # fixed in 1.17.0: "pciinit: don't misalign large BARs"
+            inside = f"no multiple of {bar.align:#x}, so the device decodes other addresses"
         missed = bar.required and span not in site.usable.ranges
         if inside or missed:
             raise BarUnreached(bar, firmware, span, site.usable.causes_of(span), inside)
     return places
+
+
+def _need(bar: WantedBar) -> BarNeed:
+    return BarNeed(bar.size, bar.align, tuple(map(_need, bar.behind)))
 
 
 def by_firmware(site: Site, ram: Sequence[AddrRange]) -> Iterator[FixedItem]:
@@ -148,18 +155,51 @@ def _differences(site: Site, every: Sequence[dict[str, AddrRange]]) -> Iterator[
             )
 
 
-def _below(site: Site, high: Sequence[WantedBar], places: dict[str, AddrRange]) -> Iterator[Note]:
+def _below(
+    site: Site,
+    ram: Sequence[AddrRange],
+    low: Sequence[WantedBar],
+    high: Sequence[WantedBar],
+    places: dict[str, AddrRange],
+) -> Iterator[Note]:
     """What would bring BARs to where peers reach them, tried."""
-    reach = site.host.ranges.hull
-    beyond = [bar for bar in high if reach is not None and places[bar.name].last > reach.last]
-    if not beyond or reach is None:
+    reach, every = site.host.ranges.hull, [each for bar in high for each in bar.each]
+    if reach is None:
         return
-    machine = site.wanted.machine
+    beyond = {bar.name for bar in every if places[bar.name].last > reach.last}
+    if not beyond:
+        return
+    machine, board = site.wanted.machine, site.board(ram)
+    needs = list(map(_need, low)), list(map(_need, high))
+
+    def helped(other: Board) -> list[Firmware]:
+        """The releases that then have these BARs where peers reach them."""
+        found = []
+        for firmware in site.wanted.firmware:
+            spans = place(firmware, other, *needs)
+            if spans is None:
+                continue
+            flat = [span for each in spans[len(low) :] for span in each]
+            then = zip(every, flat, strict=True)
+            if all(span in site.usable.ranges for bar, span in then if bar.name in beyond):
+                found.append(firmware)
+        return found
+
     bits = (reach.last + 1).bit_length() - 1
+    titles = ", ".join(bar_title(bar.name) for bar in every if bar.name in beyond)
+    names = f"to have {titles} below 2^{bits}, where peers reach it"
     option = machine.option("phys_bits", bits=bits)
-    if option is not None:
-        names = ", ".join(bar_title(bar.name) for bar in beyond)
-        yield Note(f"to have {names} below 2^{bits}, where peers reach it: {option}")
+    starts = site.reach(max(span.last for span in ram)) < 1 << bits
+    if option is not None and starts and helped(replace(board, bits=bits)):
+        yield Note(f"{names}: {option}")
+    ovmf = any(firmware.kind == "ovmf" for firmware in site.wanted.firmware)
+    mib = ovmf_megabytes(high)
+    option = machine.option("ovmf_window", mib=mib)
+    if option is not None and ovmf and board.ovmf_window is None:
+        told = helped(replace(board, ovmf_window=mib << 20))
+        since = f", from {told[0]} on" if told and told != list(site.wanted.firmware) else ""
+        if told:
+            yield Note(f"{names}: {option}{since}")
 
 
 def ovmf_megabytes(bars: Sequence[WantedBar]) -> int:

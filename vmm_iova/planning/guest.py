@@ -41,6 +41,8 @@ class Bar:
         required: True if other devices must reach it (peer-to-peer); else the guest runs without.
         align: text or bytes, a power of two; default the size rounded up to one.
         emulated: True if the VMM answers for it itself, as for a ROM: no device ever reaches it.
+        port: name of the PCIe root port that its device is behind: 64-bit BARs behind one port
+            stand together in a window of it. None: behind none.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Bar:
     required: bool = False
     align: str | int | None = None
     emulated: bool = False
+    port: str | None = None
 
 
 def bar_title(name: str) -> str:

@@ -93,7 +93,8 @@ def _wanted_otherwise(wanted: Wanted, old: Layout, placed: Sequence[Item]) -> It
         if nodes != old.page_sizes:
             yield "the NUMA nodes, or the pages that back them, are others"
     sizes = {(item.name, item.place.size) for item in placed if item.kind is not ItemKind.WINDOW}
-    now = {(bar.name, bar.size) for bar in (*wanted.bars, *wanted.rooms)}
+    bars = (each for bar in wanted.bars for each in bar.each)
+    now = {(bar.name, bar.size) for bar in (*bars, *wanted.rooms)}
     now |= {(bell.name, bell.size) for bell in wanted.doorbells}
     if wanted.hotplug:
         now.add((PLUGGED, wanted.hotplug))
@@ -113,7 +114,7 @@ def _wanted_otherwise(wanted: Wanted, old: Layout, placed: Sequence[Item]) -> It
 def _blocked(site: Site, ram: Sequence[Item], placed: Sequence[Item]) -> Iterator[str]:
     """Which saved place is not free any more, and what takes it."""
     usable, wanted = site.usable, site.wanted
-    required = {bar.name for bar in wanted.bars if bar.required}
+    required = {each.name for bar in wanted.bars for each in bar.each if each.required}
     for item in (*ram, *placed):
         name = f"RAM {item.place}" if item.kind is ItemKind.RAM else f"{item.name} {item.place}"
         if item.gpa is not None and item.gpa.last > wanted.address_last:

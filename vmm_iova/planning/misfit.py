@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vmm_iova.host.bars import BarBits
     from vmm_iova.host.usable import Cause
     from vmm_iova.machines.firmware import Firmware
-    from vmm_iova.planning.request import WantedBar
+    from vmm_iova.planning.bars import WantedBar
 
 
 class Misfit(Exception):  # noqa: N818 -- callers never see it: `explain` makes a PlanError of it

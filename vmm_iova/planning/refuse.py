@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vmm_iova.machines.model import Machine
-    from vmm_iova.planning.request import WantedBar
+    from vmm_iova.planning.bars import WantedBar
     from vmm_iova.planning.site import Site
     from vmm_iova.planning.trials import Attempt
 
@@ -228,9 +228,10 @@ def _fixes_of_bar(misfit: BarMisfit, reasons: list[Reason], trials: Trials) -> I
         start = -(-roomy[0].start // bar.align) * bar.align
         bits = (start + bar.size - 1).bit_length()
         yield say.BITS_DEVICE.format(bits=bits)
-    if bar.bits == 64 and trials.works(trials.with_bar(bar, replace(bar, bits=32))):
+    below = replace(bar, bits=32)
+    if bar.bits == 64 and not bar.behind and trials.works(trials.with_bar(bar, below)):
         yield say.BAR_BELOW_4G.format(name=name, size=_size(bar.size))
-    if bar.required and trials.works(trials.with_bar(bar, replace(bar, required=False))):
+    if bar.required and trials.works(trials.with_bar(bar, bar.optional)):
         yield say.BAR_OPTIONAL
     yield from _less_ram(trials)
     yield from _smaller_bar(bar, trials)
@@ -238,7 +239,7 @@ def _fixes_of_bar(misfit: BarMisfit, reasons: list[Reason], trials: Trials) -> I
 
 def _smaller_bar(bar: WantedBar, trials: Trials) -> Iterator[str]:
     """The largest BAR that has a place, if the device has one."""
-    size = bar.size
+    size = 0 if bar.behind else bar.size
     while size > _LEAST_BAR:
         size = 1 << (size - 1).bit_length() - 1
         if trials.works(trials.with_bar(bar, replace(bar, size=size, align=size))):
@@ -309,8 +310,13 @@ def _fixes_of_place(misfit: BarUnreached, trials: Trials) -> Iterator[str]:
     if misfit.firmware.kind == "ovmf" and wanted.ovmf_window is None:
         mib = ovmf_megabytes([item for item in wanted.bars if item.bits == 64])
         option = machine.option("ovmf_window", mib=mib)
-        if option and trials.works(replace(wanted, ovmf_window=mib << 20)):
-            yield say.OVMF_WINDOW.format(mib=mib, option=option)
+        told = replace(wanted, ovmf_window=mib << 20)
+        every = [(one, replace(wanted, firmware=(one,))) for one in wanted.firmware]
+        stuck = [one for one, alone in every if not trials.works(alone)]
+        helped = [one for one in stuck if trials.works(replace(told, firmware=(one,)))]
+        if option and helped:
+            since = f", from {helped[0]} on" if helped != stuck else ""
+            yield say.OVMF_WINDOW.format(mib=mib, option=option) + since
     reach = trials.site.host.ranges.hull
     bits = (reach.last + 1).bit_length() - 1 if reach else 0
     if wanted.limits and _LEAST_BITS <= bits < wanted.limits[0].bits:
@@ -322,7 +328,7 @@ def _fixes_of_place(misfit: BarUnreached, trials: Trials) -> Iterator[str]:
             yield say.FIRMWARE_RELEASE.format(name=firmware.option)
     if misfit.span.last > wanted.address_last:
         yield from _wider(trials)
-    if bar.required and trials.works(trials.with_bar(bar, replace(bar, required=False))):
+    if bar.required and trials.works(trials.with_bar(bar, bar.optional)):
         yield say.BAR_OPTIONAL
     yield from _smaller_bar(bar, trials)
 

@@ -18,17 +18,18 @@ from vmm_iova.machines.firmware import candidates
 from vmm_iova.machines.model import Machine, check_disjoint
 from vmm_iova.machines.parts import CPU_VENDORS, FixedItem, OpenDoorbell, Pci64Window
 from vmm_iova.planning.guest import Node
+from vmm_iova.planning.wanted_bars import bars_of, room_of
 from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, GIB, MIB, TIB, AddrRange, check_granule
 from vmm_iova.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from vmm_iova.host.bars import BarBits
     from vmm_iova.host.usable import Usable
     from vmm_iova.machines.firmware import Firmware
     from vmm_iova.machines.parts import CpuVendor
-    from vmm_iova.planning.guest import Bar, Guest, Room
+    from vmm_iova.planning.bars import WantedBar
+    from vmm_iova.planning.guest import Guest
 
 
 VIOMMU_BITS = (39, 48, 57)
@@ -45,18 +46,6 @@ class WantedNode:
     size: int
     align: int
     page_size: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class WantedBar:
-    """A BAR or a room in numbers."""
-
-    name: str
-    size: int
-    align: int
-    bits: BarBits
-    required: bool
-    emulated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +66,7 @@ class Wanted:
         nodes: in order.
         pci64: the 64-bit window, or None.
         pci64_stated: True if its size was asked for, so it does not grow.
-        bars: in the order given.
+        bars: in the order given; those behind one root port are one.
         rooms: in the order given.
         reserved: ascending.
         limits: what bounds guest addresses, the narrowest first.
@@ -157,7 +146,7 @@ def resolve(guest: Guest, usable: Usable) -> Wanted:
     nodes = tuple(_nodes(guest, usable, align))
     reserved = tuple(sorted(guest.reserved, key=lambda item: item.range))
     check_disjoint([(item.name, item.range) for item in (*reserved, *machine.fixed)], "reserved")
-    bars = tuple(_bar(bar) for bar in guest.bars)
+    bars = bars_of(guest.bars, machine)
     if not machine.identity and (bars or guest.rooms or reserved):
         raise RequestError(
             f"machine {machine.name}: devices do not see guest addresses there, so no BAR, room or "
@@ -184,7 +173,7 @@ def resolve(guest: Guest, usable: Usable) -> Wanted:
         _pci64(guest, machine, usable.granule),
         guest.pci64 is not None,
         bars,
-        tuple(_room(room, usable) for room in guest.rooms),
+        tuple(room_of(room, usable) for room in guest.rooms),
         reserved,
         tuple(sorted(_limits(guest, machine, usable), key=lambda limit: limit.bits)),
         guest.viommu,
@@ -377,40 +366,6 @@ def _node(
 
 def _page_size(value: str | int | None) -> int | None:
     return None if value is None else check_granule(parse_size(value, "page_size"), "page_size")
-
-
-def _bar(bar: Bar) -> WantedBar:
-    size = parse_size(bar.size, f"size of BAR {bar.name}")
-    if bar.bits not in (32, 64):
-        raise RequestError(
-            f"BAR {bar.name}: bits {bar.bits!r} is neither 32 nor 64", field="bits", value=bar.bits
-        )
-    align = 1 << (size - 1).bit_length()
-    if bar.align is not None:
-        align = check_granule(parse_size(bar.align, f"align of BAR {bar.name}"), "align")
-    if align < BASE_PAGE or size % BASE_PAGE:  # it is mapped by whole pages
-        raise RequestError(
-            f"BAR {bar.name}: size {size:#x} and alignment {align:#x} are not whole pages of "
-            "4 KiB, so it cannot be mapped",
-            field="align" if size % BASE_PAGE == 0 else "size",
-            value=align,
-            hint="leave out BARs that no other device needs to reach",
-        )
-    if bar.required and bar.emulated:
-        raise RequestError(
-            f"BAR {bar.name} is emulated, so that no device can be required to reach it",
-            field="bars",
-            value=bar.name,
-        )
-    return WantedBar(bar.name, size, align, bar.bits, bar.required, bar.emulated)
-
-
-def _room(room: Room, usable: Usable) -> WantedBar:
-    size = parse_size(room.size, f"size of room {room.name}")
-    align = usable.granule
-    if room.align is not None:
-        align = max(align, check_granule(parse_size(room.align, "align"), "align"))
-    return WantedBar(room.name, -(-size // usable.granule) * usable.granule, align, 64, True)
 
 
 def _limits(guest: Guest, machine: Machine, usable: Usable) -> Iterable[AddressLimit]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from vmm_iova.host.facts import Note
     from vmm_iova.machines.parts import Pci64Window, RamWindow
-    from vmm_iova.planning.request import Wanted, WantedBar, WantedNode
+    from vmm_iova.planning.bars import WantedBar
+    from vmm_iova.planning.request import Wanted, WantedNode
 
     RoomOf = Callable[[RamWindow, int], Iterable[tuple[AddrRange, int]]]
 

@@ -13,8 +13,9 @@ from vmm_iova.planning.site import HolePolicy, Policy, Site, site_of
 from vmm_iova.ranges import HUGE_PAGES
 
 if TYPE_CHECKING:
+    from vmm_iova.planning.bars import WantedBar
     from vmm_iova.planning.layout import Layout
-    from vmm_iova.planning.request import Wanted, WantedBar
+    from vmm_iova.planning.request import Wanted
     from vmm_iova.ranges import AddrRange
 
 Attempt = Callable[[Site, Policy], "Layout"]
@@ -49,9 +50,14 @@ class Trials:
         return replace(wanted, ram=ram, nodes=(replace(wanted.nodes[0], name=None, size=ram),))
 
     def with_bar(self, bar: WantedBar, instead: WantedBar) -> Wanted:
-        """Return what is wanted with another BAR instead of this one."""
+        """Return what is wanted with another BAR instead of this one, also behind a port."""
         wanted = self.site.wanted
-        bars = tuple(instead if other == bar else other for other in wanted.bars)
+        bars = tuple(
+            instead
+            if other == bar
+            else replace(other, behind=tuple(instead if b == bar else b for b in other.behind))
+            for other in wanted.bars
+        )
         return replace(wanted, bars=bars)
 
     def ram_works(self, ram: int, on_hole: HolePolicy | None = None) -> bool:

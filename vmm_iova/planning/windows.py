@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.host.facts import Note
-from vmm_iova.planning.bars import Packing, fit, without
+from vmm_iova.planning.bars import Packing, fit, spread, without
 from vmm_iova.planning.firmware_bars import bar_item, place_bars, unreached
 from vmm_iova.planning.guest import bar_title
 from vmm_iova.planning.layout import Item, ItemKind
@@ -20,14 +21,14 @@ from vmm_iova.planning.misfit import (
 )
 from vmm_iova.planning.ram import check_start
 from vmm_iova.planning.site import HolePolicy, Placed
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
+from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange, RangeSet
 from vmm_iova.units import format_size, show_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vmm_iova.planning.bars import WantedBar
     from vmm_iova.planning.ram import PlacedRam
-    from vmm_iova.planning.request import WantedBar
     from vmm_iova.planning.site import Policy, Site
 
 _SPLITTING = (HolePolicy.SPLIT, HolePolicy.AUTO)
@@ -101,6 +102,26 @@ def _hotplug_area(site: Site, ram: PlacedRam, policy: Policy) -> Iterator[Item |
     if not RangeSet([area]) <= free:
         raise AreaMisfit(PLUGGED, area, site.usable.causes_of(area))
     yield Item(ItemKind.ROOM, PLUGGED, area, area, cause, required=True)
+    if ram.done != "move":  # else `reasons` says it
+        yield from _unmoved(site)
+
+
+def _unmoved(site: Site) -> Iterator[Note]:
+    """How much memory may be plugged in, for the VMM not to move RAM."""
+    window, area = site.wanted.machine.ram[-1], site.wanted.machine.hotplug
+    if window.move_past is None or area is None:
+        return
+    if window.move_cpu not in (None, site.wanted.cpu):
+        return
+    pieces, _ = site.as_machine()
+    without = replace(site, wanted=replace(site.wanted, hotplug=0))
+    spare = window.move_past - 1 - without.reach(pieces[-1].span.last)
+    if spare >= GIB:
+        size = format_size(spare // GIB * GIB)
+        yield Note(
+            f"RAM stays where it is if the area for plugged memory (maxmem less RAM, and "
+            f"{format_size(area.slot)} a slot) is {size} or less"
+        )
 
 
 def _low_bars(site: Site, bars: Sequence[WantedBar]) -> Iterator[Item | Note]:
@@ -121,7 +142,8 @@ def _low_bars(site: Site, bars: Sequence[WantedBar]) -> Iterator[Item | Note]:
 
 def _bar_items(site: Site, bars: Sequence[WantedBar], packing: Packing) -> Iterator[Item | Note]:
     for index, bar in enumerate(bars):
-        yield from bar_item(site, bar, packing.places[index])
+        for each, place in spread(bar, packing.places[index]):
+            yield from bar_item(site, each, place)
 
 
 # -- the 64-bit window -----------------------------------------------------------------------------

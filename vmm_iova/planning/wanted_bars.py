@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BARs and rooms that a guest wants, in numbers: checked, those behind one root port together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm_iova.errors import RequestError
+from vmm_iova.planning.bars import WantedBar, room_for
+from vmm_iova.ranges import BASE_PAGE, MIB, check_granule
+from vmm_iova.units import parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm_iova.host.usable import Usable
+    from vmm_iova.machines.model import Machine
+    from vmm_iova.planning.guest import Bar, Room
+
+
+def bars_of(bars: Sequence[Bar], machine: Machine) -> tuple[WantedBar, ...]:
+    """Return BARs in the order given; those behind one port are one, where the first of them is.
+
+    Raises:
+        RequestError: a size, alignment or port makes no sense.
+    """
+    ports: dict[str, list[WantedBar]] = {}
+    lone: list[WantedBar | str] = []
+    for bar in bars:
+        wanted = _bar(bar)
+        if bar.port is None or bar.bits == 32:  # another window of the port is for those
+            lone.append(wanted)
+            continue
+        if machine.firmware is not None and not machine.pcie:
+            raise RequestError(
+                f"machine {machine.name} has no PCIe root port: BAR {bar.name} cannot be behind "
+                f"{bar.port!r}",
+                field="bars",
+                value=bar.port,
+            )
+        if bar.port not in ports:
+            lone.append(bar.port)
+        ports.setdefault(bar.port, []).append(wanted)
+    return tuple(_port(entry, ports[entry]) if isinstance(entry, str) else entry for entry in lone)
+
+
+def _port(name: str, bars: Sequence[WantedBar]) -> WantedBar:
+    """The window of a root port: a bridge decodes whole MiB, at the alignment of its BARs."""
+    size = -(-room_for(bars, MIB) // MIB) * MIB
+    return WantedBar(
+        f"{', '.join(bar.name for bar in bars)} behind {name}",
+        size,
+        max(MIB, *(bar.align for bar in bars)),
+        64,
+        any(bar.required for bar in bars),
+        behind=tuple(bars),
+    )
+
+
+def _bar(bar: Bar) -> WantedBar:
+    size = parse_size(bar.size, f"size of BAR {bar.name}")
+    if bar.bits not in (32, 64):
+        raise RequestError(
+            f"BAR {bar.name}: bits {bar.bits!r} is neither 32 nor 64", field="bits", value=bar.bits
+        )
+    align = 1 << (size - 1).bit_length()
+    if bar.align is not None:
+        align = check_granule(parse_size(bar.align, f"align of BAR {bar.name}"), "align")
+    if align < BASE_PAGE or size % BASE_PAGE:  # it is mapped by whole pages
+        raise RequestError(
+            f"BAR {bar.name}: size {size:#x} and alignment {align:#x} are not whole pages of "
+            "4 KiB, so it cannot be mapped",
+            field="align" if size % BASE_PAGE == 0 else "size",
+            value=align,
+            hint="leave out BARs that no other device needs to reach",
+        )
+    if bar.required and bar.emulated:
+        raise RequestError(
+            f"BAR {bar.name} is emulated, so that no device can be required to reach it",
+            field="bars",
+            value=bar.name,
+        )
+    return WantedBar(bar.name, size, align, bar.bits, bar.required, bar.emulated)
+
+
+def room_of(room: Room, usable: Usable) -> WantedBar:
+    """Return a room in numbers: whole granules.
+
+    Raises:
+        RequestError: its size or alignment makes no sense.
+    """
+    size = parse_size(room.size, f"size of room {room.name}")
+    align = usable.granule
+    if room.align is not None:
+        align = max(align, check_granule(parse_size(room.align, "align"), "align"))
+    return WantedBar(room.name, -(-size // usable.granule) * usable.granule, align, 64, True)
