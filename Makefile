@@ -25,7 +25,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # As many at once as there are CPUs.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
-SOURCES := pyproject.toml setup.py $(shell find vmm_iova -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
+SOURCES := pyproject.toml setup.py $(shell find vmm_iova -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -path '*/tree/*.c')
 
 # Without the caches of bytecode each process compiles Python, pytest and us anew.
 unexport PYTHONDONTWRITEBYTECODE

@@ -72,7 +72,10 @@ def _extensions() -> list[Extension]:
         hot = cold = ["-O1"]
     fast = Extension(
         "vmm_iova._fast",
-        ["vmm_iova/_fast.pyx"],
+        [
+            "vmm_iova/_fast.pyx",
+            *(f"vmm_iova/allocator/tree/{name}.c" for name in ("plain", "wide")),
+        ],
         depends=[*glob("vmm_iova/allocator/tree/*.h"), "vmm_iova/_fast.pxd"],
         define_macros=macros,
         extra_compile_args=[*flags, *hot],

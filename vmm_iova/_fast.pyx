@@ -111,16 +111,18 @@ cdef extern from "allocator/tree/tree.h":
         const iova_span *, size_t, uint64_t, bint, const iova_tree *, size_t
     ) nogil
     void iova_tree_free(iova_tree *) nogil
-    int iova_insert(iova_tree *, uint64_t, uint64_t) nogil
-    int iova_allocate(iova_tree *, uint64_t, int, int, uint64_t, uint64_t, uint64_t *) nogil
-    int iova_release(iova_tree *, uint64_t, uint64_t *) nogil
-    void iova_find(const iova_tree *, uint64_t, iova_entry *) nogil
-    int iova_find_many(
+    int iova_insert "iova_now->insert"(iova_tree *, uint64_t, uint64_t) nogil
+    int iova_allocate "iova_now->allocate"(
+        iova_tree *, uint64_t, int, int, uint64_t, uint64_t, uint64_t *
+    ) nogil
+    int iova_release "iova_now->release"(iova_tree *, uint64_t, uint64_t *) nogil
+    void iova_find "iova_now->find"(const iova_tree *, uint64_t, iova_entry *) nogil
+    void iova_find_many "iova_now->find_many"(
         const iova_tree *, const uint64_t *, size_t, int, uint64_t *, uint64_t *
     ) nogil
-    void iova_call(const iova_tree *, const uint64_t *, size_t, size_t, int) nogil
+    void iova_call "iova_now->call"(const iova_tree *, const uint64_t *, size_t, size_t, int) nogil
     bint iova_far(const iova_tree *) nogil
-    int iova_mark(iova_tree *, uint64_t, uint64_t *, int) nogil
+    int iova_mark "iova_now->mark"(iova_tree *, uint64_t, uint64_t *, int) nogil
     size_t iova_outside(const iova_tree *, const iova_span *, size_t, iova_entry *, size_t) nogil
     size_t iova_free_spans(
         const iova_tree *, const iova_span *, size_t, uint64_t, uint64_t, iova_span *, size_t

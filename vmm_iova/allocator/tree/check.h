@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Every invariant of the tree, in words. Part of tree.h.
+ * Every invariant of the tree, in words. Part of plain.c.
  */
 #define MUST(truth, words)            \
 	do {                          \
@@ -8,12 +8,22 @@
 			return words; \
 	} while (0)
 
+static void leaf_read(const iova_leaf *l, iova_entry *e)
+{
+	for (uint32_t i = 0; i < l->count; i++) {
+		e[i].start = leaf_start(l, i);
+		e[i].len = leaf_stop(l, i) - e[i].start;
+		e[i].fixed = (int)(l->fixed >> i & 1);
+	}
+}
+
 static const char *check_leaf(const iova_leaf *l, uint64_t above)
 {
 	iova_entry e[IOVA_LANES];
 	iova_leaf same;
 
 	MUST(l->count >= 1 && l->count <= IOVA_LANES, "a leaf has 1 to 64 entries");
+	MUST(l->zero == 0, "the lane before the first says where it starts");
 	MUST(l->above == above, "a leaf knows where the next begins");
 	leaf_read(l, e);
 	for (uint32_t i = 0; i + 1 < l->count; i++) {
@@ -111,7 +121,7 @@ static const char *check_pool(const iova_pool *p)
 }
 
 /* The first invariant that does not hold, or NULL. */
-static const char *iova_check(const iova_tree *t)
+const char *iova_check(const iova_tree *t)
 {
 	const char *wrong = check_inner(t, t->root, t->height, t->top, 1);
 	uint64_t keys = 0, gaps = 0;
@@ -136,7 +146,7 @@ static const char *iova_check(const iova_tree *t)
 			if (!size)
 				continue;
 			gaps++;
-			MUST(sizes_next(t, 0, 1, &same_size, &same_start, 0) && same_size == size &&
+			MUST(sizes_next(t, 0, 1, &same_size, &same_start) && same_size == size &&
 				     same_start == start,
 			     "every gap is in the order by size");
 		}

@@ -1,82 +1,41 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The inner nodes of the tree, what they keep of their children, and the paths from the root to a
- * leaf. Part of tree.h, which has the shapes.
+ * leaf. Part of code.h, which has the shapes.
  */
 IOVA_INLINE iova_plane *plane_of(const iova_inner *n, int number)
 {
 	return number ? n->more[number] : (iova_plane *)&n->max;
 }
 
-IOVA_INLINE uint64_t max8(const uint64_t *v)
-{
-	uint64_t a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
-	uint64_t c = v[4] > v[5] ? v[4] : v[5], d = v[6] > v[7] ? v[6] : v[7];
-
-	a = a > b ? a : b;
-	c = c > d ? c : d;
-	return a > c ? a : c;
-}
-
-/* Bit i: v[i] is at least x. */
-IOVA_INLINE unsigned least8(const uint64_t *v, uint64_t x)
-{
-	unsigned bits = 0;
-
-#pragma GCC unroll 8
-	for (int i = 0; i < 8; i++)
-		bits |= (unsigned)(v[i] >= x) << i;
-	return bits;
-}
-
-/* The first of eight that is at least x, or 8. */
-IOVA_INLINE uint32_t first8(const uint64_t *v, uint64_t x)
-{
-	uint32_t found = 8;
-
-#pragma GCC unroll 8
-	for (int i = 7; i >= 0; i--)
-		found = v[i] >= x ? (uint32_t)i : found;
-	return found;
-}
-
-IOVA_INLINE unsigned atmost8(const uint64_t *v, uint64_t x)
-{
-	unsigned count = 0;
-
-	for (int i = 0; i < 8; i++)
-		count += v[i] <= x;
-	return count;
-}
-
 /* The last child whose first entry starts at x or below. */
 IOVA_INLINE uint32_t inner_seek(const iova_inner *n, uint64_t x)
 {
-	unsigned group = atmost8(n->key.top, x);
-	uint32_t i;
+	/* A node holds x only if its first key is at most x. */
+	uint32_t group = atmost8(n->key.top, x) - 1;
+	uint32_t i = 8 * group + atmost8(n->key.at + 8 * group, x);
 
-	group = group ? group - 1 : 0;
-	i = 8 * group + atmost8(n->key.at + 8 * group, x);
-	i = i < n->count ? i : n->count;
-	return i ? i - 1 : 0;
+	return (i < n->count ? i : n->count) - 1;
+}
+
+/* The first child that has `need`: one has. */
+IOVA_INLINE uint32_t plane_hit(const iova_plane *p, uint64_t need)
+{
+	uint32_t group = fresh_first8(p->top, need);
+
+	return 8 * group + first8(p->at + 8 * group, need);
 }
 
 /* The first child from `from` on that has `need`, or IOVA_LANES. */
 IOVA_INLINE uint32_t plane_first(const iova_plane *p, uint64_t need, uint32_t from)
 {
-	uint32_t group = from / 8;
-	unsigned bits;
+	uint32_t group = from / 8, bits;
 
-	if (from == 0) {
-		group = first8(p->top, need);
-		return group == 8 ? IOVA_LANES : 8 * group + first8(p->at + 8 * group, need);
-	}
 	if (from >= IOVA_LANES)
 		return IOVA_LANES;
 	bits = from % 8 ? least8(p->at + 8 * group, need) & (0xffu << from % 8) : 0;
 	if (!bits) {
 		bits = least8(p->top, need) & (0xffu << (from + 7) / 8);
-		bits &= 0xff;
 		if (!bits)
 			return IOVA_LANES;
 		group = (uint32_t)__builtin_ctz(bits);
@@ -89,7 +48,7 @@ IOVA_INLINE uint32_t plane_first(const iova_plane *p, uint64_t need, uint32_t fr
 IOVA_INLINE uint32_t plane_last(const iova_plane *p, uint64_t need, uint32_t below)
 {
 	uint32_t group = below / 8;
-	unsigned bits = below % 8 ? least8(p->at + 8 * group, need) & ((1u << below % 8) - 1) : 0;
+	uint32_t bits = below % 8 ? least8(p->at + 8 * group, need) & ((1u << below % 8) - 1) : 0;
 
 	if (!bits) {
 		bits = least8(p->top, need) & ((1u << group) - 1);
@@ -213,7 +172,7 @@ IOVA_INLINE void path_down_to(iova_path *p, int level, int k, uint64_t need, int
 	while (--level) {
 		iova_inner *in = n;
 		uint32_t i = last ? plane_last(plane_of(in, k), need, IOVA_LANES)
-				  : plane_first(plane_of(in, k), need, 0);
+				  : plane_hit(plane_of(in, k), need);
 
 		p->node[level] = in;
 		p->at[level] = i;
@@ -261,18 +220,11 @@ static int path_step(const iova_tree *t, iova_path *p, int step)
 	return 1;
 }
 
-/* PERF: the group is written as it is read, for reading after the store of one would stall. */
+/* Set the number of child i. */
 IOVA_INLINE void plane_set(iova_plane *p, uint32_t i, uint64_t value)
 {
-	uint64_t *group = p->at + i / 8 * 8, v[8], most = 0;
-
-	for (uint32_t j = 0; j < 8; j++)
-		v[j] = j == i % 8 ? value : group[j];
-	for (uint32_t j = 0; j < 8; j++)
-		most = v[j] > most ? v[j] : most;
-	for (uint32_t j = 0; j < 8; j++)
-		group[j] = v[j];
-	p->top[i / 8] = most;
+	p->at[i] = value;
+	p->top[i / 8] = max8(p->at + i / 8 * 8);
 }
 
 IOVA_INLINE void path_add(const iova_tree *t, const iova_path *p, uint64_t units)
@@ -311,31 +263,30 @@ static void path_refresh(const iova_tree *t, const iova_path *p)
 }
 
 /* The leaf has `most` at most in plane k now, and had more: note it there and above.
- * PERF: the first level is set in any case, for whether it changes is a coin toss.
+ * PERF: every level is set in any case, for whether it changes is a coin toss.
  */
 IOVA_INLINE void path_lower(const iova_tree *t, const iova_path *p, int k, uint64_t most)
 {
-	plane_set(plane_of(p->node[1], k), p->at[1], most);
-	for (int level = 2; level <= t->height; level++) {
+	for (int level = 1;; level++) {
 		iova_plane *plane = plane_of(p->node[level], k);
 
-		most = max8(plane_of(p->node[level - 1], k)->top);
-		if (plane->at[p->at[level]] == most)
-			break;
 		plane_set(plane, p->at[level], most);
+		if (level == t->height)
+			break;
+		most = max8(plane->top);
 	}
 }
 
 /* A gap has shrunk or gone from the leaf, which has `most` left at the plainest alignment. */
 IOVA_INLINE void path_lose(const iova_tree *t, const iova_path *p, uint64_t stop, uint64_t gap,
-			   uint64_t most, int wide)
+			   uint64_t most)
 {
 	path_lower(t, p, 0, most);
-	for (int k = 1; k < t->classes; k++) {
+	for (int k = 1; __builtin_expect(k < t->classes, 0); k++) {
 		uint64_t mask = t->mask[k];
 
 		if (usable(stop, gap, mask) == plane_of(p->node[1], k)->at[p->at[1]])
-			path_lower(t, p, k, leaf_max_any(p->leaf, mask, wide));
+			path_lower(t, p, k, leaf_max(p->leaf, mask));
 	}
 }
 
@@ -346,8 +297,8 @@ IOVA_INLINE void path_raise(const iova_tree *t, const iova_path *p, int k, uint6
 		iova_plane *plane = plane_of(p->node[level], k);
 		uint64_t *at = plane->at + p->at[level], *top = plane->top + p->at[level] / 8;
 
-		*at = size > *at ? size : *at;
-		*top = size > *top ? size : *top;
+		*at = larger_of(size, *at);
+		*top = larger_of(size, *top);
 	}
 }
 
@@ -355,6 +306,6 @@ IOVA_INLINE void path_raise(const iova_tree *t, const iova_path *p, int k, uint6
 IOVA_INLINE void path_gain(const iova_tree *t, const iova_path *p, uint64_t stop, uint64_t gap)
 {
 	path_raise(t, p, 0, gap);
-	for (int k = 1; k < t->classes; k++)
+	for (int k = 1; __builtin_expect(k < t->classes, 0); k++)
 		path_raise(t, p, k, usable(stop, gap, t->mask[k]));
 }

@@ -1,78 +1,119 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The loops over the lanes of a leaf, IOVA_WIDTH lanes at once: tree.h includes this for vectors of
- * four lanes, which every target has, and on x86-64 again for eight, which run only where the CPU
- * has them. V(name) is the name with the width behind it.
+ * Vectors, and the loops over the lanes of a leaf and over the eight numbers of a group. Part of
+ * code.h, which is compiled for vectors of four lanes, which every target has, and on x86-64 again
+ * for eight (IOVA_WIDE), which run only where the CPU has AVX2.
+ *
+ * PERF: a load waits for a store that is still on its way unless the store covers it. So lanes are
+ * written in vectors, as they are read; and a number that was written alone is read alone.
  */
-typedef int32_t V(lanes) __attribute__((vector_size(4 * IOVA_WIDTH)));
-typedef int32_t V(lanes_at) __attribute__((vector_size(4 * IOVA_WIDTH), aligned(4), may_alias));
+#ifdef IOVA_WIDE
+#include <immintrin.h>
+enum { IOVA_WIDTH = 8 };
+#else
+enum { IOVA_WIDTH = 4 };
+#endif
 
-IOVA_INLINE V(lanes) V(load)(const void *lanes)
+typedef int32_t lanes __attribute__((vector_size(4 * IOVA_WIDTH)));
+typedef int32_t lanes_at __attribute__((vector_size(4 * IOVA_WIDTH), aligned(4), may_alias));
+
+IOVA_INLINE lanes load(const void *at)
 {
-	return *(const V(lanes_at) *)lanes;
+	return *(const lanes_at *)at;
 }
 
-IOVA_INLINE void V(store)(void *lanes, V(lanes) v)
+IOVA_INLINE void store(void *at, lanes v)
 {
-	*(V(lanes_at) *)lanes = v;
+	*(lanes_at *)at = v;
 }
 
-IOVA_INLINE V(lanes) V(all)(int32_t value)
+IOVA_INLINE lanes all(int32_t value)
 {
-	V(lanes) v = { value };
+	lanes v = { value };
 
-#if IOVA_WIDTH == 8
+#ifdef IOVA_WIDE
 	return __builtin_shufflevector(v, v, 0, 0, 0, 0, 0, 0, 0, 0);
 #else
 	return __builtin_shufflevector(v, v, 0, 0, 0, 0);
 #endif
 }
 
-IOVA_INLINE V(lanes) V(pick)(V(lanes) mask, V(lanes) yes, V(lanes) no)
+/* PERF: GCC makes three instructions of `mask ? yes : no` on vectors, and four of the larger. */
+IOVA_INLINE lanes pick(lanes mask, lanes yes, lanes no)
 {
+#ifdef IOVA_WIDE
+	return (lanes)_mm256_blendv_ps((__m256)no, (__m256)yes, (__m256)mask);
+#else
 	return (yes & mask) | (no & ~mask);
+#endif
 }
 
-IOVA_INLINE V(lanes) V(larger)(V(lanes) a, V(lanes) b)
+IOVA_INLINE lanes larger(lanes a, lanes b)
 {
-	return V(pick)(a > b, a, b);
+#ifdef IOVA_WIDE
+	return (lanes)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#else
+	return pick(a > b, a, b);
+#endif
 }
 
 /* The largest of the numbers. */
-IOVA_INLINE int32_t V(largest)(V(lanes) v)
+IOVA_INLINE int32_t largest(lanes v)
 {
-#if IOVA_WIDTH == 8
-	v = V(larger)(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
-	v = V(larger)(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
+#ifdef IOVA_WIDE
+	v = larger(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+	v = larger(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
+	v = larger(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6));
+	return v[0];
 #else
-	v = V(larger)(v, __builtin_shufflevector(v, v, 2, 3, 0, 1));
-#endif
+	v = larger(v, __builtin_shufflevector(v, v, 2, 3, 0, 1));
 	return v[0] > v[1] ? v[0] : v[1];
+#endif
 }
 
-/* How many of 16 ascending numbers are at most x. */
-IOVA_INLINE uint32_t V(atmost)(const int32_t *lanes, int32_t x)
+/* The sum of the numbers. */
+IOVA_INLINE int32_t total(lanes v)
 {
-	V(lanes) count = V(all)(0), most = V(all)(x);
-
-	for (int c = 0; c < 16; c += IOVA_WIDTH)
-		count -= V(load)(lanes + c) <= most;
-#if IOVA_WIDTH == 8
-	count += __builtin_shufflevector(count, count, 4, 5, 6, 7, 0, 1, 2, 3);
-	count += __builtin_shufflevector(count, count, 2, 3, 0, 1, 6, 7, 4, 5);
+#ifdef IOVA_WIDE
+	v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+	v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
 #else
-	count += __builtin_shufflevector(count, count, 2, 3, 0, 1);
+	v += __builtin_shufflevector(v, v, 2, 3, 0, 1);
 #endif
-	return (uint32_t)(count[0] + count[1]);
+	return v[0] + v[1];
+}
+
+/* How many of `count` ascending numbers are at most x, which is not the largest that there is. */
+IOVA_INLINE uint32_t atmost(const int32_t *numbers, int32_t x, int count)
+{
+	lanes found = all(0), above = all(x + 1);
+
+#pragma GCC unroll 16
+	for (int c = 0; c < count; c += IOVA_WIDTH)
+		found -= above > load(numbers + c);
+	return (uint32_t)total(found);
+}
+
+#define EIGHT(n) n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7
+static const int32_t iova_number[IOVA_LANES] __attribute__((aligned(64))) = {
+	EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24), EIGHT(32), EIGHT(40), EIGHT(48), EIGHT(56)
+};
+
+/* Lanes c to c + IOVA_WIDTH: those below `from` from one vector, the others from another.
+ * PERF: `at` has `from` in each lane, so that this is one comparison with what is in memory.
+ */
+IOVA_INLINE lanes lanes_from(int c, lanes at, lanes others, lanes below)
+{
+	return pick(at > load(iova_number + c), below, others);
 }
 
 /* What the lanes tell of their gaps: exact but for the last of the leaf, of which it may be less.
  * The questions below are asked with a mask that is the constant 0 as well, so that the compiler
  * makes a plainer loop for the plainest alignment.
  */
-IOVA_INLINE V(lanes) V(usable)(const iova_leaf *l, int c, int32_t mask)
+IOVA_INLINE lanes gaps_at(const iova_leaf *l, int c, int32_t mask)
 {
-	V(lanes) stop = V(load)(l->stop + c), gap = V(load)(l->next + c) - stop, pad;
+	lanes stop = load(l->stop + c), gap = load(l->next + c) - stop, pad;
 
 	if (!mask)
 		return gap;
@@ -80,125 +121,234 @@ IOVA_INLINE V(lanes) V(usable)(const iova_leaf *l, int c, int32_t mask)
 	return (gap - pad) & (gap > pad);
 }
 
-/* The first lane from `from` on with `need`, or IOVA_LANES. */
-IOVA_INLINE uint32_t V(lanes_first)(const iova_leaf *l, int32_t mask, int32_t need, uint32_t from)
+/* Bit i: the lanes tell of `need` in the gap above entry i. */
+IOVA_INLINE uint64_t lanes_fit(const iova_leaf *l, int32_t mask, int32_t need)
 {
-	V(lanes) found = V(all)(-IOVA_LANES), least = V(all)(need - 1);
+	lanes least = all(need - 1);
+#ifdef IOVA_WIDE
+	uint64_t bits = 0;
 
-	/* Downwards, so that the lowest hit of each lane is the one that stays. */
-#pragma GCC unroll 16
-	for (int c = IOVA_LANES - IOVA_WIDTH; c >= 0; c -= IOVA_WIDTH) {
-		V(lanes) hit = V(usable)(l, c, mask) > least, number = V(load)(iova_number + c);
+#pragma GCC unroll 2
+	for (int c = 0; c < IOVA_LANES; c += 32) {
+		__m256i a = _mm256_packs_epi32((__m256i)(gaps_at(l, c, mask) > least),
+					       (__m256i)(gaps_at(l, c + 8, mask) > least));
+		__m256i b = _mm256_packs_epi32((__m256i)(gaps_at(l, c + 16, mask) > least),
+					       (__m256i)(gaps_at(l, c + 24, mask) > least));
+		/* Packing works on each half by itself and leaves fours of lanes out of order. */
+		const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+		__m256i both = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order);
 
-		if (from)
-			hit &= number >= V(all)((int32_t)from);
-		found = V(pick)(hit, -number, found);
+		bits |= (uint64_t)(uint32_t)_mm256_movemask_epi8(both) << c;
 	}
-	return (uint32_t)-V(largest)(found);
-}
-
-/* One more than the last lane below `below` with `need`, or 0. */
-IOVA_INLINE uint32_t V(lanes_last)(const iova_leaf *l, int32_t mask, int32_t need, uint32_t below)
-{
-	V(lanes) found = V(all)(0), least = V(all)(need - 1);
-
-#pragma GCC unroll 16
-	for (int c = 0; c < IOVA_LANES; c += IOVA_WIDTH) {
-		V(lanes) hit = V(usable)(l, c, mask) > least, number = V(load)(iova_number + c);
-
-		hit &= number < V(all)((int32_t)below);
-		found = V(pick)(hit, number + 1, found);
-	}
-	return (uint32_t)V(largest)(found);
-}
-
-IOVA_INLINE int32_t V(lanes_max)(const iova_leaf *l, int32_t mask)
-{
-	V(lanes) most = V(all)(0);
+	return bits;
+#else
+	static const uint32_t bit[32] __attribute__((aligned(64))) = {
+		1u << 0,  1u << 1,  1u << 2,  1u << 3,	1u << 4,  1u << 5,  1u << 6,  1u << 7,
+		1u << 8,  1u << 9,  1u << 10, 1u << 11, 1u << 12, 1u << 13, 1u << 14, 1u << 15,
+		1u << 16, 1u << 17, 1u << 18, 1u << 19, 1u << 20, 1u << 21, 1u << 22, 1u << 23,
+		1u << 24, 1u << 25, 1u << 26, 1u << 27, 1u << 28, 1u << 29, 1u << 30, 1u << 31,
+	};
+	lanes half[2] = { all(0), all(0) };
 
 #pragma GCC unroll 16
 	for (int c = 0; c < IOVA_LANES; c += IOVA_WIDTH)
-		most = V(larger)(most, V(usable)(l, c, mask));
-	return V(largest)(most);
+		half[c / 32] |= (gaps_at(l, c, mask) > least) & load(bit + c % 32);
+	for (int i = 0; i < 2; i++) {
+		half[i] |= __builtin_shufflevector(half[i], half[i], 2, 3, 0, 1);
+		half[i][0] |= half[i][1];
+	}
+	return (uint32_t)half[0][0] | (uint64_t)(uint32_t)half[1][0] << 32;
+#endif
 }
 
-/* Put an entry above entry i, and return the largest gap that the lanes then tell of.
- * SAFETY: what is read before lane 0 is the header of the leaf, or the other half of its lanes,
- * and is not used.
- * PERF: all in one pass and in vectors, for a store of one lane would stall the next load of it.
- */
-IOVA_INLINE int32_t V(lanes_open)(iova_leaf *l, uint32_t i, int32_t start, int32_t stop)
+IOVA_INLINE int32_t lanes_max(const iova_leaf *l, int32_t mask)
 {
-	V(lanes) at = V(all)((int32_t)i), at_next = V(all)((int32_t)i + 1), most = V(all)(0);
+	lanes most = all(0);
 
+#pragma GCC unroll 16
+	for (int c = 0; c < IOVA_LANES; c += IOVA_WIDTH)
+		most = larger(most, gaps_at(l, c, mask));
+	return largest(most);
+}
+
+/* One lane, or one pair of lanes, all ones: at the place of the vector that is loaded from. */
+static const int32_t iova_lane[15] = { [7] = -1 };
+static const int32_t iova_pair[14] __attribute__((unused)) = { [6] = -1, [7] = -1 };
+
+/* Put a number into one lane. */
+IOVA_INLINE void lane_set(int32_t *numbers, uint32_t i, int32_t value)
+{
+	uint32_t at = i % IOVA_WIDTH;
+
+	numbers += i - at;
+	store(numbers, pick(load(iova_lane + 7 - at), all(value), load(numbers)));
+}
+
+/* Put an entry above entry i, and return the largest gap that the lanes then tell of but for the two
+ * beside it.
+ * SAFETY: what is read before lane 0 is `zero` of the leaf, or the other half of its lanes, which
+ * is not used.
+ */
+IOVA_INLINE int32_t lanes_open(iova_leaf *l, uint32_t i, int32_t start, int32_t stop)
+{
+	lanes at = all((int32_t)i), at_stop = all((int32_t)i + 2), most = all(0);
+
+	/* Lane i of `next` and lane i + 1 of `stop` come last; till then both make a gap of 0 or less. */
 #pragma GCC unroll 16
 	for (int c = IOVA_LANES - IOVA_WIDTH; c >= 0; c -= IOVA_WIDTH) {
 		const char *next_lanes = (const char *)(l->next + c);
 		const char *stop_lanes = (const char *)(l->stop + c);
-		V(lanes) n = V(load)(next_lanes), s = V(load)(stop_lanes);
-		V(lanes) number = V(load)(iova_number + c);
+		lanes n = lanes_from(c, at, load(next_lanes - 4), load(next_lanes));
+		lanes s = lanes_from(c, at_stop, load(stop_lanes - 4), load(stop_lanes));
 
-		n = V(pick)(number == at, V(all)(start), n);
-		n = V(pick)(number > at, V(load)(next_lanes - 4), n);
-		s = V(pick)(number == at_next, V(all)(stop), s);
-		s = V(pick)(number > at_next, V(load)(stop_lanes - 4), s);
-		V(store)(l->next + c, n);
-		V(store)(l->stop + c, s);
-		most = V(larger)(most, n - s);
+		store(l->next + c, n);
+		store(l->stop + c, s);
+		most = larger(most, n - s);
 	}
-	return V(largest)(most);
+	lane_set(l->next, i, start);
+	lane_set(l->stop, i + 1, stop);
+	return largest(most);
 }
 
 /* Move the lanes above `from` down by one, onto it; the last becomes IOVA_FAR. */
-IOVA_INLINE void V(lanes_down)(int32_t *lanes, uint32_t from)
+IOVA_INLINE void lanes_down(int32_t *numbers, uint32_t from)
 {
-	V(lanes) at = V(all)((int32_t)from);
+	lanes at = all((int32_t)from);
 
 #pragma GCC unroll 16
 	for (int c = 0; c < IOVA_LANES; c += IOVA_WIDTH) {
-		V(lanes) kept = V(load)(lanes + c), moved;
+		lanes kept = load(numbers + c), moved;
 
 		if (c + IOVA_WIDTH < IOVA_LANES)
-			moved = V(load)(lanes + c + 1);
+			moved = load(numbers + c + 1);
 		else
-#if IOVA_WIDTH == 8
-			moved = __builtin_shufflevector(kept, V(all)(IOVA_FAR), 1, 2, 3, 4, 5, 6, 7, 8);
+#ifdef IOVA_WIDE
+			moved = __builtin_shufflevector(kept, all(IOVA_FAR), 1, 2, 3, 4, 5, 6, 7, 8);
 #else
-			moved = __builtin_shufflevector(kept, V(all)(IOVA_FAR), 1, 2, 3, 4);
+			moved = __builtin_shufflevector(kept, all(IOVA_FAR), 1, 2, 3, 4);
 #endif
-		V(store)(lanes + c, V(pick)(at > V(load)(iova_number + c), kept, moved));
+		store(numbers + c, lanes_from(c, at, moved, kept));
 	}
 }
 
 /* The same for 32 numbers of 64 bits, which are 64 lanes in pairs: put one in at `from`. */
-IOVA_INLINE void V(pairs_open)(void *pairs, uint32_t from, uint64_t value)
+IOVA_INLINE void pairs_open(void *pairs, uint32_t from, uint64_t value)
 {
-	V(lanes) at = V(all)((int32_t)from), here;
+	lanes at = all(2 * (int32_t)from), at_next = all(2 * (int32_t)from + 2), here;
 	uint64_t copies[IOVA_WIDTH / 2];
 
 	for (int i = 0; i < IOVA_WIDTH / 2; i++)
 		copies[i] = value;
-	here = V(load)(copies);
+	here = load(copies);
 #pragma GCC unroll 16
 	for (int c = IOVA_LANES - IOVA_WIDTH; c >= 0; c -= IOVA_WIDTH) {
-		char *lanes = (char *)pairs + 4 * c;
-		V(lanes) number = V(load)(iova_pair_number + c), kept = V(load)(lanes);
+		char *to = (char *)pairs + 4 * c;
+		lanes moved = lanes_from(c, at_next, load(to - 8), here);
 
-		kept = V(pick)(number == at, here, kept);
-		V(store)(lanes, V(pick)(number > at, V(load)(lanes - 8), kept));
+		store(to, lanes_from(c, at, moved, load(to)));
 	}
 }
 
 /* Take one out at `from`; what comes into the last place is not defined. */
-IOVA_INLINE void V(pairs_close)(void *pairs, uint32_t from)
+IOVA_INLINE void pairs_close(void *pairs, uint32_t from)
 {
-	V(lanes) at = V(all)((int32_t)from);
+	lanes at = all(2 * (int32_t)from);
 
 #pragma GCC unroll 16
 	for (int c = 0; c < IOVA_LANES; c += IOVA_WIDTH) {
-		char *lanes = (char *)pairs + 4 * c;
-		V(lanes) kept = V(load)(lanes), moved = V(load)(lanes + 8);
+		char *to = (char *)pairs + 4 * c;
 
-		V(store)(lanes, V(pick)(at > V(load)(iova_pair_number + c), kept, moved));
+		store(to, lanes_from(c, at, load(to + 8), load(to)));
 	}
+}
+
+/* --- groups of eight numbers of 64 bits, without sign --- */
+
+/* Bit i: v[i] is below x. One by one: for numbers of which one was just written. */
+IOVA_INLINE unsigned fresh_below8(const uint64_t *v, uint64_t x)
+{
+	unsigned bits = 0;
+
+#pragma GCC unroll 8
+	for (int i = 0; i < 8; i++)
+		bits |= (unsigned)(v[i] < x) << i;
+	return bits;
+}
+
+#ifdef IOVA_WIDE
+/* AVX2 compares with a sign only. */
+IOVA_INLINE __m256i signed_at(const uint64_t *v)
+{
+	return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)v),
+				_mm256_set1_epi64x(INT64_MIN));
+}
+
+IOVA_INLINE __m256i signed_all(uint64_t x)
+{
+	return _mm256_set1_epi64x((int64_t)(x ^ (uint64_t)1 << 63));
+}
+
+/* Bit i: v[i] is below x, or above it. */
+IOVA_INLINE unsigned bits8(__m256i low, __m256i high)
+{
+	return (unsigned)_mm256_movemask_pd((__m256d)low) |
+	       (unsigned)_mm256_movemask_pd((__m256d)high) << 4;
+}
+
+IOVA_INLINE unsigned below8(const uint64_t *v, uint64_t x)
+{
+	return bits8(_mm256_cmpgt_epi64(signed_all(x), signed_at(v)),
+		     _mm256_cmpgt_epi64(signed_all(x), signed_at(v + 4)));
+}
+
+IOVA_INLINE unsigned above8(const uint64_t *v, uint64_t x)
+{
+	return bits8(_mm256_cmpgt_epi64(signed_at(v), signed_all(x)),
+		     _mm256_cmpgt_epi64(signed_at(v + 4), signed_all(x)));
+}
+#else
+#define below8 fresh_below8
+
+IOVA_INLINE unsigned above8(const uint64_t *v, uint64_t x)
+{
+	unsigned bits = 0;
+
+#pragma GCC unroll 8
+	for (int i = 0; i < 8; i++)
+		bits |= (unsigned)(v[i] > x) << i;
+	return bits;
+}
+#endif
+
+IOVA_INLINE uint64_t max8(const uint64_t *v)
+{
+	uint64_t a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
+	uint64_t c = v[4] > v[5] ? v[4] : v[5], d = v[6] > v[7] ? v[6] : v[7];
+
+	a = a > b ? a : b;
+	c = c > d ? c : d;
+	return a > c ? a : c;
+}
+
+/* Bit i: v[i] is at least x. */
+IOVA_INLINE uint32_t least8(const uint64_t *v, uint64_t x)
+{
+	return ~below8(v, x) & 0xff;
+}
+
+/* The first of eight that is at least x, or 8. */
+IOVA_INLINE uint32_t first8(const uint64_t *v, uint64_t x)
+{
+	return (uint32_t)__builtin_ctz(~below8(v, x));
+}
+
+IOVA_INLINE uint32_t fresh_first8(const uint64_t *v, uint64_t x)
+{
+	return (uint32_t)__builtin_ctz(~fresh_below8(v, x));
+}
+
+/* How many of eight ascending numbers are at most x. */
+IOVA_INLINE uint32_t atmost8(const uint64_t *v, uint64_t x)
+{
+	return (uint32_t)__builtin_ctz(above8(v, x) | 0x100);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Blocks of memory, and the leaves of the tree: what one leaf tells of its entries and gaps, and
- * runs of entries that are dealt to leaves anew. Part of tree.h, which has the shapes.
+ * runs of entries that are dealt to leaves anew. Part of code.h, which has the shapes.
  */
 /* --- blocks --- */
 
@@ -75,6 +75,17 @@ static void pool_clear(iova_pool *p)
 
 /* --- leaves --- */
 
+/* PERF: no branch, for what this is asked with is a coin toss. */
+IOVA_INLINE uint64_t either(int first, uint64_t a, uint64_t b)
+{
+	return b ^ ((a ^ b) & (0 - (uint64_t)first));
+}
+
+IOVA_INLINE uint64_t larger_of(uint64_t a, uint64_t b)
+{
+	return a > b ? a : b;
+}
+
 IOVA_INLINE int32_t near(uint64_t distance)
 {
 	return distance < IOVA_FAR ? (int32_t)distance : IOVA_FAR;
@@ -85,26 +96,28 @@ IOVA_INLINE uint64_t leaf_start(const iova_leaf *l, uint32_t i)
 	return i ? l->base + (uint64_t)l->next[i - 1] : l->base;
 }
 
+/* PERF: whether an entry is the last of its leaf is a coin toss; whether it is a far one is not. */
+IOVA_INLINE int is_far(int32_t distance)
+{
+	return __builtin_expect(distance == IOVA_FAR, 0);
+}
+
 IOVA_INLINE uint64_t leaf_stop(const iova_leaf *l, uint32_t i)
 {
-	return i + 1 < l->count ? l->base + (uint64_t)l->stop[i] : l->tail;
+	return is_far(l->stop[i]) ? l->tail : l->base + (uint64_t)l->stop[i];
 }
 
 IOVA_INLINE uint64_t leaf_next(const iova_leaf *l, uint32_t i)
 {
-	return i + 1 < l->count ? l->base + (uint64_t)l->next[i] : l->above;
+	return is_far(l->next[i]) ? l->above : l->base + (uint64_t)l->next[i];
 }
 
 /* Units of the gap above entry i. The one of all 2^64 units counts one less. */
 IOVA_INLINE uint64_t leaf_gap(const iova_leaf *l, uint32_t i)
 {
-	uint64_t gap;
-
-	if (i + 1 < l->count)
+	if (!is_far(l->next[i]) && !is_far(l->stop[i]))
 		return (uint64_t)(l->next[i] - l->stop[i]);
-	gap = l->above - l->tail;
-	/* PERF: no branch, for whether a gap is 0 is a coin toss. */
-	return gap - ((l->above | l->tail | l->base) == 0 && l->count == 1);
+	return l->above - l->tail - ((l->above | l->tail | l->base) == 0 && l->count == 1);
 }
 
 /* Units of a gap that are left from its first aligned one on. */
@@ -120,10 +133,11 @@ IOVA_INLINE uint64_t leaf_usable(const iova_leaf *l, uint32_t i, uint64_t mask)
 	return usable(leaf_stop(l, i), leaf_gap(l, i), mask);
 }
 
+/* PERF: one at a time, for GCC reads two at once across two stores that are still on their way. */
 IOVA_INLINE void leaf_set_lines(iova_leaf *l)
 {
 	for (int i = 0; i < 3; i++)
-		l->line[i] = l->next[16 * i + 15];
+		l->line[i] = *(const volatile int32_t *)&l->next[16 * i + 15];
 }
 
 /* INVARIANT: two entries with the same start (a seam and what begins at it) share a leaf, so a
@@ -157,79 +171,53 @@ IOVA_INLINE int32_t leaf_distance(const iova_leaf *l, uint64_t x)
 /* The last entry that starts at x or below. */
 IOVA_INLINE uint32_t leaf_seek(const iova_leaf *l, uint64_t x)
 {
-	int32_t d = leaf_distance(l, x), count = 0;
-
-	for (int i = 0; i < IOVA_LANES; i++)
-		count += l->next[i] <= d;
-	return (uint32_t)count;
+	return atmost(l->next, leaf_distance(l, x), IOVA_LANES);
 }
 
-#define EIGHT(n) n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7
-static const int32_t iova_number[IOVA_LANES] __attribute__((aligned(64))) = {
-	EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24), EIGHT(32), EIGHT(40), EIGHT(48), EIGHT(56)
-};
-
-#define PAIRS(n) n, n, n + 1, n + 1, n + 2, n + 2, n + 3, n + 3
-static const int32_t iova_pair_number[IOVA_LANES] __attribute__((aligned(64))) = {
-	PAIRS(0), PAIRS(4), PAIRS(8), PAIRS(12), PAIRS(16), PAIRS(20), PAIRS(24), PAIRS(28)
-};
-
-#define IOVA_WIDTH 4
-#define V(name) name##_4
-#include "lanes.h"
-#undef V
-#undef IOVA_WIDTH
-#ifdef IOVA_TWO_WIDTHS
-#define IOVA_WIDTH 8
-#define V(name) name##_8
-#include "lanes.h"
-#undef V
-#undef IOVA_WIDTH
-#define BY_WIDTH(name, ...) (wide ? name##_8(__VA_ARGS__) : name##_4(__VA_ARGS__))
-#else
-#define BY_WIDTH(name, ...) ((void)wide, name##_4(__VA_ARGS__))
-#endif
-
-/* The first entry from `from` on whose gap has `need` usable units, or IOVA_LANES. */
-IOVA_INLINE uint32_t leaf_first(const iova_leaf *l, uint64_t mask, uint64_t need, uint32_t from,
-				int wide)
+/* Bit i: the lanes tell of `need` usable units in the gap above entry i. The last may have them too. */
+IOVA_INLINE uint64_t leaf_fit(const iova_leaf *l, uint64_t mask, uint64_t need)
 {
-	uint32_t last = l->count - 1, i = IOVA_LANES;
+	uint64_t bits = 0;
 
 	if (mask > IOVA_FAR) {
-		for (i = from; i < last; i++)
-			if (leaf_usable(l, i, mask) >= need)
-				return i;
+		for (uint32_t i = 0; i + 1 < l->count; i++)
+			bits |= (uint64_t)(leaf_usable(l, i, mask) >= need) << i;
 	} else if (need <= IOVA_FAR) {
-		i = mask ? BY_WIDTH(lanes_first, l, (int32_t)mask, (int32_t)need, from)
-			 : BY_WIDTH(lanes_first, l, 0, (int32_t)need, from);
-		if (i < IOVA_LANES)
-			return i;
+		bits = mask ? lanes_fit(l, (int32_t)mask, (int32_t)need)
+			    : lanes_fit(l, 0, (int32_t)need);
 	}
+	return bits;
+}
+
+/* The first entry from `from` on whose gap has `need` usable units, or IOVA_LANES. */
+IOVA_INLINE uint32_t leaf_first(const iova_leaf *l, uint64_t mask, uint64_t need, uint32_t from)
+{
+	uint64_t bits = leaf_fit(l, mask, need);
+	uint32_t last = l->count - 1;
+
+	if (from)
+		bits = from < IOVA_LANES ? bits >> from << from : 0;
+	if (__builtin_expect(bits != 0, 1))
+		return (uint32_t)__builtin_ctzll(bits);
 	return last >= from && leaf_usable(l, last, mask) >= need ? last : IOVA_LANES;
 }
 
 /* The last entry below `below` whose gap has `need` usable units, or IOVA_LANES. */
-IOVA_INLINE uint32_t leaf_last(const iova_leaf *l, uint64_t mask, uint64_t need, uint32_t below,
-			       int wide)
+IOVA_INLINE uint32_t leaf_last(const iova_leaf *l, uint64_t mask, uint64_t need, uint32_t below)
 {
-	uint32_t last = l->count - 1, i = 0;
+	uint32_t last = l->count - 1;
+	uint64_t bits;
 
 	if (below > last && leaf_usable(l, last, mask) >= need)
 		return last;
-	if (mask > IOVA_FAR) {
-		for (i = below < last ? below : last; i > 0; i--)
-			if (leaf_usable(l, i - 1, mask) >= need)
-				break;
-	} else if (need <= IOVA_FAR) {
-		i = mask ? BY_WIDTH(lanes_last, l, (int32_t)mask, (int32_t)need, below)
-			 : BY_WIDTH(lanes_last, l, 0, (int32_t)need, below);
-	}
-	return i ? i - 1 : IOVA_LANES;
+	bits = leaf_fit(l, mask, need);
+	if (below < IOVA_LANES)
+		bits &= ((uint64_t)1 << below) - 1;
+	return bits ? 63 - (uint32_t)__builtin_clzll(bits) : IOVA_LANES;
 }
 
 /* The largest usable size of the leaf. */
-IOVA_INLINE uint64_t leaf_max_any(const iova_leaf *l, uint64_t mask, int wide)
+static uint64_t leaf_max(const iova_leaf *l, uint64_t mask)
 {
 	uint64_t last = leaf_usable(l, l->count - 1, mask), most = 0;
 
@@ -238,12 +226,10 @@ IOVA_INLINE uint64_t leaf_max_any(const iova_leaf *l, uint64_t mask, int wide)
 			if (leaf_usable(l, i, mask) > most)
 				most = leaf_usable(l, i, mask);
 	} else {
-		most = (uint64_t)(mask ? BY_WIDTH(lanes_max, l, (int32_t)mask)
-				       : BY_WIDTH(lanes_max, l, 0));
+		most = (uint64_t)(mask ? lanes_max(l, (int32_t)mask) : lanes_max(l, 0));
 	}
 	return last > most ? last : most;
 }
-IOVA_EACH_WIDTH(uint64_t, leaf_max, (const iova_leaf *l, uint64_t mask), l, mask)
 
 /* Units free in the leaf. All 2^64 are 0 here, for what is added and taken away must meet it again. */
 static uint64_t leaf_sum(const iova_leaf *l)
@@ -262,6 +248,7 @@ static void leaf_write(iova_leaf *l, const iova_entry *e, uint32_t count, uint64
 		l->next[i] = l->stop[i] = IOVA_FAR;
 	l->count = count;
 	l->base = e[0].start;
+	l->zero = 0;
 	l->fixed = 0;
 	for (uint32_t i = 0; i < count; i++) {
 		l->fixed |= (uint64_t)(e[i].fixed != 0) << i;
@@ -271,15 +258,6 @@ static void leaf_write(iova_leaf *l, const iova_entry *e, uint32_t count, uint64
 	}
 	leaf_set_tail(l, e[count - 1].start + e[count - 1].len);
 	leaf_set_above(l, above);
-}
-
-static void leaf_read(const iova_leaf *l, iova_entry *e)
-{
-	for (uint32_t i = 0; i < l->count; i++) {
-		e[i].start = leaf_start(l, i);
-		e[i].len = leaf_stop(l, i) - e[i].start;
-		e[i].fixed = (int)(l->fixed >> i & 1);
-	}
 }
 
 /* The entries of one leaf or of two neighbours, taken out to be dealt anew. Distances are from the
@@ -329,6 +307,7 @@ static void run_write(const iova_run *r, iova_leaf *l, uint32_t from, uint32_t c
 	uint32_t first = from ? (uint32_t)r->next[from - 1] : 0, stop = from + count;
 
 	l->base = r->base + first;
+	l->zero = 0;
 	l->count = count;
 	l->fixed = from >= 64 ? r->fixed[1] >> (from - 64)
 		   : from     ? r->fixed[0] >> from | r->fixed[1] << (64 - from)

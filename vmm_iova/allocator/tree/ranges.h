@@ -1,16 +1,53 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * A tree and the usable ranges: trees over them, the allocations outside of them, what is free in
- * them, and what a refusal tells. Part of tree.h.
+ * them, and what a refusal tells. Part of plain.c.
  */
-typedef struct iova_span {
-	uint64_t first, last; /* units, closed */
-} iova_span;
+/* Walks entries upward: begins with the last that starts at x or below. */
+typedef struct {
+	iova_path path;
+	uint32_t i;
+	int more;
+} iova_cursor;
+
+static void iova_walk(const iova_tree *t, uint64_t x, iova_cursor *c)
+{
+	path_down(t, &c->path, x);
+	c->i = leaf_seek(c->path.leaf, x);
+	c->more = 1;
+	/* At a seam, or at 0, the entry of no length comes first. */
+	if (c->i && leaf_start(c->path.leaf, c->i - 1) == leaf_start(c->path.leaf, c->i))
+		c->i--;
+}
+
+/* Give the entry and the gap above it (gap_first > gap_last: none); 0 when there are no more. */
+static int iova_next(const iova_tree *t, iova_cursor *c, iova_entry *entry, uint64_t *gap_first,
+		     uint64_t *gap_last)
+{
+	const iova_leaf *l = c->path.leaf;
+
+	if (!c->more)
+		return 0;
+	entry->start = leaf_start(l, c->i);
+	entry->len = leaf_stop(l, c->i) - entry->start;
+	entry->fixed = (int)(l->fixed >> c->i & 1);
+	*gap_first = leaf_stop(l, c->i);
+	*gap_last = leaf_next(l, c->i) - 1;
+	if (!leaf_gap(l, c->i)) {
+		*gap_first = 1;
+		*gap_last = 0;
+	}
+	if (++c->i == l->count) {
+		c->i = 0;
+		c->more = path_step(t, &c->path, 1);
+	}
+	return 1;
+}
 
 /* Make a tree over usable ranges that are ascending, with the allocations of another tree, or of none.
  * They must lie inside of the ranges. With spare_zero, unit 0 is not chosen where it is usable.
  */
-static iova_tree *iova_tree_over(const iova_span *usable, size_t count, uint64_t top, int spare_zero,
+iova_tree *iova_tree_over(const iova_span *usable, size_t count, uint64_t top, int spare_zero,
 				 const iova_tree *from, size_t held)
 {
 	int keep_zero = spare_zero && count && usable[0].first == 0;
@@ -59,7 +96,7 @@ static iova_tree *iova_tree_over(const iova_span *usable, size_t count, uint64_t
 /* Write the allocations that do not lie inside one of the ranges, as many as there is room for, and
  * return how many there are.
  */
-static size_t iova_outside(const iova_tree *t, const iova_span *ranges, size_t count, iova_entry *out,
+size_t iova_outside(const iova_tree *t, const iova_span *ranges, size_t count, iova_entry *out,
 			   size_t room)
 {
 	uint64_t gap_first, gap_last;
@@ -86,7 +123,7 @@ static size_t iova_outside(const iova_tree *t, const iova_span *ranges, size_t c
 /* Write what no allocation has of the ranges in units [low, high], cut to it, as many as there is room
  * for, and return how many there are. What is parked, and unit 0, count as free.
  */
-static size_t iova_free_spans(const iova_tree *t, const iova_span *ranges, size_t count, uint64_t low,
+size_t iova_free_spans(const iova_tree *t, const iova_span *ranges, size_t count, uint64_t low,
 			      uint64_t high, iova_span *out, size_t room)
 {
 	uint64_t gap_first, gap_last;
@@ -130,7 +167,7 @@ static size_t iova_free_spans(const iova_tree *t, const iova_span *ranges, size_
 }
 
 /* The lowest allocation that has a unit of [low, high], if there is one. */
-static int iova_overlap(const iova_tree *t, uint64_t low, uint64_t high, iova_entry *own)
+int iova_overlap(const iova_tree *t, uint64_t low, uint64_t high, iova_entry *own)
 {
 	uint64_t gap_first, gap_last;
 	iova_cursor c;
@@ -141,16 +178,6 @@ static int iova_overlap(const iova_tree *t, uint64_t low, uint64_t high, iova_en
 			return 1;
 	return 0;
 }
-
-/* What a refusal tells of the gaps of a window: the largest, the largest size that fits at an
- * alignment, and how many units are free, which are 2^64 where it is 0 although there is one.
- */
-typedef struct iova_facts {
-	int any;
-	uint64_t first, last;
-	uint64_t aligned;
-	uint64_t total;
-} iova_facts;
 
 static uint64_t facts_of(const iova_leaf *l, const iova_tree *t, int k, uint32_t from, uint32_t below)
 {
@@ -221,10 +248,19 @@ static void facts_edge(iova_facts *f, const iova_leaf *l, uint32_t i, uint64_t m
 	facts_take(f, zero ? 0 : first, last);
 }
 
-/* Gather the facts of [low, high] at the alignment 1 << shift. Nothing may be parked. */
-static int iova_tell(iova_tree *t, int shift, uint64_t low, uint64_t high, iova_facts *f)
+static int tree_sums(iova_tree *t)
 {
-	uint64_t mask = ((uint64_t)1 << shift) - 1, most, place;
+	if (!pool_reserve(t, &t->blocks, inner_number(t->root, t->height)))
+		return 0;
+	plane_build(t, t->root, t->height, IOVA_SUM);
+	t->sums = 1;
+	return 1;
+}
+
+/* Gather the facts of [low, high] at the alignment 1 << shift. Nothing may be parked. */
+int iova_tell(iova_tree *t, int shift, uint64_t low, uint64_t high, iova_facts *f)
+{
+	uint64_t mask = ((uint64_t)1 << shift) - 1, most, place = 0;
 	iova_path a, b;
 	uint32_t i, j;
 	int zero;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The gaps by size: a second B+tree, of (size, start), that best fit searches. Part of tree.h. It
+ * The gaps by size: a second B+tree, of (size, start), that best fit searches. Part of code.h. It
  * is built when best fit is first asked for, and kept from then on.
  */
 enum { SIZES_LANES = 32 };
@@ -29,17 +29,17 @@ typedef struct iova_sizes {
 } iova_sizes;
 
 /* How many keys are at most (size, start). */
-IOVA_INLINE uint32_t gaps_seek(const iova_gaps *g, uint64_t size, uint64_t start, int wide)
+IOVA_INLINE uint32_t gaps_seek(const iova_gaps *g, uint64_t size, uint64_t start)
 {
+#ifdef IOVA_WIDE
+	uint64_t count = 0;
+
+	for (int i = 0; i < SIZES_LANES; i++)
+		count += (g->size[i] < size) | ((g->size[i] == size) & (g->start[i] <= start));
+	return (uint32_t)(count < g->count ? count : g->count);
+#else
 	uint32_t low = 0;
 
-	if (wide) {
-		uint64_t count = 0;
-
-		for (int i = 0; i < SIZES_LANES; i++)
-			count += (g->size[i] < size) | ((g->size[i] == size) & (g->start[i] <= start));
-		return (uint32_t)(count < g->count ? count : g->count);
-	}
 	/* PERF: without vectors by halves; without a branch, for which way to go is a coin toss. */
 #pragma GCC unroll 5
 	for (uint32_t half = SIZES_LANES / 2; half; half /= 2) {
@@ -50,6 +50,7 @@ IOVA_INLINE uint32_t gaps_seek(const iova_gaps *g, uint64_t size, uint64_t start
 	}
 	low += (g->size[low] < size) | ((g->size[low] == size) & (g->start[low] <= start));
 	return low < g->count ? low : (uint32_t)g->count;
+#endif
 }
 
 static void gaps_fill(iova_gaps *g)
@@ -144,7 +145,7 @@ static int sizes_ready(iova_tree *t)
 						   ((size_t)t->height + 4) * (inner_blocks(t) + 1));
 }
 
-IOVA_INLINE void sizes_add(iova_tree *t, uint64_t start, uint64_t size, int wide)
+IOVA_INLINE void sizes_add(iova_tree *t, uint64_t start, uint64_t size)
 {
 	iova_sizes *s = t->sizes;
 	iova_gaps *g = s->root;
@@ -160,11 +161,11 @@ IOVA_INLINE void sizes_add(iova_tree *t, uint64_t start, uint64_t size, int wide
 		s->root = g;
 	}
 	for (int level = s->height; level; level--) {
-		i = gaps_seek(g, size, start, wide);
+		i = gaps_seek(g, size, start);
 		i = i ? i - 1 : 0;
 		if (((iova_gaps *)g->child[i])->count == SIZES_LANES) {
 			gaps_split(t, g, level, i);
-			i = gaps_seek(g, size, start, wide);
+			i = gaps_seek(g, size, start);
 			i = i ? i - 1 : 0;
 		}
 		for (int k = 1; k < t->classes; k++) {
@@ -175,19 +176,18 @@ IOVA_INLINE void sizes_add(iova_tree *t, uint64_t start, uint64_t size, int wide
 		}
 		g = g->child[i];
 	}
-	i = gaps_seek(g, size, start, wide);
-	BY_WIDTH(pairs_open, g->size, i, size);
-	BY_WIDTH(pairs_open, g->start, i, start);
+	i = gaps_seek(g, size, start);
+	pairs_open(g->size, i, size);
+	pairs_open(g->start, i, start);
 	g->count++;
 }
 
-IOVA_INLINE void gaps_down(const iova_tree *t, iova_gaps_path *p, uint64_t size, uint64_t start,
-			   int wide)
+IOVA_INLINE void gaps_down(const iova_tree *t, iova_gaps_path *p, uint64_t size, uint64_t start)
 {
 	iova_gaps *g = t->sizes->root;
 
 	for (int level = t->sizes->height; level; level--) {
-		uint32_t i = gaps_seek(g, size, start, wide);
+		uint32_t i = gaps_seek(g, size, start);
 
 		p->node[level] = g;
 		p->at[level] = i ? i - 1 : 0;
@@ -222,7 +222,7 @@ static void gaps_join(iova_tree *t, iova_gaps_path *p, int level)
 	gaps_note(t, up, level, i, low);
 }
 
-IOVA_INLINE void sizes_drop(iova_tree *t, uint64_t start, uint64_t size, int wide)
+IOVA_INLINE void sizes_drop(iova_tree *t, uint64_t start, uint64_t size)
 {
 	iova_sizes *s = t->sizes;
 	iova_gaps_path *p = &s->found;
@@ -230,15 +230,15 @@ IOVA_INLINE void sizes_drop(iova_tree *t, uint64_t start, uint64_t size, int wid
 	uint32_t i = (uint32_t)s->found_at;
 
 	if (s->found_at < 0 || g->size[i] != size || g->start[i] != start) {
-		gaps_down(t, p, size, start, wide);
+		gaps_down(t, p, size, start);
 		g = p->leaf;
-		i = gaps_seek(g, size, start, wide) - 1;
+		i = gaps_seek(g, size, start) - 1;
 	}
 	s->found_at = -1;
 	g->count--;
 	/* SAFETY: a leaf of gaps lies in a block that is larger than it by more than a lane. */
-	BY_WIDTH(pairs_close, g->size, i);
-	BY_WIDTH(pairs_close, g->start, i);
+	pairs_close(g->size, i);
+	pairs_close(g->start, i);
 	g->size[SIZES_LANES - 1] = g->start[SIZES_LANES - 1] = ~(uint64_t)0;
 	for (int k = 1; k < t->classes; k++) {
 		uint64_t most = usable(start, size, t->mask[k]);
@@ -266,16 +266,15 @@ IOVA_INLINE void sizes_drop(iova_tree *t, uint64_t start, uint64_t size, int wid
 }
 
 /* The first gap from (size, start) on, in this order, that has `need` units at alignment k. */
-IOVA_INLINE int sizes_next(const iova_tree *t, int k, uint64_t need, uint64_t *size, uint64_t *start,
-			   int wide)
+IOVA_INLINE int sizes_next(const iova_tree *t, int k, uint64_t need, uint64_t *size, uint64_t *start)
 {
 	iova_gaps_path *p = &t->sizes->found;
 	uint64_t i;
 	int level;
 
 	t->sizes->found_at = -1;
-	gaps_down(t, p, *size, *start, wide);
-	i = gaps_seek(p->leaf, *size, *start, wide);
+	gaps_down(t, p, *size, *start);
+	i = gaps_seek(p->leaf, *size, *start);
 	if (i && p->leaf->size[i - 1] == *size && p->leaf->start[i - 1] == *start)
 		i--;
 	for (level = 0;;) {
@@ -322,22 +321,21 @@ typedef struct {
 } iova_gap;
 
 /* Up to two gaps are gone, and up to two have come; those of no size do not count. */
-IOVA_INLINE int sizes_change_any(iova_tree *t, iova_gap gone, iova_gap gone_too, iova_gap come,
-			   iova_gap come_too, int wide)
+static int sizes_change(iova_tree *t, iova_gap gone, iova_gap gone_too, iova_gap come,
+			   iova_gap come_too)
 {
 	iova_gap g[4] = { gone, gone_too, come, come_too };
 
 #pragma GCC unroll 1
 	for (int i = 0; i < 2; i++)
 		if (g[i].size)
-			sizes_drop(t, g[i].start, g[i].size, wide);
+			sizes_drop(t, g[i].start, g[i].size);
 #pragma GCC unroll 1
 	for (int i = 2; i < 4; i++)
 		if (g[i].size)
-			sizes_add(t, g[i].start, g[i].size, wide);
+			sizes_add(t, g[i].start, g[i].size);
 	return 1;
 }
-IOVA_EACH_WIDTH(int, sizes_change, (iova_tree *t, iova_gap gone, iova_gap gone_too, iova_gap come, iova_gap come_too), t, gone, gone_too, come, come_too)
 
 static void gaps_clear(iova_tree *t, int level, iova_gaps *g)
 {
@@ -381,7 +379,7 @@ IOVA_RARE int sizes_build(iova_tree *t)
 				sizes_free(t);
 				return 0;
 			}
-			sizes_add(t, leaf_stop(p.leaf, i), gap, 0);
+			sizes_add(t, leaf_stop(p.leaf, i), gap);
 		}
 	} while (path_step(t, &p, 1));
 	return 1;

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pair of the tree costs in instructions and mispredicted branches, beside the goals.
+
+python -m bench.tree_counts [--time] [--flags "-DVMM_IOVA_BASELINE=1"]
+
+Counts do not depend on the neighbours: callgrind runs the program of bench/tree_counts.c, which
+does workload W1 on the tree alone, and counts 20,000 pairs of one release and one first fit. They
+do depend on the compiler; COMPILER names the one they were recorded with. `--time` adds ns a pair.
+Needs a C compiler, and valgrind but for `--time`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+_ROOT = Path(__file__).resolve().parent.parent
+_TREE = _ROOT / "vmm_iova/allocator/tree"
+PAIRS = 20_000
+FLAGS = ("-O3", "-g0", "-fno-strict-aliasing", "-Wno-psabi")
+
+
+class Counts(NamedTuple):
+    """Of one pair."""
+
+    instructions: float
+    mispredictions: float
+    layout: str
+
+
+COMPILER = "gcc (Debian 12.2.0-14+deb12u1) 12.2.0"
+MARGIN = 0.03
+START = {
+    1_000: Counts(955.6, 0.862, "2cc4f190c52fcdbb"),
+    100_000: Counts(1209.1, 3.325, "ffd022e691753215"),
+}
+"""Before the first of these measures, with the same compiler and driver."""
+RECORDED = {
+    1_000: Counts(791.1, 0.162, "2cc4f190c52fcdbb"),
+    100_000: Counts(975.4, 0.288, "ffd022e691753215"),
+}
+GOALS = {1_000: (0.70, 0.25), 100_000: (0.72, 0.6)}
+"""Instructions against the start, and mispredictions."""
+
+
+def compiler() -> str:
+    """Return how the C compiler names itself, or an empty word."""
+    if shutil.which("gcc") is None:
+        return ""
+    said = subprocess.run(["gcc", "--version"], capture_output=True, text=True, check=True)
+    return said.stdout.splitlines()[0]
+
+
+def build(folder: Path, flags: tuple[str, ...] = ()) -> Path:
+    """Compile the driver with the tree, and return the program."""
+    program = folder / "tree_counts"
+    sources = [_ROOT / "bench/tree_counts.c", _TREE / "plain.c", _TREE / "wide.c"]
+    subprocess.run(
+        ["gcc", *FLAGS, *flags, f"-I{_TREE}", "-o", str(program), *map(str, sources), "-lm"],
+        check=True,
+    )
+    return program
+
+
+def count(program: Path, live: int) -> Counts:
+    """Count what one pair costs at so many live ranges."""
+    done = subprocess.run(
+        [
+            "valgrind",
+            "--tool=callgrind",
+            "--branch-sim=yes",
+            "--toggle-collect=measured",
+            "--callgrind-out-file=/dev/null",
+            str(program),
+            str(live),
+            str(PAIRS),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    layout = re.search(r"^layout (\w+)", done.stdout, re.MULTILINE)
+    collected = re.search(r"Collected : (\d+)", done.stderr)
+    missed = re.search(r"Mispredicts: +([\d,]+)", done.stderr)
+    if not (layout and collected and missed):
+        raise RuntimeError(f"callgrind said something else:\n{done.stderr}")
+    return Counts(int(collected[1]) / PAIRS, int(missed[1].replace(",", "")) / PAIRS, layout[1])
+
+
+def clock(program: Path, live: int) -> str:
+    """Return what the program says of its time: ns a pair, bytes a range."""
+    done = subprocess.run(
+        [str(program), str(live), str(PAIRS), "40"], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m bench.tree_counts", description=__doc__)
+    parser.add_argument("--time", action="store_true", help="ns a pair, of this machine, too")
+    parser.add_argument("--flags", default="", help="more flags for the compiler")
+    options = parser.parse_args()
+    print(f"{compiler()}; recorded with {COMPILER}")
+    with tempfile.TemporaryDirectory() as name:
+        program = build(Path(name), tuple(options.flags.split()))
+        for live, start in START.items():
+            found, (less, missed) = count(program, live), GOALS[live]
+            ratio = found.instructions / start.instructions
+            same = "same layout" if found.layout == start.layout else "ANOTHER LAYOUT"
+            print(
+                f"{live:>9,} live: {found.instructions:.1f} instructions, {ratio:.2f} of the start "
+                f"(goal {less:.2f}, {'met' if ratio <= less else 'MISSED'}); "
+                f"{found.mispredictions:.2f} mispredictions "
+                f"(goal {missed}, {'met' if found.mispredictions <= missed else 'MISSED'}); {same}"
+            )
+        for live in (*START, 1_000_000, 10_000_000) if options.time else ():
+            print(f"{live:>9,} live: {clock(program, live)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
