@@ -9,6 +9,8 @@ from heapq import heappop, heappush
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from vmm_iova import shown
+from vmm_iova.brief import brief
 from vmm_iova.errors import ApertureError, PlacementError, ReservedError, StraddleError
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
 
@@ -37,6 +39,7 @@ class CauseKind(enum.Enum):
     SAVED = "as a saved layout has it"
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Cause:
     """What forbids a span, or ends a range.
@@ -57,6 +60,7 @@ class Cause:
         return self.text
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class UsableRange:
     """One usable range, with the cause of each edge."""
@@ -66,6 +70,7 @@ class UsableRange:
     last_cause: Cause
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Unassignable:
     """A group that current kernels keep from user space, and the `direct` region that does it."""
@@ -75,6 +80,7 @@ class Unassignable:
     text: str
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Usable:
     """What may be mapped for a selection of groups of one host, and why not the rest.
@@ -127,6 +133,23 @@ class Usable:
     widths: tuple[Width, ...] = ()
     cpu_bits: int | None = None
     later: tuple[str, ...] = ()
+
+    def text(self, *, verbose: bool = False) -> str:
+        """Return the whole space as lines: what is usable, and the cause of everything between.
+
+        Args:
+            verbose: sizes in bytes.
+        """
+        return shown.text_of(self, verbose=verbose)
+
+    def svg(self) -> str:
+        """Return the picture as `vmm-iova host -o map.svg` draws it: a whole SVG document."""
+        return shown.svg_of(self)
+
+    _repr_svg_ = svg
+
+    def _repr_html_(self) -> str:
+        return shown.html_of(self)
 
     def narrowed(self, causes: Sequence[Cause]) -> Usable:
         """Return these ranges without what more causes take out.

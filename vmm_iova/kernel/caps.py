@@ -13,6 +13,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_iova.brief import brief
 from vmm_iova.errors import CapabilityError
 from vmm_iova.kernel import uapi
 from vmm_iova.ranges import AddrRange, MappableRanges
@@ -82,6 +83,7 @@ def walk(answer: bytes | bytearray, first: int, total: int, floor: int) -> Itera
             yield Capability(head["id"], head["version"], offset, view[offset : stops[offset]])
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Type1Facts:
     """What `VFIO_IOMMU_GET_INFO` says.
@@ -174,6 +176,7 @@ def checked_ranges(pairs: list[tuple[int, int]], offset: int = 0) -> MappableRan
     return MappableRanges(AddrRange(start, last) for start, last in pairs)
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class ZpciFacts:
     """What an s390 device says of itself; the only evidence for its aperture before Linux 5.4.
@@ -195,6 +198,7 @@ class ZpciFacts:
     msi_address: int | None = None
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class DeviceFacts:
     """What `VFIO_DEVICE_GET_INFO` says.

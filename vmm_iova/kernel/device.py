@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vmm_iova import remedies as say
+from vmm_iova.brief import brief
 from vmm_iova.errors import DeviceOpenError, DmaError, RequestError
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.iommufd import Iommufd, VfioCdev
@@ -35,6 +36,7 @@ _PCI = "/sys/bus/pci/devices"
 _GROUPS = "/sys/kernel/iommu_groups"
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class DeviceSite:
     """Where a device is, as sysfs says.

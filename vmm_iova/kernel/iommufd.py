@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
+from vmm_iova.brief import brief
 from vmm_iova.errors import CapabilityError, DmaError
 from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel import uapi_iommufd as abi
@@ -231,6 +232,7 @@ class Iommufd(Handle):
         return bitmap.content()
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class HardwareInfo:
     """What the IOMMU of a device is.

@@ -164,6 +164,9 @@ class Event:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
+    def __repr__(self) -> str:
+        return f"<Event, descriptor {self._fd}>"
+
     def fileno(self) -> int:
         """Return the descriptor."""
         return self._fd

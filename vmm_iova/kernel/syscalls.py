@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from vmm_iova.host.host import Host
 
+from vmm_iova.brief import brief
 from vmm_iova.host.load import load_host
 
 try:
@@ -36,6 +37,7 @@ PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 _CAP_IPC_LOCK = 14  # ABI: include/uapi/linux/capability.h
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class LockBudget:
     """How much memory this process may lock.
@@ -142,6 +144,9 @@ class LinuxKernel:
         self.open: Callable[[str], int] = (
             plain if self._root == Path("/") else lambda path: plain(self._path(path))
         )
+
+    def __repr__(self) -> str:
+        return f"LinuxKernel({str(self._root)!r})"
 
     def _path(self, path: str) -> Path:
         return self._root / path.lstrip("/")

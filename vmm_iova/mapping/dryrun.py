@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_iova.brief import brief
 from vmm_iova.errors import PlanError
 from vmm_iova.kernel.device import open_space
 from vmm_iova.mapping.mapped import map_pieces
@@ -23,6 +24,7 @@ _BDF = "0000:00:01.0"
 _MEMORY = 1 << 62  # where the memory is said to be in this process; nobody looks there
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class DryRun:
     """What the kernel in memory answered.

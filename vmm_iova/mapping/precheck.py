@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from vmm_iova import remedies as say
+from vmm_iova.brief import brief
 from vmm_iova.errors import (
     ApertureError,
     EvidenceError,
@@ -249,6 +250,7 @@ class Owned(Protocol):
         """Its tag."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
     """The answer.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
 from vmm_iova import remedies as say
+from vmm_iova.brief import brief
 from vmm_iova.diagnosis.causes import SLOT_MAX
 from vmm_iova.errors import MisalignedError, PlanError, RequestError
 from vmm_iova.planning.layout import ItemKind, Layout, OnHole
@@ -26,6 +27,7 @@ DEFAULT_ENTRIES = 65535
 """Default of vfio_iommu_type1.dma_entry_limit (drivers/vfio/vfio_iommu_type1.c, Linux 5.1)."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class LargePages:
     """Host pages that back RAM.
@@ -46,6 +48,7 @@ class LargePages:
         return say.HUGEPAGES_SET.format(short=short, count=self.count, name=name)
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Budget:
     """What mapping a layout takes.

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from vmm_iova.brief import brief
+
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from vmm_iova.machines.parts import CpuVendor, FixedItem
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Node:
     """RAM of one NUMA node of the guest.
@@ -30,6 +33,7 @@ class Node:
     name: str | None = None
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Bar:
     """A BAR, or a window of them, that wants a place of its own.
@@ -56,6 +60,7 @@ def bar_title(name: str) -> str:
     return name if " " in name else f"BAR {name}"
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Room:
     """Room above everything else for what is plugged in later, such as memory; devices reach it.
@@ -71,6 +76,7 @@ class Room:
     align: str | int | None = None
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Doorbell:
     """Where a guest's interrupt controller takes MSI writes, for a VMM that chooses the place.
@@ -86,6 +92,7 @@ class Doorbell:
     align: str | int | None = None
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Guest:
     """What a VMM wants.

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
+from vmm_iova.brief import brief
 from vmm_iova.host.facts import Limits
 from vmm_iova.kernel import uapi
 from vmm_iova.kernel.syscalls import Kernel, LockBudget, ioctl_one_by_one
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from vmm_iova.simulated.model import SimArea
 
 
+@brief
 @dataclass
 class Fault:
     """Something that goes wrong, once.
@@ -158,6 +160,13 @@ class SimulatedKernel:
         )
         kernel._host = host
         return kernel
+
+    def __repr__(self) -> str:
+        major, minor = self.settings.release
+        return (
+            f"<{type(self).__name__} {major}.{minor}, {len(self.devices())} devices, "
+            f"{self.open_files()} open files>"
+        )
 
     def devices(self) -> tuple[str, ...]:
         """Return the BDFs of all devices, ascending."""
