@@ -36,7 +36,7 @@ from vmm_iova.kernel.space import (
     SpaceFacts,
     SpaceKind,
 )
-from vmm_iova.kernel.syscalls import LINUX, Kernel, LinuxKernel, LockBudget
+from vmm_iova.kernel.syscalls import LINUX, Kernel, LinuxKernel, LockBudget, RegisterWindow
 from vmm_iova.kernel.type1 import Type1Container
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "Mappable",
     "Order",
     "Region",
+    "RegisterWindow",
     "SpaceFacts",
     "SpaceKind",
     "Type1Container",

@@ -188,8 +188,8 @@ class Ioas:
 
         It is as open as this is.
         """
-        self.device_fd(bdf)
-        return Device(self.kernel, lambda: self.device_fd(bdf), bdf)
+        windows = self._device(bdf).windows
+        return Device(self.kernel, windows, lambda: self.device_fd(bdf), bdf)
 
     def ranges(self) -> tuple[MappableRanges, int]:
         """Return where mappings may lie now, and the alignment in bytes.

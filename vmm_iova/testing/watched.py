@@ -72,6 +72,11 @@ class WatchedKernel(SimulatedKernel):
             for where in areas
         ]
         left += self._opened.values()
+        left += [
+            f"{item.windows} mappings of the registers of {bdf} are left"
+            for bdf, item in self._devices.items()
+            if item.windows
+        ]
         if self.memory.locked:
             left.append(f"{self.memory.locked:#x} bytes are locked")
         return left
