@@ -38,6 +38,7 @@ from vmm_iova.kernel.space import (
 )
 from vmm_iova.kernel.syscalls import LINUX, Kernel, LinuxKernel, LockBudget, RegisterWindow
 from vmm_iova.kernel.type1 import Type1Container
+from vmm_iova.kernel.windows import Windows
 
 __all__ = [
     "LINUX",
@@ -66,6 +67,7 @@ __all__ = [
     "VfioCdev",
     "Via",
     "Width",
+    "Windows",
     "ZpciFacts",
     "device_facts",
     "find_device",

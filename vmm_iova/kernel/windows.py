@@ -53,6 +53,10 @@ class Windows:
         self._config_at: int | None = None
         self._capabilities: dict[int, int] | None = None
 
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{len(self._open)} mapped"
+        return f"<Windows, {state}>"
+
     def changed(self) -> None:
         """Take note that the device may have ceased to answer."""
         self._answers = False

@@ -150,6 +150,7 @@ class Guest:
     viommu_bits: int | None = None
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Reading:
     """A guest as one release of its VMM has it, where what was asked for leaves that open.

@@ -11,6 +11,7 @@ import errno
 import os
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -19,9 +20,12 @@ from vmm_iova.ranges import BASE_PAGE
 from vmm_iova.simulated.model import refuse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    Dma = Callable[[int, int, bytes | None], bytes]
+    from vmm_iova.kernel.syscalls import RegisterWindow
+
+Dma = Callable[[int, int, bytes | None], bytes]
+"""Reads memory at an IOVA as the device, or writes it: IOVA, bytes, and what is written."""
 
 CONFIG, CONFIG_SIZE = 7, 256
 REGIONS, IRQS = 9, 5
@@ -71,6 +75,9 @@ class SimPci:
         self.config = bytearray(CONFIG_SIZE)
         self._write_config()
         self.clear()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.vendor:04x}:{self.device:04x}>"
 
     # What a device is made of.
 
@@ -239,7 +246,7 @@ class SimPci:
             return uapi.CAP_HEADER.codec.pack(uapi.CAP_MSIX_MAPPABLE, 1, 0)
         return b""
 
-    def map_registers(self, size: int, offset: int) -> SimWindow:
+    def map_registers(self, size: int, offset: int) -> RegisterWindow:
         """Mmap of registers: whole pages of what may be mapped."""
         index, at = offset >> _OFFSET_SHIFT, offset & (1 << _OFFSET_SHIFT) - 1
         if index != 0 or at % BASE_PAGE or not 0 < size <= self.bar_size - at:
@@ -340,14 +347,16 @@ class SimPci:
         was, self._kind = self._kind, index
         try:
             if was is None and index != INTX and not numbers:
-                raise refuse(errno.EINVAL)
+                raise refuse(errno.ERANGE)
             for number, fd in zip(numbers, values, strict=True):
+                if index != INTX:
+                    self._forget((index, number))  # before the new one is looked at
                 self._remember((index, number), fd)
         except OSError:
             if was is None:
                 self._disable(index)
             raise
-        if index == INTX:
+        if index == INTX and was is None:  # another event for one that is on: masked as it was
             self._masked = False
             self.update_line()
 
