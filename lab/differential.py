@@ -504,6 +504,8 @@ def compare(real: World, simulated: World, ops: Sequence[Op], seed: int) -> dict
     seen: dict[str, int] = {}
     for index, op in enumerate(ops):
         told, ours = real.do(op), simulated.do(op)
+        if real.device is not None and simulated.device is not None:
+            real.device.keep_up(simulated.device)
         if told != ours and not _leftover(op, told, ours):
             before = "\n".join(f"  {each}" for each in ops[max(index - 12, 0) : index])
             raise DivergenceError(

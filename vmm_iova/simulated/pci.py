@@ -143,12 +143,17 @@ class SimPci:
         self.clear()
 
     def close(self) -> None:
-        """The last file is closed: interrupts are off, and the device does nothing any more."""
+        """The last file is closed: the device is as it was found, and does nothing any more.
+
+        Where the kernel has a way to reset it, it does (vfio_pci_core_disable).
+        """
         if self._kind is not None:
             self._disable(self._kind)
         for key in list(self._events):
             self._forget(key)
-        self.config[_COMMAND] &= ~_MASTER
+        self._write_config()
+        if self.resets:
+            self.clear()
 
     def size(self, index: int) -> int:
         """Bytes of a region."""
