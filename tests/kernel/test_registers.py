@@ -21,7 +21,6 @@ from vmm_iova.errors import ClosedError, DmaError, RequestError, UnknownNameErro
 from vmm_iova.kernel import LINUX, Device, Type1Container, open_space, uapi
 from vmm_iova.mapping import GuestMemory, map_pieces
 from vmm_iova.simulated import SimGroup, SimulatedKernel
-from vmm_iova.simulated.pci import ERROR, REQUEST
 
 PAGE = 0x1000
 BUFFER = 0x40000
@@ -266,11 +265,11 @@ class TestInterrupts:
         self, device: Device, sim: SimulatedKernel
     ) -> None:
         with device.interrupts("msi") as (done,), device.interrupts("request") as (asked,):
-            sim.device(NIC).signal(REQUEST)  # somebody unbinds the device
+            sim.device(NIC).signal_request()  # somebody unbinds the device
             assert (asked.wait(10), done.take()) == (1, 0)
             device.trigger("request")
             assert asked.wait(10) == 1
-        sim.device(NIC).signal(REQUEST)
+        sim.device(NIC).signal_request()
 
     def test_device_that_is_not_pci_express_has_no_error_interrupt(self, device: Device) -> None:
         with pytest.raises(RequestError, match="0 interrupts of error"), device.interrupts("error"):
@@ -289,7 +288,7 @@ class TestInterrupts:
 
     def test_error_interrupt_of_pci_express(self, disk: Device, disk_sim: SimulatedKernel) -> None:
         with disk.interrupts("error") as (error,):
-            disk_sim.device(DISK).signal(ERROR)
+            disk_sim.device(DISK).signal_error()
             assert error.wait(10) == 1
 
     def test_event_that_its_owner_closed_lives_on_in_the_kernel(

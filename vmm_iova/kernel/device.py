@@ -246,7 +246,9 @@ def open_space(
     ways: dict[SpaceKind, Callable[..., Type1Container | Ioas]]
     ways = {"iommufd": _via_iommufd, "type1": _via_type1}
     if via != "auto" and via not in ways:
-        raise RequestError(f"there is no way {via!r}", field="via", value=via)
+        raise RequestError(
+            f"there is no way {via!r}; there are auto, {', '.join(ways)}", field="via", value=via
+        )
     if not bdfs:
         raise RequestError("no device was named", field="bdfs", value=bdfs)
     if isinstance(bdfs, str):

@@ -162,7 +162,7 @@ class Ioas:
         if name not in self.devices:
             _ = self.id  # a closed address space says so
             raise UnknownNameError(
-                f"device {name} is not attached",
+                f"device {name} is not attached; {', '.join(sorted(self.devices)) or 'none'} is",
                 kind="device",
                 name=name,
                 known=sorted(self.devices),

@@ -236,7 +236,10 @@ class Type1Container(Handle):
         if bdf not in self._devices:
             _ = self.fd  # a closed container says so
             raise UnknownNameError(
-                f"device {bdf} is not open", kind="device", name=bdf, known=sorted(self._devices)
+                f"device {bdf} is not open; {', '.join(sorted(self._devices)) or 'none'} is",
+                kind="device",
+                name=bdf,
+                known=sorted(self._devices),
             )
         return self._devices[bdf]
 

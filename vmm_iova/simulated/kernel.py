@@ -18,7 +18,7 @@ import struct
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Self
 
-from vmm_iova.errors import UnknownNameError
+from vmm_iova.errors import RequestError, UnknownNameError
 from vmm_iova.host.facts import Limits
 from vmm_iova.kernel import uapi
 from vmm_iova.kernel.syscalls import Kernel, LockBudget, ioctl_one_by_one
@@ -35,7 +35,7 @@ from vmm_iova.simulated.sysfs import NodeKind, SimSysfs
 from vmm_iova.simulated.type1 import SimContainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from vmm_iova.host.evidence import Aperture
     from vmm_iova.host.host import Host
@@ -106,6 +106,7 @@ class SimulatedKernel:
         self.faults: list[Fault] = []
         self._host: Host | None = None
         self._kinds = dict(kinds or {})
+        _check_kinds(self._kinds, self.devices())
         self._devices: dict[str, SimPci] = {}
         self.calls = 0
         self._files: dict[int, _File] = {}
@@ -121,6 +122,7 @@ class SimulatedKernel:
         release: tuple[int, int] | None = None,
         iommufd: bool = True,
         compat_container: bool = False,
+        kinds: Mapping[str, DeviceKind] | None = None,
     ) -> Self:
         """Make the kernel of a host: its groups, reserved regions, page and limits.
 
@@ -133,6 +135,7 @@ class SimulatedKernel:
             release: of the kernel; default the host's own, as far as the simulation knows it.
             iommufd: whether it was configured.
             compat_container: whether /dev/vfio/vfio is an iommufd.
+            kinds: what a device is, as for the class.
 
         Raises:
             EvidenceError: of no group is known what may be mapped.
@@ -150,6 +153,7 @@ class SimulatedKernel:
             memlock=None if memlock is None or memlock < 0 else memlock,
             iommufd=iommufd,
             compat_container=compat_container,
+            kinds=kinds,
         )
         kernel._host = host
         return kernel
@@ -492,6 +496,15 @@ class SimulatedKernel:
 
     def _dma(self, bdf: str, iova: int, size: int, data: bytes | None) -> bytes:
         return do_dma(self._files.values(), self.memory.page, bdf, iova, size, data)
+
+
+def _check_kinds(kinds: Mapping[str, str], devices: Collection[str]) -> None:
+    for bdf, kind in kinds.items():
+        if bdf not in devices or kind not in KINDS:
+            text = f"{bdf} cannot be a {kind!r}; there are {', '.join(KINDS)}"
+            if bdf not in devices:
+                text = f"there is no device {bdf}; there are {', '.join(devices) or 'none'}"
+            raise RequestError(text, field="kinds", value=dict(kinds))
 
 
 _KERNEL: type[Kernel] = SimulatedKernel  # mypy: whatever drives a real kernel drives this one

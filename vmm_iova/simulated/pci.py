@@ -396,6 +396,14 @@ class SimPci:
         if fd is not None:
             os.eventfd_write(fd, 1)
 
+    def signal_error(self) -> None:
+        """Raise the error interrupt, as the kernel does when PCI Express reports one (AER)."""
+        self.signal(ERROR)
+
+    def signal_request(self) -> None:
+        """Raise the request interrupt, as the kernel does when the device is to be unbound."""
+        self.signal(REQUEST)
+
     def interrupt(self, number: int = 0) -> None:
         """Raise an interrupt by the way that is on."""
         if self._kind in (MSI, MSIX) and self.master:
