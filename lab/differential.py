@@ -20,6 +20,9 @@ from vmm_iova.kernel import uapi_iommufd as abi
 from vmm_iova.kernel.syscalls import UserBuffer
 from vmm_iova.ranges import AddrRange, RangeSet
 
+from lab.calls import Answer, Op
+from lab.device_calls import DeviceCalls
+
 if TYPE_CHECKING:
     import random
     from collections.abc import Sequence
@@ -28,31 +31,6 @@ if TYPE_CHECKING:
 
 TOP = (1 << 64) - 1
 MASK = TOP
-
-
-@dataclass(frozen=True)
-class Op:
-    """One call: what it is, and its numbers."""
-
-    name: str
-    args: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        return f"{self.name}({', '.join(map(hex, self.args))})"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a kernel said."""
-
-    errno: int
-    value: int = 0
-    data: bytes = b""
-
-    def __str__(self) -> str:
-        if self.errno:
-            return f"errno {self.errno} {self.data.hex()}"
-        return f"{self.value} {self.data.hex()}"
 
 
 class Arena:
@@ -132,6 +110,7 @@ class World:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.opened: list[int] = []
+        self.device: DeviceCalls | None = None
 
     def open(self, path: str) -> int:
         """Open a node, to be closed with the world."""
@@ -152,7 +131,9 @@ class World:
 
     def do(self, op: Op) -> Answer:
         """Make the call that `op` names."""
-        answer: Answer = getattr(self, "op_" + op.name)(*op.args)
+        of_device = self.device is not None and hasattr(self.device, "op_" + op.name)
+        where = self.device if of_device else self
+        answer: Answer = getattr(where, "op_" + op.name)(*op.args)
         return answer
 
     def state(self) -> str:
@@ -162,6 +143,8 @@ class World:
 
     def close(self) -> None:
         """Close everything, the last first."""
+        if self.device is not None:
+            self.device.close()
         for fd in reversed(self.opened):
             self.kernel.close(fd)
         self.opened.clear()
@@ -178,6 +161,13 @@ class Type1World(World):
             self.groups[0], uapi.GROUP_SET_CONTAINER, bytearray(struct.pack("=i", self.container))
         )
         kernel.ioctl(self.container, uapi.SET_IOMMU, version)
+
+    def open_device(self, bdf: str) -> None:
+        """Open a device of the first group, for calls on it."""
+        name = bytearray(bdf.encode() + b"\0")
+        fd = self.kernel.ioctl(self.groups[0], uapi.GROUP_GET_DEVICE_FD, name)
+        self.opened.append(fd)
+        self.device = DeviceCalls(self.kernel, fd)
 
     def op_map(self, iova: int, hva: int, size: int, flags: int, argsz: int) -> Answer:
         """Map."""
@@ -290,6 +280,7 @@ class IommufdWorld(World):
         super().__init__(kernel)
         self.fd = self.open("/dev/iommu")
         self.devices = [self.open(node) for node in nodes]
+        self.device = DeviceCalls(kernel, self.devices[0])
 
     def _command(self, request: int, size: int = 0, /, **values: int) -> Answer:
         record = abi.COMMANDS[request]
@@ -484,6 +475,15 @@ def _compat(rng: random.Random, pools: Pools, iova: int, size: int) -> Op:
     return Op("compat_info", (rng.choice((0, 16, 24, 40, 72, 88, 200)),))
 
 
+def mixed(rng: random.Random, calls: list[Op], others: list[Op], first: int = 0) -> list[Op]:
+    """Put two sequences together, each in its order; `first` calls come before all others."""
+    head, rest = calls[:first], calls[first:]
+    places = [True] * len(rest) + [False] * len(others)
+    rng.shuffle(places)
+    left, right = iter(rest), iter(others)
+    return head + [next(left) if mine else next(right) for mine in places]
+
+
 class DivergenceError(AssertionError):
     """The simulated kernel answered something else than the real one."""
 
@@ -504,6 +504,8 @@ def compare(real: World, simulated: World, ops: Sequence[Op], seed: int) -> dict
     seen: dict[str, int] = {}
     for index, op in enumerate(ops):
         told, ours = real.do(op), simulated.do(op)
+        if real.device is not None and simulated.device is not None:
+            real.device.keep_up(simulated.device)
         if told != ours and not _leftover(op, told, ours):
             before = "\n".join(f"  {each}" for each in ops[max(index - 12, 0) : index])
             raise DivergenceError(

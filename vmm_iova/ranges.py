@@ -208,6 +208,8 @@ class AddrRange:
 
 _start = attrgetter("start")
 
+_SHOWN = 4  # of a collection, in its repr
+
 _BISECTS = 32  # a step of a walk is that much cheaper than a search, about
 
 
@@ -254,7 +256,10 @@ class _Ranges:
         return hash((type(self), self._ranges))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}([{', '.join(map(str, self._ranges))}])"
+        shown = [str(item) for item in self._ranges[:_SHOWN]]
+        more = len(self._ranges) - len(shown)
+        shown += [f"and {more} more"] if more else []
+        return f"{type(self).__name__}([{', '.join(shown)}])"
 
     @property
     def size(self) -> int:

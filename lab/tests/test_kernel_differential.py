@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from lab.device_calls import device_ops
 from lab.differential import (
     Arena,
     DivergenceError,
@@ -20,9 +21,10 @@ from lab.differential import (
     World,
     compare,
     iommufd_ops,
+    mixed,
     type1_ops,
 )
-from vmm_iova.kernel import uapi
+from vmm_iova.kernel import device_facts, uapi
 from vmm_iova.kernel.syscalls import LINUX
 from vmm_iova.kernel.type1 import Type1Container
 from vmm_iova.ranges import AddrRange
@@ -75,7 +77,26 @@ def twins(lab: dict[str, Any]) -> tuple[SimulatedKernel, list[SimGroup]]:
         max_auto_alignment=int(huge.read_text()) if huge.exists() else lab["page_size"],
         allow_unsafe_interrupts=True,
     )
+    if _has_edu(lab):
+        with Type1Container() as container:
+            container.add_group(groups[0].number)
+            fd = container.open_device(groups[0].devices[0], groups[0].number)
+            flags = device_facts(fd).flags
+        kernel.device(groups[0].devices[0]).resets = bool(flags & uapi.DEVICE_FLAG_RESET)
     return kernel, groups
+
+
+def _has_edu(lab: dict[str, Any]) -> bool:
+    kind: str = lab["devices"][0]["kind"]
+    return kind == "edu"
+
+
+def _calls(lab: dict[str, Any], calls: list[Op], first: int = 0) -> list[Op]:
+    """Mix calls on a device in, where the guest has the one that the simulation knows."""
+    if not _has_edu(lab):
+        return calls
+    rng = random.Random(SEED + 1)
+    return mixed(rng, calls, device_ops(rng, len(calls) // 4), first)
 
 
 @pytest.fixture
@@ -111,6 +132,7 @@ def _run(worlds: Sequence[World], ops: Sequence[Op], capsys: pytest.CaptureFixtu
 @pytest.mark.proves("type1: simulated and real kernel agree on random calls")
 @pytest.mark.parametrize("version", [uapi.TYPE1_V2_IOMMU, uapi.TYPE1_IOMMU])
 def test_type1_real_and_simulated_agree(
+    lab: dict[str, Any],
     twins: tuple[SimulatedKernel, list[SimGroup]],
     pools: Pools,
     version: int,
@@ -118,11 +140,54 @@ def test_type1_real_and_simulated_agree(
 ) -> None:
     kernel, groups = twins
     count = CALLS if version == uapi.TYPE1_V2_IOMMU else CALLS // 4
-    ops = type1_ops(random.Random(SEED), pools, count)
+    ops = _calls(lab, type1_ops(random.Random(SEED), pools, count))
     numbers = [group.number for group in groups]
     worlds = [Type1World(each, numbers, version) for each in (LINUX, kernel)]
+    if _has_edu(lab):
+        for world in worlds:
+            world.open_device(groups[0].devices[0])
 
     _run(worlds, ops, capsys)
+
+
+@pytest.mark.guests("vtd", "vtd39", "amd", "iommufd")
+@pytest.mark.proves("registers, interrupts and resets: simulated and real kernel agree")
+def test_calls_on_a_device_real_and_simulated_agree(
+    twins: tuple[SimulatedKernel, list[SimGroup]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel, groups = twins
+    numbers = [group.number for group in groups]
+    worlds = [Type1World(each, numbers, uapi.TYPE1_V2_IOMMU) for each in (LINUX, kernel)]
+    for world in worlds:
+        world.open_device(groups[0].devices[0])
+
+    _run(worlds, device_ops(random.Random(SEED), CALLS // 4), capsys)
+
+
+@pytest.mark.guests("vtd", "vtd39", "amd", "iommufd")
+@pytest.mark.proves("a device that differs on purpose is caught")
+@pytest.mark.parametrize("fault", ["a register", "an interrupt", "a flag"])
+def test_device_that_differs_on_purpose_is_caught(
+    twins: tuple[SimulatedKernel, list[SimGroup]], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    kernel, groups = twins
+    wrong = kernel.device(groups[0].devices[0])
+    if fault == "a register":
+        load = wrong.load
+        monkeypatch.setattr(
+            wrong, "load", lambda at, size: b"\0" * size if at == 4 else load(at, size)
+        )
+    elif fault == "an interrupt":
+        monkeypatch.setattr(wrong, "signal", lambda *_: None)
+    else:
+        monkeypatch.setattr(wrong, "express", True)
+    numbers = [group.number for group in groups]
+    worlds = [Type1World(each, numbers, uapi.TYPE1_V2_IOMMU) for each in (LINUX, kernel)]
+    for world in worlds:
+        world.open_device(groups[0].devices[0])
+
+    with pytest.raises(DivergenceError, match=f"seed {SEED}, call"):
+        _run(worlds, device_ops(random.Random(SEED), 2000), None)  # type: ignore[arg-type]
 
 
 @pytest.mark.guests("iommufd")
@@ -134,7 +199,8 @@ def test_iommufd_real_and_simulated_agree(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     kernel, _ = twins
-    ops = iommufd_ops(random.Random(SEED), pools, CALLS)
+    # Nothing can be asked of a device that is not bound: that is the second call.
+    ops = _calls(lab, iommufd_ops(random.Random(SEED), pools, CALLS), first=4)
     real = IommufdWorld(LINUX, [device["cdev"] for device in lab["devices"][:2]])
     simulated = IommufdWorld(kernel, ["/dev/vfio/devices/vfio0", "/dev/vfio/devices/vfio1"])
 

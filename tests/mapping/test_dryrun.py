@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 
 import pytest
@@ -50,3 +51,37 @@ def test_locked_memory_of_the_host_is_rehearsed_with_the_limit_that_would_do() -
     with pytest.raises(vi.errors.PrecheckError) as caught:
         dry_run(layout)
     assert "ulimit -l 4194304 (KiB)" in str(caught.value)
+
+
+def _with_bars() -> vi.Layout:
+    bars = [
+        vi.Bar("gpu", 1 << 30, required=True),
+        vi.Bar("nic", 1 << 24, required=True),
+        vi.Bar("other", 1 << 26),
+    ]
+    usable = vi.load_host("amd-epyc-1tb").usable()
+    return vi.plan(vi.Guest("own-x86", "8G", bars=bars), usable)
+
+
+def test_required_bars_are_mapped_with_the_ram_by_type1() -> None:
+    layout = _with_bars()
+    names = [name for _, name in dry_run(layout).calls]
+    assert sorted(names) == sorted([*(item.name for item in layout.ram), "gpu", "nic"])
+
+
+def test_required_bars_are_refused_by_iommufd_which_has_no_memory_to_pin() -> None:
+    with pytest.raises(vi.errors.MappingError) as caught:
+        dry_run(_with_bars(), "iommufd")
+    assert (caught.value.errno, caught.value.left) == (errno.EFAULT, ())
+
+
+def test_budget_counts_mapped_bars_and_does_not_lock_them() -> None:
+    layout = _with_bars()
+    cost = vi.budget(layout)
+    mapped = [item for item in layout.items if item.kind is vi.ItemKind.BAR and item.iova]
+    assert (cost.bars, cost.bar_bytes) == ((len(mapped), 2), sum(i.iova.size for i in mapped))
+    assert cost.entries == len(layout.ram) + len(mapped)
+    assert cost.locked_bytes == 8 << 30
+    assert f"mapped BARs    {len(mapped)}, 2 of them required, 1104 MiB, not locked" in (
+        layout.text()
+    )

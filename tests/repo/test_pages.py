@@ -50,6 +50,26 @@ def test_driver_moves_bytes_there_and_back(kernel: Any, capsys: pytest.CaptureFi
     assert (sim.open_files(), len(sim.mapped())) == (0, 0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [((), "usage: python driver.py"), (("0000:7f:00.0",), "there is no PCI device 0000:7f:00.0")],
+)
+def test_driver_of_the_page_says_what_is_wrong_without_a_traceback(
+    tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    (tmp_path / "driver.py").write_text(_program("driver.md"), "utf-8")
+    done = subprocess.run(
+        [sys.executable, "driver.py", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert told in done.stderr
+
+
 def test_vmm_plans_and_maps_its_guest(capsys: pytest.CaptureFixture[str]) -> None:
     sim = SimulatedKernel.from_host(vi.load_host("amd-epyc-1tb"))
     _run("vmm.md")["main"](list(sim.devices()), "8GiB", kernel=sim)

@@ -139,3 +139,37 @@ def test_nothing(request):
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_what_several_fixtures_find_is_one_failure_without_a_traceback(tmp_path: Path) -> None:
+    body = """
+def test_leak(vmm_space, vmm_allocator):
+    DynamicMaps(vmm_allocator, vmm_space).allocate(100, tag="mine")
+"""
+    status, shown = _run(tmp_path, body)
+    assert (status, "Traceback" in shown, "Exception Group" in shown) == (1, False, False)
+    place = f"{tmp_path}/test_driver.py:{_line(body, 'allocate(100')}"
+    assert f"0x1000-0x1fff is allocated for mine; 0x1000-0x1fff is mapped, by {place}" in shown
+
+
+@pytest.mark.parametrize(
+    ("marker", "told"),
+    [
+        ("relase=(5, 10)", "the marker vmm_kernel has no option relase; it has allow_"),
+        ('host="amd-epyc-1tb", memlock=1', "the marker vmm_kernel has no option memlock"),
+        ('kinds={"0000:01:00.0": "nvm"}', "0000:01:00.0 cannot be a 'nvm'; there are edu, nvme"),
+        ('kinds={"0000:09:00.0": "edu"}', "there is no device 0000:09:00.0; there are 0000:01:00"),
+        ('via="vfio"', "there is no way 'vfio'; there are auto, iommufd, type1"),
+    ],
+)
+def test_mistake_in_the_marker_is_told_with_what_there_is(
+    tmp_path: Path, marker: str, told: str
+) -> None:
+    body = f"""
+@pytest.mark.vmm_kernel({marker})
+def test_never(vmm_space):
+    pass
+"""
+    status, shown = _run(tmp_path, body)
+    assert status == 1
+    assert told in shown

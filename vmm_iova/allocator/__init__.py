@@ -24,6 +24,7 @@ from vmm_iova.allocator.contract import (
     window_of,
 )
 from vmm_iova.allocator.engine import engine_name
+from vmm_iova.brief import brief
 from vmm_iova.errors import RequestError
 from vmm_iova.ranges import AddrRange, Iova, MappableRanges, RangeSet
 from vmm_iova.units import format_size
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Allocation:
     """One range that is owned. Immutable.
@@ -96,6 +98,9 @@ class Transaction:
         def __exit__(
             self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
         ) -> None: ...
+
+    def __repr__(self) -> str:
+        return "<Transaction of an IovaAllocator>"
 
     def rollback(self) -> None:
         """Undo now everything since the transaction was entered.

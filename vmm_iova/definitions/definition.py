@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from vmm_iova.brief import brief
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -22,6 +24,7 @@ LeverName = Literal["caching-mode"]
 """What a definition itself lacks to start."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class AssignedDevice:
     """A device of the host that the VM is given.
@@ -40,6 +43,7 @@ class AssignedDevice:
     rom: bool = True
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Fault:
     """Why a VM would not start, whatever host it is on.
@@ -55,6 +59,7 @@ class Fault:
     lever: LeverName | None = None
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Definition:
     """A VM as somebody has written it down. Made by `read_vm`.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
+from vmm_iova.brief import brief
 from vmm_iova.diagnosis.filled import Advice, fill
 from vmm_iova.host.facts import RegionKind
 from vmm_iova.host.usable import Cause, CauseKind, Usable
@@ -22,6 +23,7 @@ HOLES = (CauseKind.REGION, CauseKind.PLATFORM, CauseKind.KERNEL_GAP, CauseKind.G
 """Causes that are holes inside the aperture, rather than an end of it."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Whether one range may be one mapping.

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vmm_iova.brief import brief
 from vmm_iova.diagnosis.why import Why
 from vmm_iova.ranges import AddrRange
 from vmm_iova.readers.cpu import Cpu, read_cpu
@@ -46,6 +47,7 @@ _IOVA_RANGE = re.compile(rf"iova range \d{{1,4}} is \[({HEX}); ({HEX})\]")
 _NOT_CAUSES = (Why.OTHER, Why.PEER, Why.WIDTH, Why.BAR, Why.ENTRIES, Why.BAR_HELD)
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Clues:
     """What a report states of the host, beside the failure.

@@ -19,14 +19,17 @@ from vmm_iova.diagnosis.headline import headline
 from vmm_iova.diagnosis.meaning import meaning
 from vmm_iova.diagnosis.places import CLIENT_BITS, CORE_BITS, is_bar, judge_place
 from vmm_iova.diagnosis.why import Api, Certainty, Op, Part, Why
+from vmm_iova.errors import HostDataError
 from vmm_iova.host.facts import Platform, RegionKind
 from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, GIB, MIB, AddrRange
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vmm_iova.diagnosis.causes import Rule
     from vmm_iova.diagnosis.clues import Clues
-    from vmm_iova.diagnosis.error_lines import Failure
+    from vmm_iova.diagnosis.error_lines import Failure, Report
     from vmm_iova.host.usable import Usable
 
 _SURE, _LIKELY, _POSSIBLE = Certainty.CERTAIN, Certainty.LIKELY, Certainty.POSSIBLE
@@ -92,7 +95,30 @@ def explain(text: str, usable: Usable | None = None) -> tuple[Diagnosis, ...]:
     Complexity: O(size + failures x holes), bounded (see `error_lines.parse_report`).
     Synchronization: none required.
     """
-    reports = parse_reports(text)
+    return _explained(parse_reports(text), usable)
+
+
+def find_failures(text: str, usable: Usable | None = None) -> tuple[Diagnosis, ...]:
+    """Say the same of a text that may tell of no failed call, such as a whole log.
+
+    Args:
+        text: as for `explain`.
+        usable: as for `explain`.
+
+    Returns:
+        What `explain` returns; empty where it raises.
+
+    Complexity: that of `explain`.
+    Synchronization: none required.
+    """
+    try:
+        reports = parse_reports(text)
+    except HostDataError:  # raised for that alone
+        return ()
+    return _explained(reports, usable)
+
+
+def _explained(reports: Iterable[Report], usable: Usable | None) -> tuple[Diagnosis, ...]:
     return tuple(
         diagnose(item, report.clues, usable) for report in reports for item in report.failures
     )

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from vmm_iova.brief import brief
 from vmm_iova.diagnosis.clues import HEX, WIDTH, ClueReader, Clues
 from vmm_iova.diagnosis.errnos import NAMES, errno_name, errno_of_words
 from vmm_iova.diagnosis.forms import ANY_VFIO, Form, read_line
@@ -37,6 +38,7 @@ MOST_LINES, MOST_CHARACTERS, MOST_FAILURES = 20_000, 4096, 100
 """Lines of a paste that are read, characters of each, and different failures that are told."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Failure:
     """One call that failed, or one access of a device.

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_iova.brief import brief
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -15,6 +17,7 @@ NOT_TRIED = " (not tried)"
 """Behind what rests on a source alone."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Advice:
     """One thing to do.

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_iova import shown
+from vmm_iova.brief import brief
 from vmm_iova.diagnosis.why import Certainty, Op, Why
 
 if TYPE_CHECKING:
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from vmm_iova.diagnosis.filled import Advice
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One cause that a failure has or may have.
@@ -38,6 +41,7 @@ class Finding:
         return self.certainty is Certainty.CERTAIN and own
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     """What is to say about one failure.
@@ -77,3 +81,17 @@ class Diagnosis:
     def fixes(self) -> tuple[str, ...]:
         """The actions, a line each."""
         return tuple(map(str, self.actions))
+
+    def text(self, *, verbose: bool = False) -> str:
+        """Return what `vmm-iova explain` prints: what is wrong, what to do, and why.
+
+        Args:
+            verbose: with the history of the kernel's check, and the causes that are less likely.
+        """
+        return shown.text_of(self, verbose=verbose)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        return shown.html_of(self)

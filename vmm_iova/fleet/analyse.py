@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from vmm_iova.brief import brief
 from vmm_iova.errors import IovaError
 from vmm_iova.fleet.outcome import Status, layout_digest
 from vmm_iova.fleet.survey import Allowed
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _MOST_CAUSES = 64  # holes that are named one by one; more make no readable map
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class LayoutGroup:
     """Hosts that can all have the same layout.
@@ -43,6 +45,7 @@ class LayoutGroup:
     classes: tuple[HostClass, ...]
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Blocker:
     """Hosts that stand in the way of one layout for all.
@@ -62,6 +65,7 @@ class Blocker:
     fixes: tuple[str, ...] = ()
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Fleet:
     """The answer.

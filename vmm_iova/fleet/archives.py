@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
 
 from vmm_iova import files
+from vmm_iova.brief import brief
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,6 +48,7 @@ class ArchiveError(Exception):
     """What is wrong with an archive, in one clause."""
 
 
+@brief
 @dataclass(slots=True)
 class ArchiveLimits:
     """What an archive may take; the shares grow with its size as a file.

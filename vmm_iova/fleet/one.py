@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections import Counter, OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -107,7 +108,9 @@ def _key(text: str, request: FleetRequest) -> bytes | None:
         facts = json.dumps(data, separators=(",", ":"))
     except RecursionError:  # what nobody reads may be nested as deep as it can be
         return None
-    return hashlib.blake2b(f"{facts}\0{request!r}".encode(), digest_size=16).digest()
+    # All of the request: its repr leaves out what is long.
+    whole = facts.encode() + b"\0" + pickle.dumps(request)
+    return hashlib.blake2b(whole, digest_size=16).digest()
 
 
 def _named(outcome: Outcome, name: str) -> tuple[Survey, HostRow]:

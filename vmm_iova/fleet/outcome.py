@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from vmm_iova.brief import brief
 from vmm_iova.errors import (
     EvidenceError,
     HostDataError,
@@ -54,6 +55,7 @@ class Status(enum.StrEnum):
     """The snapshot could not be read."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class HostRow:
     """One host as a row of a table.

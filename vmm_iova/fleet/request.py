@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from vmm_iova.brief import brief
 from vmm_iova.errors import MisalignedError, PlacementError, PlanError, RequestError
 from vmm_iova.host.evidence import stated_evidence
 from vmm_iova.host.host import Host
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _CLASS = re.compile(r"(0x)?([0-9a-fA-F]{2}){1,3}")
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class FleetRequest:
     """What is asked of every host of a fleet.

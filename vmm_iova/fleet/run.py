@@ -8,6 +8,7 @@ from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vmm_iova.brief import brief
 from vmm_iova.errors import HostUnavailableError
 from vmm_iova.fleet.one import damaged, survey_text
 from vmm_iova.fleet.outcome import HostRow, Status
@@ -31,6 +32,7 @@ class SupportsSubmit(Protocol):
         """Call `fn` somewhere, and return a future with `result()`."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a survey is.

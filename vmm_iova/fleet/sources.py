@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from vmm_iova.brief import brief
 from vmm_iova.errors import HostDataError, HostUnavailableError, UnknownNameError
 from vmm_iova.files import is_there, read_bytes
 from vmm_iova.fleet.archives import ArchiveError, ArchiveLimits, read_archive
@@ -24,6 +25,7 @@ _DEEPEST = 64  # folders in each other: links may make a maze of a few folders
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 
+@brief
 class SourceText(NamedTuple):
     """One snapshot.
 

@@ -15,6 +15,7 @@ from heapq import nsmallest
 from operator import and_
 from typing import TYPE_CHECKING, NamedTuple
 
+from vmm_iova.brief import brief
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ EVERYTHING = MappableRanges([AddrRange(0, ADDRESS_LAST)])
 """The neutral element of intersection."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Hole:
     """What takes addresses out on one host.
@@ -51,6 +53,7 @@ class Hole:
     text: str
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Allowed:
     """What each of some hosts allows; by default, of no host, everything.
@@ -83,6 +86,7 @@ class Allowed:
         )
 
 
+@brief
 class Problem(NamedTuple):
     """What is wrong with a host, and what would help or settle it."""
 
@@ -91,6 +95,7 @@ class Problem(NamedTuple):
     fixes: tuple[str, ...] = ()
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class HostClass:
     """Hosts on which the same may be mapped.
@@ -126,6 +131,7 @@ class HostClass:
         return replace(first, hosts=self.hosts + other.hosts, names=names)
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Share:
     """The hosts of a fleet for which one machine is planned.
@@ -139,6 +145,7 @@ class Share:
     fit: Allowed = field(default_factory=Allowed)
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class DeviceCount:
     """Devices of one class and driver over the fleet.
@@ -175,6 +182,7 @@ class DeviceCount:
         )
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Survey:
     """What is known of the hosts that were looked at. An empty one is neutral in `merge`.

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
+from vmm_iova.brief import brief
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from vmm_iova.ranges import AddrRange, MappableRanges
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class AttachRefusal:
     """One reason for which the kernel refuses an attach.

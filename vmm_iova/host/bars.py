@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from vmm_iova.brief import brief
 from vmm_iova.errors import HostDataError
 from vmm_iova.ranges import MIB
 from vmm_iova.units import shorten
@@ -31,6 +32,7 @@ class BarKind(enum.Enum):
     """A BAR of all its virtual functions together, in the device's SR-IOV capability."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class DeviceBar:
     """A memory BAR of a device, as large as it is now; where the host has it is no guest's concern.

@@ -7,6 +7,7 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_iova.brief import brief
 from vmm_iova.errors import RequestError
 from vmm_iova.host.facts import Facts, Group, IommuUnit, KernelRanges, RegionKind, Source
 from vmm_iova.host.registers import Width, amd_width, vtd_first_stage, vtd_width
@@ -39,6 +40,7 @@ class EvidenceKind(enum.Enum):
     STATED = "stated by the user"
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """One piece of evidence for the aperture.

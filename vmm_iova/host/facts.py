@@ -12,6 +12,7 @@ import enum
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from vmm_iova.brief import brief
 from vmm_iova.errors import HostDataError, UnknownNameError
 from vmm_iova.host.state import State
 from vmm_iova.plain import by_number
@@ -49,6 +50,7 @@ class RegionKind(enum.Enum):
     """A word this program does not know: treated as not mappable, kept as it was read."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where a fact was read: a path or the name of a text, and the line in it (from 1)."""
@@ -60,6 +62,7 @@ class Source:
         return self.name if self.line is None else f"{self.name}:{self.line}"
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Note:
     """Something about the facts that a person should know; `warning` ones are shown unasked."""
@@ -68,6 +71,7 @@ class Note:
     warning: bool = True
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class ReservedRegion:
     """A span that the platform withholds from some group.
@@ -87,6 +91,7 @@ class ReservedRegion:
     group: str | None = None
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class EmptyRegion:
     """A region of length 0, which broken firmware produces.
@@ -102,6 +107,7 @@ class EmptyRegion:
     group: str | None = None
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Device:
     """A device that an IOMMU translates.
@@ -138,6 +144,7 @@ class Device:
 _PCI_BRIDGE = 0x0604  # include/linux/pci_ids.h, PCI_CLASS_BRIDGE_PCI
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Group:
     """An IOMMU group.
@@ -187,6 +194,7 @@ PASTED = "pasted"
 """Id of the group that stands for a text without group numbers."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class IommuUnit:
     """A remapping unit and its registers.
@@ -228,6 +236,7 @@ _VENDORS = (
 )
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class KernelRanges:
     """The kernel's own list of mappable IOVAs: the strongest evidence there is.
@@ -250,6 +259,7 @@ class KernelRanges:
     page_sizes: int | None = None
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class DmaWindow:
     """The zPCI base capability: lowest and highest usable DMA address of a device, inclusive.
@@ -262,6 +272,7 @@ class DmaWindow:
     source: Source
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class StatedWidth:
     """A width that the kernel printed in a log: an upper bound, like a register.
@@ -275,6 +286,7 @@ class StatedWidth:
     source: Source
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Limits on mapping. None: not known.
@@ -288,6 +300,7 @@ class Limits:
     memlock: int | None = None
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class IommuInfo:
     """What the kernel says of the IOMMU in front of a device (IOMMU_GET_HW_INFO, Linux 6.6).
@@ -313,6 +326,7 @@ InfoKind = Literal["intel", "smmuv3", "amd", "none", "unknown"]
 """Whose registers an `IommuInfo` has."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Platform:
     """The machine around the IOMMUs. None: not known.
@@ -333,6 +347,7 @@ class Platform:
         )
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Facts:
     """All facts of one host. `vmm_iova.Host` can judge them.

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_iova.brief import brief
 from vmm_iova.host.facts import Facts
 from vmm_iova.host.judge import judge
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from vmm_iova.host.usable import Usable
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Host(Facts):
     """All facts of one host. Make one with `vmm_iova.load_host`.

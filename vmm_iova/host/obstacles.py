@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
+from vmm_iova.brief import brief
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,6 +33,7 @@ def iommu_hint(platform: Platform, arch: str | None = None) -> Remedy:
     return ways.get(vendor or "", say.IOMMU_ON)
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Obstacle:
     """What keeps a group from user space as its host is set up now, and can be changed there.

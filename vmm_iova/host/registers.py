@@ -7,12 +7,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_iova.brief import brief
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from vmm_iova.host.facts import IommuInfo, IommuUnit
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Width:
     """An address width that some fact states.

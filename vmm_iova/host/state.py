@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
+from vmm_iova.brief import brief
 from vmm_iova.files import node_usable, nodes_below
 from vmm_iova.plain import whole_number
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Memory:
     """Memory of a host in bytes.
@@ -31,6 +33,7 @@ class Memory:
     available: int
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class PagePool:
     """Huge pages of one size.
@@ -46,6 +49,7 @@ class PagePool:
     free: int
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class DeviceNode:
     """A node of VFIO or iommufd in /dev.
@@ -59,6 +63,7 @@ class DeviceNode:
     usable: bool
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class State:
     """What a host has at the moment, beside addresses. None: not known.

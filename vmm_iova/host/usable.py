@@ -9,6 +9,8 @@ from heapq import heappop, heappush
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from vmm_iova import shown
+from vmm_iova.brief import brief
 from vmm_iova.errors import ApertureError, PlacementError, ReservedError, StraddleError
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
 
@@ -41,6 +43,7 @@ class CauseKind(enum.Enum):
 _OF_THE_KERNEL = (CauseKind.REGION, CauseKind.PLATFORM, CauseKind.KERNEL_GAP, CauseKind.APERTURE)
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Cause:
     """What forbids a span, or ends a range.
@@ -61,6 +64,7 @@ class Cause:
         return self.text
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class UsableRange:
     """One usable range, with the cause of each edge."""
@@ -70,6 +74,7 @@ class UsableRange:
     last_cause: Cause
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Unassignable:
     """A group that current kernels keep from user space, and the `direct` region that does it."""
@@ -79,6 +84,7 @@ class Unassignable:
     text: str
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Usable:
     """What may be mapped for a selection of groups of one host, and why not the rest.
@@ -146,6 +152,23 @@ class Usable:
         for seam in self.seams:
             left = left.split_at(seam)
         return left
+
+    def text(self, *, verbose: bool = False) -> str:
+        """Return the whole space as lines: what is usable, and the cause of everything between.
+
+        Args:
+            verbose: sizes in bytes.
+        """
+        return shown.text_of(self, verbose=verbose)
+
+    def svg(self) -> str:
+        """Return the picture as `vmm-iova host -o map.svg` draws it: a whole SVG document."""
+        return shown.svg_of(self)
+
+    _repr_svg_ = svg
+
+    def _repr_html_(self) -> str:
+        return shown.html_of(self)
 
     def narrowed(self, causes: Sequence[Cause]) -> Usable:
         """Return these ranges without what more causes take out.

@@ -36,8 +36,9 @@ from vmm_iova.kernel.space import (
     Mappable,
     SpaceFacts,
 )
-from vmm_iova.kernel.syscalls import LINUX, Kernel, LinuxKernel, LockBudget
+from vmm_iova.kernel.syscalls import LINUX, Kernel, LinuxKernel, LockBudget, RegisterWindow
 from vmm_iova.kernel.type1 import Type1Container
+from vmm_iova.kernel.windows import Windows
 
 __all__ = [
     "LINUX",
@@ -58,6 +59,7 @@ __all__ = [
     "Mappable",
     "Order",
     "Region",
+    "RegisterWindow",
     "SpaceFacts",
     "SpaceKind",
     "Type1Container",
@@ -65,6 +67,7 @@ __all__ = [
     "VfioCdev",
     "Via",
     "Width",
+    "Windows",
     "ZpciFacts",
     "device_facts",
     "find_device",

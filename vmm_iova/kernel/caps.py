@@ -13,9 +13,10 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_iova.brief import brief
 from vmm_iova.errors import CapabilityError
 from vmm_iova.kernel import uapi
-from vmm_iova.ranges import AddrRange, MappableRanges
+from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,6 +83,7 @@ def walk(answer: bytes | bytearray, first: int, total: int, floor: int) -> Itera
             yield Capability(head["id"], head["version"], offset, view[offset : stops[offset]])
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Type1Facts:
     """What `VFIO_IOMMU_GET_INFO` says.
@@ -174,6 +176,7 @@ def checked_ranges(pairs: list[tuple[int, int]], offset: int = 0) -> MappableRan
     return MappableRanges(AddrRange(start, last) for start, last in pairs)
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class ZpciFacts:
     """What an s390 device says of itself; the only evidence for its aperture before Linux 5.4.
@@ -195,6 +198,7 @@ class ZpciFacts:
     msi_address: int | None = None
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class DeviceFacts:
     """What `VFIO_DEVICE_GET_INFO` says.
@@ -250,3 +254,44 @@ def read_device_info(answer: bytes | bytearray) -> DeviceFacts:
     return DeviceFacts(
         fixed["flags"], fixed["num_regions"], fixed["num_irqs"], zpci, tuple(unknown)
     )
+
+
+def read_region_info(answer: bytes | bytearray) -> tuple[dict[str, int], RangeSet]:
+    """Read an answer to `VFIO_DEVICE_GET_REGION_INFO`.
+
+    Returns:
+        The fixed fields, and which offsets of the region may be mapped (`mmap`).
+
+    Raises:
+        CapabilityError: the chain contradicts itself, or an area lies outside of the region.
+
+    Source: drivers/vfio/pci/vfio_pci_core.c, vfio_pci_ioctl_get_region_info (Linux 4.6 to 7.3).
+    """
+    fixed = uapi.REGION_INFO.read(answer)
+    if not fixed["flags"] & uapi.REGION_FLAG_MMAP or not fixed["size"]:
+        return fixed, RangeSet()
+    whole = RangeSet([AddrRange.from_size(0, fixed["size"])])
+    has_caps = fixed["flags"] & uapi.REGION_FLAG_CAPS
+    first = fixed["cap_offset"] if has_caps else 0
+    for cap in walk(answer, first, fixed["argsz"], uapi.REGION_INFO.size):
+        if cap.id == uapi.CAP_SPARSE_MMAP:
+            return fixed, _sparse(cap, whole)
+    return fixed, whole
+
+
+def _sparse(cap: Capability, whole: RangeSet) -> RangeSet:
+    head = uapi.SPARSE_HEAD.read(cap.payload)
+    places = range(uapi.SPARSE_HEAD.size, len(cap.payload), uapi.SPARSE_AREA.size)
+    if head["nr_areas"] > len(places):
+        raise CapabilityError(
+            f"{head['nr_areas']} areas do not fit a capability of {len(cap.payload)} bytes",
+            offset=cap.offset,
+        )
+    fields = [uapi.SPARSE_AREA.read(cap.payload, at) for at in places[: head["nr_areas"]]]
+    areas = RangeSet(AddrRange.from_size(f["offset"], f["size"]) for f in fields if f["size"])
+    if areas - whole:
+        raise CapabilityError(
+            f"the area {(areas - whole)[0]} that may be mapped lies outside of its region",
+            offset=cap.offset,
+        )
+    return areas

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vmm_iova import remedies as say
+from vmm_iova.brief import brief
 from vmm_iova.errors import DeviceOpenError, DmaError, RequestError
 from vmm_iova.host.obstacles import hinders
 from vmm_iova.kernel.ioas import Ioas
@@ -37,6 +38,7 @@ _PCI = "/sys/bus/pci/devices"
 _GROUPS = "/sys/kernel/iommu_groups"
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class DeviceSite:
     """Where a device is, as sysfs says.
@@ -242,7 +244,9 @@ def open_space(
     ways: dict[SpaceKind, Callable[..., Type1Container | Ioas]]
     ways = {"iommufd": _via_iommufd, "type1": _via_type1}
     if via != "auto" and via not in ways:
-        raise RequestError(f"there is no way {via!r}", field="via", value=via)
+        raise RequestError(
+            f"there is no way {via!r}; there are auto, {', '.join(ways)}", field="via", value=via
+        )
     if not bdfs:
         raise RequestError("no device was named", field="bdfs", value=bdfs)
     if isinstance(bdfs, str):

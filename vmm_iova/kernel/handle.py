@@ -51,6 +51,9 @@ class Handle:
         if getattr(self, "_fds", None):
             self.close()
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}, {'open' if self._fds else 'closed'}>"
+
     def __enter__(self) -> Self:
         return self
 

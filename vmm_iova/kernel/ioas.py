@@ -167,7 +167,7 @@ class Ioas:
         if name not in self.devices:
             _ = self.id  # a closed address space says so
             raise UnknownNameError(
-                f"device {name} is not attached",
+                f"device {name} is not attached; {', '.join(sorted(self.devices)) or 'none'} is",
                 kind="device",
                 name=name,
                 known=sorted(self.devices),
@@ -193,8 +193,8 @@ class Ioas:
 
         It is as open as this is.
         """
-        self.device_fd(bdf)
-        return Device(self.kernel, lambda: self.device_fd(bdf), bdf)
+        windows = self._device(bdf).windows
+        return Device(self.kernel, windows, lambda: self.device_fd(bdf), bdf)
 
     def ranges(self) -> tuple[MappableRanges, int]:
         """Return where mappings may lie now, and the alignment in bytes.

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
+from vmm_iova.brief import brief
 from vmm_iova.errors import CapabilityError, DmaError
 from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel import uapi_iommufd as abi
 from vmm_iova.kernel.handle import Handle
 from vmm_iova.kernel.syscalls import LINUX, Kernel, UserBuffer
+from vmm_iova.kernel.windows import Windows
 
 if TYPE_CHECKING:
     from vmm_iova.ranges import Iova, MappableRanges
@@ -236,6 +238,7 @@ class Iommufd(Handle):
         return bitmap.content()
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class HardwareInfo:
     """What the IOMMU of a device is.
@@ -294,6 +297,12 @@ class VfioCdev(Handle):
         super().__init__(kernel, path, "device", say.BIND_AND_GIVE)
         self.device_id = 0
         self.pt_id = 0
+        self.windows = Windows(kernel)
+
+    def close(self) -> None:
+        """Close the device and its mapped registers. Idempotent."""
+        self.windows.close()
+        super().close()
 
     def bind(self, iommufd: Iommufd) -> int:
         """Claim the device; return its id in the iommufd.

@@ -23,14 +23,17 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
-from vmm_iova.errors import DmaError, IovaError, RequestError
+from vmm_iova.errors import ClosedError, DmaError, IovaError, RequestError
 from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel.syscalls import LINUX, hold
+from vmm_iova.kernel.windows import COMMAND, CONFIG, MASTER, MEMORY, WIDEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from vmm_iova.kernel.syscalls import Kernel
+    from vmm_iova.kernel.syscalls import Kernel, RegisterWindow
+    from vmm_iova.kernel.windows import Windows
+    from vmm_iova.ranges import AddrRange
 
 Order = Literal["little", "native"]
 """Of the bytes of a register; those of PCI are little-endian, on every host."""
@@ -42,13 +45,17 @@ InterruptKind = Literal["intx", "msi", "msix", "error", "request"]
 """How a device raises one; `error` and `request` come from the kernel (AER, and unbinding)."""
 
 _CODES = {1: "B", 2: "H", 4: "I", 8: "Q"}
-_CONFIG = 7
-_COMMAND = 4  # PCI specification, 7.5.1.1.3
-_MEMORY, _MASTER = 2, 4
+_ERROR = 3
 
 
 class Region:
     """A region of a device: a BAR, or the configuration space.
+
+    Registers are mapped into this process where the kernel allows it, when the first of them is
+    touched. The others go through the device's descriptor: regions that cannot be mapped, the
+    pages with the table of MSI-X, all of them on s390 (whose processors reach them by
+    instructions of their own), and those of a device that does not answer. There, kernels before
+    6.11 make two accesses of one of 8 bytes (drivers/vfio/pci/vfio_pci_rdwr.c).
 
     Attributes:
         index: 0 to 5 are the BARs, 6 the ROM, 7 the configuration space.
@@ -59,11 +66,13 @@ class Region:
     Synchronization: external.
     """
 
-    def __init__(self, kernel: Kernel, fd: int, index: int) -> None:
+    def __init__(self, kernel: Kernel, windows: Windows, fd: Callable[[], int], index: int) -> None:
         self._kernel = kernel
+        self._windows = windows
         self._fd = fd
         self.index = index
-        ask = partial(kernel.ioctl, fd, uapi.DEVICE_GET_REGION_INFO)
+        number = fd()
+        ask = partial(kernel.ioctl, number, uapi.DEVICE_GET_REGION_INFO)
         try:
             answer = uapi.grow_by_argsz(ask, uapi.REGION_INFO, index=index)
         except OSError as exc:
@@ -72,11 +81,17 @@ class Region:
                 errno=exc.errno or 0,
                 ioctl="VFIO_DEVICE_GET_REGION_INFO",
             ) from exc
-        fields = uapi.REGION_INFO.read(answer)
+        fields, allowed = caps.read_region_info(answer)
+        self._mappable = windows.areas(number, index, allowed)
         self.size, self.flags, self.offset = fields["size"], fields["flags"], fields["offset"]
 
     def __repr__(self) -> str:
         return f"<Region {self.index}, {self.size:#x} bytes>"
+
+    @property
+    def mappable(self) -> tuple[AddrRange, ...]:
+        """Offsets of registers that are reached without a call of the kernel: whole pages."""
+        return self._mappable
 
     def read(self, offset: int, width: Width = 4, order: Order = "little") -> int:
         """Read a register, in one access of exactly this width.
@@ -91,8 +106,12 @@ class Region:
             DmaError: the kernel refused; `EIO` memory is not enabled, or the power is off.
         """
         where = self._where(offset, width)
+        fd = self._fd()
+        found = self._mapped(fd, offset, width)
+        if found is not None:
+            return _ordered(found[0].load(found[1], width), width, order)
         try:
-            data = self._kernel.pread(self._fd, width, where)
+            data = self._kernel.pread(fd, width, where)
         except OSError as exc:
             raise self._refused("read", offset, exc.errno or 0, "pread") from exc
         if len(data) != width:
@@ -116,12 +135,31 @@ class Region:
             raise RequestError(
                 f"{value!r} does not fit a register of {width} bytes", field="value", value=value
             ) from exc
+        fd = self._fd()
+        found = self._mapped(fd, offset, width)
+        if found is not None:
+            found[0].store(found[1], width, _ordered(value, width, order))
+            return
+        if self.index == CONFIG:
+            self._windows.changed()
         try:
-            written = self._kernel.pwrite(self._fd, data, where)
+            written = self._kernel.pwrite(fd, data, where)
         except OSError as exc:
             raise self._refused("written", offset, exc.errno or 0, "pwrite") from exc
         if written != width:
             raise self._refused("written", offset, errno.EIO, "pwrite")
+
+    def _mapped(self, fd: int, offset: int, width: int) -> tuple[RegisterWindow, int] | None:
+        """Return the window with a register and where in it; None: by the descriptor."""
+        for area in self._mappable:
+            if area.start <= offset and offset + width - 1 <= area.last:
+                break
+        else:
+            return None
+        if width > WIDEST or not self._windows.answer(fd):
+            return None
+        window = self._windows.window(fd, self.index, area, self.offset + area.start)
+        return None if window is None else (window, offset - area.start)
 
     def _where(self, offset: int, width: int) -> int:
         if width not in _CODES:
@@ -164,6 +202,9 @@ class Event:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
+    def __repr__(self) -> str:
+        return f"<Event, descriptor {self._fd}>"
+
     def fileno(self) -> int:
         """Return the descriptor."""
         return self._fd
@@ -193,8 +234,9 @@ class Device:
     Synchronization: external.
     """
 
-    def __init__(self, kernel: Kernel, fd: Callable[[], int], bdf: str) -> None:
+    def __init__(self, kernel: Kernel, windows: Windows, fd: Callable[[], int], bdf: str) -> None:
         self._kernel = kernel
+        self._windows = windows
         self._open_fd = fd
         self.bdf = bdf
         self.info = device_facts(self.fd, kernel)
@@ -204,8 +246,15 @@ class Device:
 
     @property
     def fd(self) -> int:
-        """The descriptor; raises ClosedError when the space is closed."""
-        return self._open_fd()
+        """The descriptor.
+
+        Raises:
+            ClosedError: the space is closed, or the device is, and was opened again.
+        """
+        fd = self._open_fd()
+        if self._windows.closed:
+            raise ClosedError(f"{self.bdf} was closed: ask its space for it anew")
+        return fd
 
     def region(self, index: int) -> Region:
         """Return a region: 0 to 5 are the BARs.
@@ -213,19 +262,19 @@ class Device:
         Raises:
             DmaError: `EINVAL` the device has no such region.
         """
-        return Region(self._kernel, self.fd, index)
+        return Region(self._kernel, self._windows, lambda: self.fd, index)
 
     @property
     def config(self) -> Region:
         """The configuration space."""
-        return self.region(_CONFIG)
+        return self.region(CONFIG)
 
     def enable(self, *, memory: bool = True, bus_master: bool = True) -> None:
         """Set or clear in the command register whether BARs answer, and whether it may do DMA."""
         config = self.config
-        command = config.read(_COMMAND, 2) & ~(_MEMORY | _MASTER)
-        command |= (_MEMORY if memory else 0) | (_MASTER if bus_master else 0)
-        config.write(_COMMAND, command, 2)
+        command = config.read(COMMAND, 2) & ~(MEMORY | MASTER)
+        command |= (MEMORY if memory else 0) | (MASTER if bus_master else 0)
+        config.write(COMMAND, command, 2)
 
     def reset(self) -> None:
         """Reset the device; its registers are as after power-on.
@@ -233,6 +282,7 @@ class Device:
         Raises:
             DmaError: `ENOTTY` the device, or its driver, has no reset of its own.
         """
+        self._windows.changed()
         try:
             self._kernel.ioctl(self.fd, uapi.DEVICE_RESET)
         except OSError as exc:
@@ -256,6 +306,8 @@ class Device:
         try:
             self._kernel.ioctl(self.fd, uapi.DEVICE_GET_IRQ_INFO, arg)
         except OSError as exc:
+            if index == _ERROR and exc.errno == errno.EINVAL:
+                return 0  # the kernel knows no errors of a device that is not PCI Express
             raise DmaError(
                 f"{self.bdf} does not say how many {kind} it has: {exc.strerror}",
                 errno=exc.errno or 0,
@@ -374,6 +426,13 @@ def _irq_set(index: int, flags: int, start: int, count: int, data: bytes) -> byt
     arg = uapi.IRQ_SET.pack(size, argsz=size, flags=flags, index=index, start=start, count=count)
     arg[uapi.IRQ_SET.size :] = data
     return arg
+
+
+def _ordered(value: int, width: int, order: Order) -> int:
+    """Turn a value around where the machine has the bytes of a register the other way."""
+    if order == "native" or sys.byteorder == "little":
+        return value
+    return int.from_bytes(value.to_bytes(width, "little"), "big")
 
 
 def _format(width: int, order: Order) -> str:

@@ -16,6 +16,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
+from vmm_iova.brief import brief
 from vmm_iova.errors import (
     DmaError,
     NotAllocatedError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _LARGEST_IN_USE = GIB  # VT-d, AMD-Vi and SMMUv3 with 4 KiB pages; congruence costs nothing
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class SpaceFacts:
     """What the kernel says of an address space, after the devices that are attached now.
@@ -64,6 +66,7 @@ class SpaceFacts:
         return 1 << self.page_sizes.bit_length() - 1 if self.page_sizes else _LARGEST_IN_USE
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class LiveMapping:
     """One mapping.
@@ -213,6 +216,10 @@ class LiveMappings:
                 )
             self._unread.clear()
         return self._by_start
+
+    def __repr__(self) -> str:
+        total = sum(item.range.size for item in self)
+        return f"<LiveMappings: {len(self)} of {total:#x} bytes>"
 
     def __len__(self) -> int:
         return len(self._book())

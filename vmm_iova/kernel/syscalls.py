@@ -9,8 +9,11 @@ drives it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
+import mmap
 import os
+import platform
 import resource
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from vmm_iova.host.host import Host
 
+from vmm_iova.brief import brief
 from vmm_iova.host.load import load_host
 
 try:
@@ -36,6 +40,7 @@ PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 _CAP_IPC_LOCK = 14  # ABI: include/uapi/linux/capability.h
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class LockBudget:
     """How much memory this process may lock.
@@ -47,6 +52,52 @@ class LockBudget:
 
     limit: int | None
     locked: int
+
+
+class RegisterWindow(Protocol):
+    """Registers of a device that are mapped; offsets are in bytes from where the mapping begins."""
+
+    def load(self, at: int, width: int, /) -> int:
+        """Read a register in one access; its bytes are in the order of the machine."""
+
+    def store(self, at: int, width: int, value: int, /) -> None:
+        """Write one in one access."""
+
+    def close(self) -> None:
+        """Unmap them. Idempotent."""
+
+
+class MappedRegisters:
+    """Registers of a device that are mapped by this process's kernel.
+
+    CPython reads and writes an item of a memoryview by one `memcpy` of its size, which compilers
+    make one instruction. `struct.pack_into` writes zeros first, and `ctypes` reads what it
+    overwrites: a device would see both.
+
+    Args:
+        memory: whole pages.
+
+    Synchronization: external.
+    """
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._memory = memory
+        whole = memoryview(memory)
+        self._views = {1: whole, 2: whole.cast("H"), 4: whole.cast("I"), 8: whole.cast("Q")}
+
+    def load(self, at: int, width: int) -> int:
+        """Read a register; see `RegisterWindow`."""
+        return self._views[width][at // width]
+
+    def store(self, at: int, width: int, value: int) -> None:
+        """Write a register; see `RegisterWindow`."""
+        self._views[width][at // width] = value
+
+    def close(self) -> None:
+        """Unmap them. Idempotent."""
+        for width in sorted(self._views, reverse=True):  # those of `whole` before itself
+            self._views[width].release()
+        self._memory.close()
 
 
 class Kernel(Protocol):
@@ -66,6 +117,9 @@ class Kernel(Protocol):
 
     def pwrite(self, fd: int, data: bytes, offset: int, /) -> int:
         """Write to a descriptor in one access; return the bytes."""
+
+    def map_registers(self, fd: int, size: int, offset: int, /) -> RegisterWindow:
+        """Map registers of a device into this process, whole pages of them."""
 
     def ioctl_many(self, fd: int, request: int, records: bytearray, stride: int) -> tuple[int, int]:
         """Make an ioctl for each record of `stride` bytes until one is refused.
@@ -143,8 +197,17 @@ class LinuxKernel:
             plain if self._root == Path("/") else lambda path: plain(self._path(path))
         )
 
+    def __repr__(self) -> str:
+        return f"LinuxKernel({str(self._root)!r})"
+
     def _path(self, path: str) -> Path:
         return self._root / path.lstrip("/")
+
+    def map_registers(self, fd: int, size: int, offset: int) -> RegisterWindow:
+        """Map registers of a device; see `Kernel`. On s390 they cannot be reached by loads."""
+        if platform.machine().startswith("s390"):
+            raise OSError(errno.EOPNOTSUPP, "registers are reached by instructions of their own")
+        return MappedRegisters(mmap.mmap(fd, size, offset=offset))
 
     def ioctl_many(self, fd: int, request: int, records: bytearray, stride: int) -> tuple[int, int]:
         """Make many ioctls in one entry to C, if the extension is there; see `Kernel`."""

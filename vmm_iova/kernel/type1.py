@@ -32,6 +32,7 @@ from vmm_iova.kernel.space import (
     unmap_exactly,
 )
 from vmm_iova.kernel.syscalls import LINUX, Kernel, UserBuffer
+from vmm_iova.kernel.windows import Windows
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, Iova
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Type1Container(Handle):
     ) -> None:
         self._groups: dict[int, VfioGroup] = {}
         self._devices: dict[str, int] = {}
+        self._windows: dict[str, Windows] = {}
         self._ready = False
         self.live = LiveMappings()
         self._type = uapi.TYPE1_V2_IOMMU if version == 2 else uapi.TYPE1_IOMMU
@@ -235,7 +237,10 @@ class Type1Container(Handle):
         if bdf not in self._devices:
             _ = self.fd  # a closed container says so
             raise UnknownNameError(
-                f"device {bdf} is not open", kind="device", name=bdf, known=sorted(self._devices)
+                f"device {bdf} is not open; {', '.join(sorted(self._devices)) or 'none'} is",
+                kind="device",
+                name=bdf,
+                known=sorted(self._devices),
             )
         return self._devices[bdf]
 
@@ -245,10 +250,15 @@ class Type1Container(Handle):
         It is as open as this is.
         """
         self.device_fd(bdf)
-        return Device(self.kernel, lambda: self.device_fd(bdf), bdf)
+        if bdf not in self._windows:
+            self._windows[bdf] = Windows(self.kernel)
+        return Device(self.kernel, self._windows[bdf], lambda: self.device_fd(bdf), bdf)
 
     def close_device(self, bdf: str) -> None:
         """Close a device; nothing happens when it is closed already."""
+        if bdf in self._windows:
+            self._windows[bdf].close()
+            del self._windows[bdf]
         if bdf in self._devices:
             fd = self._devices[bdf]
             del self._devices[bdf]

@@ -169,8 +169,15 @@ DEVICE_FLAG_PCI = 2
 DEVICE_FLAG_CAPS = 128
 REGION_FLAG_READ = 1
 REGION_FLAG_WRITE = 2
+REGION_FLAG_MMAP = 4
+REGION_FLAG_CAPS = 8
+"""Linux 4.6."""
 IRQ_INFO_EVENTFD = 1
+IRQ_INFO_MASKABLE = 2
+IRQ_INFO_AUTOMASKED = 4
+IRQ_INFO_NORESIZE = 8
 IRQ_DATA_NONE = 1
+IRQ_DATA_BOOL = 2
 IRQ_DATA_EVENTFD = 4
 IRQ_MASK = 8
 IRQ_UNMASK = 16
@@ -182,6 +189,10 @@ CAP_MIGRATION = 2
 """Linux 5.8."""
 CAP_DMA_AVAIL = 3
 """Linux 5.10, and 5.4.y."""
+CAP_SPARSE_MMAP = 1
+"""On a region; Linux 4.6. Only these areas of it can be mapped."""
+CAP_MSIX_MAPPABLE = 3
+"""On a region; Linux 4.16. The pages with the table of MSI-X can be mapped, too."""
 CAP_ZPCI_BASE = 1
 """On a device; Linux 5.10, as the three that follow."""
 CAP_ZPCI_GROUP = 2
@@ -220,6 +231,10 @@ DEVICE_INFO = Record(
     minimum=16,
 )
 REGION_INFO = Record("vfio_region_info", "argsz:I flags:I index:I cap_offset:I size:Q offset:Q")
+SPARSE_HEAD = Record(
+    "vfio_region_info_cap_sparse_mmap", "id:H version:H next:I nr_areas:I _reserved:I"
+)
+SPARSE_AREA = Record("vfio_region_sparse_mmap_area", "offset:Q size:Q")
 IRQ_INFO = Record("vfio_irq_info", "argsz:I flags:I index:I count:I")
 IRQ_SET = Record("vfio_irq_set", "argsz:I flags:I index:I start:I count:I")
 BIND = Record(

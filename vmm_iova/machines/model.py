@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from vmm_iova.brief import brief
 from vmm_iova.errors import RequestError
 from vmm_iova.machines.parts import ABILITIES
 from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, GIB, AddrRange, RangeSet
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _FOUR_GIB = 4 * GIB
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A machine model.

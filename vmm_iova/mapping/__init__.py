@@ -9,6 +9,7 @@ memory that large IOMMU pages can map; `DynamicMaps` joins an allocator and an a
 from vmm_iova.host.attach import AttachRefusal
 from vmm_iova.mapping.buffer import DmaBuffer, DmaPart, DmaPool
 from vmm_iova.mapping.dirty import fewest_ranges, written_ranges
+from vmm_iova.mapping.dlpack import Tensor
 from vmm_iova.mapping.dryrun import DryRun, dry_run
 from vmm_iova.mapping.dynamic import Allocator, DynamicMaps, Page, Policy
 from vmm_iova.mapping.mapped import Mapped, map_pieces
@@ -37,6 +38,7 @@ __all__ = [
     "Piece",
     "Policy",
     "Rehearsal",
+    "Tensor",
     "TerminalProgress",
     "dry_run",
     "fewest_ranges",

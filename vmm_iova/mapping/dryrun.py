@@ -6,23 +6,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_iova.brief import brief
 from vmm_iova.errors import PlanError
 from vmm_iova.kernel.device import open_space
 from vmm_iova.mapping.mapped import map_pieces
 from vmm_iova.mapping.piece import Piece
-from vmm_iova.ranges import Hva, Iova
+from vmm_iova.planning.layout import ItemKind
+from vmm_iova.ranges import AddrRange, Hva, Iova, RangeSet
 from vmm_iova.simulated import SimulatedKernel
 from vmm_iova.simulated.host import group_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vmm_iova.host.facts import SpaceKind
-    from vmm_iova.planning.layout import Layout
-    from vmm_iova.ranges import AddrRange
+    from vmm_iova.planning.layout import Item, Layout
 
 _BDF = "0000:00:01.0"
 _MEMORY = 1 << 62  # where the memory is said to be in this process; nobody looks there
+_BARS = 1 << 63
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class DryRun:
     """What the kernel in memory answered.
@@ -39,7 +44,10 @@ class DryRun:
 
 
 def dry_run(layout: Layout, via: SpaceKind = "type1") -> DryRun:
-    """Map the RAM of a layout on a kernel that has the ranges, granule and limits of its host.
+    """Map a layout on a kernel that has the ranges, granule and limits of its host.
+
+    What is mapped is all RAM, and the BARs that peers must reach. Those an iommufd refuses with
+    EFAULT: it pins memory, and there is none behind a BAR (drivers/iommu/iommufd/pages.c).
 
     Args:
         layout: from `vmm_iova.plan`.
@@ -68,15 +76,24 @@ def dry_run(layout: Layout, via: SpaceKind = "type1") -> DryRun:
         # A planner need not be the process that maps: without a stated limit none is rehearsed.
         memlock=None if memlock is None or memlock < 0 else memlock,
     )
-    # The memory is congruent to its IOVA, as GuestMemory makes it.
-    pieces = [
-        Piece(Iova(item.iova.start), item.iova.size, Hva(_MEMORY + item.iova.start), item.name)
-        for item in layout.ram
-        if item.iova is not None
-    ]
+    bars = [item for item in layout.items if item.kind is ItemKind.BAR and item.required]
+    pieces = [*_pieces(layout.ram, _MEMORY), *_pieces(bars, _BARS)]
+    if via == "iommufd":
+        kernel.memory.absent = RangeSet(
+            AddrRange.from_size(piece.hva, piece.size) for piece in pieces if piece.hva >= _BARS
+        )
     with open_space([_BDF], kernel=kernel, via=via) as space:
         with map_pieces(space, pieces, usable=usable):
             live = list(space.live)
             left = space.facts().entries_left
         calls = zip(live, pieces, strict=True)
         return DryRun(via, tuple((item.range, str(piece.tag)) for item, piece in calls), left)
+
+
+def _pieces(items: Iterable[Item], base: int) -> list[Piece]:
+    """Memory that is congruent to its IOVA, as GuestMemory makes it."""
+    return [
+        Piece(Iova(item.iova.start), item.iova.size, Hva(base + item.iova.start), item.name)
+        for item in items
+        if item.iova is not None
+    ]

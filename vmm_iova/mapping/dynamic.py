@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self, TypedDict
 from vmm_iova.errors import DmaError, MisalignedError, NotAllocatedError, RequestError, UndoError
 from vmm_iova.kernel.syscalls import PAGE_SIZE, hold
 from vmm_iova.mapping.buffer import DmaBuffer
+from vmm_iova.mapping.dlpack import Tensor, memory_of
 from vmm_iova.mapping.memory import BACKINGS, GuestMemory
 from vmm_iova.mapping.populate import populate
 from vmm_iova.ranges import AddrRange, Hva, Iova
@@ -103,6 +104,30 @@ class Allocator(Protocol):
         """Give it back."""
 
 
+def _lent(buffer: Buffer | Tensor) -> tuple[int, int, object]:
+    """Return address and bytes of a buffer, and what keeps it as it is while it is held."""
+    try:
+        view = memoryview(buffer)  # type: ignore[arg-type]
+    except TypeError:
+        if not isinstance(buffer, Tensor):
+            raise RequestError(
+                f"{type(buffer).__name__} lends no memory: it has neither a buffer nor __dlpack__",
+                field="buffer",
+                value=buffer,
+            ) from None
+        return memory_of(buffer)
+    if view.readonly or not view.c_contiguous:
+        raise RequestError(
+            "a buffer for DMA must be writable and contiguous (in C's order of its items)",
+            field="buffer",
+            value=view,
+        )
+    if not view.nbytes:
+        return 0, 0, view
+    pinned = (ctypes.c_char * view.nbytes).from_buffer(view)
+    return ctypes.addressof(pinned), view.nbytes, (view, pinned)
+
+
 class DynamicMaps:
     """`map(buffer)` gives an IOVA, `unmap` takes it back; both or neither of the two books change.
 
@@ -135,7 +160,7 @@ class DynamicMaps:
 
     def map(
         self,
-        buffer: Buffer,
+        buffer: Buffer | Tensor,
         *,
         read: bool = True,
         write: bool = True,
@@ -147,10 +172,12 @@ class DynamicMaps:
         """Map a buffer of this process at a free place.
 
         The buffer is kept alive, and cannot be resized, until `unmap`. It must begin and end on a
-        granule: a device would see the neighbours otherwise.
+        granule: a device would see the neighbours otherwise. Arrays seldom do; those over memory
+        of `allocate` do: `numpy.frombuffer(maps.allocate(size).view, dtype)`.
 
         Args:
-            buffer: writable contiguous memory, such as an `mmap.mmap`.
+            buffer: writable contiguous memory: an `mmap.mmap`, an array of ctypes or NumPy, a
+                tensor on the CPU (DLPack, which does not say whether it may be written to).
             read: the device may read.
             write: the device may write.
             within: where the IOVA is to lie, such as below 4 GiB for a device of 32 bits.
@@ -163,28 +190,23 @@ class DynamicMaps:
 
         Raises:
             MisalignedError: the buffer is not made of whole granules.
+            RequestError: it is read-only, empty, not contiguous, or not in the CPU's memory.
             NoSpaceError: no free range.
             DmaError: the kernel refused; the address went back to the allocator.
         """
-        view = memoryview(buffer)
-        if view.readonly or not view.contiguous:
-            raise RequestError(
-                "a buffer for DMA must be writable and contiguous", field="buffer", value=view
-            )
-        if not view.nbytes:
-            raise RequestError("the buffer is empty", field="buffer", value=view)
-        pinned = (ctypes.c_char * view.nbytes).from_buffer(view)
-        hva = Hva(ctypes.addressof(pinned))
+        address, size, keep = _lent(buffer)
+        if not size:
+            raise RequestError("the buffer is empty", field="buffer", value=buffer)
         return self.map_address(
-            hva,
-            view.nbytes,
+            Hva(address),
+            size,
             read=read,
             write=write,
             within=within,
             align=align,
             policy=policy,
             tag=tag,
-            keep=(view, pinned),
+            keep=keep,
         )
 
     def map_address(
@@ -221,7 +243,8 @@ class DynamicMaps:
                     field=field,
                     value=value,
                     align=self._granule,
-                    hint="mmap gives whole pages",
+                    hint="mmap gives whole pages, and so does DynamicMaps.allocate: "
+                    "numpy.frombuffer(maps.allocate(size).view, dtype) is an array in them",
                 )
         allocate = partial(
             self._allocator.allocate,

@@ -43,6 +43,10 @@ class Mapped:
         self.pieces = tuple(pieces)
         self._place = "{}:{}".format(*caller())
 
+    def __repr__(self) -> str:
+        total = sum(piece.size for piece in self.pieces)
+        return f"<Mapped {len(self.pieces)} pieces of {total:#x} bytes>"
+
     def __enter__(self) -> Self:
         return self
 

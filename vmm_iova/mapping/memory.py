@@ -268,6 +268,10 @@ class GuestMemory:
         """Whether `close` was called."""
         return self._closed
 
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self.size:#x} bytes in {len(self.pieces)} pieces"
+        return f"<GuestMemory, {state}, pages of {self.page:#x}>"
+
     def __enter__(self) -> Self:
         return self
 

@@ -175,6 +175,9 @@ class TerminalProgress:
         self._width = width
         self._shown = -1
 
+    def __repr__(self) -> str:
+        return f"<TerminalProgress {self._label[:60]!r}>"
+
     def __call__(self, done: int, total: int) -> None:
         """Draw `done` of `total` bytes."""
         if not self._stream.isatty():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from vmm_iova import remedies as say
+from vmm_iova.brief import brief
 from vmm_iova.errors import DmaError
 from vmm_iova.host.attach import AttachRefusal, Present, attach_refusals, ranges_after
 from vmm_iova.kernel.ioas import Ioas
@@ -46,6 +47,7 @@ class Owned(Protocol):
         """Its tag."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
     """The answer.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from vmm_iova.brief import brief
 from vmm_iova.host.bars import BarKind
 from vmm_iova.host.facts import Device, Note
 from vmm_iova.planning.guest import Bar
@@ -110,6 +111,7 @@ def _ports(device: Device, bars: Sequence[tuple[Bar, bool]]) -> Iterator[Bar]:
             yield Bar(f"{device.name} {name}", size, 64 if bits == 64 else 32, align=align)
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Member:
     """A device of a group that goes to a guest.

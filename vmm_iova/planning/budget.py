@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
 from vmm_iova import remedies as say
+from vmm_iova.brief import brief
 from vmm_iova.diagnosis.causes import SLOT_MAX
 from vmm_iova.errors import MisalignedError, PlanError, RequestError
 from vmm_iova.planning.layout import ItemKind, Layout, OnHole
@@ -26,6 +27,7 @@ DEFAULT_ENTRIES = 65535
 """Default of vfio_iommu_type1.dma_entry_limit (drivers/vfio/vfio_iommu_type1.c, Linux 5.1)."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class LargePages:
     """Host pages that back RAM.
@@ -46,6 +48,7 @@ class LargePages:
         return say.HUGEPAGES_SET.format(short=short, count=self.count, name=name)
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Budget:
     """What mapping a layout takes.
@@ -55,6 +58,8 @@ class Budget:
             reach, or one for each chunk of it.
         entry_limit: `dma_entry_limit`; the kernel's default where the host does not state it.
         entry_limit_known: True if the host states it. iommufd has no such limit.
+        bars: BARs that peers reach, of these `entries`, and how many of them must be reached.
+        bar_bytes: their bytes; not locked, as no memory of the process is behind them.
         locked_bytes: memory that is counted against RLIMIT_MEMLOCK without CAP_IPC_LOCK: all RAM,
             once for each container.
         memlock: the host's soft limit in bytes, -1 for unlimited, None when not known.
@@ -87,6 +92,8 @@ class Budget:
     slots: int = 0
     slot_limit: int = 32764
     settings: tuple[str, ...] = ()
+    bars: tuple[int, int] = (0, 0)
+    bar_bytes: int = 0
 
     @property
     def fits(self) -> bool:
@@ -119,7 +126,8 @@ def budget(
     Synchronization: none required.
     """
     spans = [item.iova for item in layout.ram if item.iova is not None]
-    bars = [i.iova for i in layout.items if i.kind is ItemKind.BAR and i.iova is not None]
+    reached = [i for i in layout.items if i.kind is ItemKind.BAR and i.iova is not None]
+    bars = [item.iova for item in reached if item.iova is not None]
     usable = layout.usable
     limit = usable.limits.dma_entries if entry_limit is None else entry_limit
     size = None if chunk is None else check_granule(parse_size(chunk, "chunk"), "chunk")
@@ -145,6 +153,8 @@ def budget(
         by_chunk=tuple((leaf, _chunks(every, leaf)) for leaf in LEAVES),
         large_pages=tuple(_large_pages(layout)),
         slots=sum(-(-span.size // SLOT_MAX) for span in spans),
+        bars=(len(bars), sum(item.required for item in reached)),
+        bar_bytes=sum(span.size for span in bars),
     )
     return replace(cost, settings=tuple(_settings(cost)))
 

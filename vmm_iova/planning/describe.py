@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_iova.brief import brief
 from vmm_iova.diagnosis.check import HOLES
 from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.planning.bars import fit
@@ -40,6 +41,7 @@ _LEAST_BITS = 36  # fewer address bits make no guest that starts
 _LEAST_BAR = MIB  # smallest size that a resizable BAR can have (PCIe specification, 7.8.6)
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Reason:
     """Why one part cannot be where it should.

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from vmm_iova.brief import brief
+
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from vmm_iova.machines.parts import CpuVendor, FixedItem
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Node:
     """RAM of one NUMA node of the guest.
@@ -30,6 +33,7 @@ class Node:
     name: str | None = None
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Bar:
     """A BAR, or a window of them, that wants a place of its own.
@@ -59,6 +63,7 @@ def bar_title(name: str) -> str:
     return name if " " in name else f"BAR {name}"
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Room:
     """Room above everything else for what is plugged in later, such as memory; devices reach it.
@@ -74,6 +79,7 @@ class Room:
     align: str | int | None = None
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Doorbell:
     """Where a guest's interrupt controller takes MSI writes, for a VMM that chooses the place.
@@ -89,6 +95,7 @@ class Doorbell:
     align: str | int | None = None
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Guest:
     """What a VMM wants.
@@ -146,6 +153,7 @@ class Guest:
     viommu_bits: int | None = None
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Reading:
     """A guest as one release of its VMM has it, where what was asked for leaves that open.

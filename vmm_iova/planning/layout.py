@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from vmm_iova import shown
+from vmm_iova.brief import brief
 from vmm_iova.errors import HostDataError, IovaError, UnknownNameError
 from vmm_iova.host.facts import Note
 from vmm_iova.host.registers import Width
@@ -62,6 +64,7 @@ class ItemKind(enum.Enum):
     """Kept for what is plugged in later."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Item:
     """One part of a layout.
@@ -96,6 +99,7 @@ class Item:
         return place
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class GuestReserved:
     """A span that the guest must be told to keep its hands off, and why.
@@ -107,6 +111,7 @@ class GuestReserved:
     cause: Cause
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where everything of a guest is. Made by `vmm_iova.plan`.
@@ -176,6 +181,23 @@ class Layout:
     def address_bits(self) -> int:
         """Guest physical address bits that the layout needs."""
         return max((item.gpa.last.bit_length() for item in self.items if item.gpa), default=0)
+
+    def text(self, *, verbose: bool = False) -> str:
+        """Return what `vmm-iova plan` prints of it: verdict, map, cuts, cost, evidence.
+
+        Args:
+            verbose: sizes in bytes.
+        """
+        return shown.text_of(self, verbose=verbose)
+
+    def svg(self) -> str:
+        """Return the picture as `vmm-iova plan -o map.svg` draws it: a whole SVG document."""
+        return shown.svg_of(self)
+
+    _repr_svg_ = svg
+
+    def _repr_html_(self) -> str:
+        return shown.html_of(self)
 
     @classmethod
     def from_json(

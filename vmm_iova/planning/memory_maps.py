@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vmm_iova import remedies as say
+from vmm_iova.brief import brief
 from vmm_iova.errors import RequestError
 from vmm_iova.plain import one_line, whole_number
 from vmm_iova.planning.layout import ItemKind, Layout
@@ -29,6 +30,7 @@ FORMATS: tuple[MapForm, ...] = get_args(MapForm)
 _RESERVED = (ItemKind.DEVICE, ItemKind.DOORBELL, ItemKind.FIRMWARE, ItemKind.MSI, ItemKind.RESERVED)
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class E820Entry:
     """One line of an e820 table.

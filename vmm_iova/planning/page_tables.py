@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_iova.brief import brief
 from vmm_iova.ranges import BASE_PAGE, HUGE_PAGES, RangeSet
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ ALL_LEAVES = sum(LEAVES)
 """Bitmap of the leaf sizes that IOMMUs with 4 KiB pages can have."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class PageTables:
     """Page-table memory for one choice of page sizes.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vmm_iova import remedies as say
+from vmm_iova.brief import brief
 from vmm_iova.planning.assigned import members
 from vmm_iova.planning.layout import ItemKind
 from vmm_iova.ranges import BASE_PAGE, GIB
@@ -34,6 +35,7 @@ Manager = Literal["libvirt", "proxmox"]
 """A program that starts the VMM, binds devices and sets limits by itself."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class StartRow:
     """One thing that a guest needs to start.
@@ -53,6 +55,7 @@ class StartRow:
     fatal: bool = True
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Start:
     """Whether a planned guest starts on its host.

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_iova.brief import brief
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -24,6 +26,7 @@ _VENDORS = {
 }
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class Cpu:
     """A CPU, as far as the text says.

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_iova.brief import brief
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _XEN_RMRR = re.compile(
 _MAIN = "window"
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class LogBar:
     """A memory BAR of a device.
@@ -52,6 +54,7 @@ class LogBar:
     wide: bool
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class IdentityMap:
     """A range that firmware demands for a device, and the kernel maps 1:1 (an RMRR)."""
@@ -60,6 +63,7 @@ class IdentityMap:
     range: AddrRange
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class KernelLog:
     """The facts of a log.

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from vmm_iova.brief import brief
 from vmm_iova.errors import IovaError
 from vmm_iova.units import parse_size
 
@@ -42,6 +43,7 @@ PciRegionKind = Literal["bar", "rom", "vf"]
 """Whose address space a region is."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class PciRegion:
     """One memory BAR.
@@ -65,6 +67,7 @@ class PciRegion:
     sizes: tuple[int, ...] = ()
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class PciDevice:
     """One device of a listing.

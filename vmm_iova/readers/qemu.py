@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from vmm_iova.brief import brief
 from vmm_iova.errors import IovaError
 from vmm_iova.ranges import MIB
 from vmm_iova.readers.shell import LONGEST, command_words
@@ -43,6 +44,7 @@ FLAGS = frozenset(_FLAGS_WORDS.split())
 """Options that take no value (qemu-options.hx: those without HAS_ARG)."""
 
 
+@brief
 @dataclass(frozen=True, slots=True)
 class QemuCommand:
     """What a command line says that matters to addresses.

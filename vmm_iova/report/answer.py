@@ -131,6 +131,11 @@ def wrapped(text: str, *, indent: int) -> list[str]:
     ) or [""]
 
 
+def without_colours(text: str) -> str:
+    """Return a text without the stand-ins, which only the command turns into colours."""
+    return text.translate({ord(mark): None for mark in (*_COLOURS.values(), "\ue003")})
+
+
 def _on_terminal() -> bool:
     return bool(sys.stdout is not None and sys.stdout.isatty())
 

@@ -142,6 +142,11 @@ def budget_data(cost: Budget) -> dict[str, Any]:
         "entries": cost.entries,
         "entry_limit": cost.entry_limit,
         "entry_limit_known": cost.entry_limit_known,
+        "bars": {
+            "count": cost.bars[0],
+            "required": cost.bars[1],
+            "size": f"{cost.bar_bytes:#x}",
+        },
         "locked": f"{cost.locked_bytes:#x}",
         "memlock": cost.memlock,
         "page_tables_best": _tables(cost.best),

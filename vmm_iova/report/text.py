@@ -383,6 +383,9 @@ def _cost(cost: Budget) -> Iterator[str]:
     over = " -- TOO MANY for type1" if cost.entries > cost.entry_limit else ""
     each = f", each {show_size(cost.chunk)} at most" if cost.chunk else ""
     yield f"map calls      {cost.entries} of {cost.entry_limit}{known}{each}{over}"
+    if cost.bars[0]:
+        must = f", {cost.bars[1]} of them required" if cost.bars[1] else ""
+        yield f"mapped BARs    {cost.bars[0]}{must}, {show_size(cost.bar_bytes)}, not locked"
     times = f" ({cost.containers} containers)" if cost.containers > 1 else ""
     yield f"locked memory  {show_size(cost.locked_bytes)}{times}, {_memlock(cost)}"
     known = "" if cost.page_sizes_known else ", if host and hardware have such pages"

@@ -15,11 +15,11 @@ from vmm_iova.simulated.type1 import SimContainer
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vmm_iova.simulated.edu import SimEdu
     from vmm_iova.simulated.ioas import SimIoas
     from vmm_iova.simulated.iommufd import SimIommufd
     from vmm_iova.simulated.model import SimGroup
     from vmm_iova.simulated.objects import SimDevice
+    from vmm_iova.simulated.pci import SimPci
 
 
 class GroupFile:
@@ -34,20 +34,21 @@ class GroupFile:
 class DeviceFile:
     """A device, had through its group or through its own node."""
 
-    def __init__(self, bdf: str, group: SimGroup, parent: GroupFile | None, edu: SimEdu) -> None:
+    def __init__(self, bdf: str, group: SimGroup, parent: GroupFile | None, pci: SimPci) -> None:
         self.bdf = bdf
         self.group = group
         self.parent = parent
-        self.edu = edu
+        self.pci = pci
         self.bound: tuple[SimIommufd, SimDevice] | None = None
 
 
-def device_info(group: SimGroup, arg: bytearray) -> int:
+def device_info(item: DeviceFile, arg: bytearray) -> int:
     """Answer VFIO_DEVICE_GET_INFO."""
     argsz = struct.unpack_from("=I", arg)[0]
     if argsz < uapi.DEVICE_INFO.minimum:
         raise refuse(errno.EINVAL)
-    flags, chain = uapi.DEVICE_FLAG_RESET | uapi.DEVICE_FLAG_PCI, b""
+    group, chain = item.group, b""
+    flags = uapi.DEVICE_FLAG_PCI | (uapi.DEVICE_FLAG_RESET if item.pci.resets else 0)
     if group.zpci:
         chain = uapi.ZPCI_BASE.codec.pack(
             1, 1, 0, group.zpci.start, group.zpci.last, 0, 0, 64, 0, 0
@@ -67,16 +68,16 @@ def device_info(group: SimGroup, arg: bytearray) -> int:
 def device_call(item: DeviceFile, request: int, arg: int | bytes | bytearray) -> int | None:
     """Answer a call that is about the device alone; None for any other."""
     if request == uapi.DEVICE_RESET:
-        item.edu.reset()
+        item.pci.reset()
         return 0
     if not isinstance(arg, bytearray):
         return None
     if request == uapi.DEVICE_GET_INFO:
-        return device_info(item.group, arg)
+        return device_info(item, arg)
     handler = {
-        uapi.DEVICE_GET_REGION_INFO: item.edu.region_info,
-        uapi.DEVICE_GET_IRQ_INFO: item.edu.irq_info,
-        uapi.DEVICE_SET_IRQS: item.edu.set_irqs,
+        uapi.DEVICE_GET_REGION_INFO: item.pci.region_info,
+        uapi.DEVICE_GET_IRQ_INFO: item.pci.irq_info,
+        uapi.DEVICE_SET_IRQS: item.pci.set_irqs,
     }.get(request)
     return None if handler is None else handler(arg)
 

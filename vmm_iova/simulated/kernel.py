@@ -15,47 +15,39 @@ from __future__ import annotations
 import errno
 import itertools
 import struct
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
+from vmm_iova.errors import RequestError, UnknownNameError
 from vmm_iova.host.facts import Limits
 from vmm_iova.kernel import uapi
 from vmm_iova.kernel.syscalls import Kernel, LockBudget, ioctl_one_by_one
 from vmm_iova.ranges import BASE_PAGE, MIB, AddrRange, RangeSet
 from vmm_iova.simulated.edu import SimEdu
+from vmm_iova.simulated.faults import Fault, due
 from vmm_iova.simulated.files import DeviceFile, GroupFile, device_call, do_dma
 from vmm_iova.simulated.host import groups_of, host_of, release_of, with_a_device
 from vmm_iova.simulated.iommufd import SimIommufd
 from vmm_iova.simulated.model import SimGroup, SimMemory, SimSettings, refuse
+from vmm_iova.simulated.nvme import SimNvme
 from vmm_iova.simulated.objects import SimDevice
 from vmm_iova.simulated.sysfs import NodeKind, SimSysfs
 from vmm_iova.simulated.type1 import SimContainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from vmm_iova.host.evidence import Aperture
     from vmm_iova.host.host import Host
+    from vmm_iova.kernel.syscalls import RegisterWindow
     from vmm_iova.simulated.model import SimArea
+    from vmm_iova.simulated.pci import Dma, SimPci
 
 
-@dataclass
-class Fault:
-    """Something that goes wrong, once.
+DeviceKind = Literal["edu", "nvme"]
+"""What is behind a device: QEMU's `edu`, which copies, or a disk."""
 
-    Attributes:
-        skip: how many matching calls go well first.
-        request: only this ioctl, or None for any.
-        errno: what the call answers, without doing anything; 0 lets it be done.
-        change: called with the argument of a call that was done, to falsify its answer.
-    """
-
-    skip: int
-    request: int | None = None
-    errno: int = 0
-    change: Callable[[bytearray], None] | None = None
-
+KINDS: dict[DeviceKind, Callable[[Dma], SimPci]] = {"edu": SimEdu, "nvme": SimNvme}
 
 _File = SimContainer | SimIommufd | GroupFile | DeviceFile
 
@@ -75,6 +67,7 @@ class SimulatedKernel:
         compat_container: whether /dev/vfio/vfio is an iommufd.
         max_auto_alignment: bytes; largest alignment of automatic placement (the huge page, or the
             page where the kernel has no transparent huge pages).
+        kinds: what a device is by its BDF, `edu` (as all others are) or `nvme`.
 
     Attributes:
         settings: the arguments, as its parts see them.
@@ -99,6 +92,7 @@ class SimulatedKernel:
         cdev: bool = True,
         compat_container: bool = False,
         max_auto_alignment: int = 2 * MIB,
+        kinds: Mapping[str, DeviceKind] | None = None,
     ) -> None:
         self.settings = SimSettings(
             release, dma_entry_limit, allow_unsafe_interrupts, compat_container, max_auto_alignment
@@ -111,7 +105,9 @@ class SimulatedKernel:
         )
         self.faults: list[Fault] = []
         self._host: Host | None = None
-        self._edus: dict[str, SimEdu] = {}
+        self._kinds = dict(kinds or {})
+        _check_kinds(self._kinds, self.devices())
+        self._devices: dict[str, SimPci] = {}
         self.calls = 0
         self._files: dict[int, _File] = {}
         # Above every descriptor that a process can have, so that none is mistaken for a real one.
@@ -126,6 +122,7 @@ class SimulatedKernel:
         release: tuple[int, int] | None = None,
         iommufd: bool = True,
         compat_container: bool = False,
+        kinds: Mapping[str, DeviceKind] | None = None,
     ) -> Self:
         """Make the kernel of a host: its groups, reserved regions, page and limits.
 
@@ -138,6 +135,7 @@ class SimulatedKernel:
             release: of the kernel; default the host's own, as far as the simulation knows it.
             iommufd: whether it was configured.
             compat_container: whether /dev/vfio/vfio is an iommufd.
+            kinds: what a device is, as for the class.
 
         Raises:
             EvidenceError: of no group is known what may be mapped.
@@ -155,9 +153,17 @@ class SimulatedKernel:
             memlock=None if memlock is None or memlock < 0 else memlock,
             iommufd=iommufd,
             compat_container=compat_container,
+            kinds=kinds,
         )
         kernel._host = host
         return kernel
+
+    def __repr__(self) -> str:
+        major, minor = self.settings.release
+        return (
+            f"<{type(self).__name__} {major}.{minor}, {len(self.devices())} devices, "
+            f"{self.open_files()} open files>"
+        )
 
     def devices(self) -> tuple[str, ...]:
         """Return the BDFs of all devices, ascending."""
@@ -191,18 +197,6 @@ class SimulatedKernel:
         """Let one ioctl be done, and `change` what it answers."""
         self.faults.append(Fault(after, request, 0, change))
 
-    def _due(self, request: int) -> Fault | None:
-        due = None
-        for fault in list(self.faults):
-            if fault.request not in (None, request):
-                continue
-            if fault.skip:
-                fault.skip -= 1
-            elif due is None:
-                due = fault
-                self.faults.remove(fault)
-        return due
-
     def open(self, path: str) -> int:
         """Open a node."""
         node = self.sysfs.node(path)
@@ -210,7 +204,7 @@ class SimulatedKernel:
         if isinstance(node, SimGroup):
             file = self._open_group(node)
         elif isinstance(node, tuple):
-            file = DeviceFile(*node, None, self._edu(node[0]))
+            file = DeviceFile(*node, None, self._pci(node[0]))
         elif node is NodeKind.CONTAINER and not self.settings.compat_container:
             file = SimContainer(self.settings, self.memory)
         else:
@@ -241,6 +235,10 @@ class SimulatedKernel:
             if item.parent:
                 item.parent.devices -= 1
                 self._leave_if_unused(item.parent)
+            if not any(
+                isinstance(o, DeviceFile) and o.pci is item.pci for o in self._files.values()
+            ):
+                item.pci.close()
         elif isinstance(item, GroupFile):
             self._leave_if_unused(item)
         elif isinstance(item, SimIommufd):
@@ -269,7 +267,7 @@ class SimulatedKernel:
         if item is None:
             raise refuse(errno.EBADF)
         self.calls += 1
-        fault = self._due(request)
+        fault = due(self.faults, request)
         if fault is not None and fault.errno:
             raise refuse(fault.errno)
         if isinstance(item, GroupFile):
@@ -282,22 +280,44 @@ class SimulatedKernel:
             fault.change(arg)
         return answer
 
-    def _edu(self, bdf: str) -> SimEdu:
+    def _pci(self, bdf: str) -> SimPci:
         """Return the registers of a device, which outlive its files."""
-        return self._edus.setdefault(bdf, SimEdu(partial(self._dma, bdf)))
+        if bdf not in self._devices:
+            kind = KINDS[self._kinds.get(bdf, "edu")]
+            self._devices[bdf] = kind(partial(self._dma, bdf))
+            self._devices[bdf].widest = 8 if self.settings.release >= (6, 11) else 4
+        return self._devices[bdf]
+
+    def device(self, bdf: str) -> SimPci:
+        """Return the device itself, as a test bench has it: `signal`, `sparse`, `resets`.
+
+        Raises:
+            UnknownNameError: there is no such device.
+        """
+        if bdf not in self.devices():
+            raise UnknownNameError(
+                f"there is no device {bdf}", kind="device", name=bdf, known=list(self.devices())
+            )
+        return self._pci(bdf)
 
     def pread(self, fd: int, size: int, offset: int) -> bytes:
         """Read registers of a device."""
-        return self._device_file(fd).edu.pread(size, offset)
+        return self._device_file(fd).pci.pread(size, offset)
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
         """Write registers of a device; return the bytes."""
-        return self._device_file(fd).edu.pwrite(data, offset)
+        return self._device_file(fd).pci.pwrite(data, offset)
+
+    def map_registers(self, fd: int, size: int, offset: int) -> RegisterWindow:
+        """Map registers of a device."""
+        return self._device_file(fd).pci.map_registers(size, offset)
 
     def _device_file(self, fd: int) -> DeviceFile:
         item = self._files.get(fd)
         if not isinstance(item, DeviceFile):
             raise refuse(errno.EBADF if item is None else errno.EINVAL)
+        if item.parent is None and item.bound is None:
+            raise refuse(errno.EINVAL)
         return item
 
     def ioctl_many(self, fd: int, request: int, records: bytearray, stride: int) -> tuple[int, int]:
@@ -332,7 +352,7 @@ class SimulatedKernel:
 
     def _open_device(self, item: GroupFile, bdf: str) -> int:
         """Open a device through its group; behind an iommufd it is attached at that moment."""
-        file = DeviceFile(bdf, item.group, item, self._edu(bdf))
+        file = DeviceFile(bdf, item.group, item, self._pci(bdf))
         container = item.container
         if isinstance(container, SimIommufd):
             file.bound = (container, self._claim(container, bdf, item.group))
@@ -484,6 +504,15 @@ class SimulatedKernel:
 
     def _dma(self, bdf: str, iova: int, size: int, data: bytes | None) -> bytes:
         return do_dma(self._files.values(), self.memory.page, bdf, iova, size, data)
+
+
+def _check_kinds(kinds: Mapping[str, str], devices: Collection[str]) -> None:
+    for bdf, kind in kinds.items():
+        if bdf not in devices or kind not in KINDS:
+            text = f"{bdf} cannot be a {kind!r}; there are {', '.join(KINDS)}"
+            if bdf not in devices:
+                text = f"there is no device {bdf}; there are {', '.join(devices) or 'none'}"
+            raise RequestError(text, field="kinds", value=dict(kinds))
 
 
 _KERNEL: type[Kernel] = SimulatedKernel  # mypy: whatever drives a real kernel drives this one

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sortedcontainers import SortedDict
 
+from vmm_iova.brief import brief
 from vmm_iova.ranges import BASE_PAGE, AddrRange, RangeSet
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class SimSettings:
     max_auto_alignment: int
 
 
+@brief
 @dataclass(frozen=True)
 class SimGroup:
     """An IOMMU group as firmware and drivers make it. Everything may be invented.

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import struct
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
+from vmm_iova.errors import RequestError
 from vmm_iova.host.load import load_host
 from vmm_iova.kernel import uapi
 from vmm_iova.kernel import uapi_iommufd as abi
@@ -35,6 +37,8 @@ class WatchedKernel(SimulatedKernel):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.told: list[str] = []
+        """What was left behind, found by those who use this kernel."""
         self._opened: dict[int, str] = {}
         self._made: dict[int, str] = {}
 
@@ -72,6 +76,11 @@ class WatchedKernel(SimulatedKernel):
             for where in areas
         ]
         left += self._opened.values()
+        left += [
+            f"{item.windows} mappings of the registers of {bdf} are left"
+            for bdf, item in self._devices.items()
+            if item.windows
+        ]
         if self.memory.locked:
             left.append(f"{self.memory.locked:#x} bytes are locked")
         return left
@@ -92,7 +101,20 @@ def make_kernel(
     groups: list[SimGroup] | None = None,
     **options: Any,
 ) -> WatchedKernel:
-    """Make the kernel that a marker describes."""
+    """Make the kernel that a marker describes.
+
+    Raises:
+        RequestError: it has an option that there is not.
+    """
+    maker = SimulatedKernel.__init__ if host is None else SimulatedKernel.from_host
+    known = sorted({"host", "aperture", "groups", "via", *signature(maker).parameters} - {"self"})
+    for name in options:
+        if name not in known:
+            raise RequestError(
+                f"the marker vmm_kernel has no option {name}; it has {', '.join(known)}",
+                field=name,
+                value=options[name],
+            )
     if host is not None:
         facts = load_host(host) if isinstance(host, str) else host
         return WatchedKernel.from_host(facts, aperture=aperture, **options)
