@@ -246,6 +246,13 @@ class _Case:
             return StartRow("nodes", "ok", f"{self.manager} hands them to the VMM")
         if nodes is None:
             return _unknown("nodes", "the nodes in /dev/vfio, and who may open them")
+        if (
+            self.via == "iommufd"
+            and len({n.usable for n in nodes if n.path.startswith(_DEVICES)}) > 1
+        ):
+            return _unknown(
+                "nodes", f"which of {_DEVICES}* the devices have", str(say.NODE_OF_DEVICE)
+            )
         there = {node.path: node.usable for node in nodes}
         needed = dict(self._needed_nodes(there))
         for path, hint in needed.items():
@@ -261,8 +268,8 @@ class _Case:
         """Each node that the VMM opens, and what makes it appear."""
         if self.via == "iommufd":
             yield "/dev/iommu", str(say.LOAD_IOMMUFD)
-            own = sorted(path for path in there if path.startswith(_DEVICES))
-            yield (own[0] if own else f"{_DEVICES}*"), str(say.CDEV)
+            own = [path for path in there if path.startswith(_DEVICES)]
+            yield from ((path, str(say.CDEV)) for path in own or (f"{_DEVICES}*",))
             return
         yield "/dev/vfio/vfio", str(say.LOAD_MODULES)
         for member in self.given:  # the node of a group is there once a device of it is bound
