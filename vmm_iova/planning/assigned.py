@@ -94,7 +94,11 @@ def _bar(device: Device, bar: DeviceBar, size: int) -> tuple[Bar, bool]:
     rom = bar.kind is BarKind.ROM
     name = f"{device.name} {bar.title}"
     wide = bar.bits == 64 and not rom
-    return Bar(name, whole, 64 if wide else 32, emulated=rom), wide and bar.prefetchable
+    file = f"/sys/bus/pci/devices/{device.name}/resource{bar.index}_resize" if bar.sizes else ""
+    placed = Bar(
+        name, whole, 64 if wide else 32, emulated=rom, sizes=bar.sizes or (size,), sized_by=file
+    )
+    return placed, wide and bar.prefetchable
 
 
 def _ports(device: Device, bars: Sequence[tuple[Bar, bool]]) -> Iterator[Bar]:
