@@ -70,18 +70,24 @@ def test_device_without_its_rom_shows_none() -> None:
     assert len(bars) == 5
 
 
-def test_device_behind_a_root_port_has_windows_that_its_largest_bar_aligns() -> None:
-    # the bridge's window: 32 GiB and 32 MiB, rounded up to the next 32 GiB (as QEMU's guests show)
-    assert device_bars(box(), [GPU], root_ports=True) == (
-        vi.Bar(f"{GPU} window", 64 * GIB, 64, align=32 * GIB),
-        vi.Bar(f"{GPU} 32-bit window", 32 * MIB, 32, align=16 * MIB),
-    )
+def test_device_behind_a_root_port_shares_a_window_and_the_rest_lies_below_4_gib() -> None:
+    bars = {bar.name: bar for bar in device_bars(box(), [GPU, NIC], root_ports=True)}
+    ports = {name: bar.port for name, bar in bars.items() if bar.port}
+    assert ports == dict.fromkeys((f"{GPU} BAR 1", f"{GPU} BAR 3"), f"the port of {GPU}")
+    assert bars[f"{NIC} BAR 0"].bits == 32  # 64 bits, but not prefetchable: a bridge has no window
+    assert bars[f"{GPU} ROM"].emulated
 
 
-def test_window_below_4_gib_takes_what_is_not_prefetchable() -> None:
-    assert device_bars(box(), [NIC], root_ports=True) == (
-        vi.Bar(f"{NIC} 32-bit window", 2 * MIB, 32, align=MIB),
+def test_bars_behind_a_port_stand_together_where_the_largest_aligns() -> None:
+    host = box()
+    guest = vi.Guest("q35", "4G", bars=device_bars(host, [GPU], root_ports=True))
+    layout = vi.plan(guest, host.usable())
+    large, small = (
+        next(item.place for item in layout.items if item.name == f"{GPU} BAR {index}")
+        for index in (1, 3)
     )
+    assert large.start % (32 * GIB) == 0
+    assert small.start == large.last + 1
 
 
 def test_device_that_is_not_there_is_refused() -> None:
