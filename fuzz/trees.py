@@ -46,6 +46,13 @@ _PLACES = (
     "proc/cpuinfo",
     "sys",
     "kernel/iommu_groups/0/reserved_regions",
+    "sys/bus/pci/devices/0000:01:00.0/resource",
+    "sys/bus/pci/devices/0000:01:00.0/resource0_resize",
+    "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
+    "sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages",
+    "sys/kernel/irq/0/chip_name",
+    "sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
+    "proc/meminfo",
 )
 _CONTENTS = (
     b"0x00000000fee00000 0x00000000feefffff msi\n",
@@ -68,6 +75,11 @@ _CONTENTS = (
     b"1" * 5000 + b"\n",
     "²\n".encode(),
     b"two\nlines\n",
+    b"0x00000000f0000000 0x00000000f0ffffff 0x000000000014220c\n" * 13,
+    b"0x0000000000000000 0xffffffffffffffff 0x0000000000040200\n" * 7,
+    b"IR-IO-APIC\n",
+    b"Y\n",
+    b"MemTotal: 24684096 kB\nMemAvailable: 23282936 kB\n",
 )
 _TARGETS = (
     "{secret}",

@@ -80,7 +80,7 @@ GUESTS: tuple[Guest, ...] = (
         title="x86-64, VT-d, 39 bits",
         arch="x86_64",
         kernel=X86,
-        machine=("-M", "q35", "-cpu", "max", "-device", f"{_VTD},aw-bits=39", *_PC),
+        machine=("-M", "q35", "-cpu", "max", "-device", f"{_VTD},aw-bits=39", *_PC, *_PAIR),
         devices=_PC_DEVICES,
         append="intel_iommu=on",
     ),

@@ -80,7 +80,9 @@ def test_json_has_the_members_of_the_groups(capsys: Output, tmp_path: Path) -> N
 
 def test_devices_behind_root_ports_have_windows(host: str, capsys: Output) -> None:
     assert run("plan", "--host", host, "--ram", "4G", "-s", GPU, "--root-ports") == 0
-    assert "0000:01:00.0 window            64 GiB" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "0000:01:00.0 BAR 1 " in text
+    assert "0000:01:00.0 BAR 3 " in text
 
 
 def test_bar_option_stands_beside_those_of_devices(host: str, capsys: Output) -> None:
@@ -182,6 +184,31 @@ def test_json_has_verdict_and_rows(capsys: Output, tmp_path: Path) -> None:
     assert found["certainty"] == "certain"
     assert {item["what"] for item in found["start"]["rows"]} >= {"driver", "memory", "nodes"}
     assert set(found["start"]["rows"][0]) == {"what", "state", "text", "do", "fatal"}
+
+
+def test_way_to_open_devices_counts_for_nodes_and_map_calls(capsys: Output, tmp_path: Path) -> None:
+    host = on(ready(limits=vi.Limits(1, -1)), tmp_path)
+    command = ("plan", "--host", host, "--ram", "4G", "-s", NIC)
+    assert run(*command) == 1
+    assert "not ok  map calls      4 of 1" in capsys.readouterr().out
+    assert run(*command, "--via", "iommufd") == 1
+    text = capsys.readouterr().out
+    assert "  ok      map calls      4; iommufd has no limit" in text
+    assert "not ok  nodes          /dev/iommu is not there" in text
+
+
+def test_listing_of_lspci_beside_an_old_snapshot_gives_its_bars(
+    host: str, capsys: Output, tmp_path: Path
+) -> None:
+    listing = tmp_path / "lspci.txt"
+    listing.write_text(
+        "01:00.0 VGA compatible controller: A Card\n\tControl: I/O- Mem+ BusMaster+\n"
+        "\tIOMMU group: 1\n"
+        "\tRegion 1: Memory at 38a800000000 (64-bit, prefetchable) [size=32G]\n"
+    )
+    facts = ("--facts", str(listing))
+    assert run("plan", "--host", old(host), *facts, "--ram", "4G", "-s", GPU) == 0
+    assert "0000:01:00.0 BAR 1 " in capsys.readouterr().out
 
 
 def test_show_prints_what_the_host_has_at_the_moment(capsys: Output, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import vmm_iova as vi
@@ -44,17 +46,17 @@ def box(*, audio_driver: str | None = "snd_hda_intel", sysfs: bool = True) -> vi
 
 def test_bars_of_a_device_are_those_that_qemu_shows() -> None:
     assert device_bars(box(), [GPU]) == (
-        vi.Bar(f"{GPU} BAR 0", 16 * MIB, 32),
-        vi.Bar(f"{GPU} BAR 1", 32 * GIB, 64),
-        vi.Bar(f"{GPU} BAR 3", 32 * MIB, 64),
-        vi.Bar(f"{GPU} ROM", 512 * KIB, 32, emulated=True),
+        vi.Bar(f"{GPU} BAR 0", 16 * MIB, 32, sizes=(16 * MIB,)),
+        vi.Bar(f"{GPU} BAR 1", 32 * GIB, 64, sizes=(32 * GIB,)),
+        vi.Bar(f"{GPU} BAR 3", 32 * MIB, 64, sizes=(32 * MIB,)),
+        vi.Bar(f"{GPU} ROM", 512 * KIB, 32, emulated=True, sizes=(512 * KIB,)),
     )
 
 
 def test_bars_of_virtual_functions_take_no_place_and_small_ones_take_a_page() -> None:
     assert device_bars(box(), [NIC]) == (
-        vi.Bar(f"{NIC} BAR 0", MIB, 64),
-        vi.Bar(f"{NIC} BAR 2", 4 * KIB, 32),
+        vi.Bar(f"{NIC} BAR 0", MIB, 64, sizes=(MIB,)),
+        vi.Bar(f"{NIC} BAR 2", 4 * KIB, 32, sizes=(256,)),
     )
 
 
@@ -68,18 +70,24 @@ def test_device_without_its_rom_shows_none() -> None:
     assert len(bars) == 5
 
 
-def test_device_behind_a_root_port_has_windows_that_its_largest_bar_aligns() -> None:
-    # the bridge's window: 32 GiB and 32 MiB, rounded up to the next 32 GiB (as QEMU's guests show)
-    assert device_bars(box(), [GPU], root_ports=True) == (
-        vi.Bar(f"{GPU} window", 64 * GIB, 64, align=32 * GIB),
-        vi.Bar(f"{GPU} 32-bit window", 32 * MIB, 32, align=16 * MIB),
-    )
+def test_device_behind_a_root_port_shares_a_window_and_the_rest_lies_below_4_gib() -> None:
+    bars = {bar.name: bar for bar in device_bars(box(), [GPU, NIC], root_ports=True)}
+    ports = {name: bar.port for name, bar in bars.items() if bar.port}
+    assert ports == dict.fromkeys((f"{GPU} BAR 1", f"{GPU} BAR 3"), f"the port of {GPU}")
+    assert bars[f"{NIC} BAR 0"].bits == 32  # 64 bits, but not prefetchable: a bridge has no window
+    assert bars[f"{GPU} ROM"].emulated
 
 
-def test_window_below_4_gib_takes_what_is_not_prefetchable() -> None:
-    assert device_bars(box(), [NIC], root_ports=True) == (
-        vi.Bar(f"{NIC} 32-bit window", 2 * MIB, 32, align=MIB),
+def test_bars_behind_a_port_stand_together_where_the_largest_aligns() -> None:
+    host = box()
+    guest = vi.Guest("q35", "4G", bars=device_bars(host, [GPU], root_ports=True))
+    layout = vi.plan(guest, host.usable())
+    large, small = (
+        next(item.place for item in layout.items if item.name == f"{GPU} BAR {index}")
+        for index in (1, 3)
     )
+    assert large.start % (32 * GIB) == 0
+    assert small.start == large.last + 1
 
 
 def test_device_that_is_not_there_is_refused() -> None:
@@ -130,6 +138,30 @@ def test_emulated_bar_that_must_be_reached_is_a_contradiction() -> None:
     bar = vi.Bar("rom", "1M", required=True, emulated=True)
     with pytest.raises(RequestError, match="emulated"):
         vi.plan(vi.Guest("q35", "4G", bars=[bar]), box().usable())
+
+
+def test_size_that_the_device_can_have_is_the_remedy_for_a_bar_without_room() -> None:
+    sizes = tuple(MIB << bit for bit in (8, 13, 15))  # 256 MiB, 8 GiB and 32 GiB
+    host = box()
+    bars = (DeviceBar(1, 32 * GIB, 64, prefetchable=True, sizes=sizes),)
+    devices = (replace(item, bars=bars) if item.name == GPU else item for item in host.devices)
+    host = replace(host, devices=tuple(devices))
+    small = vi.Guest("own-x86", "4G", bars=device_bars(host, [GPU]), phys_bits=35, pci64="16G")
+    with pytest.raises(vi.PlanError, match="BAR 1") as caught:
+        vi.plan(small, host.usable())
+    file = f"/sys/bus/pci/devices/{GPU}/resource1_resize"
+    assert any(
+        fix.startswith("a BAR of 8 GiB has room") and f"echo 13 > {file}" in fix
+        for fix in caught.value.fixes
+    ), caught.value.fixes
+
+
+def test_bar_of_one_size_has_no_such_remedy() -> None:
+    host = box()
+    small = vi.Guest("own-x86", "4G", bars=device_bars(host, [GPU]), phys_bits=35, pci64="16G")
+    with pytest.raises(vi.PlanError) as caught:
+        vi.plan(small, host.usable())
+    assert not any("resizable" in fix or "_resize" in fix for fix in caught.value.fixes)
 
 
 # -- whole groups ----------------------------------------------------------------------------------

@@ -295,6 +295,10 @@ def test_iommufd_has_nodes_of_its_own() -> None:
         return row(asked(ready(state=state), NIC, via="iommufd"), "nodes")
 
     assert nodes("/dev/iommu", "/dev/vfio/devices/vfio0").state == "ok"
+    mixed = (DeviceNode("/dev/iommu", True), DeviceNode("/dev/vfio/devices/vfio0", True))
+    mixed += (DeviceNode("/dev/vfio/devices/vfio1", False),)
+    host = ready(state=replace(GOOD, nodes=mixed))
+    assert row(asked(host, NIC, via="iommufd"), "nodes").state == "not known"
     assert "/dev/iommu is not there" in nodes("/dev/vfio/vfio", "/dev/vfio/2").text
     assert "CONFIG_VFIO_DEVICE_CDEV" in nodes("/dev/iommu").do[0]
 

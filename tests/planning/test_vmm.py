@@ -190,6 +190,25 @@ class TestFirmware:
         seabios = vi.plan(_q35("4G", bars=bars, firmware="seabios"), OPEN)
         assert _place(seabios, "fb") == AddrRange.from_size(0xC000_0000, 512 * MIB)
 
+    def test_seabios_has_32_bit_bars_below_those_of_the_machines_own_devices(self) -> None:
+        # -M q35 -nodefaults -m 512M -device edu (three times): the SATA controller has the top MiB
+        bars = [vi.Bar(name, "1M", bits=32) for name in ("e0", "e1", "e2")]
+        layout = vi.plan(_q35("512M", bars=bars, firmware="seabios-1.16.2"), OPEN)
+        starts = [_place(layout, bar.name) for bar in bars]
+        assert [f"{span.start:#x}" for span in starts if span] == [
+            "0xfe800000",
+            "0xfe900000",
+            "0xfea00000",
+        ]
+
+    @pytest.mark.parametrize("firmware", ["seabios-1.16.2", "ovmf-2025.02"])
+    def test_32_bit_bars_larger_than_the_room_below_4_gib_have_no_place(
+        self, firmware: str
+    ) -> None:
+        bars = [vi.Bar(name, "1G", bits=32) for name in ("one", "two")]
+        with pytest.raises(vi.PlanError, match="BAR one"):
+            vi.plan(_q35("4G", bars=bars, firmware=firmware), OPEN)
+
     def test_required_32_bit_bar_over_an_rmrr_is_refused_where_ovmf_puts_it(self) -> None:
         host = vi.load_host("intel-dmar-thinkpad-t450s").usable(strict=True)
         bars = [vi.Bar("fb", "512M", bits=32, required=True)]

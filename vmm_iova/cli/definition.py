@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vmm_iova.host.host import Host
     from vmm_iova.planning.budget import Budget
     from vmm_iova.planning.layout import Layout
-    from vmm_iova.planning.start import Manager, Start
+    from vmm_iova.planning.start import Manager, Start, Via
 
 _SLOT = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}")
 
@@ -116,10 +116,11 @@ def start_of(
     layout: Layout,
     cost: Budget,
     devices: Sequence[str],
+    via: Via | None,
 ) -> Start:
     """Say whether the guest starts, with what its definition says of devices and limits."""
     if definition is None:
-        return will_start(host, layout, cost, devices)
+        return will_start(host, layout, cost, devices, via=via or "type1")
     manager: Manager | None = None
     if definition.kind == "libvirt" or definition.kind == "proxmox":
         manager = definition.kind
@@ -128,7 +129,7 @@ def start_of(
         layout,
         cost,
         devices,
-        via="iommufd" if definition.iommufd else "type1",
+        via=via or ("iommufd" if definition.iommufd else "type1"),
         manager=manager,
         managed=_named_by(definition, devices, lambda item: item.managed),
         hard_limit=definition.hard_limit,

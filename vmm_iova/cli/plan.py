@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from vmm_iova.cli.changes import change_of, show_change, show_refusal
 from vmm_iova.cli.definition import (
@@ -42,6 +42,7 @@ from vmm_iova.planning.assigned import members, unplaced
 from vmm_iova.planning.budget import budget, compare_costs
 from vmm_iova.planning.memory_maps import FORMATS, write_map
 from vmm_iova.planning.plan import plan
+from vmm_iova.planning.start import Via
 from vmm_iova.report import data, text
 from vmm_iova.report.answer import show_answer
 from vmm_iova.report.definition import definition_data, show_definition
@@ -111,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
     compared = (
         compare_costs(newest(guest), usable, prefer=options.prefer) if options.compare else ()
     )
-    start = start_of(definition, host, layout, cost, devices)
+    start = start_of(definition, host, layout, cost, devices, options.via)
     vm = None
     if definition is not None:
         vm = definition_data(definition, change_of(definition, guest, layout, cost))
@@ -159,6 +160,11 @@ def _add_more_options(parser: argparse.ArgumentParser) -> None:
         "--root-ports",
         action="store_true",
         help="each device of -s is behind a root port of its own, as libvirt has it",
+    )
+    add(
+        "--via",
+        choices=get_args(Via),
+        help="how the VMM opens the devices (default: as --vm says, else type1)",
     )
     add("--chunk", help="bytes that the VMM maps with one call, like 2MiB, for the cost")
     add("--compare", action="store_true", help="also show the cost of each policy and page size")

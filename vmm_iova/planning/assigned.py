@@ -15,10 +15,10 @@ from vmm_iova.brief import brief
 from vmm_iova.host.bars import BarKind
 from vmm_iova.host.facts import Device, Note
 from vmm_iova.planning.guest import Bar
-from vmm_iova.ranges import BASE_PAGE, MIB
+from vmm_iova.ranges import BASE_PAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable
 
     from vmm_iova.host.bars import DeviceBar
     from vmm_iova.host.facts import Facts
@@ -43,8 +43,8 @@ def device_bars(
         host: its facts.
         names: of devices, as in `Facts.device`; each counts once.
         root_ports: True for each device behind a root port of its own, as libvirt has it on q35
-            and virt: what is prefetchable and has 64 bits shares one window, the rest another one
-            below 4 GiB.
+            and virt: what is prefetchable and has 64 bits shares a window, the rest lies below
+            4 GiB.
         without_rom: names of devices that are given without their ROM (QEMU's `rombar=0`).
 
     Raises:
@@ -56,14 +56,14 @@ def device_bars(
     bare = {host.device(name).name for name in without_rom}
     found: list[Bar] = []
     for device in _chosen(host, names):
-        bars = [
-            _bar(device, bar, bar.size)
+        port = f"the port of {device.name}" if root_ports else None
+        found += (
+            _bar(device, bar, bar.size, port)
             for bar in device.bars or ()
             if bar.size is not None
             and bar.kind is not BarKind.VF
             and not (bar.kind is BarKind.ROM and device.name in bare)
-        ]
-        found += _ports(device, bars) if root_ports else (bar for bar, _ in bars)
+        )
     return tuple(found)
 
 
@@ -89,26 +89,24 @@ def _chosen(host: Facts, names: Iterable[str]) -> tuple[Device, ...]:
     return tuple(devices.values())
 
 
-def _bar(device: Device, bar: DeviceBar, size: int) -> tuple[Bar, bool]:
-    """A BAR, and whether the prefetchable window of a bridge takes it."""
-    whole = max(1 << (size - 1).bit_length(), BASE_PAGE)  # firmware gives each a page of its own
-    rom = bar.kind is BarKind.ROM
-    name = f"{device.name} {bar.title}"
-    wide = bar.bits == 64 and not rom
-    return Bar(name, whole, 64 if wide else 32, emulated=rom), wide and bar.prefetchable
+def _bar(device: Device, bar: DeviceBar, size: int, port: str | None) -> Bar:
+    """A BAR as its VMM shows it.
 
-
-def _ports(device: Device, bars: Sequence[tuple[Bar, bool]]) -> Iterator[Bar]:
-    """The windows of a root port, each a multiple of its alignment, which its largest BAR gives.
-
-    Only the prefetchable one has 64 bits (PCI-to-PCI bridge specification 1.2, 3.2.5).
+    Behind a port what is not prefetchable lies below 4 GiB: only the other window of a bridge has
+    64 bits (PCI-to-PCI bridge specification 1.2, 3.2.5).
     """
-    for bits, name in ((64, "window"), (32, "32-bit window")):
-        inside = [bar for bar, high in bars if high is (bits == 64)]
-        if inside:
-            align = max(MIB, *(int(bar.size) for bar in inside))
-            size = -(-sum(int(bar.size) for bar in inside) // align) * align
-            yield Bar(f"{device.name} {name}", size, 64 if bits == 64 else 32, align=align)
+    rom = bar.kind is BarKind.ROM
+    wide = bar.bits == 64 and not rom and (port is None or bar.prefetchable)
+    file = f"/sys/bus/pci/devices/{device.name}/resource{bar.index}_resize" if bar.sizes else ""
+    return Bar(
+        f"{device.name} {bar.title}",
+        max(1 << (size - 1).bit_length(), BASE_PAGE),  # firmware gives each a page of its own
+        64 if wide else 32,
+        emulated=rom,
+        port=port if wide else None,
+        sizes=bar.sizes or (size,),
+        sized_by=file,
+    )
 
 
 @brief

@@ -30,6 +30,8 @@ class WantedBar:
     required: bool
     emulated: bool = False
     behind: tuple[WantedBar, ...] = ()
+    sizes: tuple[int, ...] | None = None
+    sized_by: str = ""
 
     @property
     def each(self) -> tuple[WantedBar, ...]:

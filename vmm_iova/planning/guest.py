@@ -47,6 +47,8 @@ class Bar:
         emulated: True if the VMM answers for it itself, as for a ROM: no device ever reaches it.
         port: name of the PCIe root port that its device is behind: 64-bit BARs behind one port
             stand together in a window of it. None: behind none.
+        sizes: sizes in bytes that the device can give it; None where that is not known.
+        sized_by: file of the host that sizes it (PCIe Resizable BAR); empty where none does.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Bar:
     align: str | int | None = None
     emulated: bool = False
     port: str | None = None
+    sizes: tuple[int, ...] | None = None
+    sized_by: str = ""
 
 
 def bar_title(name: str) -> str:

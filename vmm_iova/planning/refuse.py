@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
 from vmm_iova.diagnosis.check import region_fixes
+from vmm_iova.diagnosis.filled import fill
 from vmm_iova.errors import PlanError
 from vmm_iova.host.evidence import EvidenceKind
 from vmm_iova.host.facts import RegionKind
@@ -239,11 +240,18 @@ def _fixes_of_bar(misfit: BarMisfit, reasons: list[Reason], trials: Trials) -> I
 
 def _smaller_bar(bar: WantedBar, trials: Trials) -> Iterator[str]:
     """The largest BAR that has a place, if the device has one."""
-    size = 0 if bar.behind else bar.size
-    while size > _LEAST_BAR:
-        size = 1 << (size - 1).bit_length() - 1
+    top = 0 if bar.behind else (bar.size - 1).bit_length()  # of a port each BAR is its own
+    sizes = [1 << bits for bits in reversed(range(_LEAST_BAR.bit_length() - 1, top))]
+    for size in sizes:
+        if bar.sizes is not None and size not in bar.sizes:
+            continue  # the device cannot
         if trials.works(trials.with_bar(bar, replace(bar, size=size, align=size))):
-            yield say.BAR_SMALLER.format(size=show_size(size))
+            shown = show_size(size)
+            if bar.sized_by:
+                bit = (size // MIB).bit_length() - 1
+                yield str(fill(say.RESIZE_BAR, size=shown, bit=bit, file=bar.sized_by))
+            else:
+                yield say.BAR_SMALLER.format(size=shown)
             return
     yield say.ANOTHER_OR_FEWER_BARS
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vmm_iova import remedies as say
 from vmm_iova.brief import brief
+from vmm_iova.diagnosis.filled import fill
 from vmm_iova.planning.assigned import members
 from vmm_iova.planning.layout import ItemKind
 from vmm_iova.ranges import BASE_PAGE, GIB
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from vmm_iova.planning.assigned import Member
     from vmm_iova.planning.budget import Budget, LargePages
     from vmm_iova.planning.layout import Layout
+    from vmm_iova.remedies import Remedy
 
 StartVerdict = Literal["starts and works", "starts, but", "does not start", "not known"]
 """`starts, but`: something that the guest can do without is amiss."""
@@ -141,7 +143,7 @@ class _Case:
             yield self._bars()
             yield self._nodes()
         else:
-            yield _unknown("devices", "no device of the guest is named", str(say.SETTLE_DEVICES))
+            yield _unknown("devices", "no device of the guest is named", say.SETTLE_DEVICES)
         yield self._interrupts()
         yield self._memory()
         yield self._huge_pages()
@@ -156,7 +158,7 @@ class _Case:
         physical = [item.id for item in groups if not item.translated and item.id in wanted]
         if physical:
             text = f"nothing translates group {physical[0]}: an IOVA is a physical address there"
-            return StartRow("IOMMU", "not ok", text, (str(say.IOMMU_ON),))
+            return StartRow("IOMMU", "not ok", text, (_do(say.IOMMU_ON),))
         if self.host.sysfs and groups:
             return StartRow("IOMMU", "ok", f"in use, {len(groups)} groups")
         return _unknown("IOMMU", "whether the IOMMU is in use")
@@ -181,7 +183,7 @@ class _Case:
         wanted = {member.device.group for member in self.given if member.asked}
         blocked = [item for item in self.layout.usable.unassignable if item.group.id in wanted]
         if blocked:
-            do = (str(say.FIRMWARE_REGION), str(say.FREE_DEVICE))
+            do = (_do(say.FIRMWARE_REGION), _do(say.FREE_DEVICE))
             return StartRow("assignable", "not ok", blocked[0].text, do)
         listed = [item for item in self.host.groups if item.id in wanted]
         if any(item.regions is None for item in listed):
@@ -203,7 +205,7 @@ class _Case:
             first = wrong[0]
             more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             text = f"{first.name} is bound to {first.driver or 'no driver'}{more}"
-            do = tuple(say.BIND_THIS.format(bdf=device.name) for device in wrong)
+            do = tuple(_do(say.BIND_THIS, bdf=device.name) for device in wrong)
             return StartRow("driver", "not ok", text, do)
         if unknown:
             return _unknown("driver", f"the driver of {', '.join(unknown)}")
@@ -221,7 +223,7 @@ class _Case:
         if held:
             holders = ", ".join(f"{device.name} to {device.driver}" for device in held)
             text = f"a host driver has part of group {held[0].group}: {holders}"
-            do = (say.BIND_THESE.format(devices=", ".join(device.name for device in held)),)
+            do = (_do(say.BIND_THESE, devices=", ".join(device.name for device in held)),)
             return StartRow("group", "not ok", text, do)
         if unknown:
             return _unknown("group", f"who has {', '.join(unknown)} of {name}")
@@ -237,7 +239,7 @@ class _Case:
         ]
         if lost:
             text = f"the host has no address for {', '.join(lost)}, so that nothing can drive it"
-            return StartRow("BARs", "not ok", text, (str(say.WINDOW_HOST),))
+            return StartRow("BARs", "not ok", text, (_do(say.WINDOW_HOST),))
         unknown = [device.name for device in asked if device.bars is None]
         if unknown:
             return _unknown("BARs", f"the BARs of {', '.join(unknown)}")
@@ -249,6 +251,13 @@ class _Case:
             return StartRow("nodes", "ok", f"{self.manager} hands them to the VMM")
         if nodes is None:
             return _unknown("nodes", "the nodes in /dev/vfio, and who may open them")
+        if (
+            self.via == "iommufd"
+            and len({n.usable for n in nodes if n.path.startswith(_DEVICES)}) > 1
+        ):
+            return _unknown(
+                "nodes", f"which of {_DEVICES}* the devices have", _do(say.NODE_OF_DEVICE)
+            )
         there = {node.path: node.usable for node in nodes}
         needed = dict(self._needed_nodes(there))
         for path, hint in needed.items():
@@ -256,21 +265,21 @@ class _Case:
                 return StartRow("nodes", "not ok", f"{path} is not there", (hint,))
         for path in needed:
             if not there[path]:
-                do = (say.GIVE_NODE.format(node=path),)
+                do = (_do(say.GIVE_NODE, node=path),)
                 return StartRow("nodes", "not ok", f"{path} may not be read and written", do)
         return StartRow("nodes", "ok", f"{', '.join(needed)} may be read and written")
 
     def _needed_nodes(self, there: Collection[str]) -> Iterator[tuple[str, str]]:
         """Each node that the VMM opens, and what makes it appear."""
         if self.via == "iommufd":
-            yield "/dev/iommu", str(say.LOAD_IOMMUFD)
-            own = sorted(path for path in there if path.startswith(_DEVICES))
-            yield (own[0] if own else f"{_DEVICES}*"), str(say.CDEV)
+            yield "/dev/iommu", _do(say.LOAD_IOMMUFD)
+            own = [path for path in there if path.startswith(_DEVICES)]
+            yield from ((path, _do(say.CDEV)) for path in own or (f"{_DEVICES}*",))
             return
-        yield "/dev/vfio/vfio", str(say.LOAD_MODULES)
+        yield "/dev/vfio/vfio", _do(say.LOAD_MODULES)
         for member in self.given:  # the node of a group is there once a device of it is bound
             if member.asked and member.holder == "vfio":
-                yield f"/dev/vfio/{member.device.group}", str(say.LOAD_VFIO)
+                yield f"/dev/vfio/{member.device.group}", _do(say.LOAD_VFIO)
 
     def _interrupts(self) -> StartRow:
         state = self.host.state
@@ -282,8 +291,8 @@ class _Case:
         told = state.unsafe_iommufd if self.via == "iommufd" else state.unsafe_interrupts
         if told:
             text = f"{text}; the host accepts that (allow_unsafe_interrupts)"
-            return StartRow("interrupts", "not ok", text, (str(say.REMAP_INTERRUPTS),), fatal=False)
-        do = (str(say.REMAP_INTERRUPTS), str(say.UNSAFE_INTERRUPTS))
+            return StartRow("interrupts", "not ok", text, (_do(say.REMAP_INTERRUPTS),), fatal=False)
+        do = (_do(say.REMAP_INTERRUPTS), _do(say.UNSAFE_INTERRUPTS))
         return StartRow("interrupts", "not ok", f"{text}: VFIO refuses such a host", do)
 
     # -- memory and limits -------------------------------------------------------------------------
@@ -300,7 +309,7 @@ class _Case:
         shown = f"{show_size(need)} of RAM, {show_size(memory.available)} available"
         if need <= memory.available:
             return StartRow("memory", "ok", shown)
-        do = (say.MEMORY_LESS.format(size=_whole(memory.available)),)
+        do = (_do(say.MEMORY_LESS, size=_whole(memory.available)),)
         if need <= memory.total:
             text = f"{shown}: VFIO pins all of it, so that others must make room"
             return StartRow("memory", "not ok", text, do, fatal=False)
@@ -356,15 +365,15 @@ class _Case:
         more = need + GIB  # as libvirt does it
         if limit >= need:
             text = f"{shown}: little is left for firmware and video memory, which the VMM maps too"
-            return _unknown(what, text, say.LOCK_NUMBER.format(kib=-(-more // 1024), size=more))
-        do = (say.LOCK_NUMBER.format(kib=-(-more // 1024), size=more),)
+            return _unknown(what, text, _do(say.LOCK_NUMBER, kib=-(-more // 1024), size=more))
+        do = (_do(say.LOCK_NUMBER, kib=-(-more // 1024), size=more),)
         return StartRow(what, "not ok", shown, do)
 
     def _entries(self) -> StartRow:
         cost = self.cost
         if cost.slots > cost.slot_limit:
             text = f"{cost.slots} pieces of RAM, and KVM takes {cost.slot_limit} memory slots"
-            return StartRow("map calls", "not ok", text, (str(say.MORE_SLOTS),))
+            return StartRow("map calls", "not ok", text, (_do(say.MORE_SLOTS),))
         if self.via == "iommufd":
             return StartRow("map calls", "ok", f"{cost.entries}; iommufd has no limit")
         if not (cost.entry_limit_known or self.host.sysfs):
@@ -372,12 +381,17 @@ class _Case:
         shown = f"{cost.entries} of {cost.entry_limit}"
         if cost.entries <= cost.entry_limit:
             return StartRow("map calls", "ok", shown)
-        do = (say.ENTRIES_NUMBER.format(entries=cost.entries),)
+        do = (_do(say.ENTRIES_NUMBER, entries=cost.entries),)
         return StartRow("map calls", "not ok", shown, do)
 
 
+def _do(remedy: Remedy, **numbers: object) -> str:
+    """What to do, in words; what was not tried says so."""
+    return str(fill(remedy, None, only=None, **numbers))
+
+
 def _unknown(what: str, text: str, settle: str = "") -> StartRow:
-    return StartRow(what, "not known", text, (settle or str(say.SETTLE_STATE),))
+    return StartRow(what, "not known", text, (settle or say.SETTLE_STATE,))
 
 
 _DEVICES = "/dev/vfio/devices/vfio"

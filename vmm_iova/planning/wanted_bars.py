@@ -80,7 +80,16 @@ def _bar(bar: Bar) -> WantedBar:
             field="bars",
             value=bar.name,
         )
-    return WantedBar(bar.name, size, align, bar.bits, bar.required, bar.emulated)
+    return WantedBar(
+        bar.name,
+        size,
+        align,
+        bar.bits,
+        bar.required,
+        bar.emulated,
+        sizes=bar.sizes,
+        sized_by=bar.sized_by,
+    )
 
 
 def room_of(room: Room, usable: Usable) -> WantedBar:

@@ -82,7 +82,7 @@ BIND_GROUP = Remedy(
 )
 BIND_THESE = Remedy(
     "bind {devices} to vfio-pci as well, or unbind it: bridges of the group may stay",
-    source="drivers/iommu/iommu.c, iommu_group_claim_dma_owner (Linux 6.0)",
+    tried=LAB,
 )
 BIND_AND_LOAD = Remedy(
     "bind the device to vfio-pci, and load vfio-pci and vfio_iommu_type1 or iommufd", tried=LAB
@@ -338,6 +338,10 @@ WINDOW_BITS = Remedy(
             ),
         ),
     ),
+)
+RESIZE_BAR = Remedy(
+    "a BAR of {size} has room: on the host, with no driver bound, echo {bit} > {file}",
+    source="Documentation/ABI/testing/sysfs-bus-pci, resource<N>_resize (Linux 6.1)",
 )
 WINDOW_HOST = Remedy(
     "on the host itself: switch on Above 4G Decoding (and Resizable BAR) in the firmware, or boot "

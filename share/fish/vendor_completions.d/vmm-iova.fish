@@ -122,6 +122,7 @@ complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l keep -xka "(__fish_compl
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l prefer -xka "lowest fewest" -d 'order, or fewest pieces'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l assigned -x -d 'number of assigned devices (default: those of -s, or 1)'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l root-ports -d 'each device of -s is behind a root port of its own, as libvirt has it'
+complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l via -xka "type1 iommufd" -d 'how the VMM opens the devices (default: as --vm says, else type1)'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l chunk -x -d 'bytes that the VMM maps with one call, like 2MiB, for the cost'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l compare -d 'also show the cost of each policy and page size'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l format -xka "e820 dts iomem exclude qemu libvirt proxmox cloud-hypervisor" -d 'print only what the guest must be told, in this form, or what must differ in the VM'"'"'s definition'
