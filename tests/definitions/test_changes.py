@@ -418,3 +418,33 @@ def test_bars_whose_place_rests_on_a_cpu_that_is_not_known_are_said_to(
     assert "not known: the address bits of the host's CPU" in capsys.readouterr().out
     assert run(*command, "--phys-bits", "48") == 0
     assert "address bits of the host's CPU" not in capsys.readouterr().out
+
+
+def test_proxmox_args_that_say_otherwise_are_changed_in_their_place() -> None:
+    read = vi.read_vm(CONFIG.replace("bios", "args: -cpu 'EPYC,+aes' -m 40G -smbios type=2\nbios"))
+    assert (read.guest.ram, read.guest.phys_bits) == (40 * GIB, 40)
+    change = wanted(read, phys_bits=46, ram=16 * GIB)
+    changed = changed_text(read, change) or ""
+    assert "args: -smbios type=2 -cpu EPYC,+aes,phys-bits=46 -m size=16G\n" in changed
+    assert vi.read_vm(changed).guest == change.guest
+
+
+def test_libvirt_arguments_that_say_otherwise_are_overruled() -> None:
+    handed = "<qemu:commandline><qemu:arg value='-m'/><qemu:arg value='40G'/></qemu:commandline>"
+    text = DOMAIN.replace(
+        "<domain type='kvm'>",
+        "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>",
+    ).replace("</domain>", f"{handed}</domain>")
+    read = vi.read_vm(text)
+    change = wanted(read, ram=16 * GIB)
+    changed = changed_text(read, change) or ""
+    assert vi.read_vm(changed).guest.ram == 16 * GIB
+    assert changed.count("value='-m'") == 1
+
+
+def test_cloud_hypervisor_zones_share_less_memory() -> None:
+    read = vi.read_vm(
+        '{"memory": {"zones": [{"id": "a", "size": 8589934592}, {"id": "b", "size": 1}]}}'
+    )
+    change = wanted(read, ram=3 * GIB)
+    assert vi.read_vm(changed_text(read, change) or "").guest.ram == 3 * GIB

@@ -7,13 +7,16 @@ import difflib
 import shlex
 from typing import TYPE_CHECKING, Literal, get_args
 
+from vmm_iova.definitions.change import Change, change_between
+from vmm_iova.definitions.read import read_vm
 from vmm_iova.definitions.write_cloud import changed_json, cloud_options
 from vmm_iova.definitions.write_libvirt import changed_domain, elements
+from vmm_iova.definitions.write_libvirt import with_options as libvirt_with_options
 from vmm_iova.definitions.write_proxmox import changed_config, commands
+from vmm_iova.definitions.write_proxmox import with_options as proxmox_with_options
 from vmm_iova.definitions.write_qemu import options_for
 
 if TYPE_CHECKING:
-    from vmm_iova.definitions.change import Change
     from vmm_iova.definitions.definition import Definition, Kind
 
 ChangeForm = Literal["qemu", "libvirt", "proxmox", "cloud-hypervisor"]
@@ -25,15 +28,28 @@ CHANGE_FORMS: tuple[ChangeForm, ...] = get_args(ChangeForm)
 def changed_text(given: Definition, change: Change) -> str | None:
     """Return the whole definition with a change made; None where it is a command line.
 
+    What is handed on to QEMU may say otherwise than the format's own words: what comes out is read
+    again, and what does not count yet is handed on, too.
+
     Complexity: O(size).
     """
     if given.kind == "libvirt":
-        return changed_domain(given.text, change, given.source)
-    if given.kind == "proxmox":
-        return changed_config(given.text, change)
-    if given.text.lstrip().startswith("{"):
+        text = changed_domain(given.text, change, given.source)
+    elif given.kind == "proxmox":
+        text = changed_config(given.text, change)
+    elif given.text.lstrip().startswith("{"):
         return changed_json(given.text, change, firecracker=given.kind == "firecracker")[1]
-    return None
+    else:
+        return None
+    again = read_vm(text, given.kind, source=given.source)
+    rest = change_between(again, change.guest).levers
+    levers = {name: value for name, value in rest.items() if name in change.levers}
+    if not levers:
+        return text
+    options = list(options_for(Change(change.guest, levers), again.cpu))
+    if given.kind == "libvirt":
+        return libvirt_with_options(text, options, given.source)
+    return proxmox_with_options(text, options)
 
 
 def write_change(given: Definition | None, change: Change, form: Kind | None = None) -> str:

@@ -32,7 +32,11 @@ def _cloud(document: dict[str, Any], change: Change) -> None:
         document.setdefault("cpus", {})["max_phys_bits"] = guest.phys_bits
     memory = document.setdefault("memory", {})
     if "ram" in levers:
-        memory["size"] = ram_of(guest)
+        zones = memory.get("zones") or [memory]
+        each = ram_of(guest) // len(zones) >> 20 << 20
+        for zone in zones[1:]:
+            zone["size"] = each
+        zones[0]["size"] = ram_of(guest) - each * (len(zones) - 1)
     if "maxmem" in levers or ("ram" in levers and "hotplug_size" in memory):
         memory["hotplug_size"] = _more(change) or None
     if levers.get("page_size"):

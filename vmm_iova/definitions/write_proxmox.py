@@ -8,7 +8,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from vmm_iova.definitions.proxmox import LINE
-from vmm_iova.definitions.write_qemu import nodes_of, pc_options, ram_of
+from vmm_iova.definitions.write_qemu import ONE, cpu_with_bits, nodes_of, pc_options, ram_of
 from vmm_iova.errors import RequestError
 from vmm_iova.readers.qemu import keys, options_of
 from vmm_iova.readers.shell import split_words
@@ -38,6 +38,19 @@ def changed_config(text: str, change: Change) -> str:
         elif line:
             head = _inserted(head, key, line)
     return f"{head}{mark}{rest}"
+
+
+def with_options(text: str, options: list[Option]) -> str:
+    """Return a configuration that hands these options on to QEMU, behind its own."""
+    head, section, rest = text.partition("\n[")
+    config = {match["key"]: match["value"] for match in LINE.finditer(head)}
+    line = f"args: {_args(config.get('args', ''), options)}"
+    found = re.search(r"^args:.*$", head, re.MULTILINE)
+    if found:
+        head = head[: found.start()] + line + head[found.end() :]
+    else:
+        head = _inserted(head, "args", line)
+    return f"{head}{section}{rest}"
 
 
 def _inserted(head: str, key: str, line: str) -> str:
@@ -97,7 +110,10 @@ def _options(
 ) -> Iterator[Option]:
     """What Proxmox hands on to QEMU, because it has no key for it, or its key does nothing."""
     guest, levers = change.guest, change.levers
-    if "phys_bits" in levers and guest.phys_bits is not None:
+    by_hand = dict(options_of(split_words(config.get("args", "")))).get("cpu")
+    if "phys_bits" in levers and guest.phys_bits is not None and by_hand is not None:
+        yield "cpu", cpu_with_bits(by_hand, guest.phys_bits)  # the last -cpu counts
+    elif "phys_bits" in levers and guest.phys_bits is not None:
         cpu = keys(config.get("cpu", "kvm64"), "cputype")
         model = cpu.get("cputype", "kvm64")
         if model in ("host", "max"):  # phys-bits= does nothing there
@@ -116,7 +132,7 @@ def _args(text: str, options: list[Option]) -> str:
     """Put options into args, each in the place of its like."""
     pairs = options_of(split_words(text))
     for name, value in options:
-        start = value.rpartition("=")[0]
+        start = "" if name in ONE else value.rpartition("=")[0]
         kept = [pair for pair in pairs if not (pair[0] == name and pair[1].startswith(start))]
         pairs = [*kept, (name, value)]
     return " ".join(

@@ -29,6 +29,9 @@ _TYPES = {
 }
 """QEMU's machine type of each model that is QEMU's."""
 
+ONE = ("cpu", "m")
+"""Options of which the last one counts: a second one takes the place of the first."""
+
 _HOSTS = {"q35": "q35-pcihost", "i440fx": "i440FX-pcihost"}
 
 
