@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from vmm_iova.readers.qemu import Option
 
-LINE = re.compile(r"^(?P<key>[a-z][a-z_]*\d{0,3}):[ \t]*(?P<value>.*?)[ \t\r]*$", re.MULTILINE)
+LINE = re.compile(r"^(?P<key>[a-z][a-z_]*\d{0,3}):(?P<value>.*)$", re.MULTILINE)
 """A line of the configuration."""
 
 TELLING = re.compile(
@@ -63,7 +63,7 @@ def read_proxmox(text: str, source: str) -> Definition:
     Complexity: O(size).
     """
     own = _SECTION.split(text, maxsplit=1)[0]
-    config = {match["key"]: match["value"] for match in LINE.finditer(own)}
+    config = {match["key"]: match["value"].strip() for match in LINE.finditer(own)}
     options = Options(arch=config.get("arch", "x86_64"))
     options.flags["accel"] = "tcg" if config.get("kvm") == "0" else "kvm"
     _release(config, options)

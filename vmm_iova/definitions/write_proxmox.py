@@ -29,7 +29,7 @@ def changed_config(text: str, change: Change) -> str:
     section = re.search(r"^\[", text, re.MULTILINE)
     if section:
         head, mark, rest = text[: section.start()], "", text[section.start() :]
-    config = {match["key"]: match["value"] for match in LINE.finditer(head)}
+    config = {match["key"]: match["value"].strip() for match in LINE.finditer(head)}
     for key, value in settings(change, config).items():
         line = "" if value is None else f"{key}: {value}"
         found = re.search(rf"^{key}:.*\n?", head, re.MULTILINE)
@@ -43,7 +43,7 @@ def changed_config(text: str, change: Change) -> str:
 def with_options(text: str, options: list[Option]) -> str:
     """Return a configuration that hands these options on to QEMU, behind its own."""
     head, section, rest = text.partition("\n[")
-    config = {match["key"]: match["value"] for match in LINE.finditer(head)}
+    config = {match["key"]: match["value"].strip() for match in LINE.finditer(head)}
     line = f"args: {_args(config.get('args', ''), options)}"
     found = re.search(r"^args:.*$", head, re.MULTILINE)
     if found:
