@@ -448,3 +448,11 @@ def test_cloud_hypervisor_zones_share_less_memory() -> None:
     )
     change = wanted(read, ram=3 * GIB)
     assert vi.read_vm(changed_text(read, change) or "").guest.ram == 3 * GIB
+
+
+def test_diff_of_two_hosts_asks_a_definition_of_both(vm: str, capsys: Output) -> None:
+    hosts = ("amd-epyc-1tb", "intel-dmar-i7-2600")
+    assert run("diff", *hosts, "--vm", vm, "--ram", "600G") == 3
+    shown = capsys.readouterr().out
+    assert run("diff", *hosts, "--machine", "q35", "--ram", "600G", "--firmware", "ovmf") == 3
+    assert capsys.readouterr().out == shown

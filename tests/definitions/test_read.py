@@ -412,7 +412,7 @@ def test_proxmox_memory_hotplug_reaches_as_far_as_the_address_bits_allow(
     read = vi.read_vm(f"{cpu}\nmemory: 8192\nnuma: 1\nhotplug: disk,memory\n")
     assert read.guest.phys_bits == bits
     assert (read.guest.maxmem or 0) == maxmem
-    assert bool(read.unread) == (not maxmem)
+    assert len(read.unread) == 1
 
 
 def test_proxmox_numa_nodes_and_huge_pages_are_read() -> None:
@@ -529,3 +529,24 @@ def test_qemu_program_is_not_taken_from_the_value_of_an_option() -> None:
         "exec qemu-system-aarch64 \\\n -machine virt -accel kvm \\\n -name kvm -m 8G\n"
     )
     assert (read.guest.machine, read.guest.ram, read.name) == ("virt", 8 * GIB, "kvm")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<domain><memory>1048576</memory><launchSecurity type='sev'/></domain>",
+        "memory: 1024\ncores: 1\namd-sev: type=std\n",
+    ],
+)
+def test_confidential_guest_is_refused_in_every_format(text: str) -> None:
+    with pytest.raises(RequestError, match="such a guest has fewer address bits"):
+        vi.read_vm(text)
+
+
+def test_libvirt_interrupt_controller_and_pages_of_the_only_node_are_read() -> None:
+    read = vi.read_vm(
+        "<domain type='kvm'><memory unit='GiB'>8</memory><os><type arch='aarch64' "
+        "machine='virt-9.0'>hvm</type></os><features><gic version='2'/></features><memoryBacking>"
+        "<hugepages><page size='1' unit='G' nodeset='0'/></hugepages></memoryBacking></domain>"
+    )
+    assert (read.guest.machine, read.guest.page_size) == ("virt-gicv2", GIB)
