@@ -31,7 +31,7 @@ BUGS = {
     ),
     "definition": (
         "vmm_iova/definitions/proxmox.py",
-        "own = _SECTION.split(text, maxsplit=1)[0]",
+        "own = own_part(text)",
         "own = text",
     ),
     "explain": (

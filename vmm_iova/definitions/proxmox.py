@@ -62,7 +62,7 @@ def read_proxmox(text: str, source: str) -> Definition:
 
     Complexity: O(size).
     """
-    own = _SECTION.split(text, maxsplit=1)[0]
+    own = own_part(text)
     config = {match["key"]: match["value"].strip() for match in LINE.finditer(own)}
     options = Options(arch=config.get("arch", "x86_64"))
     options.flags["accel"] = "tcg" if config.get("kvm") == "0" else "kvm"
@@ -87,6 +87,12 @@ def read_proxmox(text: str, source: str) -> Definition:
         for item in made.readings
     )
     return replace(made, devices=every, readings=readings)
+
+
+def own_part(text: str) -> str:
+    """Return the configuration itself: what stands before the first section, a snapshot."""
+    section = _SECTION.search(text)
+    return text[: section.start()] if section else text
 
 
 def _release(config: dict[str, str], options: Options) -> None:

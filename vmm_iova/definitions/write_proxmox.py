@@ -7,7 +7,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
-from vmm_iova.definitions.proxmox import LINE
+from vmm_iova.definitions.proxmox import LINE, own_part
 from vmm_iova.definitions.write_qemu import ONE, cpu_with_bits, nodes_of, pc_options, ram_of
 from vmm_iova.errors import RequestError
 from vmm_iova.readers.qemu import keys, options_of
@@ -25,32 +25,36 @@ _PAGES = {2 << 20: "2", 1 << 30: "1024"}
 
 def changed_config(text: str, change: Change) -> str:
     """Return a configuration with a change made; snapshots behind it stay as they are."""
-    head, mark, rest = text, "", ""
-    section = re.search(r"^\[", text, re.MULTILINE)
-    if section:
-        head, mark, rest = text[: section.start()], "", text[section.start() :]
+    head = own_part(text)
+    rest = text[len(head) :]
     config = {match["key"]: match["value"].strip() for match in LINE.finditer(head)}
     for key, value in settings(change, config).items():
         line = "" if value is None else f"{key}: {value}"
-        found = re.search(rf"^{key}:.*\n?", head, re.MULTILINE)
+        found = _last(rf"^{key}:.*\n?", head)
         if found:
             head = head[: found.start()] + (f"{line}\n" if line else "") + head[found.end() :]
         elif line:
             head = _inserted(head, key, line)
-    return f"{head}{mark}{rest}"
+    return f"{head}{rest}"
 
 
 def with_options(text: str, options: list[Option]) -> str:
     """Return a configuration that hands these options on to QEMU, behind its own."""
-    head, section, rest = text.partition("\n[")
+    head = own_part(text)
+    rest = text[len(head) :]
     config = {match["key"]: match["value"].strip() for match in LINE.finditer(head)}
     line = f"args: {_args(config.get('args', ''), options)}"
-    found = re.search(r"^args:.*$", head, re.MULTILINE)
+    found = _last(r"^args:.*$", head)
     if found:
         head = head[: found.start()] + line + head[found.end() :]
     else:
         head = _inserted(head, "args", line)
-    return f"{head}{section}{rest}"
+    return f"{head}{rest}"
+
+
+def _last(pattern: str, head: str) -> re.Match[str] | None:
+    """Return the last line of a key: where there are more, that one counts."""
+    return next(reversed(list(re.finditer(pattern, head, re.MULTILINE))), None)
 
 
 def _inserted(head: str, key: str, line: str) -> str:
