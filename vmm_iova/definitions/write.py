@@ -37,8 +37,8 @@ def changed_text(given: Definition, change: Change) -> str | None:
         text = changed_domain(given.text, change, given.source)
     elif given.kind == "proxmox":
         text = changed_config(given.text, change)
-    elif given.text.lstrip().startswith("{"):
-        return changed_json(given.text, change, firecracker=given.kind == "firecracker")[1]
+    elif _is_json(given):
+        return changed_json(given, change)[1]
     else:
         return None
     again = read_vm(text, given.kind, source=given.source)
@@ -74,8 +74,8 @@ def write_change(given: Definition | None, change: Change, form: Kind | None = N
     form = form or (given.kind if given is not None else "qemu")
     if given is not None and given.kind == form and (text := changed_text(given, change)):
         before = given.text
-        if before.lstrip().startswith("{"):
-            before, text = changed_json(before, change, firecracker=form == "firecracker")
+        if _is_json(given):
+            before, text = changed_json(given, change)
         return _diff(before, text, given)
     if form == "libvirt":
         return elements(change)
@@ -85,6 +85,11 @@ def write_change(given: Definition | None, change: Change, form: Kind | None = N
         return cloud_options(change)
     cpu = given.cpu if given is not None else None
     return "".join(f"-{name} {shlex.quote(value)}\n" for name, value in options_for(change, cpu))
+
+
+def _is_json(given: Definition) -> bool:
+    kinds = ("cloud-hypervisor", "firecracker")
+    return given.kind in kinds and given.text.lstrip().startswith("{")
 
 
 def _diff(before: str, after: str, given: Definition) -> str:

@@ -12,18 +12,19 @@ from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:
     from vmm_iova.definitions.change import Change
+    from vmm_iova.definitions.definition import Definition
 
 
-def changed_json(text: str, change: Change, *, firecracker: bool) -> tuple[str, str]:
+def changed_json(given: Definition, change: Change) -> tuple[str, str]:
     """Return a configuration as it is and as it is to be, both written alike."""
-    document: dict[str, Any] = json.loads(text)
-    indent = len((re.search(r"\n( +)\"", text) or ["", "  "])[1])
-    before = json.dumps(document, indent=indent) + "\n"
-    if firecracker:
+    document: dict[str, Any] = json.loads(given.text)
+    indent = len((re.search(r"\n( +)\"", given.text) or ["", "  "])[1])
+    before = json.dumps(document, indent=indent, ensure_ascii=False) + "\n"
+    if given.kind == "firecracker":
         _firecracker(document, change)
     else:
         _cloud(document, change)
-    return before, json.dumps(document, indent=indent) + "\n"
+    return before, json.dumps(document, indent=indent, ensure_ascii=False) + "\n"
 
 
 def _cloud(document: dict[str, Any], change: Change) -> None:
