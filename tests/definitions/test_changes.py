@@ -456,3 +456,37 @@ def test_diff_of_two_hosts_asks_a_definition_of_both(vm: str, capsys: Output) ->
     shown = capsys.readouterr().out
     assert run("diff", *hosts, "--machine", "q35", "--ram", "600G", "--firmware", "ovmf") == 3
     assert capsys.readouterr().out == shown
+
+
+def test_ram_that_a_variable_says_has_to_be_stated(tmp_path: Path, capsys: Output) -> None:
+    script = tmp_path / "start.sh"
+    script.write_text('qemu-system-x86_64 -m 4G -M q35 -m "${SIZE}" -cpu host\n')
+    vm = ["plan", "--vm", str(script), "--host", "intel-dmar-i7-2600"]
+    assert run(*vm) == 2
+    error = error_of(capsys)
+    assert "does not say how much RAM (-m ${SIZE}: a variable of the shell)" in error
+    assert run(*vm, "--ram", "8G") == 0
+    assert "8 GiB RAM" in capsys.readouterr().out
+
+
+def test_fleet_refuses_what_starts_on_no_host(tmp_path: Path, capsys: Output) -> None:
+    script = tmp_path / "start.sh"
+    script.write_text(
+        "qemu-system-x86_64 -m 4G -M q35 -device intel-iommu -device vfio-pci,host=01:00.0\n"
+    )
+    assert run("fleet", "--vm", str(script), "intel-dmar-i7-2600") == 3
+    assert error_of(capsys).startswith("it does not start: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("{ qemu-system-x86_64 -m 4G -M q35 -cpu host; }\n", "qemu"),
+        ('{"payload": {"cmdline": "grün"}, "memory": {"size": 4294967296}}', "cloud-hypervisor"),
+    ],
+)
+def test_text_that_begins_with_a_brace_is_changed_as_what_it_is(text: str, kind: vi.Kind) -> None:
+    read = vi.read_vm(text, kind)
+    shown = write_change(read, wanted(read, ram=2 * GIB))
+    assert "\\u" not in shown
+    assert "grün" in shown or shown == "-m size=2G\n"

@@ -103,7 +103,7 @@ def cpu_with_bits(cpu: str, bits: int) -> str:
     """
     model, *rest = cpu.split(",")
     kept = [item for item in rest if item.partition("=")[0] not in _BITS]
-    named = "host-phys-bits-limit" if keys(model, "m")["m"] in ("host", "max") else "phys-bits"
+    named = "host-phys-bits-limit" if keys(model, "m").get("m") in ("host", "max") else "phys-bits"
     return ",".join([model, *kept, f"{named}={bits}"])
 
 
