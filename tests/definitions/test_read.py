@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 import vmm_iova as vi
+from vmm_iova.definitions.change import change_between
+from vmm_iova.definitions.write import changed_text
 from vmm_iova.errors import HostDataError, RequestError
 
 GIB = 1 << 30
@@ -81,6 +84,20 @@ def test_libvirt_modules_count_in_memory_and_are_no_ram_at_start() -> None:
         "<size unit='GiB'>2</size></target></memory></devices>"
     )
     assert (read.guest.ram, read.guest.maxmem, read.guest.slots) == (6 * GIB, 64 * GIB, 16)
+
+
+@pytest.mark.parametrize("memory", ["", "<memory unit='GiB'>99</memory>"])
+def test_libvirt_takes_the_sum_of_cells_for_memory(memory: str) -> None:
+    text = (
+        f"<domain type='kvm'>{memory}<os><type arch='x86_64' machine='q35'>hvm</type></os>"
+        "<cpu mode='host-passthrough'><numa><cell id='0' cpus='0' memory='3' unit='GiB'/>"
+        "<cell id='1' cpus='1' memory='5' unit='GiB'/></numa></cpu></domain>"
+    )
+    read = vi.read_vm(text)
+    assert [getattr(node, "size", 0) // GIB for node in read.guest.nodes] == [3, 5]
+    smaller = change_between(read, replace(read.guest, ram=4 * GIB, nodes=()))
+    again = vi.read_vm(changed_text(read, smaller) or "")
+    assert sum(getattr(node, "size", 0) for node in again.guest.nodes) == 4 * GIB
 
 
 def test_libvirt_nodes_have_their_pages_by_nodeset() -> None:

@@ -218,20 +218,25 @@ def _firmware(domain: Element) -> Iterator[Option]:
 
 
 def _memory(domain: Element, options: Options, source: str) -> Iterator[Option]:
-    """-m, -object and -numa; modules that are listed count in <memory>, and are no RAM at start."""
+    """-m, -object and -numa; modules that are listed count in <memory>, and are no RAM at start.
+
+    Where there are cells, libvirt takes their sum for <memory> (virDomainDefPostParseMemory()).
+    """
     total = domain.find("memory")
+    cells = list(domain.every("cpu", "numa", "cell"))
     modules = sum(
         size_in(size, source)
         for size in domain.every("devices", "memory", "target", "size")
         if size is not None
     )
-    if total is not None:
-        size = size_in(total, source) - modules
+    in_cells = sum(_cell_size(cell, source) for cell in cells)
+    if total is not None or in_cells:
+        size = in_cells or (0 if total is None else size_in(total, source) - modules)
         if size <= 0:
             raise HostDataError(
                 f"{source}: <memory> is less than its modules, {modules:#x} bytes",
                 source=source,
-                text=total.text,
+                text="" if total is None else total.text,
             )
         most = domain.find("maxMemory")
         more = ""
@@ -240,7 +245,6 @@ def _memory(domain: Element, options: Options, source: str) -> Iterator[Option]:
         yield "m", f"size={size >> 10}K{more}"
     pages = list(domain.every("memoryBacking", "hugepages"))
     listed = [item for one in pages for item in one.every("page")]
-    cells = list(domain.every("cpu", "numa", "cell"))
     everywhere = ("", "0") if not cells else ("",)
     default = next(
         (_page(page, source) for page in listed if page.get("nodeset") in everywhere), None

@@ -171,10 +171,7 @@ def _ram(domain: Element, edits: Edits, guest: Guest) -> None:
     size = ram_of(guest)
     # <memory> counts the modules in that are listed among the devices.
     size += sum(size_in(item, "") for item in domain.every("devices", "memory", "target", "size"))
-    memory = domain.find("memory")
-    if memory is None:
-        return
-    for element in (memory, domain.find("currentMemory")):
+    for element in (domain.find("memory"), domain.find("currentMemory")):
         if element is not None:
             number, unit = amount_in(size, element.get("unit", "KiB"))
             edits.set_text(element, number)
