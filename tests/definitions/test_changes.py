@@ -348,6 +348,11 @@ def test_plan_of_a_definition_that_does_not_fit_prints_the_change(vm: str, capsy
     assert capsys.readouterr().out.startswith("--- guest.xml\n")
     assert run(*command, "--format", "qemu") == 3
     assert capsys.readouterr().out.startswith("-m size=")
+    assert run(*command, "-J") == 3
+    root = json.loads(capsys.readouterr().out)
+    assert (root["schema"]["name"], root["exit_status"]) == ("vmm-iova-error", 3)
+    assert root["vm"]["change"].startswith("--- guest.xml\n")
+    assert root["fixes"][0].startswith("--")
 
 
 def test_plan_of_a_definition_that_lacks_something_says_so_first(

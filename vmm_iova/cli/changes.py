@@ -15,7 +15,8 @@ from vmm_iova.planning.budget import budget
 from vmm_iova.planning.guest import Guest
 from vmm_iova.planning.plan import plan
 from vmm_iova.report.answer import show_answer
-from vmm_iova.report.definition import show_definition
+from vmm_iova.report.definition import definition_data, show_definition
+from vmm_iova.report.errors import error_document
 from vmm_iova.report.verdicts import refusal_answer
 
 if TYPE_CHECKING:
@@ -107,6 +108,9 @@ def show_refusal(
         where = "on standard output" if form else "below"
         fixes = [f"the change {where}, with which it fits", *others]
     told = PlanError(error.message, reasons=error.reasons, fixes=fixes, detail=error.detail)
+    if options.json and not form:
+        print(error_document(told, definition_data(definition, text or "")), end="")
+        return error.exit_code
     print(show_answer(refusal_answer(told)), end="", file=sys.stderr if alone else sys.stdout)
     if form:
         print(text or "", end="")
