@@ -12,6 +12,7 @@ import pytest
 import vmm_iova as vi
 from tests.kit.command import Output, error_of, run
 from vmm_iova.definitions.change import Change, change_between, mended, most_in_place
+from vmm_iova.definitions.cloud_hypervisor import arguments_of
 from vmm_iova.definitions.write import CHANGE_FORMS, changed_text, write_change
 from vmm_iova.errors import RequestError
 from vmm_iova.planning.guest import Reading
@@ -453,6 +454,39 @@ def test_cloud_hypervisor_zones_share_less_memory() -> None:
     )
     change = wanted(read, ram=3 * GIB)
     assert vi.read_vm(changed_text(read, change) or "").guest.ram == 3 * GIB
+
+
+@pytest.mark.parametrize(
+    "levers",
+    [
+        {"ram": 3 * GIB},
+        {"ram": 3 * GIB, "maxmem": 5 * GIB},
+        {"ram": 3 * GIB, "maxmem": None},
+        {"ram": 3 * GIB, "page_size": GIB, "maxmem": None},
+        {"phys_bits": 39},
+    ],
+)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cloud-hypervisor --cpus boot=4,affinity=[0@[1,2],1@[3]] --memory size=8G,hotplug_size=4G",
+        "cloud-hypervisor --cpus boot=4,affinity=[0@[1,2],1@[3]] --memory size=0 --memory-zone "
+        "size=4G,id=a,host_numa_node=0,hotplug_size=2G size=4G,id=b,hotplug_size=2G",
+        '{"memory": {"zones": [{"id": "a", "size": 4294967296, "hotplug_size": 2147483648}, '
+        '{"id": "b", "size": 4294967296, "hotplug_size": 2147483648}]}}',
+    ],
+)
+def test_cloud_hypervisor_changes_read_back(text: str, levers: dict[str, object]) -> None:
+    read = vi.read_vm(text)
+    change = wanted(read, **levers)
+    changed = changed_text(read, change)
+    if changed is None:  # options stand in the place of those of their name
+        new = arguments_of(["cloud-hypervisor", *write_change(read, change).split()])
+        both = {**arguments_of(text.split()), **new}
+        assert both["cpus"][0].startswith("boot=4,affinity=[0@[1,2],1@[3]]")
+        words = [word for name, values in both.items() for word in (f"--{name}", *values)]
+        changed = " ".join(["cloud-hypervisor", *words])
+    assert vi.read_vm(changed).guest == change.guest
 
 
 def test_diff_of_two_hosts_asks_a_definition_of_both(vm: str, capsys: Output) -> None:

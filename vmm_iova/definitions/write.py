@@ -82,7 +82,7 @@ def write_change(given: Definition | None, change: Change, form: Kind | None = N
     if form == "proxmox":
         return commands(change)
     if form in ("cloud-hypervisor", "firecracker"):
-        return cloud_options(change)
+        return cloud_options(change, given)
     cpu = given.cpu if given is not None else None
     return "".join(f"-{name} {shlex.quote(value)}\n" for name, value in options_for(change, cpu))
 
