@@ -529,3 +529,54 @@ def test_text_that_begins_with_a_brace_is_changed_as_what_it_is(text: str, kind:
     shown = write_change(read, wanted(read, ram=2 * GIB))
     assert "\\u" not in shown
     assert "grün" in shown or shown == "-m size=2G\n"
+
+
+NODES = (
+    "qemu-system-x86_64 -M q35 -cpu host -m 600G -object memory-backend-ram,id=r0,size=300G,"
+    "host-nodes=1,policy=bind -numa node,nodeid=0,cpus=0-3,memdev=r0 "
+    "-object {second} -numa node,nodeid=1,memdev=r1"
+)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        "memory-backend-file,id=r1,size=300G,mem-path=/dev/hugepages",
+        '\'{"qom-type":"memory-backend-memfd","id":"r1","size":322122547200,"share":true}\'',
+    ],
+)
+def test_qemu_backends_of_nodes_get_their_share_and_keep_the_rest(second: str) -> None:
+    read = vi.read_vm(NODES.replace("{second}", second))
+    usable = vi.load_host("intel-dmar-i7-2600").usable()
+    changed = mended(read, usable, "auto")
+    assert changed is not None
+    shown = write_change(read, change_between(read, changed.guest)).splitlines()
+    assert shown[0] == "-m size=510G"
+    assert shown[1] == ("-object memory-backend-ram,id=r0,size=255G,host-nodes=1,policy=bind")
+    assert shown[2].startswith("-object memory-backend-")
+    assert "id=r1,size=255G," in shown[2]
+    assert len(shown) == 3
+
+
+def test_qemu_backend_of_all_ram_gets_its_size() -> None:
+    read = vi.read_vm(
+        "qemu-system-x86_64 -M q35,memory-backend=a -m 64G -cpu host "
+        "-object memory-backend-memfd,id=a,size=64G,share=on"
+    )
+    shown = write_change(read, wanted(read, ram=32 * GIB))
+    assert shown == "-m size=32G\n-object memory-backend-memfd,id=a,size=32G,share=on\n"
+    pages = write_change(read, wanted(read, page_size=GIB))
+    assert pages == "-object memory-backend-memfd,id=a,size=64G,hugetlb=on,hugetlbsize=1G\n"
+
+
+def test_proxmox_nodes_get_their_share_and_keep_their_cpus() -> None:
+    read = vi.read_vm(
+        "memory: 614400\nnuma: 1\ncpu: host\nmachine: q35\n"
+        "numa0: cpus=0-3,hostnodes=0,memory=307200,policy=bind\nnuma1: cpus=4-7,memory=307200\n"
+    )
+    changed = mended(read, vi.load_host("intel-dmar-i7-2600").usable(), "auto")
+    assert changed is not None
+    text = changed_text(read, change_between(read, changed.guest)) or ""
+    assert "numa0: cpus=0-3,hostnodes=0,memory=261120,policy=bind\n" in text
+    assert "numa1: cpus=4-7,memory=261120\n" in text
+    assert vi.read_vm(text).guest == changed.guest

@@ -8,16 +8,18 @@ import shlex
 from typing import TYPE_CHECKING, Literal, get_args
 
 from vmm_iova.definitions.change import Change, change_between
-from vmm_iova.definitions.read import read_vm
+from vmm_iova.definitions.read import command_of, read_vm
 from vmm_iova.definitions.write_cloud import changed_json, cloud_options
 from vmm_iova.definitions.write_libvirt import changed_domain, elements
 from vmm_iova.definitions.write_libvirt import with_options as libvirt_with_options
 from vmm_iova.definitions.write_proxmox import changed_config, commands
 from vmm_iova.definitions.write_proxmox import with_options as proxmox_with_options
 from vmm_iova.definitions.write_qemu import options_for
+from vmm_iova.readers.qemu import options_of
 
 if TYPE_CHECKING:
     from vmm_iova.definitions.definition import Definition, Kind
+    from vmm_iova.readers.qemu import Option
 
 ChangeForm = Literal["qemu", "libvirt", "proxmox", "cloud-hypervisor"]
 """Forms that a change is written in."""
@@ -84,7 +86,11 @@ def write_change(given: Definition | None, change: Change, form: Kind | None = N
     if form in ("cloud-hypervisor", "firecracker"):
         return cloud_options(change, given)
     cpu = given.cpu if given is not None else None
-    return "".join(f"-{name} {shlex.quote(value)}\n" for name, value in options_for(change, cpu))
+    own: list[Option] = []
+    if given is not None and given.kind == "qemu":
+        own = options_of(command_of(given.text)[1:])
+    options = options_for(change, cpu, own)
+    return "".join(f"-{name} {shlex.quote(value)}\n" for name, value in options)
 
 
 def _is_json(given: Definition) -> bool:

@@ -89,7 +89,8 @@ def settings(change: Change, config: dict[str, str]) -> dict[str, str | None]:
         found["memory"] = str(ram_of(guest) >> 20)
         found |= dict.fromkeys((key for key in config if re.fullmatch(r"numa\d+", key)), None)
         for name, size, _ in nodes_of(guest):
-            found[f"numa{name}"] = f"cpus=...,memory={size >> 20}"
+            old = config.get(f"numa{name}", "cpus=...,memory=0")
+            found[f"numa{name}"] = re.sub(r"(?<=memory=)\d+", str(size >> 20), old)
     if "maxmem" in levers:
         kept = [item for item in re.split(r"[,;]", config.get("hotplug", "")) if item != "memory"]
         if guest.maxmem is None and "hotplug" in config:
