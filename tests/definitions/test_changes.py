@@ -431,7 +431,7 @@ def test_proxmox_args_that_say_otherwise_are_changed_in_their_place() -> None:
     assert (read.guest.ram, read.guest.phys_bits) == (40 * GIB, 40)
     change = wanted(read, phys_bits=46, ram=16 * GIB)
     changed = changed_text(read, change) or ""
-    assert "args: -smbios type=2 -cpu EPYC,+aes,phys-bits=46 -m size=16G\n" in changed
+    assert "args: -cpu EPYC,+aes,phys-bits=46 -m size=16G -smbios type=2\n" in changed
     assert vi.read_vm(changed).guest == change.guest
 
 

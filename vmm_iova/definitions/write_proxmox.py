@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vmm_iova.definitions.proxmox import LINE, own_part
 from vmm_iova.definitions.write_qemu import ONE, cpu_with_bits, nodes_of, pc_options, ram_of
 from vmm_iova.errors import RequestError
-from vmm_iova.readers.qemu import keys, options_of
+from vmm_iova.readers.qemu import FLAGS, keys, options_of
 from vmm_iova.readers.shell import split_words
 from vmm_iova.units import parse_size
 
@@ -134,12 +134,19 @@ def _options(
 
 
 def _args(text: str, options: list[Option]) -> str:
-    """Put options into args, each in the place of its like."""
+    """Put options into args, each in the place of its like: of the last, which counts."""
     pairs = options_of(split_words(text))
     for name, value in options:
         start = "" if name in ONE else value.rpartition("=")[0]
-        kept = [pair for pair in pairs if not (pair[0] == name and pair[1].startswith(start))]
-        pairs = [*kept, (name, value)]
+        alike = [pair[0] == name and pair[1].startswith(start) for pair in pairs]
+        if any(alike):
+            last = len(alike) - 1 - alike[::-1].index(True)
+            pairs[last] = (name, value)
+            pairs = [pair for at, pair in enumerate(pairs) if at == last or not alike[at]]
+        elif pairs and not pairs[-1][1] and pairs[-1][0] not in FLAGS:
+            pairs = [(name, value), *pairs]  # the last one lacks its value, and would take ours
+        else:
+            pairs.append((name, value))
     return " ".join(
         f"-{name} {shlex.quote(value)}" if value else f"-{name}" for name, value in pairs
     )
