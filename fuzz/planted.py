@@ -29,6 +29,11 @@ BUGS = {
         "if offset in heads:",
         "if offset in heads and offset > 60:",
     ),
+    "definition": (
+        "vmm_iova/definitions/proxmox.py",
+        "own = own_part(text)",
+        "own = text",
+    ),
     "explain": (
         "vmm_iova/report/diagnosis.py",
         '"device": call.device,',

@@ -12,6 +12,7 @@ import pytest
 import vmm_iova as vi
 from tests.kit.command import Output, error_of, run
 from vmm_iova.definitions.change import Change, change_between, mended, most_in_place
+from vmm_iova.definitions.cloud_hypervisor import arguments_of
 from vmm_iova.definitions.write import CHANGE_FORMS, changed_text, write_change
 from vmm_iova.errors import RequestError
 from vmm_iova.planning.guest import Reading
@@ -348,6 +349,11 @@ def test_plan_of_a_definition_that_does_not_fit_prints_the_change(vm: str, capsy
     assert capsys.readouterr().out.startswith("--- guest.xml\n")
     assert run(*command, "--format", "qemu") == 3
     assert capsys.readouterr().out.startswith("-m size=")
+    assert run(*command, "-J") == 3
+    root = json.loads(capsys.readouterr().out)
+    assert (root["schema"]["name"], root["exit_status"]) == ("vmm-iova-error", 3)
+    assert root["vm"]["change"].startswith("--- guest.xml\n")
+    assert root["fixes"][0].startswith("--")
 
 
 def test_plan_of_a_definition_that_lacks_something_says_so_first(
@@ -418,3 +424,159 @@ def test_bars_whose_place_rests_on_a_cpu_that_is_not_known_are_said_to(
     assert "not known: the address bits of the host's CPU" in capsys.readouterr().out
     assert run(*command, "--phys-bits", "48") == 0
     assert "address bits of the host's CPU" not in capsys.readouterr().out
+
+
+def test_proxmox_args_that_say_otherwise_are_changed_in_their_place() -> None:
+    read = vi.read_vm(CONFIG.replace("bios", "args: -cpu 'EPYC,+aes' -m 40G -smbios type=2\nbios"))
+    assert (read.guest.ram, read.guest.phys_bits) == (40 * GIB, 40)
+    change = wanted(read, phys_bits=46, ram=16 * GIB)
+    changed = changed_text(read, change) or ""
+    assert "args: -cpu EPYC,+aes,phys-bits=46 -m size=16G -smbios type=2\n" in changed
+    assert vi.read_vm(changed).guest == change.guest
+
+
+def test_libvirt_arguments_that_say_otherwise_are_overruled() -> None:
+    handed = "<qemu:commandline><qemu:arg value='-m'/><qemu:arg value='40G'/></qemu:commandline>"
+    text = DOMAIN.replace(
+        "<domain type='kvm'>",
+        "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>",
+    ).replace("</domain>", f"{handed}</domain>")
+    read = vi.read_vm(text)
+    change = wanted(read, ram=16 * GIB)
+    changed = changed_text(read, change) or ""
+    assert vi.read_vm(changed).guest.ram == 16 * GIB
+    assert changed.count("value='-m'") == 1
+
+
+def test_cloud_hypervisor_zones_share_less_memory() -> None:
+    read = vi.read_vm(
+        '{"memory": {"zones": [{"id": "a", "size": 8589934592}, {"id": "b", "size": 1}]}}'
+    )
+    change = wanted(read, ram=3 * GIB)
+    assert vi.read_vm(changed_text(read, change) or "").guest.ram == 3 * GIB
+
+
+@pytest.mark.parametrize(
+    "levers",
+    [
+        {"ram": 3 * GIB},
+        {"ram": 3 * GIB, "maxmem": 5 * GIB},
+        {"ram": 3 * GIB, "maxmem": None},
+        {"ram": 3 * GIB, "page_size": GIB, "maxmem": None},
+        {"phys_bits": 39},
+    ],
+)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cloud-hypervisor --cpus boot=4,affinity=[0@[1,2],1@[3]] --memory size=8G,hotplug_size=4G",
+        "cloud-hypervisor --cpus boot=4,affinity=[0@[1,2],1@[3]] --memory size=0 --memory-zone "
+        "size=4G,id=a,host_numa_node=0,hotplug_size=2G size=4G,id=b,hotplug_size=2G",
+        '{"memory": {"zones": [{"id": "a", "size": 4294967296, "hotplug_size": 2147483648}, '
+        '{"id": "b", "size": 4294967296, "hotplug_size": 2147483648}]}}',
+    ],
+)
+def test_cloud_hypervisor_changes_read_back(text: str, levers: dict[str, object]) -> None:
+    read = vi.read_vm(text)
+    change = wanted(read, **levers)
+    changed = changed_text(read, change)
+    if changed is None:  # options stand in the place of those of their name
+        new = arguments_of(["cloud-hypervisor", *write_change(read, change).split()])
+        both = {**arguments_of(text.split()), **new}
+        assert both["cpus"][0].startswith("boot=4,affinity=[0@[1,2],1@[3]]")
+        words = [word for name, values in both.items() for word in (f"--{name}", *values)]
+        changed = " ".join(["cloud-hypervisor", *words])
+    assert vi.read_vm(changed).guest == change.guest
+
+
+def test_diff_of_two_hosts_asks_a_definition_of_both(vm: str, capsys: Output) -> None:
+    hosts = ("amd-epyc-1tb", "intel-dmar-i7-2600")
+    assert run("diff", *hosts, "--vm", vm, "--ram", "600G") == 3
+    shown = capsys.readouterr().out
+    assert run("diff", *hosts, "--machine", "q35", "--ram", "600G", "--firmware", "ovmf") == 3
+    assert capsys.readouterr().out == shown
+
+
+def test_ram_that_a_variable_says_has_to_be_stated(tmp_path: Path, capsys: Output) -> None:
+    script = tmp_path / "start.sh"
+    script.write_text('qemu-system-x86_64 -m 4G -M q35 -m "${SIZE}" -cpu host\n')
+    vm = ["plan", "--vm", str(script), "--host", "intel-dmar-i7-2600"]
+    assert run(*vm) == 2
+    error = error_of(capsys)
+    assert "does not say how much RAM (-m ${SIZE}: a variable of the shell)" in error
+    assert run(*vm, "--ram", "8G") == 0
+    assert "8 GiB RAM" in capsys.readouterr().out
+
+
+def test_fleet_refuses_what_starts_on_no_host(tmp_path: Path, capsys: Output) -> None:
+    script = tmp_path / "start.sh"
+    script.write_text(
+        "qemu-system-x86_64 -m 4G -M q35 -device intel-iommu -device vfio-pci,host=01:00.0\n"
+    )
+    assert run("fleet", "--vm", str(script), "intel-dmar-i7-2600") == 3
+    assert error_of(capsys).startswith("it does not start: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("{ qemu-system-x86_64 -m 4G -M q35 -cpu host; }\n", "qemu"),
+        ('{"payload": {"cmdline": "grün"}, "memory": {"size": 4294967296}}', "cloud-hypervisor"),
+    ],
+)
+def test_text_that_begins_with_a_brace_is_changed_as_what_it_is(text: str, kind: vi.Kind) -> None:
+    read = vi.read_vm(text, kind)
+    shown = write_change(read, wanted(read, ram=2 * GIB))
+    assert "\\u" not in shown
+    assert "grün" in shown or shown == "-m size=2G\n"
+
+
+NODES = (
+    "qemu-system-x86_64 -M q35 -cpu host -m 600G -object memory-backend-ram,id=r0,size=300G,"
+    "host-nodes=1,policy=bind -numa node,nodeid=0,cpus=0-3,memdev=r0 "
+    "-object {second} -numa node,nodeid=1,memdev=r1"
+)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        "memory-backend-file,id=r1,size=300G,mem-path=/dev/hugepages",
+        '\'{"qom-type":"memory-backend-memfd","id":"r1","size":322122547200,"share":true}\'',
+    ],
+)
+def test_qemu_backends_of_nodes_get_their_share_and_keep_the_rest(second: str) -> None:
+    read = vi.read_vm(NODES.replace("{second}", second))
+    usable = vi.load_host("intel-dmar-i7-2600").usable()
+    changed = mended(read, usable, "auto")
+    assert changed is not None
+    shown = write_change(read, change_between(read, changed.guest)).splitlines()
+    assert shown[0] == "-m size=510G"
+    assert shown[1] == ("-object memory-backend-ram,id=r0,size=255G,host-nodes=1,policy=bind")
+    assert shown[2].startswith("-object memory-backend-")
+    assert "id=r1,size=255G," in shown[2]
+    assert len(shown) == 3
+
+
+def test_qemu_backend_of_all_ram_gets_its_size() -> None:
+    read = vi.read_vm(
+        "qemu-system-x86_64 -M q35,memory-backend=a -m 64G -cpu host "
+        "-object memory-backend-memfd,id=a,size=64G,share=on"
+    )
+    shown = write_change(read, wanted(read, ram=32 * GIB))
+    assert shown == "-m size=32G\n-object memory-backend-memfd,id=a,size=32G,share=on\n"
+    pages = write_change(read, wanted(read, page_size=GIB))
+    assert pages == "-object memory-backend-memfd,id=a,size=64G,hugetlb=on,hugetlbsize=1G\n"
+
+
+def test_proxmox_nodes_get_their_share_and_keep_their_cpus() -> None:
+    read = vi.read_vm(
+        "memory: 614400\nnuma: 1\ncpu: host\nmachine: q35\n"
+        "numa0: cpus=0-3,hostnodes=0,memory=307200,policy=bind\nnuma1: cpus=4-7,memory=307200\n"
+    )
+    changed = mended(read, vi.load_host("intel-dmar-i7-2600").usable(), "auto")
+    assert changed is not None
+    text = changed_text(read, change_between(read, changed.guest)) or ""
+    assert "numa0: cpus=0-3,hostnodes=0,memory=261120,policy=bind\n" in text
+    assert "numa1: cpus=4-7,memory=261120\n" in text
+    assert vi.read_vm(text).guest == changed.guest

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 import vmm_iova as vi
+from vmm_iova.definitions.change import change_between
+from vmm_iova.definitions.write import changed_text
 from vmm_iova.errors import HostDataError, RequestError
 
 GIB = 1 << 30
@@ -81,6 +84,20 @@ def test_libvirt_modules_count_in_memory_and_are_no_ram_at_start() -> None:
         "<size unit='GiB'>2</size></target></memory></devices>"
     )
     assert (read.guest.ram, read.guest.maxmem, read.guest.slots) == (6 * GIB, 64 * GIB, 16)
+
+
+@pytest.mark.parametrize("memory", ["", "<memory unit='GiB'>99</memory>"])
+def test_libvirt_takes_the_sum_of_cells_for_memory(memory: str) -> None:
+    text = (
+        f"<domain type='kvm'>{memory}<os><type arch='x86_64' machine='q35'>hvm</type></os>"
+        "<cpu mode='host-passthrough'><numa><cell id='0' cpus='0' memory='3' unit='GiB'/>"
+        "<cell id='1' cpus='1' memory='5' unit='GiB'/></numa></cpu></domain>"
+    )
+    read = vi.read_vm(text)
+    assert [getattr(node, "size", 0) // GIB for node in read.guest.nodes] == [3, 5]
+    smaller = change_between(read, replace(read.guest, ram=4 * GIB, nodes=()))
+    again = vi.read_vm(changed_text(read, smaller) or "")
+    assert sum(getattr(node, "size", 0) for node in again.guest.nodes) == 4 * GIB
 
 
 def test_libvirt_nodes_have_their_pages_by_nodeset() -> None:
@@ -325,7 +342,7 @@ def test_qemu_command_in_a_variable_is_found() -> None:
 def test_qemu_value_with_a_variable_that_is_unknown_is_listed() -> None:
     read = qemu('-m "$RAM" -device vfio-pci,host=01:00.0')
     assert read.unread == ("-m $RAM: a variable of the shell",)
-    assert read.guest.ram == 128 << 20
+    assert read.guest.ram is None
 
 
 def test_qemu_ps_line_has_bare_json() -> None:
@@ -412,7 +429,7 @@ def test_proxmox_memory_hotplug_reaches_as_far_as_the_address_bits_allow(
     read = vi.read_vm(f"{cpu}\nmemory: 8192\nnuma: 1\nhotplug: disk,memory\n")
     assert read.guest.phys_bits == bits
     assert (read.guest.maxmem or 0) == maxmem
-    assert bool(read.unread) == (not maxmem)
+    assert len(read.unread) == 1
 
 
 def test_proxmox_numa_nodes_and_huge_pages_are_read() -> None:
@@ -529,3 +546,24 @@ def test_qemu_program_is_not_taken_from_the_value_of_an_option() -> None:
         "exec qemu-system-aarch64 \\\n -machine virt -accel kvm \\\n -name kvm -m 8G\n"
     )
     assert (read.guest.machine, read.guest.ram, read.name) == ("virt", 8 * GIB, "kvm")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<domain><memory>1048576</memory><launchSecurity type='sev'/></domain>",
+        "memory: 1024\ncores: 1\namd-sev: type=std\n",
+    ],
+)
+def test_confidential_guest_is_refused_in_every_format(text: str) -> None:
+    with pytest.raises(RequestError, match="such a guest has fewer address bits"):
+        vi.read_vm(text)
+
+
+def test_libvirt_interrupt_controller_and_pages_of_the_only_node_are_read() -> None:
+    read = vi.read_vm(
+        "<domain type='kvm'><memory unit='GiB'>8</memory><os><type arch='aarch64' "
+        "machine='virt-9.0'>hvm</type></os><features><gic version='2'/></features><memoryBacking>"
+        "<hugepages><page size='1' unit='G' nodeset='0'/></hugepages></memoryBacking></domain>"
+    )
+    assert (read.guest.machine, read.guest.page_size) == ("virt-gicv2", GIB)

@@ -15,7 +15,8 @@ from vmm_iova.planning.budget import budget
 from vmm_iova.planning.guest import Guest
 from vmm_iova.planning.plan import plan
 from vmm_iova.report.answer import show_answer
-from vmm_iova.report.definition import show_definition
+from vmm_iova.report.definition import definition_data, show_definition
+from vmm_iova.report.errors import error_document
 from vmm_iova.report.verdicts import refusal_answer
 
 if TYPE_CHECKING:
@@ -98,12 +99,19 @@ def show_refusal(
     """Print why a definition does not fit, and the change with which it does; return the status."""
     form = options.format if options.format in CHANGE_FORMS else None
     alone = options.format or options.json  # then standard output is for a program
-    fixes = [fix for fix in error.fixes if not fix.startswith(_NOT_FOR_A_DEFINITION)]
-    told = PlanError(error.message, reasons=error.reasons, fixes=fixes, detail=error.detail)
-    print(show_answer(refusal_answer(told)), end="", file=sys.stderr if alone else sys.stdout)
     text = None
     if not isinstance(asked, Guest):
         text = fitting_change(definition, asked, usable, options, form)
+    fixes = [fix for fix in error.fixes if not fix.startswith(_NOT_FOR_A_DEFINITION)]
+    if text is not None and (form or not alone):  # in place of options, which it is in own words
+        others = (fix for fix in fixes if not fix.startswith("--"))
+        where = "on standard output" if form else "below"
+        fixes = [f"the change {where}, with which it fits", *others]
+    told = PlanError(error.message, reasons=error.reasons, fixes=fixes, detail=error.detail)
+    if options.json and not form:
+        print(error_document(told, definition_data(definition, text or "")), end="")
+        return error.exit_code
+    print(show_answer(refusal_answer(told)), end="", file=sys.stderr if alone else sys.stdout)
     if form:
         print(text or "", end="")
     elif not alone:

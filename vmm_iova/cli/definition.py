@@ -60,7 +60,16 @@ def asked_of(options: argparse.Namespace, definition: Definition | None) -> Gues
     readings = (
         Reading(item.text, _overridden(item.guest, stated, options)) for item in definition.readings
     )
-    return definition.with_guests(readings)
+    asked = definition.with_guests(readings)
+    if asked.guest.ram is None and not asked.guest.nodes:
+        unread = next((text for text in definition.unread if text.startswith("-m ")), "none of it")
+        raise RequestError(
+            f"{definition.source}: does not say how much RAM ({unread})",
+            field="ram",
+            value=None,
+            hint="--ram says it",
+        )
+    return asked
 
 
 def _overridden(guest: Guest, stated: Guest, options: argparse.Namespace) -> Guest:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vmm_iova.cli.definition import asked_of, definition_of, newest
 from vmm_iova.cli.guest import add_guest_options, guest_of, read_layout
 from vmm_iova.cli.options import (
     GENERATOR,
@@ -57,9 +58,15 @@ def run(options: argparse.Namespace) -> int:
         left, right = (host_of(options, spec) for spec in (options.first, options.second))
         judged = usable_or_none(left, options), usable_or_none(right, options)
         difference = compare_hosts(left, right, *judged)
-        # One machine for both, the usual one of the first host: else nothing can be compared.
-        options.machine = options.machine or usual_machine(architecture(left, left.groups))
-        guest = guest_of(options) if options.ram is not None or options.node else None
+        definition, guest = definition_of(options), None
+        if definition is not None:
+            guest = newest(asked_of(options, definition))
+            options.machine = guest.machine
+        else:
+            # One machine for both, the usual one of the first host: else nothing can be compared.
+            options.machine = options.machine or usual_machine(architecture(left, left.groups))
+            if options.ram is not None or options.node:
+                guest = guest_of(options)
         changes = host_changes(
             left, right, *judged, guest, machine=options.machine, on_hole=options.on_hole
         )

@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _request(options: argparse.Namespace) -> FleetRequest:
-    from vmm_iova.cli.definition import asked_of, definition_of, newest
+    from vmm_iova.cli.definition import asked_of, check_faults, definition_of, newest
     from vmm_iova.fleet import FleetRequest
     from vmm_iova.planning.guest import Guest
 
@@ -129,6 +129,7 @@ def _request(options: argparse.Namespace) -> FleetRequest:
         return None if names is None else tuple(names)
 
     definition = definition_of(options)
+    check_faults(definition)
     asked = asked_of(options, definition)
     return FleetRequest(
         newest(asked),

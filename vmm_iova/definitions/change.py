@@ -224,17 +224,30 @@ def _ram_of(guest: Guest) -> int:
 
 
 def _less(asked: Definition, usable: Usable, on_hole: OnHole) -> Definition | None:
-    """The most RAM that fits, in whole GiB, in one node and without memory to plug in."""
-    low, high = 0, _ram_of(asked.guest) // GIB
+    """The most RAM that fits, in whole GiB, shared by its nodes, without memory to plug in."""
+    low, high = max(0, len(asked.guest.nodes) - 1), _ram_of(asked.guest) // GIB
     found: Definition | None = None
     widths: list[Levers] = [{"viommu_bits": bits} for bits in _viommu_bits(asked, usable)]
     first = widths[0] if widths else {}
     while high - low > 1:
         middle = (low + high) // 2
-        less: Levers = {"ram": middle * GIB, "nodes": (), "maxmem": None, "slots": 0}
+        less: Levers = {**_shared(asked.guest, middle), "maxmem": None, "slots": 0}
         changed = _with(asked, {**first, **less})
         if _works(changed, usable, on_hole):
             low, found = middle, changed
         else:
             high = middle
     return found
+
+
+def _shared(guest: Guest, gibs: int) -> Levers:
+    """So many GiB for a guest, as evenly among its nodes as whole GiB allow."""
+    if not guest.nodes:
+        return {"ram": gibs * GIB}
+    each, more = divmod(gibs, len(guest.nodes))
+    sizes = [(each + (index < more)) * GIB for index in range(len(guest.nodes))]
+    nodes = tuple(
+        size if isinstance(node, (str, int)) else replace(node, size=size)
+        for node, size in zip(guest.nodes, sizes, strict=True)
+    )
+    return {"ram": None, "nodes": nodes}

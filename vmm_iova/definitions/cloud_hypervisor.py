@@ -54,15 +54,8 @@ def read_command(words: Sequence[str], text: str, source: str) -> Definition:
 
     Complexity: O(size).
     """
-    given: dict[str, list[str]] = {}
+    given = arguments_of(words)
     unread: dict[str, None] = {}
-    name = ""
-    for word in words[1:]:
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            given.setdefault(name, []).extend([value] if equals else [])
-        elif name:
-            given[name].append(word)  # an option takes one value or more
     for option in given:
         if option not in _READ and option not in _QUIET:
             unread[f"--{shorten(one_line(option), 40)}"] = None
@@ -73,6 +66,19 @@ def read_command(words: Sequence[str], text: str, source: str) -> Definition:
     cpus = keys(" ".join(given.get("cpus", [])), "boot")
     devices = [keys(item, "path") for item in given.get("device", [])]
     return _definition(memory, zones, cpus.get("max_phys_bits"), devices, unread, text, source)
+
+
+def arguments_of(words: Sequence[str]) -> dict[str, list[str]]:
+    """Return the values of each option of a command; an option takes one or more."""
+    given: dict[str, list[str]] = {}
+    name = ""
+    for word in words[1:]:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            given.setdefault(name, []).extend([value] if equals else [])
+        elif name:
+            given[name].append(word)
+    return given
 
 
 def read_json(document: dict[str, Any], text: str, source: str) -> Definition:

@@ -50,7 +50,8 @@ _UNITS = {
 
 _DOMAIN_WORDS = (
     "name uuid title description metadata genid memory maxMemory currentMemory memoryBacking "
-    "memtune vcpu vcpus iothreads iothreadids defaultiothread cputune numatune resource sysinfo "
+    "launchSecurity memtune vcpu vcpus iothreads iothreadids defaultiothread cputune numatune "
+    "resource sysinfo "
     "os bootloader bootloader_args features cpu clock on_poweroff on_reboot on_crash "
     "on_lockfailure pm perf devices seclabel idmap blkiotune keywrap"
 )
@@ -175,6 +176,11 @@ def _options(domain: Element, options: Options, source: str) -> Iterator[Option]
         options.arch = kind.get("arch") or None
         if kind.get("machine"):
             yield "machine", f"type={kind.get('machine')}"
+    gic = domain.find("features", "gic")
+    if gic is not None and gic.get("version"):
+        yield "machine", f"gic-version={gic.get('version')}"
+    if domain.find("launchSecurity") is not None:
+        yield "machine", "confidential-guest-support=lsec0"
     yield from _firmware(domain)
     yield from _memory(domain, options, source)
     yield "cpu", _cpu(domain)
@@ -212,20 +218,25 @@ def _firmware(domain: Element) -> Iterator[Option]:
 
 
 def _memory(domain: Element, options: Options, source: str) -> Iterator[Option]:
-    """-m, -object and -numa; modules that are listed count in <memory>, and are no RAM at start."""
+    """-m, -object and -numa; modules that are listed count in <memory>, and are no RAM at start.
+
+    Where there are cells, libvirt takes their sum for <memory> (virDomainDefPostParseMemory()).
+    """
     total = domain.find("memory")
+    cells = list(domain.every("cpu", "numa", "cell"))
     modules = sum(
         size_in(size, source)
         for size in domain.every("devices", "memory", "target", "size")
         if size is not None
     )
-    if total is not None:
-        size = size_in(total, source) - modules
+    in_cells = sum(_cell_size(cell, source) for cell in cells)
+    if total is not None or in_cells:
+        size = in_cells or (0 if total is None else size_in(total, source) - modules)
         if size <= 0:
             raise HostDataError(
                 f"{source}: <memory> is less than its modules, {modules:#x} bytes",
                 source=source,
-                text=total.text,
+                text="" if total is None else total.text,
             )
         most = domain.find("maxMemory")
         more = ""
@@ -234,8 +245,10 @@ def _memory(domain: Element, options: Options, source: str) -> Iterator[Option]:
         yield "m", f"size={size >> 10}K{more}"
     pages = list(domain.every("memoryBacking", "hugepages"))
     listed = [item for one in pages for item in one.every("page")]
-    cells = list(domain.every("cpu", "numa", "cell"))
-    default = next((_page(page, source) for page in listed if not page.get("nodeset")), None)
+    everywhere = ("", "0") if not cells else ("",)
+    default = next(
+        (_page(page, source) for page in listed if page.get("nodeset") in everywhere), None
+    )
     if pages and not listed:
         default = 2 << 20  # the kernel's default on x86
     for index, cell in enumerate(cells):

@@ -106,6 +106,9 @@ class Options:
             )
         if "$" in value and option in ("m", "cpu", "machine", "M", "device", "object", "numa"):
             self._odd(f"-{option} {value}: a variable of the shell")
+            if option == "m":
+                self.memory.pop("size", None)
+                self.flags["unknown-ram"] = value
             if option != "device":  # what it is counts, also where its name is not known
                 return
         if option in ("machine", "M"):

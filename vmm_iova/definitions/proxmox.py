@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from vmm_iova.readers.qemu import Option
 
-LINE = re.compile(r"^(?P<key>[a-z][a-z_]*\d{0,3}):[ \t]*(?P<value>.*?)[ \t\r]*$", re.MULTILINE)
+LINE = re.compile(r"^(?P<key>[a-z][a-z_-]*\d{0,3}):(?P<value>.*)$", re.MULTILINE)
 """A line of the configuration."""
 
 TELLING = re.compile(
@@ -37,10 +37,10 @@ TELLING = re.compile(
 
 _SECTION = re.compile(r"^\[([^\]\n]{1,80})\]\s*$", re.MULTILINE)
 _QUIET = re.compile(
-    r"acpi|affinity|agent|allow_ksm|amd_sev|arch|args|audio0|autostart|balloon|bios|boot|bootdisk|cdrom|"
+    r"acpi|affinity|agent|allow_ksm|amd[_-]sev|arch|args|audio0|autostart|balloon|bios|boot|bootdisk|cdrom|"
     r"cicustom|cipassword|citype|ciupgrade|ciuser|cores|cpu|cpulimit|cpuunits|description|digest|"
     r"efidisk0|freeze|hookscript|hostpci\d+|hotplug|hugepages|ide\d|import_working_storage|"
-    r"intel_tdx|ipconfig\d+|ivshmem|keephugepages|keyboard|kvm|localtime|lock|machine|memory|meta|"
+    r"intel[_-]tdx|ipconfig\d+|ivshmem|keephugepages|keyboard|kvm|localtime|lock|machine|memory|meta|"
     r"migrate_downtime|migrate_speed|name|nameserver|net\d+|numa|numa\d+|onboot|ostype|parallel\d|"
     r"parent|protection|reboot|rng0|running_nets_host_mtu|runningcpu|runningmachine|sata\d|"
     r"scsi\d+|scsihw|searchdomain|serial\d|shares|smbios1|smp|snaptime|sockets|spice_enhancements|"
@@ -62,8 +62,8 @@ def read_proxmox(text: str, source: str) -> Definition:
 
     Complexity: O(size).
     """
-    own = _SECTION.split(text, maxsplit=1)[0]
-    config = {match["key"]: match["value"] for match in LINE.finditer(own)}
+    own = own_part(text)
+    config = {match["key"]: match["value"].strip() for match in LINE.finditer(own)}
     options = Options(arch=config.get("arch", "x86_64"))
     options.flags["accel"] = "tcg" if config.get("kvm") == "0" else "kvm"
     _release(config, options)
@@ -72,8 +72,6 @@ def read_proxmox(text: str, source: str) -> Definition:
     for key, value in config.items():
         if not _QUIET.fullmatch(key):
             options.unread[f"{key}: {shorten(one_line(value), 40)}"] = None
-        elif key in ("amd_sev", "intel_tdx"):
-            options.unread[f"{key}: such a guest has fewer address bits"] = None
     devices = list(_devices(config))
     made = definition_of(
         options,
@@ -91,6 +89,12 @@ def read_proxmox(text: str, source: str) -> Definition:
     return replace(made, devices=every, readings=readings)
 
 
+def own_part(text: str) -> str:
+    """Return the configuration itself: what stands before the first section, a snapshot."""
+    section = _SECTION.search(text)
+    return text[: section.start()] if section else text
+
+
 def _release(config: dict[str, str], options: Options) -> None:
     """The VM was made with some release, and runs with that one or a newer one."""
     made = re.search(r"creation-qemu=(\d{1,2})\.(\d{1,2})", config.get("meta", ""))
@@ -103,6 +107,8 @@ def _release(config: dict[str, str], options: Options) -> None:
 def _options(config: dict[str, str], options: Options, source: str) -> Iterator[Option]:
     machine = keys(config.get("machine", "pc"), "type")
     yield "machine", f"type={machine.get('type') or 'pc'}"
+    if config.keys() & {"amd_sev", "amd-sev", "intel_tdx", "intel-tdx"}:
+        yield "machine", "confidential-guest-support=sev0"
     viommu = machine.get("viommu")
     if viommu == "intel":
         bits = f",aw-bits={machine['aw-bits']}" if "aw-bits" in machine else ""
@@ -164,7 +170,7 @@ def _memory(config: dict[str, str], options: Options, source: str) -> Iterator[O
                 "--maxmem says it"
             ] = None
         else:
-            # Memory.pm: a small part is there at the start, the rest comes as modules at once.
+            options.unread["hotplug: memory: what of it comes as modules, above 1 GiB"] = None
             yield "m", f"size={ram}M,slots={_SLOTS},maxmem={max(most, ram)}M"
             ram = 0
     if ram:

@@ -93,7 +93,7 @@ def machines_of(options: Options, source: str) -> tuple[MachineReading, ...]:
         + (f" of {options.arch}" if options.arch else ""),
         source=source,
         text=given,
-        hint="--machine names a model that is like it: vmm-iova machines lists them",
+        hint="vmm-iova machines lists them; plan --machine FILE --ram SIZE takes one of your own",
     )
 
 

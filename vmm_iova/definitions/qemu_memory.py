@@ -24,14 +24,14 @@ class Memory:
     """What a guest has of memory.
 
     Attributes:
-        ram: bytes at the start.
+        ram: bytes at the start; None where a variable of the shell says it.
         maxmem: bytes that it may grow to, or None.
         slots: for modules.
         nodes: of NUMA; empty where it has none.
         page_size: of what backs it all, or None for small pages.
     """
 
-    ram: int
+    ram: int | None
     maxmem: int | None = None
     slots: int = 0
     nodes: tuple[Node, ...] = ()
@@ -58,7 +58,7 @@ def memory_of(options: Options, source: str) -> Memory:
     total = sum(int(node.size) for node in nodes)
     if nodes and ram not in (None, total):
         nodes = ()  # QEMU would refuse it; what -m says counts for addresses
-    ram = ram or total or _DEFAULT_RAM
+    ram = ram or total or (None if "unknown-ram" in options.flags else _DEFAULT_RAM)
     if len({node.page_size for node in nodes}) == 1:
         size = nodes[0].page_size
         pages = None if size is None else parse_size(size)

@@ -96,7 +96,7 @@ def _kind_of(text: str, source: str) -> Kind:
         return "proxmox"
     if command_words(text, cloud_hypervisor.PROGRAM) is not None:
         return "cloud-hypervisor"
-    if _options_of(text):
+    if command_of(text):
         return "qemu"
     raise HostDataError(f"{source}: is no definition of a VM", source=source, hint=_HINT)
 
@@ -137,7 +137,7 @@ def _json(text: str, kind: Kind, source: str) -> Definition:
 # -- QEMU's command line ---------------------------------------------------------------------------
 
 
-def _options_of(text: str) -> Sequence[str]:
+def command_of(text: str) -> Sequence[str]:
     """Words of a command line of QEMU, or of its options alone; none where there is none."""
     words = command_words(text, PROGRAM)
     if words is not None:
@@ -152,7 +152,7 @@ def _options_of(text: str) -> Sequence[str]:
 
 
 def _qemu(text: str, source: str) -> Definition:
-    words = _options_of(text)
+    words = command_of(text)
     if not words:
         raise HostDataError(
             f"{source}: is no command line of QEMU",

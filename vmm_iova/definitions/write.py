@@ -7,14 +7,19 @@ import difflib
 import shlex
 from typing import TYPE_CHECKING, Literal, get_args
 
+from vmm_iova.definitions.change import Change, change_between
+from vmm_iova.definitions.read import command_of, read_vm
 from vmm_iova.definitions.write_cloud import changed_json, cloud_options
 from vmm_iova.definitions.write_libvirt import changed_domain, elements
+from vmm_iova.definitions.write_libvirt import with_options as libvirt_with_options
 from vmm_iova.definitions.write_proxmox import changed_config, commands
+from vmm_iova.definitions.write_proxmox import with_options as proxmox_with_options
 from vmm_iova.definitions.write_qemu import options_for
+from vmm_iova.readers.qemu import options_of
 
 if TYPE_CHECKING:
-    from vmm_iova.definitions.change import Change
     from vmm_iova.definitions.definition import Definition, Kind
+    from vmm_iova.readers.qemu import Option
 
 ChangeForm = Literal["qemu", "libvirt", "proxmox", "cloud-hypervisor"]
 """Forms that a change is written in."""
@@ -25,15 +30,28 @@ CHANGE_FORMS: tuple[ChangeForm, ...] = get_args(ChangeForm)
 def changed_text(given: Definition, change: Change) -> str | None:
     """Return the whole definition with a change made; None where it is a command line.
 
+    What is handed on to QEMU may say otherwise than the format's own words: what comes out is read
+    again, and what does not count yet is handed on, too.
+
     Complexity: O(size).
     """
     if given.kind == "libvirt":
-        return changed_domain(given.text, change, given.source)
-    if given.kind == "proxmox":
-        return changed_config(given.text, change)
-    if given.text.lstrip().startswith("{"):
-        return changed_json(given.text, change, firecracker=given.kind == "firecracker")[1]
-    return None
+        text = changed_domain(given.text, change, given.source)
+    elif given.kind == "proxmox":
+        text = changed_config(given.text, change)
+    elif _is_json(given):
+        return changed_json(given, change)[1]
+    else:
+        return None
+    again = read_vm(text, given.kind, source=given.source)
+    rest = change_between(again, change.guest).levers
+    levers = {name: value for name, value in rest.items() if name in change.levers}
+    if not levers:
+        return text
+    options = list(options_for(Change(change.guest, levers), again.cpu))
+    if given.kind == "libvirt":
+        return libvirt_with_options(text, options, given.source)
+    return proxmox_with_options(text, options)
 
 
 def write_change(given: Definition | None, change: Change, form: Kind | None = None) -> str:
@@ -58,17 +76,26 @@ def write_change(given: Definition | None, change: Change, form: Kind | None = N
     form = form or (given.kind if given is not None else "qemu")
     if given is not None and given.kind == form and (text := changed_text(given, change)):
         before = given.text
-        if before.lstrip().startswith("{"):
-            before, text = changed_json(before, change, firecracker=form == "firecracker")
+        if _is_json(given):
+            before, text = changed_json(given, change)
         return _diff(before, text, given)
     if form == "libvirt":
         return elements(change)
     if form == "proxmox":
         return commands(change)
     if form in ("cloud-hypervisor", "firecracker"):
-        return cloud_options(change)
+        return cloud_options(change, given)
     cpu = given.cpu if given is not None else None
-    return "".join(f"-{name} {shlex.quote(value)}\n" for name, value in options_for(change, cpu))
+    own: list[Option] = []
+    if given is not None and given.kind == "qemu":
+        own = options_of(command_of(given.text)[1:])
+    options = options_for(change, cpu, own)
+    return "".join(f"-{name} {shlex.quote(value)}\n" for name, value in options)
+
+
+def _is_json(given: Definition) -> bool:
+    kinds = ("cloud-hypervisor", "firecracker")
+    return given.kind in kinds and given.text.lstrip().startswith("{")
 
 
 def _diff(before: str, after: str, given: Definition) -> str:

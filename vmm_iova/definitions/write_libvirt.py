@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vmm_iova.definitions.edit import Edits
 from vmm_iova.definitions.libvirt import HANDED_ON, amount_in, domain_of, size_in
 from vmm_iova.definitions.write_qemu import (
+    ONE,
     cpu_with_bits,
     machine_type,
     nodes_of,
@@ -61,6 +62,17 @@ def changed_domain(text: str, change: Change, source: str) -> str:
     for name, value in pc_options(change):
         if "pci-hole64-size" in value and _hole(domain, edits, guest):
             continue
+        handed.put(name, value)
+    handed.write()
+    return edits.done()
+
+
+def with_options(text: str, options: Iterable[tuple[str, str]], source: str) -> str:
+    """Return a domain that hands these options on to QEMU, behind its own."""
+    domain = domain_of(read_xml(text, source), source)
+    edits = Edits(text)
+    handed = _Handed(domain, edits)
+    for name, value in options:
         handed.put(name, value)
     handed.write()
     return edits.done()
@@ -132,7 +144,7 @@ class _Handed:
 
     def put(self, option: str, value: str) -> None:
         """Set an option: in the place of its like, or behind all."""
-        known = self.find(option, value.rpartition("=")[0])
+        known = self.find(option, "" if option in ONE else value.rpartition("=")[0])
         if known is not None:
             self._edits.set_attributes(known, value=value)
         else:
@@ -159,10 +171,7 @@ def _ram(domain: Element, edits: Edits, guest: Guest) -> None:
     size = ram_of(guest)
     # <memory> counts the modules in that are listed among the devices.
     size += sum(size_in(item, "") for item in domain.every("devices", "memory", "target", "size"))
-    memory = domain.find("memory")
-    if memory is None:
-        return
-    for element in (memory, domain.find("currentMemory")):
+    for element in (domain.find("memory"), domain.find("currentMemory")):
         if element is not None:
             number, unit = amount_in(size, element.get("unit", "KiB"))
             edits.set_text(element, number)

@@ -7,10 +7,10 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
-from vmm_iova.definitions.proxmox import LINE
-from vmm_iova.definitions.write_qemu import nodes_of, pc_options, ram_of
+from vmm_iova.definitions.proxmox import LINE, own_part
+from vmm_iova.definitions.write_qemu import ONE, cpu_with_bits, nodes_of, pc_options, ram_of
 from vmm_iova.errors import RequestError
-from vmm_iova.readers.qemu import keys, options_of
+from vmm_iova.readers.qemu import FLAGS, keys, options_of
 from vmm_iova.readers.shell import split_words
 from vmm_iova.units import parse_size
 
@@ -25,19 +25,36 @@ _PAGES = {2 << 20: "2", 1 << 30: "1024"}
 
 def changed_config(text: str, change: Change) -> str:
     """Return a configuration with a change made; snapshots behind it stay as they are."""
-    head, mark, rest = text, "", ""
-    section = re.search(r"^\[", text, re.MULTILINE)
-    if section:
-        head, mark, rest = text[: section.start()], "", text[section.start() :]
-    config = {match["key"]: match["value"] for match in LINE.finditer(head)}
+    head = own_part(text)
+    rest = text[len(head) :]
+    config = {match["key"]: match["value"].strip() for match in LINE.finditer(head)}
     for key, value in settings(change, config).items():
         line = "" if value is None else f"{key}: {value}"
-        found = re.search(rf"^{key}:.*\n?", head, re.MULTILINE)
+        found = _last(rf"^{key}:.*\n?", head)
         if found:
             head = head[: found.start()] + (f"{line}\n" if line else "") + head[found.end() :]
         elif line:
             head = _inserted(head, key, line)
-    return f"{head}{mark}{rest}"
+    return f"{head}{rest}"
+
+
+def with_options(text: str, options: list[Option]) -> str:
+    """Return a configuration that hands these options on to QEMU, behind its own."""
+    head = own_part(text)
+    rest = text[len(head) :]
+    config = {match["key"]: match["value"].strip() for match in LINE.finditer(head)}
+    line = f"args: {_args(config.get('args', ''), options)}"
+    found = _last(r"^args:.*$", head)
+    if found:
+        head = head[: found.start()] + line + head[found.end() :]
+    else:
+        head = _inserted(head, "args", line)
+    return f"{head}{rest}"
+
+
+def _last(pattern: str, head: str) -> re.Match[str] | None:
+    """Return the last line of a key: where there are more, that one counts."""
+    return next(reversed(list(re.finditer(pattern, head, re.MULTILINE))), None)
 
 
 def _inserted(head: str, key: str, line: str) -> str:
@@ -72,7 +89,8 @@ def settings(change: Change, config: dict[str, str]) -> dict[str, str | None]:
         found["memory"] = str(ram_of(guest) >> 20)
         found |= dict.fromkeys((key for key in config if re.fullmatch(r"numa\d+", key)), None)
         for name, size, _ in nodes_of(guest):
-            found[f"numa{name}"] = f"cpus=...,memory={size >> 20}"
+            old = config.get(f"numa{name}", "cpus=...,memory=0")
+            found[f"numa{name}"] = re.sub(r"(?<=memory=)\d+", str(size >> 20), old)
     if "maxmem" in levers:
         kept = [item for item in re.split(r"[,;]", config.get("hotplug", "")) if item != "memory"]
         if guest.maxmem is None and "hotplug" in config:
@@ -97,7 +115,10 @@ def _options(
 ) -> Iterator[Option]:
     """What Proxmox hands on to QEMU, because it has no key for it, or its key does nothing."""
     guest, levers = change.guest, change.levers
-    if "phys_bits" in levers and guest.phys_bits is not None:
+    by_hand = dict(options_of(split_words(config.get("args", "")))).get("cpu")
+    if "phys_bits" in levers and guest.phys_bits is not None and by_hand is not None:
+        yield "cpu", cpu_with_bits(by_hand, guest.phys_bits)  # the last -cpu counts
+    elif "phys_bits" in levers and guest.phys_bits is not None:
         cpu = keys(config.get("cpu", "kvm64"), "cputype")
         model = cpu.get("cputype", "kvm64")
         if model in ("host", "max"):  # phys-bits= does nothing there
@@ -113,12 +134,19 @@ def _options(
 
 
 def _args(text: str, options: list[Option]) -> str:
-    """Put options into args, each in the place of its like."""
+    """Put options into args, each in the place of its like: of the last, which counts."""
     pairs = options_of(split_words(text))
     for name, value in options:
-        start = value.rpartition("=")[0]
-        kept = [pair for pair in pairs if not (pair[0] == name and pair[1].startswith(start))]
-        pairs = [*kept, (name, value)]
+        start = "" if name in ONE else value.rpartition("=")[0]
+        alike = [pair[0] == name and pair[1].startswith(start) for pair in pairs]
+        if any(alike):
+            last = len(alike) - 1 - alike[::-1].index(True)
+            pairs[last] = (name, value)
+            pairs = [pair for at, pair in enumerate(pairs) if at == last or not alike[at]]
+        elif pairs and not pairs[-1][1] and pairs[-1][0] not in FLAGS:
+            pairs = [(name, value), *pairs]  # the last one lacks its value, and would take ours
+        else:
+            pairs.append((name, value))
     return " ".join(
         f"-{name} {shlex.quote(value)}" if value else f"-{name}" for name, value in pairs
     )

@@ -6,14 +6,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import RequestError
-from vmm_iova.readers.qemu import keys
+from vmm_iova.readers.qemu import device, keys
 from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from vmm_iova.definitions.change import Change
     from vmm_iova.planning.guest import Guest
+    from vmm_iova.readers.qemu import Option
 
 _TYPES = {
     "q35": "q35",
@@ -29,15 +30,21 @@ _TYPES = {
 }
 """QEMU's machine type of each model that is QEMU's."""
 
+ONE = ("cpu", "m")
+"""Options of which the last one counts: a second one takes the place of the first."""
+
 _HOSTS = {"q35": "q35-pcihost", "i440fx": "i440FX-pcihost"}
 
 
-def options_for(change: Change, cpu: str | None) -> Iterator[tuple[str, str]]:
+def options_for(
+    change: Change, cpu: str | None, own: Sequence[Option] = ()
+) -> Iterator[tuple[str, str]]:
     """Yield the options that make a change: name and value, each to go in the place of its like.
 
     Args:
         change: what must differ.
         cpu: -cpu as it is, or None for `host`.
+        own: the options that there are, whose memory backends keep what else they have.
 
     Raises:
         RequestError: the machine is not one of QEMU's.
@@ -47,8 +54,10 @@ def options_for(change: Change, cpu: str | None) -> Iterator[tuple[str, str]]:
         yield "machine", machine_type(guest)
     if levers.keys() & {"ram", "nodes", "maxmem", "slots"}:
         yield "m", memory_value(guest)
-    if levers.keys() & {"page_size", "nodes"}:
-        yield from _backing(guest)
+    if levers.keys() & {"page_size", "nodes", "ram"}:
+        backends = list(_own_backing(guest, own))
+        if backends or "ram" not in levers or levers.keys() & {"page_size", "nodes"}:
+            yield from backends or _backing(guest)
     if "machine" in levers and "phys_bits" not in levers and str(guest.machine) != "s390x":
         yield "cpu", cpu or "host"
     if "phys_bits" in levers and guest.phys_bits is not None:
@@ -100,7 +109,7 @@ def cpu_with_bits(cpu: str, bits: int) -> str:
     """
     model, *rest = cpu.split(",")
     kept = [item for item in rest if item.partition("=")[0] not in _BITS]
-    named = "host-phys-bits-limit" if keys(model, "m")["m"] in ("host", "max") else "phys-bits"
+    named = "host-phys-bits-limit" if keys(model, "m").get("m") in ("host", "max") else "phys-bits"
     return ",".join([model, *kept, f"{named}={bits}"])
 
 
@@ -143,6 +152,42 @@ def _backing(guest: Guest) -> Iterator[tuple[str, str]]:
     for name, size, pages in nodes:
         yield "object", _memfd(f"ram{name}", size, pages)
         yield "numa", f"node,nodeid={name},memdev=ram{name}"
+
+
+def _own_backing(guest: Guest, own: Sequence[Option]) -> Iterator[tuple[str, str]]:
+    """The backends that there are, with other sizes and pages."""
+    made = [device(value, "qom-type") for name, value in own if name == "object"]
+    objects = {item["id"]: item for item in made if item.get("id")}
+    if not guest.nodes:
+        pages = None if guest.page_size is None else parse_size(guest.page_size)
+        named = [keys(value, "type") for name, value in own if name in ("machine", "M")]
+        ident = next((i["memory-backend"] for i in reversed(named) if "memory-backend" in i), "")
+        if ident in objects:
+            yield "object", _resized(objects[ident], ram_of(guest), pages)
+        return
+    wanted = {name: (size, pages) for name, size, pages in nodes_of(guest)}
+    values = [value for name, value in own if name == "numa"]
+    nodes = [node for value in values if (node := keys(value, "type")).get("type") == "node"]
+    for index, node in enumerate(nodes):
+        size, pages = wanted.get(node.get("nodeid", str(index)), (0, None))
+        if size and node.get("memdev") in objects:
+            yield "object", _resized(objects[node["memdev"]], size, pages)
+        elif size and "mem" in node:
+            yield "numa", ",".join(_words({**node, "mem": _short(size)}, "type"))
+
+
+def _resized(backend: dict[str, str], size: int, pages: int | None) -> str:
+    huge = pages is not None and pages > 4096
+    if huge and backend.get("qom-type") != "memory-backend-file":
+        return _memfd(backend["id"], size, pages)
+    return ",".join(_words({**backend, "size": _short(size)}, "qom-type"))
+
+
+def _words(values: dict[str, str], first: str) -> Iterator[str]:
+    yield values.get(first, "")
+    for name, value in values.items():
+        if name != first and not value.startswith(("[", "{")):  # of JSON; a path has neither
+            yield f"{name}={value}"
 
 
 def _memfd(name: str, size: int, pages: int | None) -> str:

@@ -135,7 +135,7 @@ def _unblocked(
         spans = [piece.span for piece in pieces if piece.window.name == name]
         if not RangeSet(spans) <= free:
             hull = AddrRange(spans[0].start, spans[-1].last)
-            blocked.append(_blocked(site, f"{name} RAM", hull))
+            blocked.append(_blocked(site, _ram_of(name), hull))
     if blocked:
         raise RamBlocked(blocked, rule)
     parts = [part for piece in pieces for part in _cut(site, piece)]
@@ -148,6 +148,10 @@ def _unblocked(
             ),
         )
     return PlacedRam(tuple(_items(site, parts)), done, tuple(notes))
+
+
+def _ram_of(window: str) -> str:
+    return "RAM" if window.lower() == "ram" else f"{window} RAM"
 
 
 # -- around the holes ------------------------------------------------------------------------------
@@ -176,7 +180,7 @@ def _split(site: Site) -> list[Item]:
     free = site.usable.ranges.as_set()
     for window, must in site.required():
         if not RangeSet([must]) <= free:
-            name = f"the first {format_size(must.size)} of {window.name} RAM"
+            name = f"the first {format_size(must.size)} of {_ram_of(window.name)}"
             raise RamBlocked([_blocked(site, name, must)], "the machine needs RAM there")
     pieces, over = site.around_holes()
     _check_aligned(site, pieces)
@@ -288,7 +292,7 @@ def _whole(site: Site, policy: Policy) -> PlacedRam:
             if window.movable_note:
                 notes.append(Note(window.movable_note))
         elif in_hole:
-            blocked.append(_blocked(site, f"{window.name} RAM", hull))
+            blocked.append(_blocked(site, _ram_of(window.name), hull))
         elif site.wanted.machine.pci64 is not None and window.move_to is not None:
             # QEMU moves RAM in this case whatever the host allows, and then fails.
             place = site.window_place(site.top(hull.last))

@@ -28,8 +28,8 @@ _PART = re.compile(
 )
 _SET = re.compile(
     r"""^[ \t]*(?:export[ ]|local[ ]|readonly[ ]|declare[ ](?:-\w+[ ])*)?(?P<name>[A-Za-z_]\w*)
-        (?P<more>\+?)=(?:(?P<list>\()|(?P<value>(?:'[^'\n]*'|"(?:[^"\\\n]|\\.)*"|[^\s'";]+)*)
-        [ \t]*;?[ \t]*(?:\#[^\n]*)?$)""",
+        (?P<more>\+?)=(?:(?P<list>\()|(?P<value>(?:'[^'\n]*+'|"(?:[^"\\\n]|\\.)*+"|[^\s'";]++)*+)
+        [ \t]*+;?[ \t]*+(?:\#[^\n]*+)?$)""",
     re.VERBOSE | re.MULTILINE,
 )
 _VALUE_OF = re.compile(r"\s--?(?:accel|name|machine|M|cpu)[ \t]+\Z")
@@ -141,14 +141,18 @@ def command_words(text: str, program: re.Pattern[str]) -> list[str] | None:
         words = split_words(" ".join(value), reader) if program.match(" ".join(value)) else []
         if any(len(word) > 1 and word[0] == "-" for word in words[1:]):
             best = words
-    for match in program.finditer(reader.text):
+    left = 2 * LONGEST  # characters of commands that are looked at, from the last one back
+    for match in reversed(list(program.finditer(reader.text))):
         start = match.start("name")
         if _VALUE_OF.search(reader.text, max(0, start - 40), start):
             continue  # as in -accel kvm
         before = re.search(r"[\"']?[^\s'\"]*\Z", reader.text[max(0, start - 200) : start])
         words = list(reader.words(start - (len(before[0]) if before else 0), stop=True))
         if any(len(word) > 1 and word[0] == "-" for word in words[1:]):
-            best = words  # a log has every start, the last one counts
+            return words  # a log has every start, the last one counts
+        left -= sum(map(len, words)) + len(words)
+        if left < 0:
+            break
     return best
 
 

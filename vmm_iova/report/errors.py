@@ -14,8 +14,13 @@ from vmm_iova.report.data import span
 from vmm_iova.report.verdicts import refusal_answer
 
 
-def error_document(error: IovaError) -> str:
-    """Return a JSON document, `vmm-iova-error`; one newline at its end."""
+def error_document(error: IovaError, vm: dict[str, Any] | None = None) -> str:
+    """Return a JSON document, `vmm-iova-error`; one newline at its end.
+
+    Args:
+        error: what was raised.
+        vm: the definition that was asked for, with the change that would do.
+    """
     root: dict[str, Any] = {
         "schema": {"name": "vmm-iova-error", "version": 1},
         "generator": f"vmm-iova {vmm_iova.__version__}",
@@ -30,6 +35,8 @@ def error_document(error: IovaError) -> str:
     if isinstance(error, PlanError):
         root["fixes"] = list(error.fixes)
         root["reasons"] = [_reason(item) for item in error.reasons if isinstance(item, Reason)]
+    if vm is not None:
+        root["vm"] = vm
     return json.dumps(root, indent=1) + "\n"
 
 
