@@ -46,7 +46,7 @@ class TestPlan:
     def test_output_by_suffix_writes_picture_and_layout(
         self, capsys: Output, tmp_path: Path
     ) -> None:
-        for name in ("map.svg", "map.json"):
+        for name in ("map.svg", "map.html", "map.json"):
             path = str(tmp_path / name)
             assert run("plan", "--host", "amd-epyc-1tb", "--ram", "8G", "-o", path) == 0
         assert ElementTree.parse(tmp_path / "map.svg").getroot().tag.endswith("svg")
@@ -55,7 +55,7 @@ class TestPlan:
 
     def test_output_of_another_kind_is_refused(self, capsys: Output) -> None:
         assert run("plan", "--host", "amd-epyc-1tb", "--ram", "8G", "-o", "map.png") == 2
-        assert "neither .svg nor .json" in error_of(capsys)
+        assert "neither .svg, .html nor .json" in error_of(capsys)
 
     def test_output_that_cannot_be_written_is_said(self, capsys: Output, tmp_path: Path) -> None:
         path = str(tmp_path / "no/such/map.svg")

@@ -97,6 +97,19 @@ class TestPlanner:
         assert "GICv2m doorbell" in capsys.readouterr().out
         assert "GICv2m doorbell" in (tmp_path / "virt.svg").read_text()
         assert run("machines", "-o", "x.svg") == 2
+        path = str(tmp_path / "q35.svg")
+        assert run("machines", "q35", "--phys-bits", "40", "-o", path) == 0
+        capsys.readouterr()
+        assert run("machines", "q35", "--phys-bits", "32", "-o", path) == 3
+
+    def test_show_draws_the_host_alone(self, capsys: Output, tmp_path: Path) -> None:
+        path = tmp_path / "host.svg"
+        assert run("show", "--host", "amd-epyc-1tb", "-o", str(path)) == 0
+        assert "AMD HyperTransport range" in path.read_text()
+        assert run("show", "--host", "s390x-32g", "-o", str(path)) == 0
+        assert "the width is unknown" in path.read_text()
+        assert run("show", "--host", "amd-epyc-1tb", "-o", str(path.with_suffix(".json"))) == 2
+        assert "neither .svg nor .html" in capsys.readouterr().err
         assert run("machines", "q53") == 4
 
     @pytest.mark.parametrize("name", vi.machine_names())

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmm_iova.cli.options import GENERATOR, add_print_options, command, write
+from vmm_iova.cli.options import GENERATOR, add_print_options, command
+from vmm_iova.cli.pictures import add_output, write_picture
 from vmm_iova.errors import RequestError
 from vmm_iova.machines.catalogue import load_machine, machine_names
 from vmm_iova.ranges import GIB
@@ -14,13 +15,16 @@ from vmm_iova.report import data, text
 if TYPE_CHECKING:
     import argparse
 
+    from vmm_iova.machines.model import Machine
+
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     parser = command(commands, "machines", run)
     parser.add_argument("name", nargs="?", help="model or a .toml file (default: list all)")
     parser.add_argument("--ram", help="RAM of the guest that is drawn (default 8G)")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write a picture (.svg)")
+    parser.add_argument("--phys-bits", type=int, metavar="BITS", help="its guest address bits")
+    add_output(parser)
     add_print_options(parser)
 
 
@@ -29,16 +33,9 @@ def run(options: argparse.Namespace) -> int:
     names = machine_names() if options.name is None else (options.name,)
     models = [load_machine(name) for name in names]
     if options.output:
-        from vmm_iova.cli.plan import picture
-        from vmm_iova.planning.guest import Guest
-        from vmm_iova.planning.plan import plan
-        from vmm_iova.planning.request import bare_usable
-
         if options.name is None:
             raise RequestError("say which machine to draw", field="name", value=None)
-        ram = options.ram or min(8 * GIB, models[0].ram_max or 8 * GIB)
-        layout = plan(Guest(models[0], ram), bare_usable(models[0]))
-        write(options.output, picture(options.output, layout, ""))
+        _draw(models[0], options)
     if options.json:
         payload = {"machines": [data.machine_data(model) for model in models]}
         print(data.dump("vmm-iova-machines", GENERATOR, payload), end="")
@@ -47,3 +44,13 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(text.show_machine(models[0], bytes_=options.bytes), end="")
     return 0
+
+
+def _draw(model: Machine, options: argparse.Namespace) -> None:
+    from vmm_iova.planning.guest import Guest  # a picture is asked for rarely
+    from vmm_iova.planning.plan import plan
+    from vmm_iova.planning.request import bare_usable
+
+    ram = options.ram or min(8 * GIB, model.ram_max or 8 * GIB)
+    guest = Guest(model, ram, phys_bits=options.phys_bits)
+    write_picture(options.output, plan(guest, bare_usable(model, options.phys_bits)))

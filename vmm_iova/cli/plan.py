@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from vmm_iova.cli.changes import change_of, show_change, show_refusal
@@ -34,8 +33,8 @@ from vmm_iova.cli.options import (
     split,
     status_of,
     usable_of,
-    write,
 )
+from vmm_iova.cli.pictures import add_output, write_picture
 from vmm_iova.definitions.write import CHANGE_FORMS
 from vmm_iova.errors import PlanError, RequestError
 from vmm_iova.planning.assigned import members, unplaced
@@ -65,9 +64,7 @@ def add(commands: Any) -> None:
     add_guest_options(parser, ram="size of the RAM, like 64G or 1.5TiB; not with --node")
     add_plan_options(parser)
     _add_more_options(parser)
-    parser.add_argument(
-        "-o", "--output", metavar="FILE", help="also write a picture (.svg) or the layout (.json)"
-    )
+    add_output(parser, " or the layout (.json)")
     parser.add_argument(
         "--dry-run",
         nargs="?",
@@ -118,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
         vm = definition_data(definition, change_of(definition, guest, layout, cost))
     document = data.dump_layout(layout, cost, GENERATOR, compared, given, start, vm)
     if options.output:
-        write(options.output, picture(options.output, layout, document))
+        write_picture(options.output, layout, document)
     if options.dry_run and (options.json or getattr(options, "format", None)):
         raise RequestError(
             "--dry-run prints text, so it does not go with --json or --format",
@@ -196,15 +193,3 @@ def _rehearse(layout: Layout, via: SpaceKind) -> str:
     calls = [f"map {span} ({name})" for span, name in done.calls]
     title = f"dry run on {via}: {len(calls)} calls taken{left}"
     return "\n".join(text.section(title, calls)) + "\n"
-
-
-def picture(name: str, layout: Layout, document: str) -> str:
-    """Draw a layout, or take its document, as the suffix of a file name says."""
-    suffix = Path(name).suffix.lower()
-    if suffix == ".json":
-        return document
-    if suffix != ".svg":
-        raise RequestError(f"output {name!r} is neither .svg nor .json", field="output", value=name)
-    from vmm_iova.report.svg import draw_layout  # a picture is asked for rarely
-
-    return draw_layout(layout)

@@ -14,6 +14,7 @@ from vmm_iova.cli.options import (
     status_of,
     usable_of,
 )
+from vmm_iova.cli.pictures import add_output, write_picture
 from vmm_iova.errors import EvidenceError, HostDataError, HostUnavailableError, IovaError
 from vmm_iova.host.load import bundled_hosts
 from vmm_iova.host.registers import info_features, unit_features
@@ -31,6 +32,7 @@ def add(commands: Any) -> None:
     parser = command(commands, "show", run)
     add_host_options(parser)
     parser.add_argument("--list", action="store_true", help="name the bundled hosts and stop")
+    add_output(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -52,6 +54,15 @@ def run(options: argparse.Namespace) -> int:
     except (HostDataError, HostUnavailableError) as error:
         why_not, problem = error.message, error
     answer = host_answer(host, usable, problem, holes)
+    if options.output:
+        seen = usable or holes
+        if seen is None:
+            assert problem is not None  # nothing is usable, so it says why
+            raise problem
+        title = f"{host.name}: what may be mapped"
+        if usable is None:
+            title = f"{host.name}: holes; the width is unknown"
+        write_picture(options.output, seen, title=title)
     if options.json:
         judged = None if usable is None else data.usable_data(usable)
         payload = {

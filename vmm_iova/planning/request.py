@@ -429,10 +429,15 @@ def _pci64(guest: Guest, machine: Machine, granule: int) -> Pci64Window | None:
     return replace(default, size=size, align=align, share=None)
 
 
-def bare_usable(machine: Machine) -> Usable:
+NO_HOST = "no host"
+"""Name of the host that is none."""
+
+
+def bare_usable(machine: Machine, phys_bits: int | None = None) -> Usable:
     """Return usable ranges of no host at all, to see a machine by itself.
 
-    All guest addresses that the machine may have are usable: 48 bits where it states no limit.
+    All guest addresses that it may have are usable: those of `phys_bits`, else those that the
+    machine states, else 48 bits.
     """
-    bits = machine.phys_bits or 48
-    return Host("no host", origin="a machine by itself").usable(aperture=bits, granule=BASE_PAGE)
+    bits = phys_bits or machine.phys_bits or 48
+    return Host(NO_HOST, origin="a machine by itself").usable(aperture=bits, granule=BASE_PAGE)

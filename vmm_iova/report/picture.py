@@ -143,6 +143,8 @@ def guest_boxes(layout: Layout, view: str) -> list[Box]:
 def _item_box(item: Item, where: str, span: AddrRange) -> Box:
     is_ram = item.kind is ItemKind.RAM
     name = item.name if not is_ram else "RAM" if item.name.lower() == "ram" else f"RAM {item.name}"
+    if item.node is not None:
+        name += f", node {item.node}"
     lines = [
         f"{name}, {show_size(span.size)}",
         f"guest addresses {item.gpa}" if item.gpa else "not seen by the guest",
@@ -171,13 +173,16 @@ def unused_boxes(usable: Usable | None, host: Sequence[Box], guest: Sequence[Box
 
 
 def cut_remarks(layout: Layout, ram: str) -> Iterator[Remark]:
-    """One remark for each cut: the range of the host that forced it, and its source."""
+    """One remark for each cut: the range of the host that forced it, and its source.
+
+    It stands where devices see the pieces, because what forced it is there, too.
+    """
     of_host = set(layout.usable.causes)
     parts = [item for item in layout.items if item.kind in (ItemKind.RAM, ItemKind.WINDOW)]
     for below, item in zip([None, *parts], [*parts, None], strict=True):
         stops, starts = below and below.last_cause, item and item.start_cause
-        low = below.place.last + 1 if below else 0
-        high = item.place.start if item else low
+        low = (below.iova or below.place).last + 1 if below else 0
+        high = (item.iova or item.place).start if item else low
         wanted = [(below, "stops before", stops, low), (item, "starts after", starts, high)]
         if stops and stops == starts:
             wanted = [(below, "goes around", stops, low)]

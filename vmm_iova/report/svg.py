@@ -9,28 +9,16 @@ size, so that 4 KiB and 1 TiB are both seen. The output depends on the arguments
 
 from __future__ import annotations
 
-import unicodedata
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
-from vmm_iova.host.facts import PASTED
 from vmm_iova.plain import one_line
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange
-from vmm_iova.report.picture import (
-    Box,
-    Remark,
-    cut_remarks,
-    guest_boxes,
-    hole_remark,
-    host_boxes,
-    other_remarks,
-    unused_boxes,
-    usable_box,
-)
+from vmm_iova.ranges import ADDRESS_LAST
+from vmm_iova.report.letters import TYPE, fit, width, wrap
+from vmm_iova.report.scene import layout_scene, machine_scene, near, usable_scene
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
@@ -38,30 +26,14 @@ if TYPE_CHECKING:
 
     from vmm_iova.host.usable import Usable
     from vmm_iova.planning.layout import Layout
+    from vmm_iova.report.picture import Box, Remark
+    from vmm_iova.report.scene import Column, Scene
 
-_MARGIN, _PAD = 28, 8  # around the page, and between a box and its text
-_LINE, _ONE, _HIGHEST = 16, 22, 92  # heights: of a line, of a box with one, of any band
+_MARGIN, _PAD = 20, 8  # around the page, and between a box and its text
+_LINE, _ONE, _HIGHEST = 16, 22, 86  # heights: of a line, of a box with one, of any band
 _FOOTNOTES = 4  # pieces of evidence, and notes, that are written out
 _MARKS = frozenset({"gap", "rest"})  # boxes that are only words, and break the axis
 
-# Class of a text -> size in pixels, width factor, CSS: one table for measuring and for drawing.
-_TYPE = {
-    "h1": (20, 1.12, "font-weight:600"),
-    "h2": (13, 1.0, ""),
-    "head": (12, 1.12, "font-weight:600"),
-    "name": (12, 1.0, ""),
-    "note": (11, 1.0, ""),
-    "addr": (11, 1.0, "font-family:ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace"),
-}
-# Widths of characters in parts of the size, of DejaVu Sans: no usual font is wider.
-_EMS = (
-    (" iIjl.,:;'|!·", 0.34),
-    ("frt()[]/-", 0.43),
-    ("cksvxyzFJLT", 0.61),
-    ("0123456789abdeghnopqu_EKPSZ", 0.66),
-    ("ABCRVXYU<>&", 0.78),
-    ("mwMW@%—…", 1.04),
-)
 # Class of a box -> colour (Okabe and Ito's, which the colour-blind tell apart), tint, hatch that
 # tells it apart in grey, words in the legend.
 _LOOK = {
@@ -77,6 +49,7 @@ _LOOK = {
     "doorbell": ("#e69f00", 0.34, "", "guest: doorbell"),
     "msi": ("#d55e00", 0.17, "M-2 6l4 4M0 0l8 8M6-2l4 4", "MSI window"),
     "reserved": ("#cc79a7", 0.17, "M4 0v8", "tell the guest: reserved"),
+    "fold": ("#6b7178", 0.06, "M0 2h8M0 6h8", "many alike, folded"),
 }
 _STYLE = (
     "text{font-family:system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif}"
@@ -90,14 +63,19 @@ _STYLE = (
     ".ram .ink{fill:#fff}"
 )
 _SCALE = (
-    "vmm-iova · not to scale: a height grows with the bits of a size, and the axis is broken where "
-    "the guest has nothing"
+    "vmm-iova · a height grows with the bits of a size, and the axis is broken where the guest has "
+    "nothing; the strip at the right is to scale"
 )
-_DONE = {
-    "as is": "nothing had to be cut or moved",
-    "split": "RAM is cut around the holes of the host",
-    "move": "RAM is moved as a whole",
+# Where things are across the page, by the number of columns: each column's left edge and width;
+# where remarks are marked; where sizes are written, and the strip to scale. Narrow on purpose: it
+# is read on telephones and in a README, where a wide page has small letters.
+_LEFT = 162  # of the first column: room for an address of 64 bits
+_ACROSS = {
+    1: (((_LEFT, 386),), 552, 596, 658),
+    2: (((_LEFT, 160), (330, 218)), 552, 596, 658),
+    3: (((_LEFT, 120), (290, 200), (560, 200)), 494, 0, 914),
 }
+_STRIP = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,43 +136,13 @@ def draw_layout(layout: Layout) -> str:
 
     Returns:
         A complete SVG document. Every part is a group with an id (`item-N`, `hole-0x...`,
-        `usable-0x...`, `reserved-N`) and a `<title>`, which browsers show on hovering.
+        `usable-0x...`, `reserved-N`; `fold-0x...` for many like holes) and a `<title>`, which
+        browsers show on hovering.
 
     Complexity: O(boxes log boxes + boxes x causes).
     Synchronization: none required.
     """
-    usable = layout.usable
-    apart = any(item.gpa and item.iova and item.gpa != item.iova for item in layout.items)
-    page = _Page(
-        1500 if apart else 1240,
-        f"{layout.machine.title}: {show_size(layout.ram_bytes)} of RAM on {usable.host}",
-        f"policy {layout.on_hole}: {_DONE.get(layout.policy, layout.policy)} · "
-        f"{layout.address_bits} guest address bits · {_selection(usable)}",
-        usable,
-    )
-    seen = guest_boxes(layout, "iova" if apart else "both")
-    host = host_boxes(usable, max(box.range.last for box in seen))
-    seen += unused_boxes(usable, host, seen)
-    left = {"host: what may be mapped": _place(host, 184, 256)}
-    if not apart:
-        axis = page.columns(left | {"guest: what goes where": _place(seen, 452, 344)})
-        cuts = list(cut_remarks(layout, "RAM"))
-        others = other_remarks(layout, host, {remark.proof for remark in cuts})
-        page.remarks([*cuts, *others], axis, 796)
-    else:
-        axis = page.columns(left | {"guest as devices see it: IOVA": _place(seen, 452, 260)})
-        own = guest_boxes(layout, "gpa")
-        hull = AddrRange(min(b.range.start for b in own), max(b.range.last for b in own))
-        own += unused_boxes(None, [usable_box(hull)], own)
-        right = {"guest as it sees itself: GPA": _place(own, 772, 260)}
-        own_axis = page.columns(right, "start")
-        page.ties(layout, axis, own_axis, 712, 772)
-        page.remarks(list(cut_remarks(layout, "RAM mapping")), own_axis, 1174)
-    notes = [note.text for note in layout.notes if note.warning]
-    above = [span for span in usable.ranges if span.start > host[-1].range.last]
-    if above:
-        notes.append(f"usable ranges above, not drawn: {len(above)}, up to {above[-1].last:#x}")
-    return page.finish(notes)
+    return draw(layout_scene(layout))
 
 
 def draw_usable(usable: Usable, title: str) -> str:
@@ -210,33 +158,52 @@ def draw_usable(usable: Usable, title: str) -> str:
     Complexity: O(boxes log boxes + boxes x causes).
     Synchronization: none required.
     """
-    page = _Page(1000, title, f"host {usable.host} · {_selection(usable)}", usable)
-    host = host_boxes(usable, None)
-    axis = page.columns({"host: what may be mapped": _place(host, 184, 344)})
-    page.remarks([hole_remark(box) for box in host if box.proof], axis, 528)
-    return page.finish([note.text for note in usable.notes if note.warning])
+    return draw(usable_scene(usable, title))
 
 
-def _selection(usable: Usable) -> str:
-    """The groups and the granule, in a few words."""
-    names = ", ".join("pasted text" if name == PASTED else name for name in usable.groups)
-    groups = f"groups: {names or 'not named'}" if len(usable.groups) < 6 else ""
-    return f"{groups or f'{len(usable.groups)} groups'} · granule {show_size(usable.granule)}"
+def draw_machine(layout: Layout) -> str:
+    """Draw a machine alone: a layout that was planned on no host.
+
+    Returns:
+        A complete SVG document, with ids and titles as in `draw_layout`.
+
+    Complexity: O(boxes log boxes).
+    Synchronization: none required.
+    """
+    return draw(machine_scene(layout))
 
 
-def _place(boxes: Sequence[Box], x: int, width: int) -> list[_Placed]:
+def draw(scene: Scene) -> str:
+    """Draw a scene, many like holes as one."""
+    scene = scene.folded()
+    places, mark, units, strip = _ACROSS[len(scene.columns)]
+    page = _Page(strip + _STRIP + _MARGIN, scene)
+    shared = [(one, x, wide) for one, (x, wide) in zip(scene.columns, places, strict=True)]
+    first = [entry for entry in shared if not entry[0].own]
+    axis = page.columns(first)
+    if units:
+        page.units(axis, units)
+    page.strip([one for one, *_ in first], axis, strip)
+    for column, x, wide in shared:
+        if column.own:
+            page.ties(scene, axis, page.columns([(column, x, wide)], "start"), mark + 30, x)
+    page.remarks(scene.remarks, axis, mark)
+    return page.finish()
+
+
+def _place(boxes: Sequence[Box], x: int, wide: int) -> list[_Placed]:
     """Put boxes into a column; those that overlap share its width."""
     placed: list[_Placed] = []
     cluster: list[Box] = []
     for box in sorted(boxes, key=lambda box: (box.range, box.id)):
         if cluster and box.range.start > max(other.range.last for other in cluster):
-            placed += _share(cluster, x, width)
+            placed += _share(cluster, x, wide)
             cluster = []
         cluster.append(box)
-    return placed + _share(cluster, x, width)
+    return placed + _share(cluster, x, wide)
 
 
-def _share(cluster: Sequence[Box], x: int, width: int) -> list[_Placed]:
+def _share(cluster: Sequence[Box], x: int, wide: int) -> list[_Placed]:
     lanes: list[list[Box]] = []
     for box in sorted(cluster, key=lambda box: (box.aside, box.range, box.id)):
         free = (lane for lane in lanes if all(not box.range.overlaps(o.range) for o in lane))
@@ -246,7 +213,7 @@ def _share(cluster: Sequence[Box], x: int, width: int) -> list[_Placed]:
         lane.append(box)
     placed = []
     for index, lane in enumerate(lanes):
-        left, right = (x + width * edge // len(lanes) for edge in (index, index + 1))
+        left, right = (x + wide * edge // len(lanes) for edge in (index, index + 1))
         for box in lane:
             lines = tuple(_label(box, right - left - 2 * _PAD))
             placed.append(_Placed(box, left, right - left, lines))
@@ -256,52 +223,52 @@ def _share(cluster: Sequence[Box], x: int, width: int) -> list[_Placed]:
 def _label(box: Box, room: int) -> Iterator[tuple[str, str]]:
     """The lines of a box, each with its class: name, size, and addresses where there are any."""
     css, detail_css = ("note", "note") if box.css in _MARKS else ("name", "addr")
-    *lines, last = _wrap(box.name, css, room, 2)
+    *lines, last = wrap(box.name, css, room, 2)
     size = show_size(box.range.size)
     if box.css == "rest" or (box.css == "hole" and box.range.last == ADDRESS_LAST):
         size = ""  # says nothing: up to where the space ends
     joined = " · ".join(filter(None, (last, size)))
-    lines += [joined] if _width(joined, css) <= room else [last, _fit(size, css, room)]
+    lines += [joined] if width(joined, css) <= room else [last, fit(size, css, room)]
     yield from ((line, css) for line in lines if line)
-    if detail := _fit(box.detail, detail_css, room):
+    if detail := fit(box.detail, detail_css, room):
         yield detail, detail_css
 
 
 class _Page:
     """The document: collects SVG elements and knows how far down they reach."""
 
-    def __init__(self, width: int, title: str, subtitle: str, usable: Usable) -> None:
-        self.width, self.title, self.usable = width, title, usable
+    def __init__(self, across: int, scene: Scene) -> None:
+        self.width, self.scene = across, scene
         self.kinds: set[str] = set()
         self.parts: list[str] = []
-        self.bottom = _MARGIN + 4
-        self.paragraph("h1 ink", title, 1)
+        self.bottom = _MARGIN
+        self.paragraph("h1 ink", scene.title)
         self.bottom += 6
-        self.paragraph("h2 dim", subtitle, 1)
+        self.paragraph("h2 dim", scene.subtitle)
         self.bottom += 4
-        barred = [entry.text for entry in usable.unassignable]
-        more = f" (and {len(barred) - 1} more groups)" if len(barred) > 1 else ""
-        for line in barred[:1]:
+        more = f" (and {len(scene.barred) - 1} more groups)" if len(scene.barred) > 1 else ""
+        for line in scene.barred[:1]:
             self.paragraph("head warn", line + more)
         self.top = self.bottom + 40
 
-    def paragraph(self, css: str, text: str, most: int = 2) -> None:
+    def paragraph(self, css: str, text: str, most: int = 2, left: int = _MARGIN) -> None:
         """Write a text over the width of the page."""
-        for line in _wrap(text, css, self.width - 2 * _MARGIN, most):
-            self.bottom += _LINE
-            self.parts.append(_text(_MARGIN, self.bottom, css, line))
+        step = _LINE + 4 * css.startswith("h1")
+        for line in wrap(text, css, self.width - left - _MARGIN, most):
+            self.bottom += step
+            self.parts.append(_text(left, self.bottom, css, line))
 
-    def columns(self, columns: dict[str, list[_Placed]], side: str = "end") -> _Axis:
+    def columns(self, columns: Sequence[tuple[Column, int, int]], side: str = "end") -> _Axis:
         """Draw columns of one axis, each below its heading, with the addresses at one side."""
-        every = [item for placed in columns.values() for item in placed]
+        placed = [_place(column.boxes, x, wide) for column, x, wide in columns]
+        every = [item for one in placed for item in one]
         axis = _Axis(every, self.top)
         self.bottom = max(self.bottom, axis.tops[-1])
         outer = max(item.x + item.width for item in every) + 6
         self.spine(axis, min(item.x for item in every) - 16 if side == "end" else outer, side)
-        for heading, placed in columns.items():
-            x = min(item.x for item in placed)
-            self.parts.append(_text(x, self.top - 14, "head dim", heading))
-            self.parts += (_draw(item, axis) for item in placed)
+        for (column, x, _), items in zip(columns, placed, strict=True):
+            self.parts.append(_text(x, self.top - 14, "head dim", column.heading))
+            self.parts += (_draw(item, axis) for item in items)
         self.kinds |= {item.box.css for item in every}
         return axis
 
@@ -309,47 +276,83 @@ class _Page:
         """Draw the axis with its addresses, broken where a band is drawn short."""
         ticks = "".join(f"M{x} {y}h10" for y in axis.tops)
         self.parts.append(f'<path d="M{x + 5} {axis.tops[0]}V{axis.tops[-1]}{ticks}"/>')
-        at = x - 6 if side == "end" else x + 16
+        at = x - 4 if side == "end" else x + 14
         for edge, y in zip(axis.edges, axis.tops, strict=True):
             self.parts.append(_text(at, y + 4, "addr dim", f"{min(edge, ADDRESS_LAST):#x}", side))
         for y in axis.breaks:
             self.parts.append(f'<rect class="page" x="{x}" y="{y - 6}" width="10" height="12"/>')
             self.parts.append(f'<path d="M{x + 5} {y - 7}v1l4 2l-8 4l8 4l-4 2v1"/>')
 
-    def ties(self, layout: Layout, left: _Axis, right: _Axis, x: int, to: int) -> None:
+    def units(self, axis: _Axis, x: int) -> None:
+        """Write each address as a size, for those who think in GiB and TiB."""
+        before = ""
+        for edge, y in zip(axis.edges, axis.tops, strict=True):
+            size = near(edge)
+            if size != before:
+                self.parts.append(_text(x, y + 4, "note dim", size))
+            before = size
+
+    def strip(self, columns: Sequence[Column], axis: _Axis, x: int) -> None:
+        """Draw the same to true scale, as a thin strip that has the columns side by side."""
+        drawn = [[box for box in one.boxes if box.css not in _MARKS] for one in columns]
+        ends = [box for box in drawn[-1] if box.css != "hole"] or drawn[-1]
+        whole = max(box.stop for box in ends)
+        top, high, wide = axis.tops[0], axis.tops[-1] - axis.tops[0], _STRIP // len(columns)
+        parts = []
+        for index, boxes in enumerate(drawn):
+            for box in boxes:
+                if box.range.start < whole:
+                    y = box.range.start * high // whole
+                    tall = max(1, min(box.stop, whole) * high // whole - y)
+                    shape = f'x="{x + wide * index}" y="{top + y}" width="{wide}" height="{tall}"'
+                    parts.append(f'<rect class="{box.css} true" {shape}/>')
+        self.parts.append(_group("strip", f"to true scale, up to {near(whole)}", parts))
+        right = self.width - _MARGIN + 6
+        name = "to scale" if len(self.scene.columns) < 3 else "IOVA to scale"
+        self.parts.append(_text(right, self.top - 14, "note dim", name, "end"))
+        self.parts.append(_text(right, axis.tops[-1] + 18, "note dim", near(whole), "end"))
+        self.bottom = max(self.bottom, axis.tops[-1] + 18)
+
+    def ties(self, scene: Scene, left: _Axis, right: _Axis, x: int, to: int) -> None:
         """Tie each item as devices see it to where the guest sees it."""
         mid = (x + to) // 2
-        for item in layout.items:
-            if item.iova and item.gpa:
-                a, b = left.y(item.iova.start), left.y(item.iova.last + 1)
-                c, d = right.y(item.gpa.start), right.y(item.gpa.last + 1)
-                curve = f"M{x} {a}C{mid} {a} {mid} {c} {to} {c}V{d}C{mid} {d} {mid} {b} {x} {b}Z"
-                title = f"guest addresses {item.gpa} are IOVAs {item.iova}"
-                self.parts.append(_group("tie", title, [f'<path d="{curve}"/>']))
+        for tie in scene.ties:
+            a, b = left.y(tie.iova.start), left.y(tie.iova.last + 1)
+            c, d = right.y(tie.gpa.start), right.y(tie.gpa.last + 1)
+            curve = f"M{x} {a}C{mid} {a} {mid} {c} {to} {c}V{d}C{mid} {d} {mid} {b} {x} {b}Z"
+            title = f"guest addresses {tie.gpa} are IOVAs {tie.iova}"
+            self.parts.append(_group("tie", title, [f'<path d="{curve}"/>']))
 
     def remarks(self, remarks: Sequence[Remark], axis: _Axis, x: int) -> None:
-        """Write remarks at the right, as near to their places as there is room."""
-        free, room = self.top - 10, self.width - _MARGIN - x - 32
-        for remark in sorted(remarks, key=lambda remark: (remark.start, remark.stop)):
-            lines = [("head ink", line) for line in _wrap(remark.head, "head", room, 2)]
-            lines += (("note dim", line) for line in _wrap(remark.proof, "note", room, 2) if line)
+        """Number remarks beside the columns, and write them below."""
+        free, self.bottom = self.top - 12, self.bottom + 20
+        starts = []
+        for number, remark in enumerate(sorted(remarks, key=lambda one: (one.start, one.stop)), 1):
             low, high = axis.y(remark.start), axis.y(remark.stop)
             middle = (low + high) // 2
-            y = max(middle - len(lines) * _LINE // 2, free)
-            free = y + len(lines) * _LINE + 6
-            bracket = f"M{x + 4} {low}h4V{high}h-4M{x + 8} {middle}h4L{x + 20} {y + 8}h8"
-            parts = [f'<path d="{bracket}"/>']
-            for index, (css, line) in enumerate(lines):
-                parts.append(_text(x + 32, y + 12 + index * _LINE, css, line))
+            y = max(middle - _LINE // 2, free)
+            free = y + _LINE
+            starts.append((number, remark, low, high, middle, y))
+        self.bottom = max(self.bottom, free + 8)
+        for number, remark, low, high, middle, y in starts:
+            bracket = f"M{x} {low}h3V{high}h-3M{x + 3} {middle}L{x + 9} {y + 8}h3"
+            parts = [f'<path d="{bracket}"/>', _text(x + 15, y + 12, "note ink", str(number))]
+            self.bottom += 4
+            outer, self.parts = self.parts, []
+            self.parts.append(_text(_MARGIN, self.bottom + _LINE, "head dim", str(number)))
+            self.paragraph("head ink", remark.head, left=_MARGIN + 32)
+            if remark.proof:
+                self.paragraph("note dim", remark.proof, left=_MARGIN + 32)
+            parts += self.parts
+            self.parts = outer
             self.parts.append(_group(remark.css, remark.title, parts))
-        self.bottom = max(self.bottom, free)
 
     def legend(self) -> None:
         """Write what the colours and hatches mean, of what is in the picture."""
         x = _MARGIN
         for css in [css for css in _LOOK if css in self.kinds]:
             words = _LOOK[css][3]
-            wide = 21 + round(_width(words, "note"))
+            wide = 21 + round(width(words, "note"))
             if x + wide > self.width - _MARGIN:
                 x, self.bottom = _MARGIN, self.bottom + _LINE + 4
             sample = "".join(_filled(css, x, self.bottom - 10, 16, 12))
@@ -357,15 +360,13 @@ class _Page:
             self.parts.append(_text(x + 21, self.bottom, "note ink", words))
             x += wide + 14
 
-    def finish(self, notes: Sequence[str]) -> str:
+    def finish(self) -> str:
         """Write the footer and return the document."""
-        self.bottom += 36
+        self.bottom += 32
         self.legend()
         self.bottom += 8
-        barred = {entry.text for entry in self.usable.unassignable}
-        evidence = [f"aperture: {item.text}" for item in self.usable.evidence]
-        remarks = [f"note: {note}" for note in notes if note not in barred]
-        for lines, what in ((evidence, "pieces of evidence"), (remarks, "notes")):
+        remarks = [f"note: {note}" for note in self.scene.notes]
+        for lines, what in ((self.scene.evidence, "pieces of evidence"), (remarks, "notes")):
             more = [f"and {len(lines) - _FOOTNOTES} more {what}"] if lines[_FOOTNOTES:] else []
             for line in (*lines[:_FOOTNOTES], *more):
                 self.paragraph("note dim", line)
@@ -374,7 +375,7 @@ class _Page:
         view = f'viewBox="0 0 {self.width} {self.bottom + _MARGIN}"'
         head = (
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} {view} role="img">',
-            f"<title>{escape(one_line(self.title))}</title>",
+            f"<title>{escape(one_line(self.scene.title))}</title>",
             f"<style>{''.join(_rules())}</style>",
             f"<defs>{''.join(_hatches(self.kinds))}</defs>",
             '<rect class="page" width="100%" height="100%"/>',
@@ -394,9 +395,9 @@ def _draw(item: _Placed, axis: _Axis) -> str:
     return _group(box.css, box.title, parts, f" id={quoteattr(box.id)}")
 
 
-def _filled(css: str, x: int, y: int, width: int, height: int) -> Iterator[str]:
+def _filled(css: str, x: int, y: int, wide: int, high: int) -> Iterator[str]:
     """The rectangles of a box: its tint and, over it, its hatch."""
-    shape = f'x="{x}" y="{y}" width="{width}" height="{height}"'
+    shape = f'x="{x}" y="{y}" width="{wide}" height="{high}"'
     yield f'<rect class="body" {shape}/>'
     if css in _LOOK and _LOOK[css][2]:
         yield f'<rect fill="url(#hatch-{css})" {shape}/>'
@@ -414,10 +415,11 @@ def _text(x: int, y: int, css: str, line: str, anchor: str = "start") -> str:
 
 
 def _rules() -> Iterator[str]:
-    for css, (size, _, more) in _TYPE.items():
+    for css, (size, _, more) in TYPE.items():
         yield f".{css}{{font-size:{size}px;{more}}}"
     for css, (colour, tint, _, _) in _LOOK.items():
         yield f".{css} .body{{fill:{colour};fill-opacity:{tint};stroke:{colour}}}"
+        yield f".{css}.true{{fill:{colour};fill-opacity:{max(tint, 0.4)}}}"
     yield _STYLE
 
 
@@ -428,42 +430,3 @@ def _hatches(kinds: set[str]) -> Iterator[str]:
                 f'<pattern id="hatch-{css}" width="8" height="8" patternUnits="userSpaceOnUse">'
                 f'<path d="{hatch}" style="stroke:{colour};stroke-opacity:.3"/></pattern>'
             )
-
-
-# -- text ------------------------------------------------------------------------------------------
-
-
-def _width(text: str, css: str) -> float:
-    """Estimate the width of a text in pixels, on the safe side for the usual fonts."""
-    size, factor, _ = _TYPE[css.partition(" ")[0]]
-    return sum(_em(char, css[:4]) for char in text) * size * factor
-
-
-@lru_cache(maxsize=4096)
-def _em(char: str, css: str) -> float:
-    if unicodedata.east_asian_width(char) in ("W", "F") or ord(char) > 0xFFFF:
-        return 1.05
-    if css == "addr":
-        return 0.62
-    return next((em for chars, em in _EMS if char in chars), 0.84)
-
-
-def _fit(text: str, css: str, room: float) -> str:
-    """Cut a text to a width, with an ellipsis; nothing is left where nothing fits."""
-    widths = list(accumulate(_width(char, css) for char in text))
-    if not widths or widths[-1] <= room:
-        return text
-    keep = bisect_right(widths, room - _width("…", css))
-    return text[:keep].rstrip() + "…" if keep else ""
-
-
-def _wrap(text: str, css: str, room: float, most: int) -> list[str]:
-    """Break a text into at most so many lines; the last one is cut."""
-    lines = [""]
-    for word in one_line(text).split():
-        longer = f"{lines[-1]} {word}".lstrip()
-        if lines[-1] and len(lines) < most and _width(longer, css) > room:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return [_fit(line, css, room) for line in lines]
