@@ -287,7 +287,7 @@ class TestCapture:
         assert run("capture", "--host", "lab-vtd-39") == 0
         shown = capsys.readouterr()
         assert json.loads(shown.out)["name"] == "lab-vtd-39"
-        assert shown.err.startswith("CAPTURED: 8 IOMMU groups, 10 devices")
+        assert shown.err.startswith("CAPTURED: 10 IOMMU groups, 13 devices")
 
     def test_capture_answers_as_json_beside_a_file_only(
         self, capsys: Output, tmp_path: Path
