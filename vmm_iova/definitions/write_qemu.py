@@ -107,10 +107,10 @@ def cpu_with_bits(cpu: str, bits: int) -> str:
     `host` obeys host-phys-bits-limit alone, and a model phys-bits alone (tried on QEMU 7.2.22,
     10.0.13 and 11.1.3).
     """
-    model, *rest = cpu.split(",")
-    kept = [item for item in rest if item.partition("=")[0] not in _BITS]
+    model, *rest = cpu.replace(",,", "\0").split(",")  # two commas are one that separates nothing
+    kept = [item for item in rest if item and item.partition("=")[0] not in _BITS]
     named = "host-phys-bits-limit" if keys(model, "m").get("m") in ("host", "max") else "phys-bits"
-    return ",".join([model, *kept, f"{named}={bits}"])
+    return ",".join([model, *kept, f"{named}={bits}"]).replace("\0", ",,")
 
 
 _BITS = ("host-phys-bits-limit", "phys-bits", "host-phys-bits")
