@@ -504,12 +504,13 @@ def compare(real: World, simulated: World, ops: Sequence[Op], seed: int) -> dict
     seen: dict[str, int] = {}
     for index, op in enumerate(ops):
         told, ours = real.do(op), simulated.do(op)
+        raised = ""
         if real.device is not None and simulated.device is not None:
-            real.device.keep_up(simulated.device)
-        if told != ours and not _leftover(op, told, ours):
+            raised = "" if real.device.keeps_up(simulated.device) else " and an interrupt is raised"
+        if raised or (told != ours and not _leftover(op, told, ours)):
             before = "\n".join(f"  {each}" for each in ops[max(index - 12, 0) : index])
             raise DivergenceError(
-                f"seed {seed}, call {index}: {op}\n real:      {told}\n simulated: {ours}\n"
+                f"seed {seed}, call {index}: {op}\n real:      {told}\n simulated: {ours}{raised}\n"
                 f"after\n{before}\nsimulated state: {simulated.state()}"
             )
         key = f"{op.name} {'refused ' + str(told.errno) if told.errno else 'taken'}"

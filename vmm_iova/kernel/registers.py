@@ -307,7 +307,7 @@ class Device:
             self._kernel.ioctl(self.fd, uapi.DEVICE_GET_IRQ_INFO, arg)
         except OSError as exc:
             if index == _ERROR and exc.errno == errno.EINVAL:
-                return 0  # the kernel knows no errors of a device that is not PCI Express
+                return 0  # before about 7.1, of a device that is not PCI Express
             raise DmaError(
                 f"{self.bdf} does not say how many {kind} it has: {exc.strerror}",
                 errno=exc.errno or 0,

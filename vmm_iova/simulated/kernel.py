@@ -286,6 +286,9 @@ class SimulatedKernel:
             kind = KINDS[self._kinds.get(bdf, "edu")]
             self._devices[bdf] = kind(partial(self._dma, bdf))
             self._devices[bdf].widest = 8 if self.settings.release >= (6, 11) else 4
+            # KERNEL: "vfio: Remove the pcie check for VFIO_PCI_ERR_IRQ_INDEX" of March 2026; 7.3
+            # has it, 6.12 does not.
+            self._devices[bdf].reports_errors |= self.settings.release >= (7, 1)
         return self._devices[bdf]
 
     def device(self, bdf: str) -> SimPci:

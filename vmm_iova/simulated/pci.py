@@ -49,6 +49,7 @@ class SimPci:
     Attributes:
         resets: whether the kernel has a way to reset it.
         sparse: areas of BAR 0 that may be mapped, as a driver of its own would say; None for all.
+        reports_errors: whether it has the error interrupt.
         widest: bytes of the widest access that the kernel makes for one of user space.
         windows: how many mappings of registers there are.
     """
@@ -67,6 +68,7 @@ class SimPci:
         self._dma = dma
         self.resets = True
         self.sparse: tuple[tuple[int, int], ...] | None = None
+        self.reports_errors = self.express
         self.widest = 8
         self.windows = 0
         self._kind: int | None = None
@@ -266,7 +268,7 @@ class SimPci:
     def irq_info(self, arg: bytearray) -> int:
         """VFIO_DEVICE_GET_IRQ_INFO."""
         argsz, _, index, _ = uapi.IRQ_INFO.codec.unpack_from(arg)
-        known = index < IRQS and (index != ERROR or self.express)
+        known = index < IRQS and (index != ERROR or self.reports_errors)
         if argsz < uapi.IRQ_INFO.size or not known:
             raise refuse(errno.EINVAL)
         more = uapi.IRQ_INFO_NORESIZE
@@ -278,7 +280,7 @@ class SimPci:
 
     def _count(self, index: int) -> int:
         if index == ERROR:
-            return int(self.express)
+            return int(self.reports_errors)
         return 1 if index == REQUEST else self.irqs.get(index, 0)
 
     def set_irqs(self, arg: bytearray) -> int:
@@ -298,7 +300,7 @@ class SimPci:
             values = struct.unpack_from(f"={count}{code}", arg, uapi.IRQ_SET.size)
         if index == INTX and action in (uapi.IRQ_MASK, uapi.IRQ_UNMASK):
             self._mask_line(action == uapi.IRQ_MASK, data, count, values)
-        elif action != uapi.IRQ_TRIGGER or (index == ERROR and not self.express):
+        elif action != uapi.IRQ_TRIGGER or (index == ERROR and not self.reports_errors):
             raise refuse(errno.ENOTTY)
         elif index in (ERROR, REQUEST):
             self._set_single(index, data, count, values)
