@@ -9,6 +9,7 @@
 Planning needs nothing of this; importing it needs Linux.
 """
 
+from vmm_iova.kernel.book import LiveMapping, LiveMappings, Mappable
 from vmm_iova.kernel.caps import DeviceFacts, Type1Facts, ZpciFacts
 from vmm_iova.kernel.device import (
     DeviceSite,
@@ -28,14 +29,7 @@ from vmm_iova.kernel.registers import (
     Width,
     device_facts,
 )
-from vmm_iova.kernel.space import (
-    AddressSpace,
-    LiveMapping,
-    LiveMappings,
-    Mappable,
-    SpaceFacts,
-    SpaceKind,
-)
+from vmm_iova.kernel.space import AddressSpace, SpaceFacts, SpaceKind
 from vmm_iova.kernel.syscalls import LINUX, Kernel, LinuxKernel, LockBudget
 from vmm_iova.kernel.type1 import Type1Container
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vmm_iova.errors import PlacementError
-    from vmm_iova.kernel.space import AddressSpace, LiveMapping, SpaceFacts
+    from vmm_iova.kernel.book import LiveMapping
+    from vmm_iova.kernel.space import AddressSpace, SpaceFacts
     from vmm_iova.mapping.piece import Piece
 
 
