@@ -61,7 +61,7 @@ def _extensions() -> list[Extension]:
     flags = ["-g0", "-fno-strict-aliasing"]
     flags.append("-Wno-psabi")  # vectors never cross a call that is not inlined
     links = ["-s"]
-    hot, cold = ["-O3"], ["-O2"]
+    hot = cold = ["-O2"]
     macros = []
     if os.environ.get("VMM_IOVA_BASELINE") == "1":
         macros.append(("VMM_IOVA_BASELINE", "1"))

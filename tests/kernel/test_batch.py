@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vmm_iova import AddrRange
 from vmm_iova.kernel import batch, uapi, uapi_iommufd
-from vmm_iova.kernel.space import LiveMappings
+from vmm_iova.kernel.book import LiveMappings
 from vmm_iova.mapping import Piece
 
 COMPILED = importlib.util.find_spec("vmm_iova.kernel._ioctl") is not None
@@ -69,8 +69,9 @@ def test_value_beyond_64_bits_raises(packed: Callable[[list[Piece]], bytearray])
 
 def test_batch_in_the_book_is_found_by_every_question() -> None:
     live = LiveMappings()
-    live.add_many([Piece(0x3000, 0x1000, 7), Piece(0x1000, 0x1000, 5)], ("vmm.py", 12))
-    live.add(0x8000, 0x1000, 9, ("vmm.py", 13), read=True, write=True)
+    code = compile("", "vmm.py", "exec").replace(co_firstlineno=12)
+    live.add_many([Piece(0x3000, 0x1000, 7), Piece(0x1000, 0x1000, 5)], (code, 99))
+    live.add(0x8000, 0x1000, 9, (code, 99), read=True, write=True)
 
     assert [item.range.start for item in live] == [0x1000, 0x3000, 0x8000]
     assert (len(live), 0x3000 in live, live.at(0x1000).place) == (3, True, "vmm.py:12")

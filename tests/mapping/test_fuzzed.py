@@ -13,7 +13,7 @@ from fuzz.targets import capabilities as caps_target
 from fuzz.targets import mapping as mapping_target
 from vmm_iova.errors import IovaError
 from vmm_iova.kernel import caps
-from vmm_iova.kernel.space import LiveMappings
+from vmm_iova.kernel.book import LiveMappings
 from vmm_iova.mapping import DynamicMaps
 
 TARGETS = [caps_target.one_input, mapping_target.one_input]

@@ -10,6 +10,7 @@ Planning needs nothing of this; importing it needs Linux.
 """
 
 from vmm_iova.host.facts import SpaceKind
+from vmm_iova.kernel.book import LiveMapping, LiveMappings, Mappable
 from vmm_iova.kernel.caps import DeviceFacts, Type1Facts, ZpciFacts
 from vmm_iova.kernel.device import (
     DeviceSite,
@@ -29,13 +30,7 @@ from vmm_iova.kernel.registers import (
     Width,
     device_facts,
 )
-from vmm_iova.kernel.space import (
-    AddressSpace,
-    LiveMapping,
-    LiveMappings,
-    Mappable,
-    SpaceFacts,
-)
+from vmm_iova.kernel.space import AddressSpace, SpaceFacts
 from vmm_iova.kernel.syscalls import LINUX, Kernel, LinuxKernel, LockBudget, RegisterWindow
 from vmm_iova.kernel.type1 import Type1Container
 from vmm_iova.kernel.windows import Windows

@@ -12,7 +12,7 @@ from vmm_iova.kernel import uapi_iommufd as abi
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm_iova.kernel.space import Mappable
+    from vmm_iova.kernel.book import Mappable
 
 __all__ = [
     "IOAS_MAP",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Self
 
 from vmm_iova import remedies as say
 from vmm_iova.errors import ClosedError, DmaError
-from vmm_iova.kernel.space import caller
-from vmm_iova.kernel.syscalls import hold
+from vmm_iova.kernel.book import caller
+from vmm_iova.kernel.syscalls import hold, is_direct
 
 if TYPE_CHECKING:
     from vmm_iova.kernel.syscalls import Kernel, LockBudget
@@ -35,6 +35,7 @@ class Handle:
     def __init__(self, kernel: Kernel, path: str, what: str, hint: str | None) -> None:
         self._fds: list[int] = []  # one, or none: closed
         self._kernel = kernel
+        self.direct = is_direct(kernel)
         self._what = what
         self._place = "{}:{}".format(*caller())
         try:
@@ -67,9 +68,10 @@ class Handle:
         Raises:
             ClosedError: it is closed.
         """
-        for fd in self._fds:
-            return fd
-        raise ClosedError(f"the {self._what} opened at {self._place} is closed")
+        try:
+            return self._fds[0]
+        except IndexError:
+            raise ClosedError(f"the {self._what} opened at {self._place} is closed") from None
 
     @property
     def kernel(self) -> Kernel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import struct
 from typing import TYPE_CHECKING, Self
 
@@ -15,29 +16,30 @@ from vmm_iova.errors import ClosedError, DmaError, UnknownNameError
 from vmm_iova.kernel import uapi_iommufd as abi
 from vmm_iova.kernel.batch import IOAS_MAP as _MAP
 from vmm_iova.kernel.batch import pack_ioas
+from vmm_iova.kernel.book import LiveMappings, caller, spot
 from vmm_iova.kernel.dirty import DirtyTables
 from vmm_iova.kernel.handle import IOMMUFD_MAP_HINTS, map_refusal
 from vmm_iova.kernel.registers import Device
 from vmm_iova.kernel.space import (
     Doubtful,
-    LiveMappings,
     SpaceFacts,
-    caller,
     empty,
     no_number,
     no_numbers,
     undo_doubtful,
+    unmap_directly,
     unmap_exactly,
+    unmap_refusal,
 )
-from vmm_iova.kernel.syscalls import Kernel, LockBudget, UserBuffer
+from vmm_iova.kernel.syscalls import Kernel, LockBudget, UserBuffer, _ioctl
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, Hva, Iova, MappableRanges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from vmm_iova.host.facts import SpaceKind
+    from vmm_iova.kernel.book import Entry, Mappable, Spot
     from vmm_iova.kernel.iommufd import Iommufd, VfioCdev
-    from vmm_iova.kernel.space import Mappable
 
 _MAP_NAME = "IOMMU_IOAS_MAP"
 _UNMAP = struct.Struct("=IIQQ")
@@ -273,7 +275,7 @@ class Ioas:
 
         Complexity: one ioctl a piece; the interpreter's lock is released for all of them together.
         """
-        place = caller()
+        place = spot()
         try:
             records = pack_ioas(pieces, self.id)
             done, number = self.iommufd.call_many(abi.IOAS_MAP, records, _MAP.size)
@@ -302,7 +304,10 @@ class Ioas:
         self, fixed: bool, hva: Hva, size: int, iova: Iova, *, read: bool, write: bool
     ) -> Iova:
         flags = _flags(fixed, read, write)
-        place = caller(3)
+        place = spot(3)
+        if fixed and self.iommufd.direct:
+            self._map_directly(flags, hva, size, iova, (size, hva, read, write, place))
+            return iova
         try:
             arg = bytearray(_MAP.pack(40, flags, self.id, 0, hva, size, iova))
         except struct.error as exc:
@@ -320,7 +325,25 @@ class Ioas:
             raise
         return placed
 
-    def _undo(self, fixed: bool, placed: Iova, size: int, hva: Hva, place: tuple[str, int]) -> None:
+    def _map_directly(self, flags: int, hva: Hva, size: int, iova: Iova, entry: Entry) -> None:
+        """Map at a fixed place through C, which notes it where the call is made."""
+        try:
+            book = self.live.opened(iova)
+            number = _ioctl.map_ioas(
+                self.iommufd.fd, abi.IOAS_MAP, book, self.id, flags, iova, hva, size, entry
+            )
+            if number:
+                raise OSError(number, os.strerror(number))
+        except OSError as exc:
+            number = exc.errno or 0
+            raise map_refusal(_MAP_NAME, IOMMUFD_MAP_HINTS, iova, hva, size, number) from exc
+        except (OverflowError, TypeError) as exc:
+            raise no_number(iova=iova, hva=hva, size=size) from exc
+        except BaseException:
+            self._undo(True, iova, size, hva, entry[4])
+            raise
+
+    def _undo(self, fixed: bool, placed: Iova, size: int, hva: Hva, place: Spot) -> None:
         """Take back what an interrupted call may have mapped."""
         # Where the kernel was to choose and has not, there still is the 0 that it never chooses.
         if fixed or placed:
@@ -392,7 +415,7 @@ class Ioas:
     ) -> Iova:
         """Make a call that maps and answers where, and note it."""
         at = abi.COMMANDS[request].offsets["dst_iova" if request == abi.IOAS_COPY else "iova"][0]
-        place = caller(3)
+        place = spot(3)
         try:
             self.iommufd.call(name, request, arg, hints=IOMMUFD_MAP_HINTS, iova=iova, length=size)
             placed: Iova = _ADDRESS.unpack_from(arg, at)[0]
@@ -415,6 +438,10 @@ class Ioas:
             DmaError: `ENOENT`, `EBUSY`.
             PartialUnmapError: it removed another number of bytes.
         """
+        if self.iommufd.direct:
+            return unmap_directly(
+                self, "IOMMU_IOAS_UNMAP", (self.iommufd.fd, abi.IOAS_UNMAP, self.id), iova, size
+            )
         return unmap_exactly(self, "IOMMU_IOAS_UNMAP", iova, size)
 
     def unmap_range(self, iova: Iova, size: int) -> int:
@@ -424,16 +451,11 @@ class Ioas:
         """
         try:
             arg = bytearray(_UNMAP.pack(24, self.id, iova, size))
+            self.iommufd.ioctl(abi.IOAS_UNMAP, arg)
         except struct.error as exc:
             raise no_number(iova=iova, size=size) from exc
-        self.iommufd.call(
-            "IOMMU_IOAS_UNMAP",
-            abi.IOAS_UNMAP,
-            arg,
-            message=f"the kernel does not unmap {size:#x} bytes at {iova:#x}",
-            iova=iova,
-            length=size,
-        )
+        except OSError as exc:
+            raise unmap_refusal("IOMMU_IOAS_UNMAP", iova, size, exc.errno or 0) from exc
         unmapped: int = _UNMAP.unpack_from(arg)[3]
         return unmapped
 

@@ -30,7 +30,7 @@ from vmm_iova.brief import brief
 from vmm_iova.host.load import load_host
 
 try:
-    from vmm_iova.kernel import _ioctl
+    from vmm_iova.kernel import _ioctl as _ioctl  # the others take it from here
 except ImportError:  # not compiled: the loop in Python does the same
     _ioctl = None  # type: ignore[assignment]
 
@@ -252,6 +252,11 @@ class LinuxKernel:
 
 LINUX = LinuxKernel()
 """The kernel that this process runs on, with paths as they are."""
+
+
+def is_direct(kernel: Kernel) -> bool:
+    """Whether C may make the ioctls of this kernel itself: they are those of the process."""
+    return _ioctl is not None and getattr(kernel, "ioctl", None) is fcntl.ioctl
 
 
 class UserBuffer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import struct
 from typing import TYPE_CHECKING
 
@@ -17,21 +18,22 @@ from vmm_iova.errors import DmaError, EvidenceError, UnknownNameError
 from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel.batch import TYPE1_MAP as _MAP
 from vmm_iova.kernel.batch import pack_type1
+from vmm_iova.kernel.book import LiveMappings, spot
 from vmm_iova.kernel.group import VfioGroup
 from vmm_iova.kernel.handle import ATTACH_HINTS, TYPE1_MAP_HINTS, Handle, map_refusal
 from vmm_iova.kernel.registers import Device
 from vmm_iova.kernel.space import (
     Doubtful,
-    LiveMappings,
     SpaceFacts,
-    caller,
     empty,
     no_number,
     no_numbers,
     undo_doubtful,
+    unmap_directly,
     unmap_exactly,
+    unmap_refusal,
 )
-from vmm_iova.kernel.syscalls import LINUX, Kernel, UserBuffer
+from vmm_iova.kernel.syscalls import LINUX, Kernel, UserBuffer, _ioctl
 from vmm_iova.kernel.windows import Windows
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, Iova
 
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmm_iova.host.facts import SpaceKind
-    from vmm_iova.kernel.space import Mappable
+    from vmm_iova.kernel.book import Mappable
     from vmm_iova.ranges import Hva
 
 _MAP_NAME = "VFIO_IOMMU_MAP_DMA"
@@ -321,14 +323,24 @@ class Type1Container(Handle):
 
         Source: vfio_dma_do_map (Linux 7.3).
         """
-        place = caller()
+        place = spot()
+        flags = (uapi.MAP_READ if read else 0) | (uapi.MAP_WRITE if write else 0)
         try:
-            buffer = bytearray(_MAP.pack(32, _flags(read, write), hva, iova, size))
-            self.ioctl(uapi.IOMMU_MAP_DMA, buffer)
-            self.live.add(iova, size, hva, place, read=read, write=write)
+            if self.direct:
+                entry = (size, hva, read, write, place)
+                book = self.live.opened(iova)
+                number = _ioctl.map_type1(
+                    self.fd, uapi.IOMMU_MAP_DMA, book, flags, iova, hva, size, entry
+                )
+                if number:
+                    raise OSError(number, os.strerror(number))
+            else:
+                buffer = bytearray(_MAP.pack(32, flags, hva, iova, size))
+                self.ioctl(uapi.IOMMU_MAP_DMA, buffer)
+                self.live.add(iova, size, hva, place, read=read, write=write)
         except OSError as exc:
             raise map_refusal(_MAP_NAME, TYPE1_MAP_HINTS, iova, hva, size, exc.errno or 0) from exc
-        except struct.error as exc:
+        except (struct.error, OverflowError, TypeError) as exc:
             raise no_number(iova=iova, hva=hva, size=size) from exc
         except BaseException:
             undo_doubtful(self, [Doubtful(iova, hva, size, read, write)], place)
@@ -345,7 +357,7 @@ class Type1Container(Handle):
 
         Complexity: one ioctl a piece; the interpreter's lock is released for all of them together.
         """
-        place = caller()
+        place = spot()
         try:
             records = pack_type1(pieces)
             done, number = self.call_many(uapi.IOMMU_MAP_DMA, records, _MAP.size)
@@ -371,22 +383,21 @@ class Type1Container(Handle):
             DmaError: the kernel refused.
             PartialUnmapError: it removed another number of bytes.
         """
+        if self.direct:
+            return unmap_directly(
+                self, "VFIO_IOMMU_UNMAP_DMA", (self.fd, uapi.IOMMU_UNMAP_DMA, 0), iova, size
+            )
         return unmap_exactly(self, "VFIO_IOMMU_UNMAP_DMA", iova, size)
 
     def unmap_range(self, iova: Iova, size: int, *, flags: int = 0) -> int:
         """Make the bare ioctl, without the book of live mappings; return the bytes it removed."""
         try:
             buffer = bytearray(_UNMAP.pack(24, flags, iova, size))
+            self.ioctl(uapi.IOMMU_UNMAP_DMA, buffer)
         except struct.error as exc:
             raise no_number(iova=iova, size=size) from exc
-        self.call(
-            "VFIO_IOMMU_UNMAP_DMA",
-            uapi.IOMMU_UNMAP_DMA,
-            buffer,
-            message=f"the kernel does not unmap {size:#x} bytes at {iova:#x}",
-            iova=iova,
-            length=size,
-        )
+        except OSError as exc:
+            raise unmap_refusal("VFIO_IOMMU_UNMAP_DMA", iova, size, exc.errno or 0) from exc
         unmapped: int = _UNMAP.unpack_from(buffer)[3]
         return unmapped
 
@@ -489,7 +500,3 @@ class Type1Container(Handle):
         for number in reversed(list(self._groups)):
             self._forget_group(number)
         super().close()
-
-
-def _flags(read: bool, write: bool) -> int:
-    return (uapi.MAP_READ if read else 0) | (uapi.MAP_WRITE if write else 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from vmm_iova.allocator import IovaAllocator
 from vmm_iova.errors import ClosedError
-from vmm_iova.kernel.space import caller
+from vmm_iova.kernel.book import caller
 from vmm_iova.ranges import AddrRange, Iova, RangeSet
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Self
 
 from vmm_iova.errors import DmaError, MappingError, PrecheckError, RequestError, UndoError
-from vmm_iova.kernel.space import caller
+from vmm_iova.kernel.book import caller
 from vmm_iova.mapping.precheck import precheck
 from vmm_iova.ranges import ADDRESS_LAST, MIB
 

@@ -16,7 +16,7 @@ import weakref
 from typing import TYPE_CHECKING, Literal, Self
 
 from vmm_iova.errors import ClosedError, DmaError, RequestError
-from vmm_iova.kernel.space import caller
+from vmm_iova.kernel.book import caller
 from vmm_iova.kernel.syscalls import PAGE_SIZE, hold
 from vmm_iova.mapping.piece import Piece
 from vmm_iova.ranges import GIB, MIB, Hva, Iova, check_granule

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from vmm_iova.errors import PlacementError
     from vmm_iova.host.usable import Usable
-    from vmm_iova.kernel.space import AddressSpace, LiveMapping, SpaceFacts
+    from vmm_iova.kernel.book import LiveMapping
+    from vmm_iova.kernel.space import AddressSpace, SpaceFacts
     from vmm_iova.ranges import AddrRange, MappableRanges
 
 

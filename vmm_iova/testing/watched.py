@@ -11,7 +11,7 @@ from vmm_iova.errors import RequestError
 from vmm_iova.host.load import load_host
 from vmm_iova.kernel import uapi
 from vmm_iova.kernel import uapi_iommufd as abi
-from vmm_iova.kernel.space import caller
+from vmm_iova.kernel.book import caller
 from vmm_iova.simulated import SimGroup, SimulatedKernel
 
 if TYPE_CHECKING:

@@ -138,7 +138,7 @@ static int iova_insert(iova_tree *t, uint64_t start, uint64_t len)
 IOVA_INLINE int allocate_first(iova_tree *t, uint64_t len, int k, uint64_t mask, uint64_t *place)
 {
 	iova_path p;
-	uint32_t i = fresh_first8(plane_of(t->root, k)->top, len);
+	uint32_t i = first8(plane_of(t->root, k)->top, len);
 
 	if (i == 8)
 		return IOVA_NONE;

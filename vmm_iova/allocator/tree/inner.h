@@ -21,7 +21,7 @@ IOVA_INLINE uint32_t inner_seek(const iova_inner *n, uint64_t x)
 /* The first child that has `need`: one has. */
 IOVA_INLINE uint32_t plane_hit(const iova_plane *p, uint64_t need)
 {
-	uint32_t group = fresh_first8(p->top, need);
+	uint32_t group = first8(p->top, need);
 
 	return 8 * group + first8(p->at + 8 * group, need);
 }
@@ -263,17 +263,18 @@ static void path_refresh(const iova_tree *t, const iova_path *p)
 }
 
 /* The leaf has `most` at most in plane k now, and had more: note it there and above.
- * PERF: every level is set in any case, for whether it changes is a coin toss.
+ * PERF: the first level is set in any case, for whether it changes is a coin toss.
  */
 IOVA_INLINE void path_lower(const iova_tree *t, const iova_path *p, int k, uint64_t most)
 {
-	for (int level = 1;; level++) {
+	plane_set(plane_of(p->node[1], k), p->at[1], most);
+	for (int level = 2; level <= t->height; level++) {
 		iova_plane *plane = plane_of(p->node[level], k);
 
-		plane_set(plane, p->at[level], most);
-		if (level == t->height)
+		most = max8(plane_of(p->node[level - 1], k)->top);
+		if (plane->at[p->at[level]] == most)
 			break;
-		most = max8(plane->top);
+		plane_set(plane, p->at[level], most);
 	}
 }
 

@@ -17,6 +17,8 @@ enum { IOVA_WIDTH = 4 };
 typedef int32_t lanes __attribute__((vector_size(4 * IOVA_WIDTH)));
 typedef int32_t lanes_at __attribute__((vector_size(4 * IOVA_WIDTH), aligned(4), may_alias));
 
+typedef uint64_t words __attribute__((vector_size(4 * IOVA_WIDTH)));
+
 IOVA_INLINE lanes load(const void *at)
 {
 	return *(const lanes_at *)at;
@@ -235,11 +237,8 @@ IOVA_INLINE void lanes_down(int32_t *numbers, uint32_t from)
 IOVA_INLINE void pairs_open(void *pairs, uint32_t from, uint64_t value)
 {
 	lanes at = all(2 * (int32_t)from), at_next = all(2 * (int32_t)from + 2), here;
-	uint64_t copies[IOVA_WIDTH / 2];
 
-	for (int i = 0; i < IOVA_WIDTH / 2; i++)
-		copies[i] = value;
-	here = load(copies);
+	here = (lanes)((words){ 0 } + value);
 #pragma GCC unroll 16
 	for (int c = IOVA_LANES - IOVA_WIDTH; c >= 0; c -= IOVA_WIDTH) {
 		char *to = (char *)pairs + 4 * c;
@@ -264,8 +263,10 @@ IOVA_INLINE void pairs_close(void *pairs, uint32_t from)
 
 /* --- groups of eight numbers of 64 bits, without sign --- */
 
-/* Bit i: v[i] is below x. One by one: for numbers of which one was just written. */
-IOVA_INLINE unsigned fresh_below8(const uint64_t *v, uint64_t x)
+/* Bit i: v[i] is below x.
+ * PERF: one by one, for one of them was mostly written just now, alone; keys are not.
+ */
+IOVA_INLINE unsigned below8(const uint64_t *v, uint64_t x)
 {
 	unsigned bits = 0;
 
@@ -288,27 +289,16 @@ IOVA_INLINE __m256i signed_all(uint64_t x)
 	return _mm256_set1_epi64x((int64_t)(x ^ (uint64_t)1 << 63));
 }
 
-/* Bit i: v[i] is below x, or above it. */
-IOVA_INLINE unsigned bits8(__m256i low, __m256i high)
+/* Bit i: v[i] is above x. */
+IOVA_INLINE unsigned above8(const uint64_t *v, uint64_t x)
 {
+	__m256i low = _mm256_cmpgt_epi64(signed_at(v), signed_all(x));
+	__m256i high = _mm256_cmpgt_epi64(signed_at(v + 4), signed_all(x));
+
 	return (unsigned)_mm256_movemask_pd((__m256d)low) |
 	       (unsigned)_mm256_movemask_pd((__m256d)high) << 4;
 }
-
-IOVA_INLINE unsigned below8(const uint64_t *v, uint64_t x)
-{
-	return bits8(_mm256_cmpgt_epi64(signed_all(x), signed_at(v)),
-		     _mm256_cmpgt_epi64(signed_all(x), signed_at(v + 4)));
-}
-
-IOVA_INLINE unsigned above8(const uint64_t *v, uint64_t x)
-{
-	return bits8(_mm256_cmpgt_epi64(signed_at(v), signed_all(x)),
-		     _mm256_cmpgt_epi64(signed_at(v + 4), signed_all(x)));
-}
 #else
-#define below8 fresh_below8
-
 IOVA_INLINE unsigned above8(const uint64_t *v, uint64_t x)
 {
 	unsigned bits = 0;
@@ -340,11 +330,6 @@ IOVA_INLINE uint32_t least8(const uint64_t *v, uint64_t x)
 IOVA_INLINE uint32_t first8(const uint64_t *v, uint64_t x)
 {
 	return (uint32_t)__builtin_ctz(~below8(v, x));
-}
-
-IOVA_INLINE uint32_t fresh_first8(const uint64_t *v, uint64_t x)
-{
-	return (uint32_t)__builtin_ctz(~fresh_below8(v, x));
 }
 
 /* How many of eight ascending numbers are at most x. */

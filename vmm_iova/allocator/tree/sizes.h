@@ -145,7 +145,7 @@ static int sizes_ready(iova_tree *t)
 						   ((size_t)t->height + 4) * (inner_blocks(t) + 1));
 }
 
-IOVA_INLINE void sizes_add(iova_tree *t, uint64_t start, uint64_t size)
+static __attribute__((noinline)) void sizes_add(iova_tree *t, uint64_t start, uint64_t size)
 {
 	iova_sizes *s = t->sizes;
 	iova_gaps *g = s->root;
@@ -222,7 +222,7 @@ static void gaps_join(iova_tree *t, iova_gaps_path *p, int level)
 	gaps_note(t, up, level, i, low);
 }
 
-IOVA_INLINE void sizes_drop(iova_tree *t, uint64_t start, uint64_t size)
+static __attribute__((noinline)) void sizes_drop(iova_tree *t, uint64_t start, uint64_t size)
 {
 	iova_sizes *s = t->sizes;
 	iova_gaps_path *p = &s->found;
@@ -320,21 +320,20 @@ typedef struct {
 	uint64_t start, size;
 } iova_gap;
 
-/* Up to two gaps are gone, and up to two have come; those of no size do not count. */
-static int sizes_change(iova_tree *t, iova_gap gone, iova_gap gone_too, iova_gap come,
-			   iova_gap come_too)
+/* Up to two gaps are gone, and up to two have come; those of no size do not count.
+ * PERF: no loop over an array: it is read wider than it was just written, which waits.
+ */
+IOVA_INLINE void sizes_change(iova_tree *t, iova_gap gone, iova_gap gone_too, iova_gap come,
+			      iova_gap come_too)
 {
-	iova_gap g[4] = { gone, gone_too, come, come_too };
-
-#pragma GCC unroll 1
-	for (int i = 0; i < 2; i++)
-		if (g[i].size)
-			sizes_drop(t, g[i].start, g[i].size);
-#pragma GCC unroll 1
-	for (int i = 2; i < 4; i++)
-		if (g[i].size)
-			sizes_add(t, g[i].start, g[i].size);
-	return 1;
+	if (gone.size)
+		sizes_drop(t, gone.start, gone.size);
+	if (gone_too.size)
+		sizes_drop(t, gone_too.start, gone_too.size);
+	if (come.size)
+		sizes_add(t, come.start, come.size);
+	if (come_too.size)
+		sizes_add(t, come_too.start, come_too.size);
 }
 
 static void gaps_clear(iova_tree *t, int level, iova_gaps *g)
