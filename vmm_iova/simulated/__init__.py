@@ -7,7 +7,8 @@
 The lab runs the same random calls on it and on booted kernels; where they differ, it is wrong.
 """
 
-from vmm_iova.simulated.kernel import DeviceKind, SimulatedKernel
+from vmm_iova.simulated.devices import DeviceKind
+from vmm_iova.simulated.kernel import SimulatedKernel
 from vmm_iova.simulated.model import RegionWord, SimGroup
 from vmm_iova.simulated.pci import SimPci
 

@@ -15,39 +15,32 @@ from __future__ import annotations
 import errno
 import itertools
 import struct
-from functools import partial
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
-from vmm_iova.errors import RequestError, UnknownNameError
 from vmm_iova.host.facts import Limits
 from vmm_iova.kernel import uapi
 from vmm_iova.kernel.syscalls import Kernel, LockBudget, ioctl_one_by_one
 from vmm_iova.ranges import BASE_PAGE, MIB, AddrRange, RangeSet
-from vmm_iova.simulated.edu import SimEdu
+from vmm_iova.simulated.devices import SimDevices
 from vmm_iova.simulated.faults import Fault, due
 from vmm_iova.simulated.files import DeviceFile, GroupFile, device_call, do_dma
 from vmm_iova.simulated.host import groups_of, host_of, release_of, with_a_device
 from vmm_iova.simulated.iommufd import SimIommufd
 from vmm_iova.simulated.model import SimGroup, SimMemory, SimSettings, refuse
-from vmm_iova.simulated.nvme import SimNvme
 from vmm_iova.simulated.objects import SimDevice
 from vmm_iova.simulated.sysfs import NodeKind, SimSysfs
 from vmm_iova.simulated.type1 import SimContainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from vmm_iova.host.evidence import Aperture
     from vmm_iova.host.host import Host
     from vmm_iova.kernel.syscalls import RegisterWindow
+    from vmm_iova.simulated.devices import DeviceKind
     from vmm_iova.simulated.model import SimArea
-    from vmm_iova.simulated.pci import Dma, SimPci
+    from vmm_iova.simulated.pci import SimPci
 
-
-DeviceKind = Literal["edu", "nvme"]
-"""What is behind a device: QEMU's `edu`, which copies, or a disk."""
-
-KINDS: dict[DeviceKind, Callable[[Dma], SimPci]] = {"edu": SimEdu, "nvme": SimNvme}
 
 _File = SimContainer | SimIommufd | GroupFile | DeviceFile
 
@@ -105,9 +98,7 @@ class SimulatedKernel:
         )
         self.faults: list[Fault] = []
         self._host: Host | None = None
-        self._kinds = dict(kinds or {})
-        _check_kinds(self._kinds, self.devices())
-        self._devices: dict[str, SimPci] = {}
+        self._devices = SimDevices(self.devices, kinds or {}, self._dma, release)
         self.calls = 0
         self._files: dict[int, _File] = {}
         # Above every descriptor that a process can have, so that none is mistaken for a real one.
@@ -204,7 +195,7 @@ class SimulatedKernel:
         if isinstance(node, SimGroup):
             file = self._open_group(node)
         elif isinstance(node, tuple):
-            file = DeviceFile(*node, None, self._pci(node[0]))
+            file = DeviceFile(*node, None, self._devices.get(node[0]))
         elif node is NodeKind.CONTAINER and not self.settings.compat_container:
             file = SimContainer(self.settings, self.memory)
         else:
@@ -280,28 +271,13 @@ class SimulatedKernel:
             fault.change(arg)
         return answer
 
-    def _pci(self, bdf: str) -> SimPci:
-        """Return the registers of a device, which outlive its files."""
-        if bdf not in self._devices:
-            kind = KINDS[self._kinds.get(bdf, "edu")]
-            self._devices[bdf] = kind(partial(self._dma, bdf))
-            self._devices[bdf].widest = 8 if self.settings.release >= (6, 11) else 4
-            # KERNEL: "vfio: Remove the pcie check for VFIO_PCI_ERR_IRQ_INDEX" of March 2026; 7.3
-            # has it, 6.12 does not.
-            self._devices[bdf].reports_errors |= self.settings.release >= (7, 1)
-        return self._devices[bdf]
-
     def device(self, bdf: str) -> SimPci:
         """Return the device itself, as a test bench has it: `signal`, `sparse`, `resets`.
 
         Raises:
             UnknownNameError: there is no such device.
         """
-        if bdf not in self.devices():
-            raise UnknownNameError(
-                f"there is no device {bdf}", kind="device", name=bdf, known=list(self.devices())
-            )
-        return self._pci(bdf)
+        return self._devices.get(bdf)
 
     def pread(self, fd: int, size: int, offset: int) -> bytes:
         """Read registers of a device."""
@@ -355,7 +331,7 @@ class SimulatedKernel:
 
     def _open_device(self, item: GroupFile, bdf: str) -> int:
         """Open a device through its group; behind an iommufd it is attached at that moment."""
-        file = DeviceFile(bdf, item.group, item, self._pci(bdf))
+        file = DeviceFile(bdf, item.group, item, self._devices.get(bdf))
         container = item.container
         if isinstance(container, SimIommufd):
             file.bound = (container, self._claim(container, bdf, item.group))
@@ -507,15 +483,6 @@ class SimulatedKernel:
 
     def _dma(self, bdf: str, iova: int, size: int, data: bytes | None) -> bytes:
         return do_dma(self._files.values(), self.memory.page, bdf, iova, size, data)
-
-
-def _check_kinds(kinds: Mapping[str, str], devices: Collection[str]) -> None:
-    for bdf, kind in kinds.items():
-        if bdf not in devices or kind not in KINDS:
-            text = f"{bdf} cannot be a {kind!r}; there are {', '.join(KINDS)}"
-            if bdf not in devices:
-                text = f"there is no device {bdf}; there are {', '.join(devices) or 'none'}"
-            raise RequestError(text, field="kinds", value=dict(kinds))
 
 
 _KERNEL: type[Kernel] = SimulatedKernel  # mypy: whatever drives a real kernel drives this one

@@ -78,7 +78,7 @@ class WatchedKernel(SimulatedKernel):
         left += self._opened.values()
         left += [
             f"{item.windows} mappings of the registers of {bdf} are left"
-            for bdf, item in self._devices.items()
+            for bdf, item in self._devices
             if item.windows
         ]
         if self.memory.locked:
