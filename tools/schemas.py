@@ -136,6 +136,14 @@ COST = record(
         "entries": number("map calls"),
         "entry_limit": number("most that the kernel takes (dma_entry_limit)"),
         "entry_limit_known": flag("whether the host states that limit; else it is the default"),
+        "bars": record(
+            "BARs that are mapped for peers, not locked",
+            {
+                "count": number("how many"),
+                "required": number("how many of them peers must reach"),
+                "size": hexa("bytes"),
+            },
+        ),
         "locked": hexa("bytes of memory that are locked"),
         "memlock": maybe(
             {"description": "RLIMIT_MEMLOCK that it needs", "type": ["string", "integer"]}
