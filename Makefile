@@ -12,10 +12,11 @@
 #   make fuzz     each target of fuzz/ for FUZZ_SECONDS (120), two at a time
 #   make mutants  what the tests notice of MUTANTS (300) small changes to the code that decides
 #   make site     the documentation as a site, into build/site; a broken link or a warning fails it
+#   make browser  the site and the pictures in Chromium (CHROMIUM=FILE), by mouse and by keyboard
 #   make docs     write everything in docs/, README.md and share/ anew that is printed or drawn
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: plan check test lint package lab vmm bench long fuzz mutants docs site clean
+.PHONY: plan check test lint package lab vmm bench long fuzz mutants docs site browser clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -51,7 +52,7 @@ lint: $(VENV)/.tested
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.citation-file-format CITATION.cff
 
 package: $(VENV)/.packaged
-	$(BIN)/python -m pytest tools
+	$(BIN)/python -m pytest tools --ignore tools/test_browser.py
 
 lab: $(VENV)/.tested
 	$(BIN)/python -m pytest lab/checks
@@ -80,11 +81,16 @@ mutants: $(VENV)/.tested
 docs: $(VENV)/.tested
 	VMM_IOVA_WRITE_DOCS=1 $(BIN)/python -m pytest -q tests/repo/test_docs.py
 	$(BIN)/python -m tools.manual
+	$(BIN)/python -m tools.schemas
 	$(BIN)/python -m tools.reference
 
 site: $(VENV)/.tested
 	$(PIP) 'vmm-iova[site]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+browser: site
+	$(PIP) 'vmm-iova[browser]'
+	$(BIN)/python -m pytest tools/test_browser.py
 
 clean:
 	rm -rf $(VENV) build map.svg

@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tools import schemas
 from tools.manual import commands
 from vmm_iova.cli.options import EXAMPLES, ROOMS
 from vmm_iova.cli.parser import make_parser
@@ -151,7 +152,8 @@ def errors_page() -> str:
 def files() -> dict[str, str]:
     """Every page that is written, by name."""
     pages = {f"{door}.md": python_page(door) for door in DOORS}
-    return {**pages, "commands.md": commands_page(), "errors.md": errors_page()}
+    more = {"commands.md": commands_page(), "errors.md": errors_page(), "json.md": schemas.page()}
+    return {**pages, **more}
 
 
 def main() -> int:
