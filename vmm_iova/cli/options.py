@@ -50,7 +50,7 @@ EXAMPLES = {
     ),
     "plan": (
         "vmm-iova plan --machine q35 --ram 64G",
-        "vmm-iova plan --ram 64G -s 0000:01:00.0    with its BARs and its group: will it start?",
+        "vmm-iova plan --ram 64G -s 01:00.0   with its BARs: will it start?",
         "vmm-iova plan --host host.json --machine q35 --ram 1.5TiB -o map.svg",
         "vmm-iova plan --ram 64G --bar gpu=128G,required --dry-run",
     ),
