@@ -97,7 +97,9 @@ clean:
 	find vmm_iova -name '*.so' -delete
 
 $(VENV)/.installed: $(SOURCES) tools/make-venv
+	@echo 'setting up $(VENV) ...' >&2
 	PYTHON="$(PYTHON)" tools/make-venv "$(VENV)"
+	@echo 'compiling the allocator and the ioctls, about half a minute; without a compiler the pure engine is taken ...' >&2
 	$(PIP) -e .
 	touch $@
 

@@ -218,7 +218,7 @@ def test_map_in_either_scheme_can_be_read(opened: Any, amd: str, scheme: str) ->
     ):
         assert ratio(page, selector) >= 4.5, selector
     for css in page.eval_on_selector_all(
-        "#map li", "all => [...new Set(all.map(a => a.className))]"
+        "#map li", "all => [...new Set(all.map(a => a.classList[0]))]"
     ):
         assert ratio(page, f"#map li.{css}") >= 4.5, css
     bright = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -231,6 +231,40 @@ def test_map_on_narrow_screen_fits_and_has_its_pane(opened: Any, amd: str) -> No
     piece(page, "MSI doorbell").click()
     assert page.locator("#piece").is_visible()
     assert page.locator("#piece").bounding_box()["y"] < 800
+
+
+def test_map_of_translated_guest_has_three_columns_and_zooms_all(
+    opened: Any, tmp_path: Path
+) -> None:
+    lines = "0x0 0xffffffff reserved\n0x200000000 0x2ffffffff reserved\n"
+    (tmp_path / "holes.txt").write_text(lines + "0x900000000 0x3ffffffffff reserved\n")
+    path = tmp_path / "map.html"
+    host = ("--host", str(tmp_path / "holes.txt"), "--aperture", "42")
+    assert main(["plan", *host, "--machine", "s390x", "--ram", "26G", "-o", str(path)]) == 0
+    page = opened(path.as_uri())
+    assert page.locator("#map ul").count() == 3
+    own = page.locator("#map ul").nth(2).locator("li")
+    assert own.count() == 2
+    page.locator("#map ul").nth(1).locator("li", has_text="4 GiB").first.click()
+    page.keyboard.press("ArrowRight")
+    assert "0x100000000-0x1ffffffff" in page.locator("#piece").inner_text()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    assert own.count() == 1
+
+
+@pytest.mark.parametrize(
+    "command", [("show", "--host", "amd-epyc-1tb"), ("machines", "q35", "--phys-bits", "40")]
+)
+def test_map_of_host_and_of_machine_alone_has_one_column(
+    opened: Any, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    path = tmp_path / "map.html"
+    assert main([*command, "-o", str(path)]) == 0
+    page = opened(path.as_uri())
+    assert page.locator("#map ul").count() == 1
+    page.locator("#map li").first.click()
+    assert "0x0" in page.locator("#piece").inner_text()
 
 
 # -- the pictures ----------------------------------------------------------------------------------

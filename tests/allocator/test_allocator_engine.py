@@ -41,6 +41,16 @@ def test_without_fast_the_pure_engine_is_taken_and_said_once():
     assert "pip install -e ." in result.stderr
 
 
+def test_without_fast_in_a_wheel_the_pure_engine_is_taken_in_silence():
+    no_source = (
+        "import pathlib; there = pathlib.Path.exists; "
+        "pathlib.Path.exists = lambda path: path.name != '_fast.pyx' and there(path); "
+    )
+    result = run(WITHOUT_FAST + no_source + SHOW)
+
+    assert (result.stdout, result.stderr, result.returncode) == ("pure\n", "", 0)
+
+
 def test_forced_pure_says_nothing_without_fast():
     result = run(WITHOUT_FAST + SHOW, "pure")
 

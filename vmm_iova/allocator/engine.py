@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which of the two engines does the searching: compiled `fast`, or `pure` Python.
 
-Both give the same answers, byte for byte; `VMM_IOVA_ENGINE=fast|pure` forces one.
+Both give the same answers, byte for byte; `VMM_IOVA_ENGINE=fast|pure` forces one. Where `fast` was
+not built, a checkout says so once, with what to do; the user of a wheel asks `vmm-iova --version`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import warnings
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,9 @@ VARIABLE = "VMM_IOVA_ENGINE"
 
 _MODULES = {"fast": "vmm_iova._fast", "pure": "vmm_iova.allocator.pure"}
 _BUILD = "build it in the checkout with: pip install -e .  (needs a C compiler and Python headers)"
+
+
+_SOURCE = Path(__file__).parents[1] / "_fast.pyx"  # in a checkout; no wheel has it
 
 
 def load(name: str) -> ModuleType:
@@ -61,6 +66,8 @@ def engine_name() -> str:
     try:
         load("fast")
     except EngineError as exc:
+        if not _SOURCE.exists():  # a wheel: its user cannot build, and sees it with --version
+            return "pure"
         warnings.warn(
             f"{exc.message}; falling back to the pure engine, which is many times slower. "
             f"To have the fast one, {_BUILD}",

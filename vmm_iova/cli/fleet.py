@@ -21,16 +21,37 @@ from vmm_iova.cli.options import (
     split,
     write,
 )
+from vmm_iova.cli.table import add_table_options, chosen, show_table, table_wanted
 from vmm_iova.errors import HostUnavailableError, RequestError
 from vmm_iova.report import data
 from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from vmm_iova.fleet import Fleet, FleetRequest, Progress
+    from vmm_iova.fleet import Fleet, FleetRequest, HostRow, Progress
     from vmm_iova.report.fleet import RowWriter
+
+
+COLUMNS = [
+    "NAME",
+    "STATUS",
+    "MACHINE",
+    "LAYOUT",
+    "USABLE",
+    "PIECES",
+    "ADDRESS-BITS",
+    "TOP-BITS",
+    "GRANULE",
+    "GROUPS",
+    "BLOCKED-GROUPS",
+    "REASON",
+    "FIXES",
+]
+"""Columns of the hosts: the attributes of `HostRow`."""
+
+_USUAL = ["NAME", "STATUS", "MACHINE", "LAYOUT", "REASON"]
 
 
 def add(commands: Any) -> None:
@@ -61,6 +82,7 @@ def add(commands: Any) -> None:
         metavar="FILE",
         help="also write a row for each host (.parquet, .csv, .jsonl) or the answer (.json)",
     )
+    add_table_options(parser, COLUMNS, "hosts, in place of the answer")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -75,6 +97,9 @@ def run(options: argparse.Namespace) -> int:
         raise RequestError(
             f"workers {options.workers} is not 1 to 1024", field="workers", value=options.workers
         )
+    as_table = table_wanted(options)
+    columns = chosen(options, COLUMNS, _USUAL) if as_table else []
+    listed: list[HostRow] = []
     request = _request(options).resolved()
     as_json = options.output is not None and options.output.lower().endswith(".json")
     progress = _Progress()
@@ -87,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
                 executor=executor,
                 in_flight=2 * options.workers,
                 progress=progress,
-                on_rows=writer.write if writer else None,
+                on_rows=_takers(writer, listed if as_table else None),
             )
     except KeyboardInterrupt:
         held = f"; {rows} has their rows" if rows and progress.hosts else ""
@@ -113,10 +138,33 @@ def run(options: argparse.Namespace) -> int:
         print(f"wrote {options.output}", file=sys.stderr)
     if options.json:
         print(document, end="")
+    elif as_table:
+        print(show_table(columns, map(_cells, listed), options), end="")
     else:
         print(show_answer(answer))
         print(report.show_fleet(fleet, bytes_=options.bytes), end="")
     return _status(fleet)
+
+
+def _takers(
+    writer: RowWriter | None, listed: list[HostRow] | None
+) -> Callable[[tuple[HostRow, ...]], None] | None:
+    """Return who takes the rows: the file, the table, both, or nobody."""
+    if listed is None:
+        return writer.write if writer else None
+
+    def take(rows: tuple[HostRow, ...]) -> None:
+        listed.extend(rows)
+        if writer:
+            writer.write(rows)
+
+    return take
+
+
+def _cells(row: HostRow) -> dict[str, str]:
+    """A row as text, by column; what is not known is empty."""
+    values = {name: getattr(row, name.lower().replace("-", "_")) for name in COLUMNS}
+    return {name: "" if value is None else str(value) for name, value in values.items()}
 
 
 def _request(options: argparse.Namespace) -> FleetRequest:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm_iova.cli.options import GENERATOR, add_print_options, command
 from vmm_iova.cli.pictures import add_output, write_picture
+from vmm_iova.cli.table import add_table_options, chosen, show_table, table_wanted
 from vmm_iova.errors import RequestError
 from vmm_iova.machines.catalogue import load_machine, machine_names
 from vmm_iova.ranges import GIB
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from vmm_iova.machines.model import Machine
 
 
+COLUMNS = ["NAME", "ARCH", "RAM-FROM", "GAP32", "PCI64", "LIMITS", "TITLE", "ALIASES", "SOURCE"]
+"""Columns of the list; all but the last two are usual."""
+
+
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     parser = command(commands, "machines", run)
@@ -25,11 +30,13 @@ def add(commands: Any) -> None:
     parser.add_argument("--ram", help="RAM of the guest that is drawn (default 8G)")
     parser.add_argument("--phys-bits", type=int, metavar="BITS", help="its guest address bits")
     add_output(parser)
+    add_table_options(parser, COLUMNS)
     add_print_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Do it."""
+    as_table = table_wanted(options)
     names = machine_names() if options.name is None else (options.name,)
     models = [load_machine(name) for name in names]
     if options.output:
@@ -39,8 +46,9 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         payload = {"machines": [data.machine_data(model) for model in models]}
         print(data.dump("vmm-iova-machines", GENERATOR, payload), end="")
-    elif options.name is None:
-        print(text.list_machines(models), end="")
+    elif options.name is None or as_table:
+        columns = chosen(options, COLUMNS, COLUMNS[:7])
+        print(show_table(columns, map(text.machine_row, models), options), end="")
     else:
         print(text.show_machine(models[0], bytes_=options.bytes), end="")
     return 0

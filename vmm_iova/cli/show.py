@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.cli.options import (
@@ -15,8 +16,15 @@ from vmm_iova.cli.options import (
     usable_of,
 )
 from vmm_iova.cli.pictures import add_output, write_picture
-from vmm_iova.errors import EvidenceError, HostDataError, HostUnavailableError, IovaError
-from vmm_iova.host.load import bundled_hosts
+from vmm_iova.cli.table import add_table_options, chosen, show_table, table_wanted
+from vmm_iova.errors import (
+    EvidenceError,
+    HostDataError,
+    HostUnavailableError,
+    IovaError,
+    RequestError,
+)
+from vmm_iova.host.load import bundled_hosts, load_host
 from vmm_iova.host.registers import info_features, unit_features
 from vmm_iova.host.snapshot import snapshot_data
 from vmm_iova.report import data, text
@@ -27,21 +35,29 @@ if TYPE_CHECKING:
     import argparse
 
 
+COLUMNS = ["NAME", "ARCH", "RELEASE", "GROUPS", "UNITS"]
+"""Columns of `--list`; the name alone is usual."""
+
+
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     parser = command(commands, "show", run)
     add_host_options(parser)
     parser.add_argument("--list", action="store_true", help="name the bundled hosts and stop")
     add_output(parser)
+    add_table_options(parser, COLUMNS, "--list")
 
 
 def run(options: argparse.Namespace) -> int:
     """Do it."""
+    as_table = table_wanted(options)
     if options.list:
-        names = bundled_hosts()
-        listing = data.dump("vmm-iova-hosts", GENERATOR, {"hosts": list(names)})
-        print(listing if options.json else "\n".join(names))
+        _print_list(options, as_table)
         return 0
+    if as_table:
+        raise RequestError(
+            "columns are those of --list", field="list", value=False, hint="vmm-iova show --list"
+        )
     host = host_of(options)
     usable, why_not, holes, looked_at = None, None, None, None
     problem: IovaError | None = None
@@ -79,3 +95,25 @@ def run(options: argparse.Namespace) -> int:
         print(text.show_host(host, usable, looked_at, bytes_=options.bytes), end="")
     judged_ = usable or holes
     return 0 if judged_ is None else status_of(judged_)
+
+
+def _print_list(options: argparse.Namespace, as_table: bool) -> None:
+    names = bundled_hosts()
+    if options.json:
+        print(data.dump("vmm-iova-hosts", GENERATOR, {"hosts": list(names)}), end="")
+    elif not as_table:
+        print("\n".join(names))
+    else:
+        columns = chosen(options, COLUMNS, COLUMNS[:1])
+        print(show_table(columns, (_row(name, columns) for name in names), options), end="")
+
+
+def _row(name: str, columns: list[str]) -> dict[str, str]:
+    """A bundled host; it is read only where more than its name is asked for."""
+    row = dict.fromkeys(COLUMNS, "") | {"NAME": name}
+    if columns != ["NAME"]:
+        with contextlib.suppress(HostDataError):  # a text with several hosts: NAME#1, NAME#2 ...
+            host = load_host(name)
+            row |= {"ARCH": host.arch or "", "RELEASE": host.release or ""}
+            row |= {"GROUPS": str(len(host.groups)), "UNITS": str(len(host.units))}
+    return row

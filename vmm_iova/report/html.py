@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from vmm_iova.plain import one_line
 from vmm_iova.report.fold import fold
-from vmm_iova.report.scene import near
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
@@ -18,10 +17,13 @@ if TYPE_CHECKING:
     from vmm_iova.report.scene import Scene
 
 
+_REMARKS = 50  # that are written beside the map; each piece has its own all the same
+
+
 def page_of(scene: Scene, generator: str) -> str:
     """Return a page that stands alone: its style, its program and its data are in it.
 
-    Complexity: O(boxes log boxes); a page has about 300 bytes for each.
+    Complexity: O(boxes log boxes); a page has about 300 bytes for each of them.
     """
     page = resources.files("vmm_iova.report").joinpath("map.html").read_text("utf-8")
     found = json.dumps(_data(scene, generator), separators=(",", ":"))
@@ -50,7 +52,8 @@ def _data(scene: Scene, generator: str) -> dict[str, Any]:
             {"start": f"{box.range.start:#x}", "last": f"{box.range.last:#x}", "name": box.name}
             for box in folds
         ],
-        "remarks": [_remark(remark) for remark in sorted(scene.remarks, key=_place)],
+        "remarks": [_remark(remark) for remark in sorted(scene.remarks, key=_place)[:_REMARKS]],
+        "more_remarks": max(0, len(scene.remarks) - _REMARKS),
         "evidence": [one_line(text) for text in scene.evidence],
         "notes": [one_line(text) for text in scene.notes],
     }
@@ -72,7 +75,6 @@ def _box(box: Box) -> dict[str, Any]:
         "last": f"{box.range.last:#x}",
         "name": one_line(box.name),
         "size": "" if box.css == "rest" else show_size(box.range.size),
-        "at": near(box.range.start),
         "facts": [one_line(line) for line in box.title.split("\n")],
         "source": one_line(box.proof),
     }

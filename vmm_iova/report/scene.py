@@ -166,7 +166,7 @@ def machine_scene(layout: Layout) -> Scene:
     title = f"{layout.machine.title}: {show_size(layout.ram_bytes)} of RAM"
     bits = f"needs {layout.address_bits} guest address bits · no host"
     column = Column("guest has", tuple(_alone(layout, "both")))
-    return Scene(title, bits, (), (column,), notes=(layout.machine.source,))
+    return Scene(title, bits, (), (column,), evidence=(f"source: {layout.machine.source}",))
 
 
 def _alone(layout: Layout, view: str) -> list[Box]:

@@ -192,25 +192,22 @@ def width_lines(widths: Sequence[Width]) -> Iterator[str]:
         yield f"{width.bits:>2} bits  {width.what} ({width.source}{aside}){mark}"
 
 
-def list_machines(machines: Iterable[Machine]) -> str:
-    """Show machine models as a table."""
-    rows = [("NAME", "ARCH", "RAM FROM", "32-BIT GAP", "64-BIT PCI WINDOW", "LIMITS", "TITLE")]
-    for machine in machines:
-        gap = machine.gap32
-        rows.append(
-            (
-                machine.name,
-                machine.arch,
-                f"{machine.ram[0].range.start:#x}",
-                "none" if gap is None else f"{gap.start:#x}+{show_size(gap.size)}".replace(" ", ""),
-                _window_of(machine),
-                _limits_of(machine),
-                machine.title,
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    cells = ((cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "".join("  ".join(row).rstrip() + "\n" for row in cells)
+def machine_row(machine: Machine) -> dict[str, str]:
+    """A machine model as a row of a table; the first seven columns are the usual ones."""
+    gap = machine.gap32
+    return {
+        "NAME": machine.name,
+        "ARCH": machine.arch,
+        "RAM-FROM": f"{machine.ram[0].range.start:#x}",
+        "GAP32": "none"
+        if gap is None
+        else f"{gap.start:#x}+{show_size(gap.size)}".replace(" ", ""),
+        "PCI64": _window_of(machine),
+        "LIMITS": _limits_of(machine),
+        "TITLE": machine.title,
+        "ALIASES": ",".join(machine.aliases),
+        "SOURCE": machine.source,
+    }
 
 
 def _window_of(machine: Machine) -> str:

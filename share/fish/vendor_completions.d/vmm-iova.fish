@@ -62,7 +62,7 @@ function _shtab_vmm_iova_using
 end
 
 set -g _shtab_vmm_iova_commands show plan check explain machines fleet diff capture
-set -g _shtab_vmm_iova_opts_with_value --align --also-fit --aperture --api --ask-kernel --assigned --attach --bar --chunk --class --cpu --devices --doorbell --dry-run --errno --facts --file --firmware --format --granule --groups --host --hva --iova --keep --layout --machine --maps --max-ram-below-4g --maxmem --name --node --on-hole --op --output --ovmf-window --page-size --pci64 --phys-bits --prefer --ram --range --reserve --room --size --slots --sysroot --via --viommu-bits --vm --workers -g -o -s
+set -g _shtab_vmm_iova_opts_with_value --align --also-fit --aperture --api --ask-kernel --assigned --attach --bar --chunk --class --columns --cpu --devices --doorbell --dry-run --errno --facts --file --firmware --format --granule --groups --host --hva --iova --keep --layout --machine --maps --max-ram-below-4g --maxmem --name --node --on-hole --op --output --ovmf-window --page-size --pci64 --phys-bits --prefer --ram --range --reserve --room --size --slots --sysroot --via --viommu-bits --vm --workers -g -o -s
 
 complete -c vmm-iova -e
 complete -c vmm-iova -f
@@ -84,6 +84,10 @@ complete -c vmm-iova -n '_shtab_vmm_iova_using show' -s J -l json -d 'print JSON
 complete -c vmm-iova -n '_shtab_vmm_iova_using show' -s b -l bytes -d 'print sizes in bytes'
 complete -c vmm-iova -n '_shtab_vmm_iova_using show' -l list -d 'name the bundled hosts and stop'
 complete -c vmm-iova -n '_shtab_vmm_iova_using show' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'write a picture (.svg), one to explore (.html)'
+complete -c vmm-iova -n '_shtab_vmm_iova_using show' -l columns -x -d 'print these columns, comma separated: NAME, ARCH, RELEASE, GROUPS, UNITS'
+complete -c vmm-iova -n '_shtab_vmm_iova_using show' -l noheadings -d 'print no line of headings'
+complete -c vmm-iova -n '_shtab_vmm_iova_using show' -l raw -d 'one space between columns; blanks inside, and what is not printable, as \x20'
+complete -c vmm-iova -n '_shtab_vmm_iova_using show' -l pairs -d 'print NAME="value" pairs'
 complete -c vmm-iova -n '_shtab_vmm_iova_using; and test $_shtab_vmm_iova_npos -eq 0' -a plan -d 'Where a guest goes on a host.'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -s h -l help -d 'show this help message and exit'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l host -xka "(_vmm_iova_hosts)" -d 'LIVE (default: this machine), a file, - for stdin, a directory, a bundled host'
@@ -172,6 +176,10 @@ complete -c vmm-iova -n '_shtab_vmm_iova_using machines' -s h -l help -d 'show t
 complete -c vmm-iova -n '_shtab_vmm_iova_using machines' -l ram -x -d 'RAM of the guest that is drawn (default 8G)'
 complete -c vmm-iova -n '_shtab_vmm_iova_using machines' -l phys-bits -x -d 'its guest address bits'
 complete -c vmm-iova -n '_shtab_vmm_iova_using machines' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'write a picture (.svg), one to explore (.html)'
+complete -c vmm-iova -n '_shtab_vmm_iova_using machines' -l columns -x -d 'print these columns, comma separated: NAME, ARCH, RAM-FROM, GAP32, PCI64, LIMITS, TITLE, ALIASES, SOURCE'
+complete -c vmm-iova -n '_shtab_vmm_iova_using machines' -l noheadings -d 'print no line of headings'
+complete -c vmm-iova -n '_shtab_vmm_iova_using machines' -l raw -d 'one space between columns; blanks inside, and what is not printable, as \x20'
+complete -c vmm-iova -n '_shtab_vmm_iova_using machines' -l pairs -d 'print NAME="value" pairs'
 complete -c vmm-iova -n '_shtab_vmm_iova_using machines' -s J -l json -d 'print JSON'
 complete -c vmm-iova -n '_shtab_vmm_iova_using machines' -s b -l bytes -d 'print sizes in bytes'
 complete -c vmm-iova -n '_shtab_vmm_iova_using machines; and test $_shtab_vmm_iova_npos -eq 0' -ka "(_vmm_iova_machines)" -d 'model or a .toml file (default: list all)'
@@ -211,6 +219,10 @@ complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -s J -l json -d 'print JSO
 complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -s b -l bytes -d 'print sizes in bytes'
 complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -l workers -x -d 'processes (default 1)'
 complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'also write a row for each host (.parquet, .csv, .jsonl) or the answer (.json)'
+complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -l columns -x -d 'print these columns, comma separated: NAME, STATUS, MACHINE, LAYOUT, USABLE, PIECES, ADDRESS-BITS, TOP-BITS, GRANULE, GROUPS, BLOCKED-GROUPS, REASON, FIXES'
+complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -l noheadings -d 'print no line of headings'
+complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -l raw -d 'one space between columns; blanks inside, and what is not printable, as \x20'
+complete -c vmm-iova -n '_shtab_vmm_iova_using fleet' -l pairs -d 'print NAME="value" pairs'
 complete -c vmm-iova -n '_shtab_vmm_iova_using; and test $_shtab_vmm_iova_npos -eq 0' -a diff -d 'Two hosts or two layouts.'
 complete -c vmm-iova -n '_shtab_vmm_iova_using diff' -s h -l help -d 'show this help message and exit'
 complete -c vmm-iova -n '_shtab_vmm_iova_using diff' -l sysroot -xka "(__fish_complete_directories)" -d 'for LIVE: where sys/ is'
