@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 import vmm_iova as vi
 from vmm_iova.cli import main
@@ -153,7 +153,7 @@ def test_map_address_is_copied(opened: Any, amd: str) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     piece(page, "AMD HyperTransport").click()
     page.get_by_role("button", name="Copy start").click()
-    assert page.locator("#status").inner_text() == "copied 0xfd00000000"
+    expect(page.locator("#status")).to_have_text("copied 0xfd00000000")  # the clipboard takes time
     assert page.evaluate("navigator.clipboard.readText()") == "0xfd00000000"
 
 
