@@ -47,6 +47,10 @@ def test_first_lines_on_every_host_say_whether_it_starts_and_what_to_set(
         assert status == ExitCode.REFUSED
         assert second.startswith("Do: ")
         return
+    if word == "DOES NOT START":
+        assert status == ExitCode.UNASSIGNABLE
+        assert second.startswith("Do: ")
+        return
     if word == "FITS, BUT":
         assert status == ExitCode.UNASSIGNABLE
         assert verdict.startswith("a requested device cannot be assigned on current kernels")

@@ -294,10 +294,11 @@ class VfioCdev(Handle):
     """
 
     def __init__(self, kernel: Kernel, path: str) -> None:
-        super().__init__(kernel, path, "device", say.BIND_AND_GIVE)
+        # Before the node is open: whatever interrupts the opening, `close` finds it all.
         self.device_id = 0
         self.pt_id = 0
         self.windows = Windows(kernel)
+        super().__init__(kernel, path, "device", say.BIND_AND_GIVE)
 
     def close(self) -> None:
         """Close the device and its mapped registers. Idempotent."""
