@@ -26,7 +26,7 @@ from vmm_iova.errors import (
     RequestError,
     SizeMismatchError,
 )
-from vmm_iova.ranges import AddrRange, RangeSet
+from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
 
 PAGE = 0x1000
 LOW = RangeSet([AddrRange(0x1_0000, 0x1_FFFF)])  # sixteen pages
@@ -311,6 +311,20 @@ class TestSizeCache:
             allocator.release(place)
         assert allocator.allocation_at(place) is None
         assert list(allocator.free_spans()) == [AddrRange(0x1_0000, 0x1_FFFF)]
+
+    def test_refused_batch_that_took_all_that_was_kept_keeps_it_again(self, make):
+        eight = MappableRanges([AddrRange(0x1_0000, 0x1_7FFF)])
+        allocator = make(eight, granule=PAGE, size_cache=True)
+        places = [allocator.allocate(PAGE) for _ in range(5)]
+        allocator.release(places[4])
+
+        with pytest.raises(NoSpaceError):
+            allocator.allocate_many(array("Q", [PAGE, 4 * PAGE]))
+
+        # Kept, it is in the way of what is not asked for plainly; and it is the first of its size.
+        assert allocator.allocate(PAGE, align=2 * PAGE) == 0x1_6000
+        assert allocator.allocate(PAGE) == places[4]
+        allocator._check()
 
     def test_what_is_kept_is_put_back_when_it_is_needed(self, make):
         allocator = make(LOW, granule=PAGE, size_cache=True)

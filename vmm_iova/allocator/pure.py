@@ -156,7 +156,9 @@ class Core(Contract):
         if plain and kept.get(size):
             *others, place = kept[size]
             orders.starts.add(place)
-            return place, {**kept, size: tuple(others)}
+            # No size is noted of which nothing is kept: then nothing could be put back for space.
+            rest = {other: starts for other, starts in kept.items() if other != size}
+            return place, {**rest, size: tuple(others)} if others else rest
         bottom = low if self._zero else max(low, self._unit)
         chosen = orders.search(policy, size - 1, align, bottom, high)
         if chosen is None and kept and low <= high:
