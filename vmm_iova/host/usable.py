@@ -162,7 +162,7 @@ class Usable:
         return shown.text_of(self, verbose=verbose)
 
     def svg(self) -> str:
-        """Return the picture as `vmm-iova host -o map.svg` draws it: a whole SVG document."""
+        """Return the picture as `vmm-iova show -o map.svg` draws it: a whole SVG document."""
         return shown.svg_of(self)
 
     _repr_svg_ = svg
