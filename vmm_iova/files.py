@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 import sys
 from itertools import islice
 from pathlib import Path
 
 from vmm_iova.errors import HostDataError, HostUnavailableError
+from vmm_iova.patterns import regex
 from vmm_iova.plain import one_line
 
 LARGEST = 8 << 20
@@ -31,7 +31,7 @@ _FLAGS = (
 )
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 # What a shell hands over itself, as with <(...): as much asked for as standard input.
-_DESCRIPTOR = re.compile(r"/dev/stdin|/dev/fd/[0-9]+|/proc/self/fd/[0-9]+")
+_DESCRIPTOR = regex(r"/dev/stdin|/dev/fd/[0-9]+|/proc/self/fd/[0-9]+")
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFCHR: "a device",

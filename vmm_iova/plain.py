@@ -9,13 +9,13 @@ the same for whole outputs. Nothing is dropped: what cannot be shown is shown as
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from vmm_iova.errors import HostDataError
+from vmm_iova.patterns import regex
 
-_SPACES = re.compile(r"[\t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
-_NUMBER = re.compile(r"[0-9]{1,18}")
+_SPACES = regex(r"[\t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
+_NUMBER = regex(r"[0-9]{1,18}")
 
 
 def one_line(text: str) -> str:

@@ -11,11 +11,12 @@ import re
 from fractions import Fraction
 
 from vmm_iova.errors import RangeOverflowError, RequestError
+from vmm_iova.patterns import regex
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 
 _UNITS = ("", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _LETTERS = "KMGTPE"
-_NUMBER = re.compile(
+_NUMBER = regex(
     r"""(?P<number> 0[xX][0-9a-fA-F]+ (?:_[0-9a-fA-F]+)* | [0-9]+ (?:_[0-9]+)* (?:\.[0-9]+)? )
         \s* (?P<unit> [A-Za-z]* )""",
     re.VERBOSE,

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import vmm_iova as vi
-from vmm_iova.brief import MOST
 from vmm_iova.kernel import LINUX, Iommufd, VfioCdev, Windows, open_space
 from vmm_iova.mapping import DynamicMaps, GuestMemory, TerminalProgress, map_pieces
+from vmm_iova.record import MOST
 from vmm_iova.simulated import SimGroup, SimulatedKernel
 
 DOORS = tuple(f"vmm_iova{door}" for door in ("", ".fleet", ".kernel", ".mapping", ".simulated"))

@@ -8,7 +8,6 @@ every refusal with its facts, stands in `vmm_iova.allocator.contract`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -24,9 +23,9 @@ from vmm_iova.allocator.contract import (
     window_of,
 )
 from vmm_iova.allocator.engine import engine_name
-from vmm_iova.brief import brief
 from vmm_iova.errors import RequestError
 from vmm_iova.ranges import AddrRange, Iova, MappableRanges, RangeSet
+from vmm_iova.record import record
 from vmm_iova.units import format_size
 
 if TYPE_CHECKING:
@@ -45,8 +44,7 @@ __all__ = [
 ]
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Allocation:
     """One range that is owned. Immutable.
 

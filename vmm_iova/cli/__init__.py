@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any, TextIO
 
 from vmm_iova.cli.parser import make_parser
 from vmm_iova.errors import EvidenceError, IovaError, PlanError
+from vmm_iova.patterns import regex
 from vmm_iova.plain import for_terminal, one_line
 from vmm_iova.report.answer import MARKS, show_answer
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-_JSON = re.compile("-[a-zA-Z]*J[a-zA-Z]*|--json")
-_MARK = re.compile(f"([{''.join(MARKS)}])")
+_JSON = regex("-[a-zA-Z]*J[a-zA-Z]*|--json")
+_MARK = regex(f"([{''.join(MARKS)}])")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

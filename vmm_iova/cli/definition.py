@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from vmm_iova.cli.guest import guest_of
 from vmm_iova.definitions.read import KINDS, read_vm
 from vmm_iova.errors import PlanError, RequestError, UnknownNameError
 from vmm_iova.host.load import read_text
+from vmm_iova.patterns import regex
 from vmm_iova.planning.guest import Guest, Reading
 from vmm_iova.planning.start import will_start
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vmm_iova.planning.layout import Layout
     from vmm_iova.planning.start import Manager, Start, Via
 
-_SLOT = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}")
+_SLOT = regex(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}")
 
 
 def definition_of(options: argparse.Namespace) -> Definition | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import re
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,6 +12,7 @@ import vmm_iova
 from vmm_iova.errors import EvidenceError, ExitCode, HostUnavailableError, RequestError
 from vmm_iova.files import write_text
 from vmm_iova.host.load import load_facts, load_host
+from vmm_iova.patterns import regex
 from vmm_iova.units import parse_size, shorten
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ EXAMPLES = {
 }
 """A few ways to call each command."""
 
-_CHOICE = re.compile(r"invalid choice: '(?P<given>[^']{1,60})' \(choose from (?P<known>.*)\)")
+_CHOICE = regex(r"invalid choice: '(?P<given>[^']{1,60})' \(choose from (?P<known>.*)\)")
 
 
 class Parser(argparse.ArgumentParser):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.errors import PlanError
@@ -13,6 +13,7 @@ from vmm_iova.planning.guest import Guest, Reading
 from vmm_iova.planning.plan import can_be, plan
 from vmm_iova.planning.request import VIOMMU_BITS, machine_of, resolve
 from vmm_iova.ranges import GIB, MIB
+from vmm_iova.record import record
 from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ Levers = dict[str, Any]
 """Fields of a `Guest`, with the values that they are to have instead."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Change:
     """What must differ.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vmm_iova.definitions.definition import AssignedDevice, Definition
 from vmm_iova.definitions.qemu import bdf_of
 from vmm_iova.errors import HostDataError, IovaError
+from vmm_iova.patterns import regex
 from vmm_iova.plain import one_line
 from vmm_iova.planning.guest import Guest, Reading
 from vmm_iova.readers.qemu import keys
@@ -21,7 +22,7 @@ from vmm_iova.units import parse_size, shorten
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-PROGRAM = re.compile(r"(?:^|[\s/\"'])(?P<name>cloud-hypervisor)(?=[\s\"'])", re.MULTILINE)
+PROGRAM = regex(r"(?:^|[\s/\"'])(?P<name>cloud-hypervisor)(?=[\s\"'])", re.MULTILINE)
 """How the program is called."""
 
 MACHINE = "cloud-hypervisor"

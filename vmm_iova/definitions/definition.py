@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from vmm_iova.brief import brief
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,8 +24,7 @@ LeverName = Literal["caching-mode"]
 """What a definition itself lacks to start."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class AssignedDevice:
     """A device of the host that the VM is given.
 
@@ -43,8 +42,7 @@ class AssignedDevice:
     rom: bool = True
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Fault:
     """Why a VM would not start, whatever host it is on.
 
@@ -59,8 +57,7 @@ class Fault:
     lever: LeverName | None = None
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Definition:
     """A VM as somebody has written it down. Made by `read_vm`.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import HostDataError
+from vmm_iova.patterns import regex
 from vmm_iova.plain import one_line
 from vmm_iova.readers.qemu import device, keys
 from vmm_iova.units import shorten
@@ -37,7 +38,7 @@ _QUIET = frozenset(_QUIET_WORDS.split())
 """Options that say nothing of addresses, or are read elsewhere in this folder."""
 
 _FILES = ("pflash", "blockdev", "drive")
-OVMF = re.compile(r"OVMF|edk2|QEMU_EFI|efi[_-]code|uefi", re.IGNORECASE)
+OVMF = regex(r"OVMF|edk2|QEMU_EFI|efi[_-]code|uefi", re.IGNORECASE)
 """Names of files that hold UEFI firmware."""
 
 

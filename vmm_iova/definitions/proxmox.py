@@ -15,6 +15,7 @@ from vmm_iova.definitions.definition import AssignedDevice, Definition
 from vmm_iova.definitions.options import Options
 from vmm_iova.definitions.qemu import bdf_of, definition_of
 from vmm_iova.errors import HostDataError
+from vmm_iova.patterns import regex
 from vmm_iova.plain import one_line
 from vmm_iova.readers.qemu import keys, options_of
 from vmm_iova.readers.shell import split_words
@@ -25,18 +26,18 @@ if TYPE_CHECKING:
 
     from vmm_iova.readers.qemu import Option
 
-LINE = re.compile(r"^(?P<key>[a-z][a-z_-]*\d{0,3}):(?P<value>.*)$", re.MULTILINE)
+LINE = regex(r"^(?P<key>[a-z][a-z_-]*\d{0,3}):(?P<value>.*)$", re.MULTILINE)
 """A line of the configuration."""
 
-TELLING = re.compile(
+TELLING = regex(
     r"^(?:hostpci\d+|memory|cores|sockets|scsihw|ostype|bios|boot|efidisk0|vmgenid|smbios1|net\d+|"
     r"args|numa|machine|cpu):[ \t]",
     re.MULTILINE,
 )
 """Lines that tell such a configuration from other texts."""
 
-_SECTION = re.compile(r"^\[([^\]\n]{1,80})\]\s*$", re.MULTILINE)
-_QUIET = re.compile(
+_SECTION = regex(r"^\[([^\]\n]{1,80})\]\s*$", re.MULTILINE)
+_QUIET = regex(
     r"acpi|affinity|agent|allow_ksm|amd[_-]sev|arch|args|audio0|autostart|balloon|bios|boot|bootdisk|cdrom|"
     r"cicustom|cipassword|citype|ciupgrade|ciuser|cores|cpu|cpulimit|cpuunits|description|digest|"
     r"efidisk0|freeze|hookscript|hostpci\d+|hotplug|hugepages|ide\d|import_working_storage|"

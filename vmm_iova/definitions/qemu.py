@@ -16,6 +16,7 @@ from vmm_iova.definitions.options import OVMF
 from vmm_iova.definitions.qemu_cpu import cpu_of
 from vmm_iova.definitions.qemu_machine import machines_of
 from vmm_iova.definitions.qemu_memory import memory_of
+from vmm_iova.patterns import regex
 from vmm_iova.plain import one_line
 from vmm_iova.planning.guest import Bar, Guest, Reading
 from vmm_iova.ranges import BASE_PAGE
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
     from vmm_iova.definitions.options import Options
     from vmm_iova.definitions.qemu_machine import MachineReading
 
-_BDF = re.compile(r"(?:([0-9a-fA-F]{4}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})(?:\.([0-7]))?")
-_IN_SYSFS = re.compile(r"/([0-9a-fA-F]{4}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7])/?$")
-_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_BDF = regex(r"(?:([0-9a-fA-F]{4}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})(?:\.([0-7]))?")
+_IN_SYSFS = regex(r"/([0-9a-fA-F]{4}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7])/?$")
+_UUID = regex(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _VFIO = ("vfio-pci", "vfio-pci-nohotplug", "vfio-ccw", "vfio-ap", "vfio-platform")
 _IVSHMEM = ("ivshmem-plain", "ivshmem-doorbell", "ivshmem")
 

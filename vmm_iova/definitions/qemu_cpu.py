@@ -7,10 +7,10 @@ and host_cpu_instance_init(); tried on QEMU 7.2.22, 10.0.13 and 11.1.3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova.readers.qemu import keys
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from vmm_iova.definitions.options import Options
@@ -28,7 +28,7 @@ _VENDORS: dict[str, CpuVendor] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cpu:
     """A guest's CPU.
 

@@ -9,11 +9,11 @@ pc_compat_9_1: 39 bits, 48 from 9.2).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import HostDataError
 from vmm_iova.machines.catalogue import load_machine
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,7 @@ _RHEL = {7: (2, 12), 8: (6, 2), 9: (7, 2), 10: (9, 1)}
 _PROPERTIES = ("cxl", "sgx-epc", "nvdimm", "confidential-guest-support", "memory-encryption")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class MachineReading:
     """A machine as one span of releases has it.
 

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import HostDataError
 from vmm_iova.planning.guest import Node
 from vmm_iova.ranges import MIB
 from vmm_iova.readers.qemu import size_of
+from vmm_iova.record import record
 from vmm_iova.units import parse_size, shorten
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _DEFAULT_RAM = 128 * MIB  # hw/core/machine.c, default_ram_size
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Memory:
     """What a guest has of memory.
 

@@ -14,6 +14,7 @@ from vmm_iova.definitions.options import Options
 from vmm_iova.definitions.proxmox import LINE, TELLING, read_proxmox
 from vmm_iova.definitions.qemu import definition_of
 from vmm_iova.errors import HostDataError, RequestError
+from vmm_iova.patterns import regex
 from vmm_iova.plain import one_line, parse_json
 from vmm_iova.readers.qemu import FLAGS, PROGRAM, options_of
 from vmm_iova.readers.shell import LONGEST, command_words, split_words
@@ -25,8 +26,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 """Formats that are read."""
 
 _JSON_LONGEST = 4 << 20
-_NAME = re.compile(r"(?:guest=)?(?P<name>[^,=]+)(?:,|$)")
-_QEMU_VERSION = re.compile(r"qemu version: (\d{1,2})\.(\d{1,2})")
+_NAME = regex(r"(?:guest=)?(?P<name>[^,=]+)(?:,|$)")
+_QEMU_VERSION = regex(r"qemu version: (\d{1,2})\.(\d{1,2})")
 _HINT = (
     "libvirt XML (virsh dumpxml), a QEMU command line, Proxmox's ID.conf (qm config), Cloud "
     "Hypervisor's command line or JSON, or Firecracker's JSON are read"

@@ -7,15 +7,14 @@ type1 looks for an overlap first and for a hole later, iommufd the other way rou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vmm_iova.diagnosis.why import Api, Op, Why
+from vmm_iova.record import record
 
 SLOT_MAX = ((1 << 31) - 1) << 12
 """Most bytes of one KVM memory slot: KVM_MEM_MAX_NR_PAGES (virt/kvm/kvm_main.c) of 4 KiB."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Rule:
     """One thing that an errno of a call can mean.
 

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
-from vmm_iova.brief import brief
 from vmm_iova.diagnosis.filled import Advice, fill
 from vmm_iova.host.facts import RegionKind
 from vmm_iova.host.usable import Cause, CauseKind, Usable
 from vmm_iova.ranges import BASE_PAGE, AddrRange, RangeSet
+from vmm_iova.record import record
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ HOLES = (CauseKind.REGION, CauseKind.PLATFORM, CauseKind.KERNEL_GAP, CauseKind.G
 """Causes that are holes inside the aperture, rather than an end of it."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Verdict:
     """Whether one range may be one mapping.
 

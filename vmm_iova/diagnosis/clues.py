@@ -7,14 +7,15 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vmm_iova.brief import brief
 from vmm_iova.diagnosis.why import Why
+from vmm_iova.patterns import regex
 from vmm_iova.ranges import AddrRange
 from vmm_iova.readers.cpu import Cpu, read_cpu
 from vmm_iova.readers.iommu_groups import read_iommu_groups
 from vmm_iova.readers.kernel_log import KernelLog, read_kernel_log
 from vmm_iova.readers.lspci import PciDevice, read_lspci
 from vmm_iova.readers.qemu import QemuCommand, read_qemu
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,33 +23,32 @@ if TYPE_CHECKING:
 HEX = r"0x[0-9a-fA-F]{1,64}"
 """A number in hex, as a pattern."""
 
-_BDF = re.compile(r"(?<!guest BDF: )\b(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]\b")
-_GROUP = re.compile(r"\bgroup (\d{1,9})\b|/dev/vfio/(\d{1,9})\b")
-WIDTH = re.compile(r"iommu width \((\d{1,2})\)")
+_BDF = regex(r"(?<!guest BDF: )\b(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]\b")
+_GROUP = regex(r"\bgroup (\d{1,9})\b|/dev/vfio/(\d{1,9})\b")
+WIDTH = regex(r"iommu width \((\d{1,2})\)")
 """The width that VT-d's driver prints when an address is beyond it."""
-_AMD = re.compile(r"\bAMD\b|\bEPYC\b|\bRyzen\b|AMD-Vi|\bThreadripper\b|AuthenticAMD")
-_INTEL = re.compile(r"\bIntel\b|\bXeon\b|\bDMAR\b|\bLake\b|\bi[3579]-\d{3,5}|GenuineIntel")
+_AMD = regex(r"\bAMD\b|\bEPYC\b|\bRyzen\b|AMD-Vi|\bThreadripper\b|AuthenticAMD")
+_INTEL = regex(r"\bIntel\b|\bXeon\b|\bDMAR\b|\bLake\b|\bi[3579]-\d{3,5}|GenuineIntel")
 # Not the guest's architecture: an arm64 guest may run on an x86 host.
-_ARM = re.compile(r"\bSMMU|\barm-smmu")
-_CLIENT = re.compile(
+_ARM = regex(r"\bSMMU|\barm-smmu")
+_CLIENT = regex(
     r"\b(?:Alder|Raptor|Meteor|Arrow|Lunar|Tiger|Rocket|Comet|Coffee|Kaby) ?Lake\b|"
     r"\bCore(?:\(TM\))? (?:Ultra|i[3579])|\bi[3579]-\d{3,5}"
 )
-_MASK = re.compile(r"using dma mask ([0-9a-f]{1,16})\b")
-_HOST_BITS = re.compile(r"> host aw-bits (0x[0-9a-f]{1,2}|[1-9]\d?)\b")
-_PAST = re.compile(r"past 2\^(\d{2})|KVM memslot refused")
-_MEMLOCK_WORDS = re.compile(r"memlock|locked memory", re.IGNORECASE)
-_LIMIT = re.compile(r"RLIMIT_MEMLOCK \((\d{1,20})\)")
-_ENTRY_LIMIT = re.compile(
+_MASK = regex(r"using dma mask ([0-9a-f]{1,16})\b")
+_HOST_BITS = regex(r"> host aw-bits (0x[0-9a-f]{1,2}|[1-9]\d?)\b")
+_PAST = regex(r"past 2\^(\d{2})|KVM memslot refused")
+_MEMLOCK_WORDS = regex(r"memlock|locked memory", re.IGNORECASE)
+_LIMIT = regex(r"RLIMIT_MEMLOCK \((\d{1,20})\)")
+_ENTRY_LIMIT = regex(
     r"dma_entry_limit\D{0,4}(\d{1,10})|Maximum (?:possible|number of) DMA map\w{0,10}: (\d{1,10})"
 )
-_RELEASE = re.compile(r"Linux version (\d{1,3}\.\d{1,3})")
-_IOVA_RANGE = re.compile(rf"iova range \d{{1,4}} is \[({HEX}); ({HEX})\]")
+_RELEASE = regex(r"Linux version (\d{1,3}\.\d{1,3})")
+_IOVA_RANGE = regex(rf"iova range \d{{1,4}} is \[({HEX}); ({HEX})\]")
 _NOT_CAUSES = (Why.OTHER, Why.PEER, Why.WIDTH, Why.BAR, Why.ENTRIES, Why.BAR_HELD)
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Clues:
     """What a report states of the host, beside the failure.
 

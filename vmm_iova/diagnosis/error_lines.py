@@ -9,18 +9,19 @@ becomes one; what the lines state of the host (a width, a limit, a listing) is k
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmm_iova.brief import brief
 from vmm_iova.diagnosis.clues import HEX, WIDTH, ClueReader, Clues
 from vmm_iova.diagnosis.errnos import NAMES, errno_name, errno_of_words
 from vmm_iova.diagnosis.forms import ANY_VFIO, Form, read_line
 from vmm_iova.diagnosis.templates import fold
 from vmm_iova.diagnosis.why import Api, Op, Part, Why
 from vmm_iova.errors import HostDataError
+from vmm_iova.patterns import regex
 from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, AddrRange
 from vmm_iova.readers.failed_maps import FailedMap, read_failed_map
+from vmm_iova.record import record
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ MOST_LINES, MOST_CHARACTERS, MOST_FAILURES = 20_000, 4096, 100
 """Lines of a paste that are read, characters of each, and different failures that are told."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Failure:
     """One call that failed, or one access of a device.
 
@@ -113,7 +113,7 @@ class Failure:
         return AddrRange(start, min(start + BASE_PAGE - 1, ADDRESS_LAST))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Report:
     """What a paste says.
 
@@ -131,14 +131,14 @@ class Report:
 
 
 _ERRNO = (
-    re.compile(r"\b(" + "|".join(sorted(NAMES)) + r")\b"),  # strace: = -1 EINVAL
-    re.compile(r"\(os error (\d{1,5})\)"),
-    re.compile(r"\bError\((\d{1,5})\)"),  # {:?} of a Rust errno
-    re.compile(r"= ?-(?!1\b)(\d{1,5})"),  # a plain -1 is what ioctl returned, not the errno
-    re.compile(r"\berror:? -?(\d{1,5})\b"),
-    re.compile(r"\berrno[ =:(]{1,4}-?(\d{1,5})"),
-    re.compile(r"(?:failed|MAP_DMA): -(\d{1,5})\b"),
-    re.compile(r"\bret -(\d{1,5})\b"),
+    regex(r"\b(" + "|".join(sorted(NAMES)) + r")\b"),  # strace: = -1 EINVAL
+    regex(r"\(os error (\d{1,5})\)"),
+    regex(r"\bError\((\d{1,5})\)"),  # {:?} of a Rust errno
+    regex(r"= ?-(?!1\b)(\d{1,5})"),  # a plain -1 is what ioctl returned, not the errno
+    regex(r"\berror:? -?(\d{1,5})\b"),
+    regex(r"\berrno[ =:(]{1,4}-?(\d{1,5})"),
+    regex(r"(?:failed|MAP_DMA): -(\d{1,5})\b"),
+    regex(r"\bret -(\d{1,5})\b"),
 )
 
 
@@ -153,32 +153,30 @@ def errno_in(text: str) -> str | None:
 
 
 _KEYS = {
-    "iova": re.compile(rf"\b(?:iova|IOVA|gpa)(?:=| = |: ?| )\[?(?P<n>{HEX})"),
-    "size": re.compile(rf"\b(?:size|length|len)(?:=| = |: ?| )(?P<n>{HEX}|\d{{1,20}})\b"),
-    "hva": re.compile(rf"\b(?:user_va|vaddr|hva|va)(?:=| = |: ?| )(?P<n>{HEX})"),
+    "iova": regex(rf"\b(?:iova|IOVA|gpa)(?:=| = |: ?| )\[?(?P<n>{HEX})"),
+    "size": regex(rf"\b(?:size|length|len)(?:=| = |: ?| )(?P<n>{HEX}|\d{{1,20}})\b"),
+    "hva": regex(rf"\b(?:user_va|vaddr|hva|va)(?:=| = |: ?| )(?P<n>{HEX})"),
 }
-_SPAN = re.compile(rf"\b(?:iova|IOVA|gpa)(?:=| = |: ?| )\[(?P<iova>{HEX}), ?(?P<stop>{HEX})\)")
+_SPAN = regex(rf"\b(?:iova|IOVA|gpa)(?:=| = |: ?| )\[(?P<iova>{HEX}), ?(?P<stop>{HEX})\)")
 _PROGRAMS = (
-    (re.compile(r"\bqemu|\bkvm: |QEMU\["), "QEMU"),
+    (regex(r"\bqemu|\bkvm: |QEMU\["), "QEMU"),
     (
-        re.compile(
-            r"cloud-hypervisor|VmBoot\(|VfioDmaMap|VfioMapRegion|VFIO MMIO region|guest BDF"
-        ),
+        regex(r"cloud-hypervisor|VmBoot\(|VfioDmaMap|VfioMapRegion|VFIO MMIO region|guest BDF"),
         "Cloud Hypervisor",
     ),
-    (re.compile(r"\bcrosvm\b"), "crosvm"),
-    (re.compile(r"\b[Ff]irecracker\b"), "Firecracker"),
-    (re.compile(r"\blkvm\b|\bkvmtool\b"), "kvmtool"),
-    (re.compile(r"\bSPDK\b|spdk|_vfio_iommu_map_dma|vtophys_iommu_map_dma"), "SPDK"),
-    (re.compile(r"\bEAL\b|\bDPDK\b"), "DPDK"),
-    (re.compile(r"\bunvme\b"), "unvme"),
-    (re.compile(r"\blibvirt\b|\bvirError\b|\bLibvirtError\b"), "libvirt"),
+    (regex(r"\bcrosvm\b"), "crosvm"),
+    (regex(r"\b[Ff]irecracker\b"), "Firecracker"),
+    (regex(r"\blkvm\b|\bkvmtool\b"), "kvmtool"),
+    (regex(r"\bSPDK\b|spdk|_vfio_iommu_map_dma|vtophys_iommu_map_dma"), "SPDK"),
+    (regex(r"\bEAL\b|\bDPDK\b"), "DPDK"),
+    (regex(r"\bunvme\b"), "unvme"),
+    (regex(r"\blibvirt\b|\bvirError\b|\bLibvirtError\b"), "libvirt"),
 )
-_RAM = re.compile(
+_RAM = regex(
     r"[Rr]egion (?:\S{0,40}ram\b|dimm|mem|ram-node|/objects/)|\bpc\.ram\b|mach-virt\.ram|"
     r"guest RAM|guest memory(?! map)|VfioDmaMap\("
 )
-_BAR = re.compile(
+_BAR = regex(
     r"\bBAR\b(?!\?)|MMIO region|VfioMapRegion|to DMA map: .{0,200}guest BDF|mmaps\[|p2p|"
     r"peer-to-peer",
     re.IGNORECASE,
@@ -186,16 +184,16 @@ _BAR = re.compile(
 _RAM_BASES = (0x0, 0xC_0000, 0xE_0000, 0x10_0000, 0x4000_0000, 0x8000_0000, 1 << 32, 1 << 40)
 _NO_GUEST = ("DPDK", "SPDK", "libvfn", "libevpl", "unvme")
 _MMIO_FLOOR = 1 << 36  # RAM of a VMM begins lower, or at 1 TiB
-_DEVICE = re.compile(
+_DEVICE = regex(
     r"(?:Request device|device=|client:|devid:|vfio(?: error:)?|vfio-pci|pci|EAL:)\s{0,2}\[?(?:0x)?"
     r"(?P<dev>(?:[0-9a-f]{4}:)?(?:0x)?[0-9a-f]{2}:(?:0x)?[01][0-9a-f]\.[0-7])"
 )
-_HOLDER = re.compile(
+_HOLDER = regex(
     r"(?P<driver>[a-z][\w-]{1,30}) (?P<dev>[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]): "
     r"(?:AMD-Vi|iommu|DMAR)"
 )
-_SMMU_EVENT = re.compile(r"arm-smmu-v3.{0,200}: event 0x1[0-3] received")
-_WORD = re.compile(r"(0x[0-9a-f]{16})\s*$")
+_SMMU_EVENT = regex(r"arm-smmu-v3.{0,200}: event 0x1[0-3] received")
+_WORD = regex(r"(0x[0-9a-f]{16})\s*$")
 
 
 def parse_reports(text: str, name: str = "the report") -> tuple[Report, ...]:

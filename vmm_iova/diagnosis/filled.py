@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_iova.brief import brief
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -17,8 +16,7 @@ NOT_TRIED = " (not tried)"
 """Behind what rests on a source alone."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Advice:
     """One thing to do.
 

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova import shown
-from vmm_iova.brief import brief
 from vmm_iova.diagnosis.why import Certainty, Op, Why
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from vmm_iova.diagnosis.check import Verdict
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
     from vmm_iova.diagnosis.filled import Advice
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Finding:
     """One cause that a failure has or may have.
 
@@ -41,8 +39,7 @@ class Finding:
         return self.certainty is Certainty.CERTAIN and own
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Diagnosis:
     """What is to say about one failure.
 

@@ -7,18 +7,18 @@ the first text is read. To teach the program a line, add it here: where it is pr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 from vmm_iova.diagnosis.templates import Match, Template
 from vmm_iova.diagnosis.why import Api, Op, Part, Why
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from vmm_iova.diagnosis.templates import Tally
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Form:
     """One thing that programs print.
 

@@ -18,6 +18,8 @@ import re
 import string
 from typing import NamedTuple
 
+from vmm_iova.patterns import regex
+
 _KINDS = {
     "": r"0x[0-9a-f]{1,64}|[0-9]{1,64}",
     "x": r"(?:0x)?[0-9a-f]{1,64}(?![0-9a-z_])",  # ffxxxxxx is one that somebody masked
@@ -28,8 +30,8 @@ _KINDS = {
 }
 _NAMES = {"ptr": "p", "hva": "p", "dev": "b", "node": "w"}
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
-_TOKEN = re.compile(r" \.\.\. |\{(?P<name>\w+)(?::(?P<kind>\w))?\}| |[^ {]+")
-_BLANKS = re.compile(r"\s+")
+_TOKEN = regex(r" \.\.\. |\{(?P<name>\w+)(?::(?P<kind>\w))?\}| |[^ {]+")
+_BLANKS = regex(r"\s+")
 _GAP = " ... "
 
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+from vmm_iova.record import record
 
 
 class Certainty(enum.StrEnum):
@@ -133,7 +134,7 @@ class Why(enum.Enum):
     OTHER = "not about DMA addresses"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Fact:
     """What is known of a cause, whatever the host.
 

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmm_iova.brief import brief
 from vmm_iova.errors import IovaError
 from vmm_iova.fleet.outcome import Status, layout_digest
 from vmm_iova.fleet.survey import Allowed
@@ -14,6 +13,7 @@ from vmm_iova.host.facts import Limits, RegionKind, ReservedRegion, Source
 from vmm_iova.host.usable import Cause, CauseKind, Usable, cut_holes
 from vmm_iova.machines.catalogue import load_machine
 from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 _MOST_CAUSES = 64  # holes that are named one by one; more make no readable map
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class LayoutGroup:
     """Hosts that can all have the same layout.
 
@@ -45,8 +44,7 @@ class LayoutGroup:
     classes: tuple[HostClass, ...]
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Blocker:
     """Hosts that stand in the way of one layout for all.
 
@@ -65,8 +63,7 @@ class Blocker:
     fixes: tuple[str, ...] = ()
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Fleet:
     """The answer.
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
 
 from vmm_iova import files
-from vmm_iova.brief import brief
+from vmm_iova.record import brief
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

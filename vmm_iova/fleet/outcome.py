@@ -7,10 +7,9 @@ import enum
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vmm_iova.brief import brief
 from vmm_iova.errors import (
     EvidenceError,
     HostDataError,
@@ -26,6 +25,7 @@ from vmm_iova.host.facts import RegionKind
 from vmm_iova.machines.model import Machine
 from vmm_iova.planning.describe import Reason
 from vmm_iova.planning.request import machine_of
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,8 +55,7 @@ class Status(enum.StrEnum):
     """The snapshot could not be read."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class HostRow:
     """One host as a row of a table.
 
@@ -91,7 +90,7 @@ class HostRow:
     fixes: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Outcome:
     """What came out for the facts of a host, whatever its name."""
 

@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import contextlib
-import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vmm_iova.brief import brief
 from vmm_iova.errors import MisalignedError, PlacementError, PlanError, RequestError
 from vmm_iova.host.evidence import stated_evidence
 from vmm_iova.host.host import Host
+from vmm_iova.patterns import regex
 from vmm_iova.planning.plan import Guest, OnHole, Prefer, plan
 from vmm_iova.planning.request import machine_of
 from vmm_iova.ranges import check_granule
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from vmm_iova.host.usable import Usable
@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from vmm_iova.planning.layout import Layout
     from vmm_iova.ranges import AddrRange, RangeSet
 
-_CLASS = re.compile(r"(0x)?([0-9a-fA-F]{2}){1,3}")
+_CLASS = regex(r"(0x)?([0-9a-fA-F]{2}){1,3}")
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class FleetRequest:
     """What is asked of every host of a fleet.
 

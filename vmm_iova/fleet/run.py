@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import BrokenExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vmm_iova.brief import brief
 from vmm_iova.errors import HostUnavailableError
 from vmm_iova.fleet.one import damaged, survey_text
 from vmm_iova.fleet.outcome import HostRow, Status
 from vmm_iova.fleet.survey import Survey, merge_all
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,8 +31,7 @@ class SupportsSubmit(Protocol):
         """Call `fn` somewhere, and return a future with `result()`."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Progress:
     """How far a survey is.
 

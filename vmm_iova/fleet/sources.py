@@ -8,12 +8,12 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm_iova.brief import brief
 from vmm_iova.errors import HostDataError, HostUnavailableError, UnknownNameError
 from vmm_iova.files import is_there, read_bytes
 from vmm_iova.fleet.archives import ArchiveError, ArchiveLimits, read_archive
 from vmm_iova.host.load import bundled_text
 from vmm_iova.plain import one_line
+from vmm_iova.record import brief
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ kept was in every chunk's lowest, so its count is exact; only how many are kept 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import reduce
 from heapq import nsmallest
 from operator import and_
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm_iova.brief import brief
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
+from vmm_iova.record import brief, record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,8 +33,7 @@ EVERYTHING = MappableRanges([AddrRange(0, ADDRESS_LAST)])
 """The neutral element of intersection."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Hole:
     """What takes addresses out on one host.
 
@@ -53,8 +52,7 @@ class Hole:
     text: str
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Allowed:
     """What each of some hosts allows; by default, of no host, everything.
 
@@ -95,8 +93,7 @@ class Problem(NamedTuple):
     fixes: tuple[str, ...] = ()
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class HostClass:
     """Hosts on which the same may be mapped.
 
@@ -131,8 +128,7 @@ class HostClass:
         return replace(first, hosts=self.hosts + other.hosts, names=names)
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Share:
     """The hosts of a fleet for which one machine is planned.
 
@@ -145,8 +141,7 @@ class Share:
     fit: Allowed = field(default_factory=Allowed)
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class DeviceCount:
     """Devices of one class and driver over the fleet.
 
@@ -182,8 +177,7 @@ class DeviceCount:
         )
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Survey:
     """What is known of the hosts that were looked at. An empty one is neutral in `merge`.
 

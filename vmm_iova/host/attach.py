@@ -13,11 +13,10 @@ The rules of both backends differ, and so do their errnos. Sources, Linux 5.4 to
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
-from vmm_iova.brief import brief
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
     from vmm_iova.ranges import AddrRange, MappableRanges
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class AttachRefusal:
     """One reason for which the kernel refuses an attach.
 
@@ -45,7 +43,7 @@ class AttachRefusal:
     range: AddrRange | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Present:
     """An address space as it is: what the rules look at.
 

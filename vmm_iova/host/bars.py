@@ -8,13 +8,12 @@ include/linux/ioport.h for the flags; include/linux/pci.h for which line is what
 from __future__ import annotations
 
 import enum
-import re
-from dataclasses import dataclass
 from typing import Literal
 
-from vmm_iova.brief import brief
 from vmm_iova.errors import HostDataError
+from vmm_iova.patterns import regex
 from vmm_iova.ranges import MIB
+from vmm_iova.record import record
 from vmm_iova.units import shorten
 
 BarBits = Literal[32, 64]
@@ -32,8 +31,7 @@ class BarKind(enum.Enum):
     """A BAR of all its virtual functions together, in the device's SR-IOV capability."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class DeviceBar:
     """A memory BAR of a device, as large as it is now; where the host has it is no guest's concern.
 
@@ -64,7 +62,7 @@ class DeviceBar:
         return f"{'VF ' if self.kind is BarKind.VF else ''}BAR {self.index}"
 
 
-_LINE = re.compile(r"0x([0-9a-f]{1,16}) 0x([0-9a-f]{1,16}) 0x([0-9a-f]{1,16})")
+_LINE = regex(r"0x([0-9a-f]{1,16}) 0x([0-9a-f]{1,16}) 0x([0-9a-f]{1,16})")
 _MEMORY, _TYPES, _PREFETCH = 0x200, 0x1F00, 0x2000
 _WIDE, _UNSET = 0x0010_0000, 0x2000_0000
 _BARS, _ROM, _VF_BARS = range(6), 6, range(7, 13)  # 7 to 10 are a bridge's windows without SR-IOV

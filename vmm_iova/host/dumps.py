@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova.host.bars import BarKind, DeviceBar
 from vmm_iova.host.facts import Device, Note, Platform
+from vmm_iova.patterns import regex
 from vmm_iova.readers.cpu import read_cpu
 from vmm_iova.readers.iommu_groups import read_iommu_groups
 from vmm_iova.readers.kernel_log import read_kernel_log
 from vmm_iova.readers.lspci import read_lspci
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vmm_iova.readers.cpu import Cpu
     from vmm_iova.readers.lspci import PciDevice
 
-_LINE = re.compile(
+_LINE = regex(
     r"Adding to iommu group \d|Adding device \S{1,64} to group \d|root bus resource|"
     r"pci_bus \S{1,12}: resource \d|"
     r"iommu_groups/\d{1,9}/devices/|iommu_group -> |IOMMU [Gg]roup:? \d|"
@@ -42,7 +42,7 @@ def is_listed(line: str) -> bool:
     return _LINE.search(line[:400]) is not None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Dumps:
     """The facts of the listings of a text.
 

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_iova.brief import brief
 from vmm_iova.errors import RequestError
 from vmm_iova.host.facts import Facts, Group, IommuUnit, KernelRanges, RegionKind, Source
 from vmm_iova.host.registers import Width, amd_width, vtd_first_stage, vtd_width
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
+from vmm_iova.record import record
 from vmm_iova.units import parse_range
 
 if TYPE_CHECKING:
@@ -40,8 +39,7 @@ class EvidenceKind(enum.Enum):
     STATED = "stated by the user"
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Evidence:
     """One piece of evidence for the aperture.
 
@@ -66,7 +64,7 @@ class Evidence:
     page_sizes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Findings:
     """What a search for evidence found about one group.
 
@@ -186,7 +184,7 @@ def _from_zpci(host: Facts, group: Group | None) -> Iterator[Evidence]:
             )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Width:
     """A width that a register or the kernel states.
 

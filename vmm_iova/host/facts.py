@@ -9,13 +9,13 @@ All types are immutable and pickle.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from vmm_iova.brief import brief
 from vmm_iova.errors import HostDataError, UnknownNameError
 from vmm_iova.host.state import State
 from vmm_iova.plain import by_number
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from typing import Self
@@ -50,8 +50,7 @@ class RegionKind(enum.Enum):
     """A word this program does not know: treated as not mappable, kept as it was read."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Source:
     """Where a fact was read: a path or the name of a text, and the line in it (from 1)."""
 
@@ -62,8 +61,7 @@ class Source:
         return self.name if self.line is None else f"{self.name}:{self.line}"
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Note:
     """Something about the facts that a person should know; `warning` ones are shown unasked."""
 
@@ -71,8 +69,7 @@ class Note:
     warning: bool = True
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class ReservedRegion:
     """A span that the platform withholds from some group.
 
@@ -91,8 +88,7 @@ class ReservedRegion:
     group: str | None = None
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class EmptyRegion:
     """A region of length 0, which broken firmware produces.
 
@@ -107,8 +103,7 @@ class EmptyRegion:
     group: str | None = None
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Device:
     """A device that an IOMMU translates.
 
@@ -144,8 +139,7 @@ class Device:
 _PCI_BRIDGE = 0x0604  # include/linux/pci_ids.h, PCI_CLASS_BRIDGE_PCI
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Group:
     """An IOMMU group.
 
@@ -194,8 +188,7 @@ PASTED = "pasted"
 """Id of the group that stands for a text without group numbers."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class IommuUnit:
     """A remapping unit and its registers.
 
@@ -236,8 +229,7 @@ _VENDORS = (
 )
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class KernelRanges:
     """The kernel's own list of mappable IOVAs: the strongest evidence there is.
 
@@ -259,8 +251,7 @@ class KernelRanges:
     page_sizes: int | None = None
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class DmaWindow:
     """The zPCI base capability: lowest and highest usable DMA address of a device, inclusive.
 
@@ -272,8 +263,7 @@ class DmaWindow:
     source: Source
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class StatedWidth:
     """A width that the kernel printed in a log: an upper bound, like a register.
 
@@ -286,8 +276,7 @@ class StatedWidth:
     source: Source
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Limits:
     """Limits on mapping. None: not known.
 
@@ -300,8 +289,7 @@ class Limits:
     memlock: int | None = None
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class IommuInfo:
     """What the kernel says of the IOMMU in front of a device (IOMMU_GET_HW_INFO, Linux 6.6).
 
@@ -326,8 +314,7 @@ InfoKind = Literal["intel", "smmuv3", "amd", "none", "unknown"]
 """Whose registers an `IommuInfo` has."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Platform:
     """The machine around the IOMMUs. None: not known.
 
@@ -347,8 +334,7 @@ class Platform:
         )
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Facts:
     """All facts of one host. `vmm_iova.Host` can judge them.
 

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_iova.brief import brief
 from vmm_iova.host.facts import Facts
 from vmm_iova.host.judge import judge
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from vmm_iova.host.usable import Usable
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Host(Facts):
     """All facts of one host. Make one with `vmm_iova.load_host`.
 

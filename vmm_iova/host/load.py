@@ -6,7 +6,6 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-import re
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -16,6 +15,7 @@ from vmm_iova.files import decode, is_there, read_bytes, read_stdin
 from vmm_iova.host.snapshot import load_snapshot
 from vmm_iova.host.sysfs import read_sysfs
 from vmm_iova.host.text import parse_text
+from vmm_iova.patterns import regex
 from vmm_iova.plain import one_line, whole_number
 from vmm_iova.units import shorten
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from vmm_iova.host.host import Host
 
-_JSON = re.compile(r'\s*\{\s*["}]')  # and not a range written {a, b}
+_JSON = regex(r'\s*\{\s*["}]')  # and not a range written {a, b}
 
 
 def _bundle() -> Traversable:

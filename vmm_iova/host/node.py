@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmm_iova.errors import HostDataError
 from vmm_iova.host.facts import Source
 from vmm_iova.host.regions import region_kind
+from vmm_iova.patterns import regex
 from vmm_iova.plain import whole_number
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
+from vmm_iova.record import record
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from vmm_iova.host.facts import RegionKind
 
-_HEX = re.compile(r"0x[0-9a-fA-F]{1,17}")
+_HEX = regex(r"0x[0-9a-fA-F]{1,17}")
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Node:
     """An object of the JSON tree that knows its path, so that every error can name it."""
 

@@ -8,11 +8,10 @@ Source: iommu_device_use_default_domain, iommu_group_claim_dma_owner (drivers/io
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
-from vmm_iova.brief import brief
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,8 +32,7 @@ def iommu_hint(platform: Platform, arch: str | None = None) -> Remedy:
     return ways.get(vendor or "", say.IOMMU_ON)
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Obstacle:
     """What keeps a group from user space as its host is set up now, and can be changed there.
 

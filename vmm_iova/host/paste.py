@@ -9,35 +9,35 @@ from __future__ import annotations
 
 import re
 
-_QUOTE = re.compile(r"(?:>\s*)+")
-_BULLET = re.compile(r"(?:[-*\u2022]|\d{1,4}[.)])\s+(?=\S)")
-_FENCE = re.compile(r"(?:```|~~~)\w*")
+from vmm_iova.patterns import regex
+
+_QUOTE = regex(r"(?:>\s*)+")
+_BULLET = regex(r"(?:[-*\u2022]|\d{1,4}[.)])\s+(?=\S)")
+_FENCE = regex(r"(?:```|~~~)\w*")
 # `grep . /sys/kernel/iommu_groups/*/reserved_regions`, also with -n, -H, or from inside.
-_GROUP_FILE = re.compile(r"(?:\S*/)?(?P<group>\d{1,9})/reserved_regions:(?:\d+:)?\s*(?P<rest>.*)")
-_DEVICE_FILE = re.compile(
+_GROUP_FILE = regex(r"(?:\S*/)?(?P<group>\d{1,9})/reserved_regions:(?:\d+:)?\s*(?P<rest>.*)")
+_DEVICE_FILE = regex(
     r"\S*/devices/(?P<device>[^/\s]+)/iommu_group/reserved_regions:(?:\d+:)?\s*(?P<rest>.*)"
 )
-_ANY_FILE = re.compile(r"(?:\S*[^/\d\s]/)?reserved_regions:(?:\d+:)?\s*(?P<rest>.*)")
-_GROUP_HEADER = re.compile(r"==>\s*(?:\S*/)?(?P<group>\d{1,9})/reserved_regions\s*<==")
+_ANY_FILE = regex(r"(?:\S*[^/\d\s]/)?reserved_regions:(?:\d+:)?\s*(?P<rest>.*)")
+_GROUP_HEADER = regex(r"==>\s*(?:\S*/)?(?P<group>\d{1,9})/reserved_regions\s*<==")
 
 _NUMBER = r"(?:0[xX])?[0-9a-fA-F]+"
-_COUNT = re.compile(
+_COUNT = regex(
     r"(?:(?:(?:valid|usable|iova|iommu)\s+)*(?:ranges?|iova)\s*)?"
     r"(?:\[\d{1,4}\]|#?\d{1,4}(?=\s*[:)])|\d{1,4}\s+is\b)?\s*[:)=]?\s*",
     re.IGNORECASE,
 )
-_PAIR = re.compile(
+_PAIR = regex(
     rf"[\[{{(]?\s*({_NUMBER})\s*(?:-|\u2013|\.\.\.?|,|;|\bto\b)\s*({_NUMBER})\s*[\]}})]?\s*[,;]?\s*"
 )
-_BRACKETED = re.compile(
-    rf"[\[{{(]\s*({_NUMBER})\s*(?:-|\.\.|,|;)\s*({_NUMBER})\s*[\]}})]\s*[,;]?\s*"
-)
-_TWO_NUMBERS = re.compile(rf"\b{_NUMBER}\b\W+{_NUMBER}\b")
-_FIRST_HEX = re.compile(r"0[xX][0-9a-fA-F]+\b")
-_NEXT_HEX = re.compile(r"\b0[xX][0-9a-fA-F]")
-_REGION_WORD = re.compile(r"\b(?:direct|direct-relaxable|reserved|msi)\b", re.IGNORECASE)
-_BARE = re.compile(r"([0-9a-fA-F]{8,16})\s+([0-9a-fA-F]{8,16})\s+([A-Za-z]\S*)(.*)")
-MAP_LINE = re.compile(r"\s*[0-9a-fA-F]{8,16}-[0-9a-fA-F]{8,16} : ")
+_BRACKETED = regex(rf"[\[{{(]\s*({_NUMBER})\s*(?:-|\.\.|,|;)\s*({_NUMBER})\s*[\]}})]\s*[,;]?\s*")
+_TWO_NUMBERS = regex(rf"\b{_NUMBER}\b\W+{_NUMBER}\b")
+_FIRST_HEX = regex(r"0[xX][0-9a-fA-F]+\b")
+_NEXT_HEX = regex(r"\b0[xX][0-9a-fA-F]")
+_REGION_WORD = regex(r"\b(?:direct|direct-relaxable|reserved|msi)\b", re.IGNORECASE)
+_BARE = regex(r"([0-9a-fA-F]{8,16})\s+([0-9a-fA-F]{8,16})\s+([A-Za-z]\S*)(.*)")
+MAP_LINE = regex(r"\s*[0-9a-fA-F]{8,16}-[0-9a-fA-F]{8,16} : ")
 """A line in the manner of /proc/iomem: physical addresses, or our own output; no IOVA fact."""
 
 
@@ -104,16 +104,16 @@ def is_labelled(line: str) -> bool:
 
 
 _HEADINGS = (
-    ("rmrr", re.compile(r"\brmrrs?\b", re.IGNORECASE)),
+    ("rmrr", regex(r"\brmrrs?\b", re.IGNORECASE)),
     (
         "ranges",
-        re.compile(
+        regex(
             r"\b(?:usable|valid|mappable|allowed)\s+(?:iova|ranges?)|\biova[_ ]ranges?\b|"
             r"\brange list\b",
             re.IGNORECASE,
         ),
     ),
-    ("reserved", re.compile(r"\breserved[_ ]?(?:regions?|memory)\b", re.IGNORECASE)),
+    ("reserved", regex(r"\breserved[_ ]?(?:regions?|memory)\b", re.IGNORECASE)),
 )
 
 

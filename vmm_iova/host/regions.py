@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
 from vmm_iova.errors import HostDataError
 from vmm_iova.host.facts import EmptyRegion, Note, RegionKind, ReservedRegion, Source
+from vmm_iova.patterns import regex
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
+from vmm_iova.record import record
 from vmm_iova.units import shorten
 
-_HEX = re.compile(r"0[xX][0-9a-fA-F]+")
+_HEX = regex(r"0[xX][0-9a-fA-F]+")
 _WORDS = {
     kind.value: kind
     for kind in (
@@ -21,14 +20,14 @@ _WORDS = {
         RegionKind.MSI,
     )
 }
-_LINE = re.compile(
+_LINE = regex(
     r"0[xX][0-9a-fA-F]{1,16} 0[xX][0-9a-fA-F]{1,16} (?:direct|direct-relaxable|reserved|msi)"
 )
 _LONGEST_LINE = len("0x0000000000000000 0x0000000000000000 direct-relaxable\n")
 _PAGE_SIZES = (4096, 16384, 65536)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RegionsText:
     """What a `reserved_regions` text says.
 

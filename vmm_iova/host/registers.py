@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_iova.brief import brief
+from vmm_iova.patterns import regex
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from vmm_iova.host.facts import IommuInfo, IommuUnit
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Width:
     """An address width that some fact states.
 
@@ -48,7 +47,7 @@ def width_line(widths: Sequence[Width]) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class VtdWidth:
     """What a VT-d capability register says about width.
 
@@ -247,7 +246,7 @@ def _amd_efr(features: str, release: str | None) -> int | None:
     return halves[1] if version <= (6, 5) else halves[0]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AmdWidth:
     """What AMD's extended feature register says about width.
 
@@ -310,7 +309,7 @@ def release_of(release: str | None) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-_ADDRESS_SIZES = re.compile(
+_ADDRESS_SIZES = regex(
     r"^address sizes\s*:\s*(\d{1,3}) bits physical, \d{1,3} bits virtual\s*$", re.MULTILINE
 )
 

@@ -8,19 +8,19 @@ the same to a plan.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Protocol
 
-from vmm_iova.brief import brief
 from vmm_iova.files import node_usable, nodes_below
+from vmm_iova.patterns import regex
 from vmm_iova.plain import whole_number
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Memory:
     """Memory of a host in bytes.
 
@@ -33,8 +33,7 @@ class Memory:
     available: int
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class PagePool:
     """Huge pages of one size.
 
@@ -49,8 +48,7 @@ class PagePool:
     free: int
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class DeviceNode:
     """A node of VFIO or iommufd in /dev.
 
@@ -63,8 +61,7 @@ class DeviceNode:
     usable: bool
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class State:
     """What a host has at the moment, beside addresses. None: not known.
 
@@ -132,9 +129,9 @@ def read_state(files: SmallFiles, *, live: bool, dev: str = "/dev") -> State:
 
 _YES = {"Y": True, "N": False}  # lib/params.c (kernel/params.c), param_get_bool
 _POOLS = "kernel/mm/hugepages"
-_POOL = re.compile(r"hugepages-([0-9]{1,12})kB")
-_KIB_LINE = re.compile(r"^(MemTotal|MemAvailable):\s{1,20}([0-9]{1,15}) kB$", re.MULTILINE)
-_CAPABILITIES = re.compile(r"^CapEff:\s{1,9}([0-9a-f]{1,16})$", re.MULTILINE)
+_POOL = regex(r"hugepages-([0-9]{1,12})kB")
+_KIB_LINE = regex(r"^(MemTotal|MemAvailable):\s{1,20}([0-9]{1,15}) kB$", re.MULTILINE)
+_CAPABILITIES = regex(r"^CapEff:\s{1,9}([0-9a-f]{1,16})$", re.MULTILINE)
 _IPC_LOCK = 14  # include/uapi/linux/capability.h
 _MOST_INTERRUPTS = 4096  # that are looked at
 

@@ -24,6 +24,7 @@ from vmm_iova.host.obstacles import iommu_hint
 from vmm_iova.host.regions import parse_reserved_regions
 from vmm_iova.host.registers import cpu_address_bits
 from vmm_iova.host.state import read_state
+from vmm_iova.patterns import regex
 from vmm_iova.plain import by_number, one_line, whole_number
 from vmm_iova.readers.cpu import read_cpu
 from vmm_iova.units import shorten
@@ -41,7 +42,7 @@ _REGIONS = 1 << 17  # of reserved_regions: the kernel stops at a page, which has
 _CPUINFO = 8 << 20  # about 1.5 KiB for each CPU
 _COPY = "give a copy of /sys, or the directory that has it as sys/"
 _PROC = 1 << 16  # of meminfo and of a process's status: about 1.5 KiB, more with thousands of CPUs
-_HEX = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,16}")
+_HEX = regex(r"(?:0[xX])?[0-9a-fA-F]{1,16}")
 
 
 def read_sysfs(root: str | Path = "/", name: str | None = None) -> Host:

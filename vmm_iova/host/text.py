@@ -8,7 +8,6 @@ reported, never dropped in silence.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -42,6 +41,7 @@ from vmm_iova.host.paste import (
 )
 from vmm_iova.host.regions import check_truncation, is_region_line, parse_region_line, tidy
 from vmm_iova.host.registers import cpu_address_bits
+from vmm_iova.patterns import regex
 from vmm_iova.plain import by_number, one_line
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 from vmm_iova.readers.failed_maps import read_failed_map
@@ -50,21 +50,21 @@ from vmm_iova.units import shorten
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_DMAR = re.compile(r"\b(?:DMAR|dmar)(?:-IR)?:\s*(?P<rest>.*)")
-_UNIT = re.compile(
+_DMAR = regex(r"\b(?:DMAR|dmar)(?:-IR)?:\s*(?P<rest>.*)")
+_UNIT = regex(
     r"(?P<name>dmar\d+|IOMMU \d+): reg_base_addr (?P<base>[0-9a-f]+) ver \S+ "
     r"cap (?P<cap>[0-9a-f]{1,16}) ecap (?P<ecap>[0-9a-f]{1,16})\b"
 )
-_RMRR = re.compile(r"RMRR base: (?P<start>0x[0-9a-f]+) end: (?P<last>0x[0-9a-f]+)")
-_HAW = re.compile(r"Host address width (?P<bits>\d{1,3})\b")
-_TOO_NARROW = re.compile(r"iommu width \((?P<bits>\d{1,2})\) is not sufficient")
+_RMRR = regex(r"RMRR base: (?P<start>0x[0-9a-f]+) end: (?P<last>0x[0-9a-f]+)")
+_HAW = regex(r"Host address width (?P<bits>\d{1,3})\b")
+_TOO_NARROW = regex(r"iommu width \((?P<bits>\d{1,2})\) is not sufficient")
 _MUST_READ = ("reg_base_addr", "Host address width", "iommu width (")
-_EFR = re.compile(r"AMD-Vi: Extended features \((?P<efr>0x[0-9a-f]+)(?:, (?P<efr2>0x[0-9a-f]+))?\)")
-_RELEASE = re.compile(r"Linux version (?P<release>\d+\.\d+\S*)")
-_KIND = re.compile(r"#.*?\bkind:\s*(?P<kind>.*)")
-_ARCH = re.compile(r"#\s*arch:\s*(?P<arch>\w+)")
-_SOURCE = re.compile(r"#\s*source:\s*(?P<text>.*)")
-_LOG_LINE = re.compile(r"(?:<\d+>)?\[[ \d.]+\]|\[?[A-Z][a-z]{2} .*kernel:|DMAR|ACPI|AMD-Vi|iommu:")
+_EFR = regex(r"AMD-Vi: Extended features \((?P<efr>0x[0-9a-f]+)(?:, (?P<efr2>0x[0-9a-f]+))?\)")
+_RELEASE = regex(r"Linux version (?P<release>\d+\.\d+\S*)")
+_KIND = regex(r"#.*?\bkind:\s*(?P<kind>.*)")
+_ARCH = regex(r"#\s*arch:\s*(?P<arch>\w+)")
+_SOURCE = regex(r"#\s*source:\s*(?P<text>.*)")
+_LOG_LINE = regex(r"(?:<\d+>)?\[[ \d.]+\]|\[?[A-Z][a-z]{2} .*kernel:|DMAR|ACPI|AMD-Vi|iommu:")
 
 _Region = TypeVar("_Region", ReservedRegion, EmptyRegion)
 

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from heapq import heappop, heappush
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vmm_iova import shown
-from vmm_iova.brief import brief
 from vmm_iova.errors import ApertureError, PlacementError, ReservedError, StraddleError
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -43,8 +43,7 @@ class CauseKind(enum.Enum):
 _OF_THE_KERNEL = (CauseKind.REGION, CauseKind.PLATFORM, CauseKind.KERNEL_GAP, CauseKind.APERTURE)
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Cause:
     """What forbids a span, or ends a range.
 
@@ -64,8 +63,7 @@ class Cause:
         return self.text
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class UsableRange:
     """One usable range, with the cause of each edge."""
 
@@ -74,8 +72,7 @@ class UsableRange:
     last_cause: Cause
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Unassignable:
     """A group that current kernels keep from user space, and the `direct` region that does it."""
 
@@ -84,8 +81,7 @@ class Unassignable:
     text: str
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Usable:
     """What may be mapped for a selection of groups of one host, and why not the rest.
 

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import sys
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from sortedcontainers import SortedList
 
-from vmm_iova.brief import brief
 from vmm_iova.errors import NotAllocatedError
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, Hva, Iova
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from types import CodeType
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class LiveMapping:
     """One mapping.
 

@@ -10,19 +10,18 @@ is stepped over; of a newer version the known beginning is read.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_iova.brief import brief
 from vmm_iova.errors import CapabilityError
 from vmm_iova.kernel import uapi
 from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Capability:
     """One capability, as it lies in the answer.
 
@@ -83,8 +82,7 @@ def walk(answer: bytes | bytearray, first: int, total: int, floor: int) -> Itera
             yield Capability(head["id"], head["version"], offset, view[offset : stops[offset]])
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Type1Facts:
     """What `VFIO_IOMMU_GET_INFO` says.
 
@@ -176,8 +174,7 @@ def checked_ranges(pairs: list[tuple[int, int]], offset: int = 0) -> MappableRan
     return MappableRanges(AddrRange(start, last) for start, last in pairs)
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class ZpciFacts:
     """What an s390 device says of itself; the only evidence for its aperture before Linux 5.4.
 
@@ -198,8 +195,7 @@ class ZpciFacts:
     msi_address: int | None = None
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class DeviceFacts:
     """What `VFIO_DEVICE_GET_INFO` says.
 

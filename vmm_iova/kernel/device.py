@@ -10,17 +10,16 @@ Nothing is bound, unbound or written here: what has to be done is said, and left
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vmm_iova import remedies as say
-from vmm_iova.brief import brief
 from vmm_iova.errors import DeviceOpenError, DmaError, RequestError
 from vmm_iova.host.obstacles import hinders
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.iommufd import Iommufd, VfioCdev
 from vmm_iova.kernel.syscalls import LINUX, Kernel
 from vmm_iova.kernel.type1 import Type1Container
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,8 +37,7 @@ _PCI = "/sys/bus/pci/devices"
 _GROUPS = "/sys/kernel/iommu_groups"
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class DeviceSite:
     """Where a device is, as sysfs says.
 

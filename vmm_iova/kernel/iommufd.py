@@ -8,17 +8,16 @@ and drivers/vfio/{device_cdev,iommufd}.c of Linux 6.2 to 7.3.
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
-from vmm_iova.brief import brief
 from vmm_iova.errors import CapabilityError, DmaError
 from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel import uapi_iommufd as abi
 from vmm_iova.kernel.handle import Handle
 from vmm_iova.kernel.syscalls import LINUX, Kernel, UserBuffer
 from vmm_iova.kernel.windows import Windows
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from vmm_iova.ranges import Iova, MappableRanges
@@ -238,8 +237,7 @@ class Iommufd(Handle):
         return bitmap.content()
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class HardwareInfo:
     """What the IOMMU of a device is.
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
-from vmm_iova.brief import brief
 from vmm_iova.errors import (
     DmaError,
     PartialUnmapError,
@@ -21,6 +19,7 @@ from vmm_iova.errors import (
 )
 from vmm_iova.kernel.syscalls import _ioctl
 from vmm_iova.ranges import ADDRESS_LAST, GIB, Hva, Iova, MappableRanges
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,8 +33,7 @@ if TYPE_CHECKING:
 _LARGEST_IN_USE = GIB  # VT-d, AMD-Vi and SMMUv3 with 4 KiB pages; congruence costs nothing
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class SpaceFacts:
     """What the kernel says of an address space, after the devices that are attached now.
 

@@ -15,7 +15,6 @@ import mmap
 import os
 import platform
 import resource
-from dataclasses import dataclass
 from functools import partial
 from itertools import starmap
 from pathlib import Path
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
 
     from vmm_iova.host.host import Host
 
-from vmm_iova.brief import brief
 from vmm_iova.host.load import load_host
+from vmm_iova.record import record
 
 try:
     from vmm_iova.kernel import _ioctl as _ioctl  # the others take it from here
@@ -40,8 +39,7 @@ PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 _CAP_IPC_LOCK = 14  # ABI: include/uapi/linux/capability.h
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class LockBudget:
     """How much memory this process may lock.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from vmm_iova.errors import RequestError
 from vmm_iova.machines.parts import FIRMWARE_KINDS
 from vmm_iova.ranges import GIB, MIB, AddrRange
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -106,7 +107,7 @@ def candidates(name: str | None, machine: Machine) -> tuple[Firmware, ...]:
     return tuple(item for item in RELEASES if item.kind == kind) or (Firmware(kind),)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BarNeed:
     """What of a device wants a place together: one BAR, or all behind a root port.
 
@@ -121,7 +122,7 @@ class BarNeed:
     behind: tuple[BarNeed, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Board:
     """What firmware finds when it starts.
 
@@ -148,7 +149,7 @@ class Board:
     ovmf_window: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Windows:
     """Where firmware gives out BARs.
 

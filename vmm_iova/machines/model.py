@@ -7,14 +7,13 @@ file that each number comes from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from vmm_iova.brief import brief
 from vmm_iova.errors import RequestError
 from vmm_iova.machines.parts import ABILITIES
 from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, GIB, AddrRange, RangeSet
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -36,8 +35,7 @@ if TYPE_CHECKING:
 _FOUR_GIB = 4 * GIB
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Machine:
     """A machine model.
 

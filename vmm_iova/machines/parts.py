@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from vmm_iova.brief import brief
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from vmm_iova.ranges import AddrRange
@@ -33,8 +32,7 @@ CPU_VENDORS: tuple[CpuVendor, ...] = get_args(CpuVendor)
 FIRMWARE_KINDS: tuple[FirmwareKind, ...] = get_args(FirmwareKind)
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class RamWindow:
     """A span of guest addresses that RAM fills from the bottom.
 
@@ -66,8 +64,7 @@ class RamWindow:
     cap: LowCap | None = None
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class FixedItem:
     """Something that has its fixed place and is not free RAM.
 
@@ -82,8 +79,7 @@ class FixedItem:
     range: AddrRange
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class AboveItem:
     """Something that the machine puts above RAM, each at the next multiple of `align` in turn.
 
@@ -100,8 +96,7 @@ class AboveItem:
     align: int
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Pci64Window:
     """The 64-bit PCI window: above all RAM, so its place depends on the layout.
 
@@ -141,8 +136,7 @@ class Pci64Window:
     hides_ram: bool = False
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class OpenDoorbell:
     """A doorbell whose place the machine leaves open: where a guest's devices write interrupts.
 
@@ -159,8 +153,7 @@ class OpenDoorbell:
     range: AddrRange
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Hotplug:
     """Where the VMM has memory that is plugged in later: above RAM, before the 64-bit window.
 

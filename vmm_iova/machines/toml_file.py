@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import tomllib
 from bisect import bisect_left
-from dataclasses import dataclass
 from string import Formatter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,7 +27,9 @@ from vmm_iova.machines.parts import (
     Pci64Window,
     RamWindow,
 )
+from vmm_iova.patterns import regex
 from vmm_iova.ranges import ADDRESS_LAST, MIB, AddrRange
+from vmm_iova.record import record
 from vmm_iova.units import parse_address, parse_size, shorten
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ OPTIONS = {
 }
 """Switches of a VMM that fixes name, and what they may be filled with."""
 _BRIDGE_UNIT = MIB
-_SYNTAX_LINE = re.compile(r"\(at line (\d+)")
-_HEADER = re.compile(r"\s*(\[\[|\[)\s*([\w.\"' -]+?)\s*\]")
+_SYNTAX_LINE = regex(r"\(at line (\d+)")
+_HEADER = regex(r"\s*(\[\[|\[)\s*([\w.\"' -]+?)\s*\]")
 
 
 def parse_machine(text: str, name: str, base: Callable[[str], str] | None = None) -> Machine:
@@ -354,7 +355,7 @@ def _line_of(text: str, path: str, key: str) -> int | None:
     return head
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Table:
     """A TOML table that knows its path, so that every error can name line and key."""
 

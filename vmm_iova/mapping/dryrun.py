@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_iova.brief import brief
 from vmm_iova.errors import PlanError
 from vmm_iova.kernel.device import open_space
 from vmm_iova.mapping.mapped import map_pieces
 from vmm_iova.mapping.piece import Piece
 from vmm_iova.planning.layout import ItemKind
 from vmm_iova.ranges import AddrRange, Hva, Iova, RangeSet
+from vmm_iova.record import record
 from vmm_iova.simulated import SimulatedKernel
 from vmm_iova.simulated.host import group_of
 
@@ -27,8 +26,7 @@ _MEMORY = 1 << 62  # where the memory is said to be in this process; nobody look
 _BARS = 1 << 63
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class DryRun:
     """What the kernel in memory answered.
 

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
-from vmm_iova.brief import brief
 from vmm_iova.ranges import AddrRange, Hva, Iova
+from vmm_iova.record import record
 
 
 class Buffer(Protocol):
@@ -17,8 +16,7 @@ class Buffer(Protocol):
         """Lend the memory (PEP 688); before Python 3.12 only C can, and does."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Piece:
     """One mapping that is to be.
 

@@ -7,16 +7,15 @@ The kernel's own answer is one errno, and names nothing. The rules are in `vmm_i
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from vmm_iova import remedies as say
-from vmm_iova.brief import brief
 from vmm_iova.errors import DmaError
 from vmm_iova.host.attach import AttachRefusal, Present, attach_refusals, ranges_after
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.syscalls import PAGE_SIZE
 from vmm_iova.kernel.type1 import Type1Container
+from vmm_iova.record import record
 from vmm_iova.units import format_size
 
 if TYPE_CHECKING:
@@ -48,8 +47,7 @@ class Owned(Protocol):
         """Its tag."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Rehearsal:
     """The answer.
 

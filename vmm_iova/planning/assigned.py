@@ -8,14 +8,13 @@ not at all, so virtual functions of a device take no place with it. Cloud Hyperv
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from vmm_iova.brief import brief
 from vmm_iova.host.bars import BarKind
 from vmm_iova.host.facts import Device, Note
 from vmm_iova.planning.guest import Bar
 from vmm_iova.ranges import BASE_PAGE
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -109,8 +108,7 @@ def _bar(device: Device, bar: DeviceBar, size: int, port: str | None) -> Bar:
     )
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Member:
     """A device of a group that goes to a guest.
 

@@ -8,10 +8,11 @@ here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.ranges import AddrRange
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from vmm_iova.host.bars import BarBits
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WantedBar:
     """A BAR or a room in numbers, or the window of a root port with all BARs behind it."""
 

@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from vmm_iova import remedies as say
-from vmm_iova.brief import brief
 from vmm_iova.diagnosis.causes import SLOT_MAX
 from vmm_iova.errors import MisalignedError, PlanError, RequestError
 from vmm_iova.planning.layout import ItemKind, Layout, OnHole
 from vmm_iova.planning.page_tables import ALL_LEAVES, LEAVES, PageTables, page_tables
 from vmm_iova.planning.plan import plan
 from vmm_iova.ranges import AddrRange, check_granule
+from vmm_iova.record import record
 from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ DEFAULT_ENTRIES = 65535
 """Default of vfio_iommu_type1.dma_entry_limit (drivers/vfio/vfio_iommu_type1.c, Linux 5.1)."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class LargePages:
     """Host pages that back RAM.
 
@@ -48,8 +47,7 @@ class LargePages:
         return say.HUGEPAGES_SET.format(short=short, count=self.count, name=name)
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Budget:
     """What mapping a layout takes.
 

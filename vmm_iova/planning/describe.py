@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_iova.brief import brief
 from vmm_iova.diagnosis.check import HOLES
 from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.planning.bars import fit
@@ -30,6 +28,7 @@ from vmm_iova.planning.misfit import (
 from vmm_iova.planning.site import beyond
 from vmm_iova.planning.windows import NO_TOP
 from vmm_iova.ranges import ADDRESS_LAST, MIB, AddrRange
+from vmm_iova.record import record
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
@@ -41,8 +40,7 @@ _LEAST_BITS = 36  # fewer address bits make no guest that starts
 _LEAST_BAR = MIB  # smallest size that a resizable BAR can have (PCIe specification, 7.8.6)
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Reason:
     """Why one part cannot be where it should.
 

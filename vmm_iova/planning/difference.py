@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.errors import IovaError
 from vmm_iova.machines.catalogue import load_machine
 from vmm_iova.planning.plan import Guest, OnHole, plan
 from vmm_iova.ranges import GIB, MIB, TIB
+from vmm_iova.record import record
 from vmm_iova.units import format_size, show_size
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ def _ram(layout: Layout) -> list[object]:
     return [(item.gpa, item.iova) for item in layout.ram]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Difference:
     """What two things do not share.
 

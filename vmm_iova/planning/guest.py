@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from vmm_iova.brief import brief
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     import os
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from vmm_iova.machines.parts import CpuVendor, FixedItem
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Node:
     """RAM of one NUMA node of the guest.
 
@@ -33,8 +31,7 @@ class Node:
     name: str | None = None
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Bar:
     """A BAR, or a window of them, that wants a place of its own.
 
@@ -67,8 +64,7 @@ def bar_title(name: str) -> str:
     return name if " " in name else f"BAR {name}"
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Room:
     """Room above everything else for what is plugged in later, such as memory; devices reach it.
 
@@ -83,8 +79,7 @@ class Room:
     align: str | int | None = None
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Doorbell:
     """Where a guest's interrupt controller takes MSI writes, for a VMM that chooses the place.
 
@@ -99,8 +94,7 @@ class Doorbell:
     align: str | int | None = None
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Guest:
     """What a VMM wants.
 
@@ -157,8 +151,7 @@ class Guest:
     viommu_bits: int | None = None
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Reading:
     """A guest as one release of its VMM has it, where what was asked for leaves that open.
 

@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vmm_iova import shown
-from vmm_iova.brief import brief
 from vmm_iova.errors import HostDataError, IovaError, UnknownNameError
 from vmm_iova.host.facts import Note
 from vmm_iova.host.registers import Width
 from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.machines.catalogue import load_machine
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,8 +63,7 @@ class ItemKind(enum.Enum):
     """Kept for what is plugged in later."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Item:
     """One part of a layout.
 
@@ -99,8 +97,7 @@ class Item:
         return place
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class GuestReserved:
     """A span that the guest must be told to keep its hands off, and why.
 
@@ -111,8 +108,7 @@ class GuestReserved:
     cause: Cause
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Layout:
     """Where everything of a guest is. Made by `vmm_iova.plan`.
 

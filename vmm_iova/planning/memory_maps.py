@@ -7,15 +7,14 @@ An e820 table, the memory nodes of a device tree, and the list of what the guest
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vmm_iova import remedies as say
-from vmm_iova.brief import brief
 from vmm_iova.errors import RequestError
 from vmm_iova.plain import one_line, whole_number
 from vmm_iova.planning.layout import ItemKind, Layout
 from vmm_iova.ranges import AddrRange, RangeSet
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,8 +29,7 @@ FORMATS: tuple[MapForm, ...] = get_args(MapForm)
 _RESERVED = (ItemKind.DEVICE, ItemKind.DOORBELL, ItemKind.FIRMWARE, ItemKind.MSI, ItemKind.RESERVED)
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class E820Entry:
     """One line of an e820 table.
 

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_iova.brief import brief
 from vmm_iova.ranges import BASE_PAGE, HUGE_PAGES, RangeSet
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,8 +24,7 @@ ALL_LEAVES = sum(LEAVES)
 """Bitmap of the leaf sizes that IOMMUs with 4 KiB pages can have."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class PageTables:
     """Page-table memory for one choice of page sizes.
 

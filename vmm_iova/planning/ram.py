@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from vmm_iova.planning.misfit import (
 from vmm_iova.planning.page_tables import cost_of
 from vmm_iova.planning.site import HolePolicy, Preference, beyond
 from vmm_iova.ranges import ADDRESS_LAST, GIB, HUGE_PAGES, AddrRange, MappableRanges, RangeSet
+from vmm_iova.record import record
 from vmm_iova.units import format_size
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 _SPANS = 12  # ranges that `fewest` chooses among: 4096 choices
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PlacedRam:
     """RAM with its places, what was done for them, and what a person should know about it."""
 

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
 from vmm_iova.machines.firmware import RELEASES, Board, Firmware, windows
 from vmm_iova.ranges import GIB, MIB
+from vmm_iova.record import record
 from vmm_iova.units import format_size
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _LARGE = GIB  # smaller BARs find room beside the others
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reason:
     """Why it is so, and what to do for it to be otherwise, or nothing."""
 

@@ -7,7 +7,7 @@ need not ask again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import MisalignedError, RequestError
@@ -20,6 +20,7 @@ from vmm_iova.machines.parts import CPU_VENDORS, FixedItem, OpenDoorbell, Pci64W
 from vmm_iova.planning.guest import Node
 from vmm_iova.planning.wanted_bars import bars_of, room_of
 from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, GIB, MIB, TIB, AddrRange, check_granule
+from vmm_iova.record import record
 from vmm_iova.units import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ VIOMMU_BITS = (39, 48, 57)
 _MOST_SLOTS = 256  # ACPI_MAX_RAM_SLOTS (QEMU, include/hw/acpi/acpi.h)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WantedNode:
     """A node in numbers: `name` is None when the guest has no nodes."""
 
@@ -48,7 +49,7 @@ class WantedNode:
     page_size: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AddressLimit:
     """How far guest addresses go: bits, and who says so."""
 
@@ -56,7 +57,7 @@ class AddressLimit:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Wanted:
     """A guest in numbers, checked.
 

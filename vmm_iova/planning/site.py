@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from vmm_iova.diagnosis.check import HOLES
@@ -14,6 +14,7 @@ from vmm_iova.machines.firmware import Board
 from vmm_iova.planning.bars import room_for
 from vmm_iova.planning.layout import Item, ItemKind, OnHole, kept_for
 from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange, MappableRanges, RangeSet
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,7 +51,7 @@ class Preference(enum.Enum):
     FEWEST = "fewest"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Policy:
     """How RAM may be placed.
 
@@ -65,7 +66,7 @@ class Policy:
     own: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Piece:
     """A piece of RAM: in which window, of which node, and how much of the node is still to come."""
 
@@ -75,7 +76,7 @@ class Piece:
     left: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Placed:
     """What a step placed, and what a person should know about it."""
 
@@ -83,7 +84,7 @@ class Placed:
     notes: tuple[Note, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Site:
     """What is wanted and where it may go. Made by `site_of`.
 

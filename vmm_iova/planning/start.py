@@ -7,15 +7,14 @@ meets them (hw/vfio/pci.c, vfio_realize; drivers/vfio/group.c and vfio_iommu_typ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vmm_iova import remedies as say
-from vmm_iova.brief import brief
 from vmm_iova.diagnosis.filled import fill
 from vmm_iova.planning.assigned import members
 from vmm_iova.planning.layout import ItemKind
 from vmm_iova.ranges import BASE_PAGE, GIB
+from vmm_iova.record import record
 from vmm_iova.units import format_size, show_size
 
 if TYPE_CHECKING:
@@ -37,8 +36,7 @@ Manager = Literal["libvirt", "proxmox"]
 """A program that starts the VMM, binds devices and sets limits by itself."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class StartRow:
     """One thing that a guest needs to start.
 
@@ -57,8 +55,7 @@ class StartRow:
     fatal: bool = True
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Start:
     """Whether a planned guest starts on its host.
 
@@ -121,7 +118,7 @@ def will_start(
     return Start(tuple(case.rows()))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Case:
     host: Facts
     layout: Layout

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.planning.misfit import Misfit
 from vmm_iova.planning.request import AddressLimit
 from vmm_iova.planning.site import HolePolicy, Policy, Site, site_of
 from vmm_iova.ranges import HUGE_PAGES
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from vmm_iova.planning.bars import WantedBar
@@ -24,7 +25,7 @@ Attempt = Callable[[Site, Policy], "Layout"]
 _MOST_BITS = 52  # no x86 or arm64 CPU has more physical address bits
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Trials:
     """Other attempts on the same host: what would work is known by doing it."""
 

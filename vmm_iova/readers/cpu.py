@@ -6,17 +6,16 @@ Source: util-linux, sys-utils/lscpu.c; arch/x86/kernel/cpu/proc.c, show_cpuinfo(
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_iova.brief import brief
+from vmm_iova.patterns import regex
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_FIELD = re.compile(r"\s*(?P<key>[A-Za-z][A-Za-z_ ()]{1,30}?)\s*:\s*(?P<value>\S.*)")
-_BITS = re.compile(r"(\d{2}) bits physical, \d{2} bits virtual")
+_FIELD = regex(r"\s*(?P<key>[A-Za-z][A-Za-z_ ()]{1,30}?)\s*:\s*(?P<value>\S.*)")
+_BITS = regex(r"(\d{2}) bits physical, \d{2} bits virtual")
 _VENDORS = {
     "GenuineIntel": "intel",
     "AuthenticAMD": "amd",
@@ -26,8 +25,7 @@ _VENDORS = {
 }
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class Cpu:
     """A CPU, as far as the text says.
 

@@ -6,18 +6,17 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
 from vmm_iova.errors import HostDataError, IovaError
+from vmm_iova.patterns import regex
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
+from vmm_iova.record import record
 from vmm_iova.units import parse_address, parse_size, shorten
 
-_ERRNO = re.compile(r"E[A-Z0-9]{1,15}|kernel-log")
-_HEX = re.compile(r"0x[0-9a-fA-F]{1,16}")
+_ERRNO = regex(r"E[A-Z0-9]{1,15}|kernel-log")
+_HEX = regex(r"0x[0-9a-fA-F]{1,16}")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FailedMap:
     """One map that failed.
 

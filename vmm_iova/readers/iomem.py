@@ -6,21 +6,19 @@ Source: kernel/resource.c, r_show(): two blanks a level, `start-last : name`, la
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_iova.patterns import regex
 from vmm_iova.ranges import AddrRange
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_LINE = re.compile(
-    r"(?P<indent> *)(?P<start>[0-9a-f]{8,16})-(?P<last>[0-9a-f]{8,16}) : (?P<name>.+)"
-)
+_LINE = regex(r"(?P<indent> *)(?P<start>[0-9a-f]{8,16})-(?P<last>[0-9a-f]{8,16}) : (?P<name>.+)")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IomemEntry:
     """One resource.
 

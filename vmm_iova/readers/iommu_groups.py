@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
+
+from vmm_iova.patterns import regex
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_PATH = re.compile(r"iommu_groups/(?P<group>\d{1,9})/devices/(?P<device>[^\s/'\"]{1,64})")
-_LINK = re.compile(
+_PATH = regex(r"iommu_groups/(?P<group>\d{1,9})/devices/(?P<device>[^\s/'\"]{1,64})")
+_LINK = regex(
     r"(?:devices|drivers)/\S{0,80}?(?P<device>[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7])/iommu_group"
     r" -> \S{0,80}iommu_groups/(?P<group>\d{1,9})"
 )

@@ -8,36 +8,35 @@ for device`, until Linux 5.5); Xen, drivers/passthrough/vtd/dmar.c (`RMRR region
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_iova.brief import brief
+from vmm_iova.patterns import regex
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterable
 
 _MEM = r"\[mem 0x(?P<start>[0-9a-f]{1,16})-0x(?P<last>[0-9a-f]{1,16})(?P<flags>[^\]]{0,40})\]"
 _DEV = r"(?P<dev>(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7])"
-_ROOT = re.compile(rf"pci_bus (?P<bus>\S{{1,12}}): (?:root bus resource|resource \d{{1,3}}) {_MEM}")
-_BAR = re.compile(rf"pci {_DEV}: (?:BAR (?P<bar>\d)|reg 0x(?P<reg>[0-9a-f]{{2}})):? {_MEM}")
-_GROUP = re.compile(
+_ROOT = regex(rf"pci_bus (?P<bus>\S{{1,12}}): (?:root bus resource|resource \d{{1,3}}) {_MEM}")
+_BAR = regex(rf"pci {_DEV}: (?:BAR (?P<bar>\d)|reg 0x(?P<reg>[0-9a-f]{{2}})):? {_MEM}")
+_GROUP = regex(
     r"(?P<dev>\S{1,64}): Adding to iommu group (?P<group>\d{1,9})|"
     r"(?:[Aa]dding|Adding) device (?P<old>\S{1,64}) to group (?P<number>\d{1,9})"
 )
-_IDENTITY = re.compile(
+_IDENTITY = regex(
     rf"[Ss]etting identity map for device {_DEV} \[0x(?P<start>[0-9a-f]{{1,16}}) - "
     r"0x(?P<last>[0-9a-f]{1,16})\]"
 )
-_XEN_RMRR = re.compile(
+_XEN_RMRR = regex(
     r"RMRR region: base_addr (?P<start>[0-9a-f]{1,16}) end_addr (?P<last>[0-9a-f]{1,16})"
 )
 _MAIN = "window"
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class LogBar:
     """A memory BAR of a device.
 
@@ -54,8 +53,7 @@ class LogBar:
     wide: bool
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class IdentityMap:
     """A range that firmware demands for a device, and the kernel maps 1:1 (an RMRR)."""
 
@@ -63,8 +61,7 @@ class IdentityMap:
     range: AddrRange
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class KernelLog:
     """The facts of a log.
 

@@ -9,42 +9,42 @@ which prints `Group:  1  [8086:1901] [R] 00:01.0  PCI bridge ...`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from vmm_iova.brief import brief
 from vmm_iova.errors import IovaError
+from vmm_iova.patterns import regex
+from vmm_iova.record import record
 from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _BDF = r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[01][0-9a-f]\.[0-7]"
-_DEVICE = re.compile(rf"(?P<bdf>{_BDF}) (?P<title>\S.*)", re.IGNORECASE)
-_GROUP = re.compile(r"(?:\S+\s)?IOMMU group:? (?P<group>\d{1,9})\b:?\s*(?P<rest>.*)", re.IGNORECASE)
-_LSIOMMU = re.compile(
+_DEVICE = regex(rf"(?P<bdf>{_BDF}) (?P<title>\S.*)", re.IGNORECASE)
+_GROUP = regex(r"(?:\S+\s)?IOMMU group:? (?P<group>\d{1,9})\b:?\s*(?P<rest>.*)", re.IGNORECASE)
+_LSIOMMU = regex(
     r"(?:Group:? {1,9}(?P<group>\d{1,9}):?\s{1,9})?\[[0-9a-f]{4}:[0-9a-f]{4}\]\s{1,9}"
     r"(?:\[R\]\s{1,9})?"
     rf"(?P<bdf>{_BDF})\s{{1,9}}(?P<title>\S.*)"
 )
-_CLASS = re.compile(r"\[([0-9a-f]{4})\]")
-_REGION = re.compile(
+_CLASS = regex(r"\[([0-9a-f]{4})\]")
+_REGION = regex(
     r"(?:Region (?P<index>\d): )?(?:\[\w{1,9}\] )?Memory at (?P<start>[0-9a-f]{4,16}|<\w+>)"
     r"(?: \((?P<kind>[^)]{0,60})\))?(?P<rest>.*)"
 )
-_ROM = re.compile(r"(?:\[\w{1,9}\] )?Expansion ROM at (?P<start>[0-9a-f]{4,16}|<\w+>)(?P<rest>.*)")
-_CAPABILITY = re.compile(r"Capabilities: (?:\[\w{2,4}(?: v\d{1,3})?\] )?(?P<name>.*)")
-_RESIZABLE = re.compile(r"BAR (?P<index>\d): current size: \S{1,9}, supported: (?P<sizes>.{0,400})")
-_SIZE = re.compile(r"\[size=(\d{1,6}[KMGT]?)\]")
-_DRIVER = re.compile(r"Kernel driver in use: (\S+)")
+_ROM = regex(r"(?:\[\w{1,9}\] )?Expansion ROM at (?P<start>[0-9a-f]{4,16}|<\w+>)(?P<rest>.*)")
+_CAPABILITY = regex(r"Capabilities: (?:\[\w{2,4}(?: v\d{1,3})?\] )?(?P<name>.*)")
+_RESIZABLE = regex(r"BAR (?P<index>\d): current size: \S{1,9}, supported: (?P<sizes>.{0,400})")
+_SIZE = regex(r"\[size=(\d{1,6}[KMGT]?)\]")
+_DRIVER = regex(r"Kernel driver in use: (\S+)")
 _BRIDGE = "0604"
 
 PciRegionKind = Literal["bar", "rom", "vf"]
 """Whose address space a region is."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class PciRegion:
     """One memory BAR.
 
@@ -67,8 +67,7 @@ class PciRegion:
     sizes: tuple[int, ...] = ()
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class PciDevice:
     """One device of a listing.
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from vmm_iova.brief import brief
 from vmm_iova.errors import IovaError
+from vmm_iova.patterns import regex
 from vmm_iova.ranges import MIB
 from vmm_iova.readers.shell import LONGEST, command_words
+from vmm_iova.record import record
 from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 Option = tuple[str, str]
 """Name of an option without its dashes, and its value; empty where it takes none."""
 
-PROGRAM = re.compile(
+PROGRAM = regex(
     r"(?:^|[\s/\"'])(?P<name>qemu-system-(?P<arch>[a-z0-9_]{2,12})|qemu-kvm|kvm)(?=[\s\"'])",
     re.MULTILINE,
 )
 """How the program is called; `kvm` is Proxmox's name for it."""
 
-_OPTION = re.compile(r"(?:^|\s)--?(?P<name>machine|M|m|cpu|device|object|global)(?:\s+|=)")
-_VALUE = re.compile(r"'([^']{0,4000})'|\"([^\"]{0,4000})\"|(\S{1,4000})")
+_OPTION = regex(r"(?:^|\s)--?(?P<name>machine|M|m|cpu|device|object|global)(?:\s+|=)")
+_VALUE = regex(r"'([^']{0,4000})'|\"([^\"]{0,4000})\"|(\S{1,4000})")
 _MOST = 2000
 _FLAGS_WORDS = (
     "nodefaults nographic enable-kvm no-user-config S daemonize snapshot no-reboot no-shutdown "
@@ -44,8 +44,7 @@ FLAGS = frozenset(_FLAGS_WORDS.split())
 """Options that take no value (qemu-options.hx: those without HAS_ARG)."""
 
 
-@brief
-@dataclass(frozen=True, slots=True)
+@record
 class QemuCommand:
     """What a command line says that matters to addresses.
 

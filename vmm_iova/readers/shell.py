@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vmm_iova.patterns import regex
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -19,21 +21,21 @@ LONGEST = 200_000
 """Characters of a text that are looked at, and of what its variables expand to."""
 
 _DEPTH = 8
-_PART = re.compile(
+_PART = regex(
     r"""(?P<gap>(?:[ \t\r]|\\\r?\n)+) | (?P<stop>[\n;|&<>]) | (?P<note>\#[^\n]*)
       | '(?P<single>[^']*)' | "(?P<double>(?:[^"\\]|\\.)*)" | \\(?P<escaped>.)
       | (?P<variable>\$(?:\{[^}\n]*\}|[A-Za-z_]\w*)) | (?P<plain>[^\s'"\\;|&<>\#$]+)
       | (?P<odd>.)""",
     re.VERBOSE | re.DOTALL,
 )
-_SET = re.compile(
+_SET = regex(
     r"""^[ \t]*(?:export[ ]|local[ ]|readonly[ ]|declare[ ](?:-\w+[ ])*)?(?P<name>[A-Za-z_]\w*)
         (?P<more>\+?)=(?:(?P<list>\()|(?P<value>(?:'[^'\n]*+'|"(?:[^"\\\n]|\\.)*+"|[^\s'";]++)*+)
         [ \t]*+;?[ \t]*+(?:\#[^\n]*+)?$)""",
     re.VERBOSE | re.MULTILINE,
 )
-_VALUE_OF = re.compile(r"\s--?(?:accel|name|machine|M|cpu)[ \t]+\Z")
-_USE = re.compile(r"\$(?:\{(\w+)(?:\[[@*]\])?(?::?-([^}]*))?\}|([A-Za-z_]\w*))")
+_VALUE_OF = regex(r"\s--?(?:accel|name|machine|M|cpu)[ \t]+\Z")
+_USE = regex(r"\$(?:\{(\w+)(?:\[[@*]\])?(?::?-([^}]*))?\}|([A-Za-z_]\w*))")
 
 
 @dataclass(slots=True)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmm_iova.plain import for_terminal
+from vmm_iova.record import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -32,7 +32,7 @@ MARKS: dict[str, str] = {
 _COLOURS: dict[Tone, str] = {"good": "\ue000", "bad": "\ue001", "unsure": "\ue002"}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Answer:
     """What a command says first.
 

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.host.attach import AttachRefusal, Present, attach_refusals, ranges_after
+from vmm_iova.record import record
 from vmm_iova.report import data
 from vmm_iova.report.answer import Answer, answer_data, show_answer
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _TITLE = {"type1": "a VFIO container (type1)", "iommufd": "an iommufd"}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Judged:
     """The answer for one way to the kernel."""
 

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from vmm_iova.ranges import AddrRange
+from vmm_iova.record import record
 from vmm_iova.report.picture import Box, Remark
 from vmm_iova.units import show_size
 
@@ -20,7 +20,7 @@ _BEFORE, _BEHIND = 2, 1  # of a row that is folded: holes that are drawn all the
 _FILLING = frozenset({"ram", "msi", "reserved", "gap"})  # what of a guest holes cut into many
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Folded:
     """Columns after folding: boxes, the folds among those of the host, and what each hides."""
 

@@ -3,20 +3,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova.host.evidence import familiar
 from vmm_iova.host.usable import Cause, CauseKind, Usable
 from vmm_iova.planning.layout import Item, ItemKind, Layout
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
+from vmm_iova.record import record
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Box:
     """One rectangle: what it covers, how it looks, what it says."""
 
@@ -35,7 +35,7 @@ class Box:
         return self.range.last + 1
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Remark:
     """What is said beside a column about an edge, or the span from `start` up to `stop`."""
 

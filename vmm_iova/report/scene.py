@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.host.facts import PASTED
 from vmm_iova.host.usable import Usable
 from vmm_iova.planning.request import NO_HOST
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
+from vmm_iova.record import record
 from vmm_iova.report.fold import Folded, fold, fold_remarks, fold_translated
 from vmm_iova.report.picture import (
     Box,
@@ -36,7 +37,7 @@ _DONE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Column:
     """Boxes below one heading; `own` has an axis of its own, at its right."""
 
@@ -45,7 +46,7 @@ class Column:
     own: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tie:
     """Where devices see what the guest has elsewhere."""
 
@@ -53,7 +54,7 @@ class Tie:
     gpa: AddrRange
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Scene:
     """A picture before it is drawn.
 

@@ -10,13 +10,13 @@ size, so that 4 KiB and 1 TiB are both seen. The output depends on the arguments
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape, quoteattr
 
 from vmm_iova.plain import one_line
 from vmm_iova.ranges import ADDRESS_LAST
+from vmm_iova.record import record
 from vmm_iova.report.letters import TYPE, fit, width, wrap
 from vmm_iova.report.scene import layout_scene, machine_scene, near, usable_scene
 from vmm_iova.units import show_size
@@ -78,7 +78,7 @@ _ACROSS = {
 _STRIP = 14
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Placed:
     """A box in its column, with the lines that fit its width, each with its class."""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_iova.brief import brief
+from vmm_iova.record import brief
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,6 +18,7 @@ from vmm_iova.host.facts import (
 )
 from vmm_iova.host.host import Host
 from vmm_iova.host.state import State
+from vmm_iova.patterns import regex
 from vmm_iova.ranges import RangeSet
 from vmm_iova.simulated.model import SimGroup
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 INVENTED = "0000:00:01.0"
 """The device of a host whose facts name none."""
 
-_BDF = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_BDF = regex(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _PAGE_SIZES = 0x4020_1000
 _WORDS: Mapping[RegionKind, RegionWord] = {
     RegionKind.DIRECT: "direct",

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from sortedcontainers import SortedDict
 
-from vmm_iova.brief import brief
 from vmm_iova.ranges import BASE_PAGE, AddrRange, RangeSet
+from vmm_iova.record import brief, record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ def refuse(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SimSettings:
     """What a simulated kernel is and how it was configured; see `SimulatedKernel`."""
 
