@@ -12,7 +12,8 @@ from vmm_iova import files
 from vmm_iova.errors import EvidenceError, IovaError
 from vmm_iova.host.load import parse_hosts
 from vmm_iova.host.snapshot import dump_snapshot, load_snapshot
-from vmm_iova.report import data, text
+from vmm_iova.report import data
+from vmm_iova.report.host import show_host
 from vmm_iova.report.svg import draw_usable
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def check_host(host: Host, *, drawn: bool = True) -> None:
             check_lines(why)
             if isinstance(error, EvidenceError):
                 continue
-        check_lines(text.show_host(host, usable, why, bytes_=False))
+        check_lines(show_host(host, usable, why, bytes_=False))
         if usable is None:
             continue
         data.usable_data(usable)

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 import shtab
 
 from vmm_iova import __version__
-from vmm_iova.cli.options import EXAMPLES, ROOMS
-from vmm_iova.cli.parser import make_parser
+from vmm_iova.cli.parser import EXAMPLES, ROOMS, make_parser
 from vmm_iova.errors import EXIT_CODES
 from vmm_iova.host.load import bundled_hosts
 from vmm_iova.machines.catalogue import machine_names

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tools import schemas
 from tools.manual import commands
-from vmm_iova.cli.options import EXAMPLES, ROOMS
-from vmm_iova.cli.parser import make_parser
+from vmm_iova.cli.parser import EXAMPLES, ROOMS, make_parser
 from vmm_iova.errors import EXIT_CODES
 
 if TYPE_CHECKING:

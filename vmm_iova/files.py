@@ -14,10 +14,14 @@ import stat
 import sys
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmm_iova.errors import HostDataError, HostUnavailableError
 from vmm_iova.patterns import regex
 from vmm_iova.plain import one_line
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 LARGEST = 8 << 20
 """Bytes of one file, or of all files of a tree: no capture comes near it, and what is made of them
@@ -43,6 +47,16 @@ _KINDS = {
 
 class _KindError(OSError):
     """A file is there, but it is no regular one; `strerror` goes on behind its name."""
+
+
+def shipped(folder: str) -> Traversable:
+    """Return a folder of the package's own files, such as `host/bundled`."""
+    root = Path(__file__).parent
+    if root.is_dir():
+        return root / folder
+    from importlib import resources  # in an archive; with it come tempfile, shutil and random
+
+    return resources.files("vmm_iova") / folder
 
 
 def is_there(path: Path) -> bool:

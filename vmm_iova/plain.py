@@ -39,6 +39,15 @@ def _escape(char: str) -> str:
     return ascii(char)[1:-1]
 
 
+MARKS: dict[str, str] = {
+    "\ue000": "\x1b[1;32m",
+    "\ue001": "\x1b[1;31m",
+    "\ue002": "\x1b[1;33m",
+    "\ue003": "\x1b[0m",
+}
+"""Stand-ins for colours (good, bad, unsure, back): an escape from outside reaches no terminal."""
+
+
 def for_terminal(text: str, encoding: str | None = None) -> str:
     """Return an output without what a terminal would obey, and fit for its encoding.
 

@@ -42,6 +42,7 @@ def record(kind: type[_T]) -> type[_T]:
     Raises:
         dataclasses.FrozenInstanceError: (the objects) a field is set or deleted.
     """
+    kind.__doc__ = kind.__doc__ or kind.__name__  # else dataclasses makes one, of the signature
     made: Any = dataclasses.dataclass(init=False, repr=False, eq=False, slots=True)(kind)
     names = [field.name for field in dataclasses.fields(made) if field.compare]
     made._values = attrgetter(*names) if names else type

@@ -8,7 +8,6 @@ refused, because some read it as 10^9 and others as 2^30. What these functions p
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 from vmm_iova.errors import RangeOverflowError, RequestError
 from vmm_iova.patterns import regex
@@ -37,13 +36,16 @@ def _bytes(text: str, field: str) -> int:
             hint="write it like 64G, 1.5TiB, 4096 or 0xfd00000000",
         )
     number, unit = match["number"].replace("_", ""), match["unit"]
-    plain = Fraction(int(number, 16)) if number[:2] in ("0x", "0X") else Fraction(number)
-    value = plain * _factor(unit, text, field)
-    if value.denominator != 1:
+    factor = _factor(unit, text, field)
+    if number[:2] in ("0x", "0X"):
+        return int(number, 16) * factor
+    whole, _, behind = number.partition(".")
+    value, left = divmod(int(whole + behind) * factor, int(10 ** len(behind)))
+    if left:
         raise RequestError(
             f"{field} {shorten(text)!r} is not a whole number of bytes", field=field, value=text
         )
-    return int(value)
+    return value
 
 
 def _factor(unit: str, text: str, field: str) -> int:

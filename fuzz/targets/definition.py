@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from fuzz.kit import NAMES
 from vmm_iova.definitions.change import change_between
-from vmm_iova.definitions.read import KINDS, read_vm
-from vmm_iova.definitions.write import CHANGE_FORMS, changed_text, write_change
+from vmm_iova.definitions.definition import CHANGE_FORMS, KINDS
+from vmm_iova.definitions.read import read_vm
+from vmm_iova.definitions.write import changed_text, write_change
 from vmm_iova.errors import IovaError, PlanError, RequestError
 from vmm_iova.host.load import load_host
 from vmm_iova.planning.plan import plan

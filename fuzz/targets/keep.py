@@ -15,7 +15,7 @@ from vmm_iova.planning.difference import compare_layouts, layout_changes
 from vmm_iova.planning.guest import Guest
 from vmm_iova.planning.layout import Layout, check_layout
 from vmm_iova.planning.plan import plan
-from vmm_iova.report import text
+from vmm_iova.report.layout import show_difference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +53,7 @@ def one_input(data: bytes) -> None:
     for step in (
         lambda: Layout.from_json(saved, _usable(NAMES[0])),
         lambda: plan(Guest("q35", "200G"), _usable(NAMES[0]), keep=saved),
-        lambda: text.show_difference(compare_layouts(good[0], saved), "a", "b"),
+        lambda: show_difference(compare_layouts(good[0], saved), "a", "b"),
         lambda: layout_changes(good[0], saved),
     ):
         try:

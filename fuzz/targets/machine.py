@@ -12,8 +12,7 @@ from vmm_iova.machines.toml_file import parse_machine
 from vmm_iova.planning.guest import Guest
 from vmm_iova.planning.plan import plan
 from vmm_iova.planning.request import bare_usable
-from vmm_iova.report import data as as_data
-from vmm_iova.report import text as as_text
+from vmm_iova.report.machines import machine_data, show_machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +27,8 @@ def one_input(data: bytes) -> None:
     except IovaError as error:
         check_lines(error.message)
         return
-    check_lines(as_text.show_machine(machine, bytes_=False))
-    as_data.machine_data(machine)
+    check_lines(show_machine(machine, bytes_=False))
+    machine_data(machine)
     for ram in ("1G", "1.5TiB"):
         try:
             layout = plan(Guest(machine, ram), bare_usable(machine))

@@ -16,7 +16,7 @@ import pytest
 import vmm_iova as vi
 from tests.kit.command import Output, error_of, run
 from tests.kit.data import FAILED_MAPS
-from vmm_iova.cli import options
+from vmm_iova.cli import options, parser
 from vmm_iova.host.snapshot import SCHEMA_VERSION
 
 
@@ -492,7 +492,7 @@ class TestKernel:
         assert "0000:99:00.0" in error_of(capsys)
 
 
-@pytest.mark.parametrize("name", options.ROOMS)
+@pytest.mark.parametrize("name", parser.ROOMS)
 def test_every_command_of_the_help_has_its_own_help(capsys: Output, name: str) -> None:
     assert run(name, "--help") == 0
     text = capsys.readouterr().out

@@ -13,7 +13,8 @@ import vmm_iova as vi
 from tests.kit.command import Output, error_of, run
 from vmm_iova.definitions.change import Change, change_between, mended, most_in_place
 from vmm_iova.definitions.cloud_hypervisor import arguments_of
-from vmm_iova.definitions.write import CHANGE_FORMS, changed_text, write_change
+from vmm_iova.definitions.definition import CHANGE_FORMS
+from vmm_iova.definitions.write import changed_text, write_change
 from vmm_iova.errors import RequestError
 from vmm_iova.planning.guest import Reading
 

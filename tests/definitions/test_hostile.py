@@ -9,7 +9,7 @@ import pytest
 
 import vmm_iova as vi
 from tests.kit.command import Output, run
-from vmm_iova.definitions.read import KINDS
+from vmm_iova.definitions.definition import KINDS
 from vmm_iova.errors import HostDataError, IovaError, RequestError
 
 BOMB = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 10))

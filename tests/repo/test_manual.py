@@ -10,8 +10,7 @@ import pytest
 
 from tests.kit.data import ROOT
 from tools import manual
-from vmm_iova.cli.options import ROOMS
-from vmm_iova.cli.parser import make_parser
+from vmm_iova.cli.parser import ROOMS, make_parser
 
 FILES = manual.files()
 COMMANDS = manual.commands(make_parser([], whole=True))

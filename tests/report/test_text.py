@@ -27,6 +27,9 @@ from vmm_iova.planning.difference import Difference
 from vmm_iova.planning.page_tables import PageTables
 from vmm_iova.ranges import AddrRange
 from vmm_iova.report import text
+from vmm_iova.report.host import show_host
+from vmm_iova.report.layout import show_difference, show_layout
+from vmm_iova.report.machines import machine_row, show_machine
 from vmm_iova.report.verdicts import difference_answer
 
 GIB = 1 << 30
@@ -102,7 +105,7 @@ class TestHost:
             devices=(replace(device("0000:01:00.0", "1", "dmar0"), driver="vfio-pci"),),
         )
         named = replace(host.groups[0], devices=("0000:01:00.0", "0000:01:00.1"), type="DMA")
-        shown = text.show_host(replace(host, groups=(named,)), host.usable(), None, bytes_=False)
+        shown = show_host(replace(host, groups=(named,)), host.usable(), None, bytes_=False)
         assert shown.splitlines()[0] == "host    box (x86_64 Linux 6.18.3)"
         assert section(shown, "iommu") == [
             f"dmar0 cap {CAP_48:x} ecap f020de: 2 MiB pages, 1 GiB pages, queued invalidation, "
@@ -112,18 +115,18 @@ class TestHost:
 
     def test_damaged_group_says_what_is_wrong_with_it(self) -> None:
         host = intel(Group("7", regions=None, damaged="cut off"))
-        shown = text.show_host(host, None, "no", bytes_=False)
+        shown = show_host(host, None, "no", bytes_=False)
         assert section(shown, "groups") == ["7: no members named [cut off]"]
 
     def test_group_that_a_pasted_text_does_not_name_is_not_listed(self) -> None:
         host = Host("paste", groups=(group(PASTED, msi(PASTED)),))
-        shown = text.show_host(host, None, "no", bytes_=False)
+        shown = show_host(host, None, "no", bytes_=False)
         assert section(shown, "groups") == []
         assert section(shown, "regions")[0].endswith(f"1 MiB  {msi(PASTED).source}")
 
     def test_host_that_is_not_settled_lists_its_regions_and_says_why(self) -> None:
         host = Host("box", groups=(group("1", msi(), HOLE), group("2", msi("2"))))
-        shown = text.show_host(host, None, "no evidence for the aperture", bytes_=False)
+        shown = show_host(host, None, "no evidence for the aperture", bytes_=False)
         assert section(shown, "usable: not known") == ["no evidence for the aperture"]
         reserved, interrupts = section(shown, "regions")
         assert reserved == text.line(HOLE.range, "reserved", more=f"groups 1; {HOLE.source}")
@@ -132,7 +135,7 @@ class TestHost:
 
     def test_region_of_many_groups_names_eight(self) -> None:
         host = Host("box", groups=tuple(group(str(n), msi(str(n))) for n in range(1, 12)))
-        (line,) = section(text.show_host(host, None, "no", bytes_=False), "regions")
+        (line,) = section(show_host(host, None, "no", bytes_=False), "regions")
         assert "groups 1, 2, 3, 4, 5, 6, 7, 8, ...; " in line
 
     def test_map_covers_the_whole_space_with_a_cause_for_each_hole(self) -> None:
@@ -164,7 +167,7 @@ class TestHost:
     def test_group_that_is_never_handed_out_is_said_first(self) -> None:
         host = a_host(region(0x9000_0000, 0x9000_FFFF, "direct"))
         usable = host.usable()
-        shown = text.show_host(host, usable, None, bytes_=False)
+        shown = show_host(host, usable, None, bytes_=False)
         (entry,) = usable.unassignable
         assert shown.startswith(f"warning: {entry.text}\nhost    box")
 
@@ -179,7 +182,7 @@ class TestHost:
     )
     def test_limits_are_shown_where_they_are_known(self, limits: Limits, lines: list[str]) -> None:
         host = a_host(limits=limits)
-        shown = text.show_host(host, host.usable(), None, bytes_=False)
+        shown = show_host(host, host.usable(), None, bytes_=False)
         assert section(shown, "limits") == lines
 
     def test_upper_bound_of_the_aperture_is_called_one(self) -> None:
@@ -216,21 +219,21 @@ class TestMachines:
     )
     def test_window_for_64_bit_bars_is_told_as_its_kind(self, name: str, window: str) -> None:
         machine = vi.load_machine(name)
-        assert f"; 64-bit PCI window: {window}\n" in text.show_machine(machine, bytes_=False)
-        assert text.machine_row(machine)["PCI64"] == window
+        assert f"; 64-bit PCI window: {window}\n" in show_machine(machine, bytes_=False)
+        assert machine_row(machine)["PCI64"] == window
 
     def test_machine_shows_where_ram_may_go_and_its_options(self) -> None:
-        shown = text.show_machine(vi.load_machine("q35"), bytes_=False)
+        shown = show_machine(vi.load_machine("q35"), bytes_=False)
         assert "IOVA     equals the guest address\n" in shown
         assert "may move to 0x10000000000 as a whole" in shown
         assert section(shown, "options of the VMM")
 
     def test_machine_that_translates_says_so(self) -> None:
-        shown = text.show_machine(vi.load_machine("s390x"), bytes_=False)
+        shown = show_machine(vi.load_machine("s390x"), bytes_=False)
         assert "IOVA     is chosen\n" in shown
 
     def test_place_inside_of_another_is_indented(self) -> None:
-        shown = text.show_machine(vi.load_machine("q35"), bytes_=True)
+        shown = show_machine(vi.load_machine("q35"), bytes_=True)
         (inside,) = [line for line in shown.splitlines() if line.startswith("  0")]
         assert inside.split(" : ")[0] == "  000000000009fc00-00000000000fffff"
         assert inside.endswith("0x60400  told to the guest")
@@ -239,9 +242,7 @@ class TestMachines:
 class TestLayout:
     def test_head_names_guest_host_policy_and_bits(self) -> None:
         layout = a_layout("4G")
-        guest, host, policy, blank, *_ = text.show_layout(
-            layout, a_cost(), bytes_=False
-        ).splitlines()
+        guest, host, policy, blank, *_ = show_layout(layout, a_cost(), bytes_=False).splitlines()
         assert guest == f"guest   {layout.machine.title}, 4 GiB RAM"
         assert host == "host    box, groups 1"
         assert policy == (
@@ -253,7 +254,7 @@ class TestLayout:
     def test_cut_says_where_and_why(self) -> None:
         usable = a_host(region(0x1_4000_0000, 0x1_4000_FFFF)).usable()
         layout = vi.plan(vi.Guest("q35", "6G"), usable)
-        shown = text.show_layout(layout, a_cost(), bytes_=False)
+        shown = show_layout(layout, a_cost(), bytes_=False)
         ends, begins = section(shown, "cuts")[:2]
         assert ends.startswith("RAM high ends at 0x13fffffff: reserved region 0x140000000-")
         assert begins.startswith("RAM high begins at 0x140010000: reserved region 0x140000000-")
@@ -268,26 +269,26 @@ class TestLayout:
             nodes=[vi.Node("1G"), vi.Node("1G")],
             bars=[vi.Bar("far", "1T")],
         )
-        shown = text.show_layout(vi.plan(guest, usable), a_cost(), bytes_=False)
+        shown = show_layout(vi.plan(guest, usable), a_cost(), bytes_=False)
         assert "  node 1\n" in shown
         assert "  peers do not reach it\n" in shown
 
     def test_interrupt_window_that_the_guest_has_elsewhere_is_no_guest_address(self) -> None:
         usable = a_host().usable()
-        shown = text.show_layout(vi.plan(vi.Guest("virt", "4G"), usable), a_cost(), bytes_=False)
+        shown = show_layout(vi.plan(vi.Guest("virt", "4G"), usable), a_cost(), bytes_=False)
         assert ": MSI window of the host" in shown
         assert "1 MiB  IOVA, not a guest address\n" in shown
 
     def test_translated_guest_shows_both_addresses(self) -> None:
         usable = vi.load_host("s390x-32g").usable(aperture=42)
-        shown = text.show_layout(vi.plan(vi.Guest("s390x", "4G"), usable), a_cost(), bytes_=False)
+        shown = show_layout(vi.plan(vi.Guest("s390x", "4G"), usable), a_cost(), bytes_=False)
         assert ": RAM                             4 GiB  IOVA 0000000100000000-" in shown
 
     def test_settings_and_comparison_are_sections_of_their_own(self) -> None:
         cost = a_cost(settings=("ulimit -l 4",))
         many = a_cost(entries=70000)
         compared = [("split", "4 KiB", cost), ("move", "1 GiB", None), ("refuse", "2 MiB", many)]
-        shown = text.show_layout(a_layout(), cost, bytes_=False, compared=compared)
+        shown = show_layout(a_layout(), cost, bytes_=False, compared=compared)
         assert section(shown, "set") == ["ulimit -l 4"]
         assert section(shown, "cost by policy and page size") == [
             "split   4 KiB    3 pieces, 3 map calls, 8 KiB of tables",
@@ -310,7 +311,7 @@ class TestLayout:
     def test_map_calls_are_counted_against_the_limit(
         self, cost: vi.Budget, lines: list[str]
     ) -> None:
-        shown = section(text.show_layout(a_layout(), cost, bytes_=False), "cost")
+        shown = section(show_layout(a_layout(), cost, bytes_=False), "cost")
         assert [line.removeprefix("map calls      ") for line in shown[:1]] == lines
 
     @pytest.mark.parametrize(
@@ -328,12 +329,12 @@ class TestLayout:
     )
     def test_locked_memory_is_held_against_the_limit(self, memlock: int | None, words: str) -> None:
         cost = a_cost(memlock=memlock)
-        shown = section(text.show_layout(a_layout(), cost, bytes_=False), "cost")
+        shown = section(show_layout(a_layout(), cost, bytes_=False), "cost")
         assert shown[1] == f"locked memory  {words}"
 
     def test_containers_are_counted(self) -> None:
         cost = a_cost(containers=2, locked_bytes=2 * GIB)
-        shown = section(text.show_layout(a_layout(), cost, bytes_=False), "cost")
+        shown = section(show_layout(a_layout(), cost, bytes_=False), "cost")
         assert shown[1].startswith("locked memory  2 GiB (2 containers), so ")
         assert shown[2] == "page tables    16 KiB for 1 x 1 GiB in each of 2 containers"
 
@@ -355,13 +356,13 @@ class TestLayout:
     ) -> None:
         worst = PageTables(4096, ((4096, 262144),), 0x20_1000)
         cost = a_cost(page_sizes_known=known, worst=worst)
-        shown = section(text.show_layout(a_layout(), cost, bytes_=False), "cost")
+        shown = section(show_layout(a_layout(), cost, bytes_=False), "cost")
         assert [line[15:] for line in shown[2:]] == lines
 
     def test_warning_of_a_device_that_is_kept_stands_first_and_once(self) -> None:
         usable = a_host(region(0x9000_0000, 0x9000_FFFF, "direct")).usable()
         layout = vi.plan(vi.Guest("q35", "4G"), usable)
-        shown = text.show_layout(layout, a_cost(), bytes_=False)
+        shown = show_layout(layout, a_cost(), bytes_=False)
         (entry,) = usable.unassignable
         assert shown.startswith(f"warning: {entry.text}\nguest ")
         assert shown.count(entry.text) == 1
@@ -369,14 +370,14 @@ class TestLayout:
     def test_layout_held_as_saved_says_so(self) -> None:
         layout = a_layout()
         again = vi.plan(vi.Guest("q35", "4G"), layout.usable, keep=layout)
-        shown = text.show_layout(again, a_cost(), bytes_=False)
+        shown = show_layout(again, a_cost(), bytes_=False)
         assert f"done: kept as saved, {layout.policy}, " in shown
 
 
 class TestDifference:
     def test_nothing_is_left_to_the_answer(self) -> None:
         same = Difference((("regions", (), ()),))
-        assert text.show_difference(same, "a", "b") == ""
+        assert show_difference(same, "a", "b") == ""
         assert difference_answer(same, "a", "b").verdict == "a and b: no difference for a guest"
 
     def test_what_changes_for_the_guest_is_said_once_and_first(self) -> None:
@@ -384,13 +385,13 @@ class TestDifference:
             (("regions", ("0x0-0xfff msi",), ("0x1000-0x1fff msi",)), ("groups", (), ())),
             ("RAM moves",),
         )
-        assert text.show_difference(difference, "a", "b") == (
+        assert show_difference(difference, "a", "b") == (
             "- a\n+ b\n\nregions\n  - 0x0-0xfff msi\n  + 0x1000-0x1fff msi\n"
         )
         assert difference_answer(difference, "a", "b").reasons == ("RAM moves",)
 
     def test_facts_that_change_nothing_for_the_guest_say_so(self) -> None:
         difference = Difference((("notes", ("old",), ()),))
-        shown = text.show_difference(difference, "a", "b")
+        shown = show_difference(difference, "a", "b")
         assert "nothing changes for a guest" in difference_answer(difference, "a", "b").verdict
         assert section(shown, "notes") == ["- old"]

@@ -13,11 +13,11 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any, TextIO
 
+import vmm_iova
 from vmm_iova.cli.parser import make_parser
 from vmm_iova.errors import EvidenceError, IovaError, PlanError
 from vmm_iova.patterns import regex
-from vmm_iova.plain import for_terminal, one_line
-from vmm_iova.report.answer import MARKS, show_answer
+from vmm_iova.plain import MARKS, for_terminal, one_line
 
 if TYPE_CHECKING:
     import argparse
@@ -78,6 +78,8 @@ def _main(arguments: Sequence[str] | None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     as_json = any(_JSON.fullmatch(word) for word in given)
     try:
+        if "VMM_IOVA_ENGINE" in os.environ:  # a wrong one is told also where none is needed
+            vmm_iova.engine_name()
         parser = make_parser(arguments)
         options = parser.parse_args(arguments)
         run: Callable[[argparse.Namespace], int] | None = getattr(options, "run", None)
@@ -129,6 +131,7 @@ def _complain(error: IovaError, as_json: bool) -> int:
         print(error_document(error), end="")
         return error.exit_code
     if isinstance(error, (PlanError, EvidenceError)):  # an answer, and not a fault of the command
+        from vmm_iova.report.answer import show_answer
         from vmm_iova.report.verdicts import refusal_answer
 
         print(show_answer(refusal_answer(error)), end="", file=sys.stderr)

@@ -7,7 +7,8 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vmm_iova.cli.options import GENERATOR, add_host_options, command, host_of, write
+from vmm_iova.cli.options import GENERATOR, add_host_options, host_of, write
+from vmm_iova.cli.parser import command
 from vmm_iova.errors import HostUnavailableError, RequestError
 from vmm_iova.host.obstacles import iommu_hint
 from vmm_iova.host.snapshot import dump_snapshot

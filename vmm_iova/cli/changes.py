@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.cli.definition import newest
 from vmm_iova.definitions.change import change_between, mended, most_in_place
-from vmm_iova.definitions.write import CHANGE_FORMS, write_change
+from vmm_iova.definitions.definition import CHANGE_FORMS
+from vmm_iova.definitions.write import write_change
 from vmm_iova.errors import PlanError
 from vmm_iova.planning.budget import budget
 from vmm_iova.planning.guest import Guest

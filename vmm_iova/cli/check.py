@@ -10,12 +10,12 @@ from vmm_iova.cli.options import (
     GENERATOR,
     REFUSED,
     add_host_options,
-    command,
     holes_of,
     host_of,
     status_of,
     usable_of,
 )
+from vmm_iova.cli.parser import command
 from vmm_iova.diagnosis.check import Verdict, check, check_holes
 from vmm_iova.errors import EvidenceError, RequestError
 from vmm_iova.host.load import read_text

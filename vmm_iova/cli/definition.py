@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.cli.guest import guest_of
-from vmm_iova.definitions.read import KINDS, read_vm
 from vmm_iova.errors import PlanError, RequestError, UnknownNameError
 from vmm_iova.host.load import read_text
 from vmm_iova.patterns import regex
@@ -40,6 +39,9 @@ def definition_of(options: argparse.Namespace) -> Definition | None:
         return None
     if spec == "-" and getattr(options, "host", None) == "-":
         raise RequestError("--vm - and --host - both read standard input", field="vm", value=spec)
+    from vmm_iova.definitions.definition import KINDS
+    from vmm_iova.definitions.read import read_vm
+
     kind: Kind | None = None
     for known in KINDS:
         if spec.startswith(f"{known}:"):

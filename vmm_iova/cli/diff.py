@@ -12,10 +12,10 @@ from vmm_iova.cli.options import (
     GENERATOR,
     REFUSED,
     add_host_options,
-    command,
     host_of,
     usable_or_none,
 )
+from vmm_iova.cli.parser import command
 from vmm_iova.errors import RequestError
 from vmm_iova.host.evidence import architecture
 from vmm_iova.machines.catalogue import usual_machine
@@ -25,8 +25,9 @@ from vmm_iova.planning.difference import (
     host_changes,
     layout_changes,
 )
-from vmm_iova.report import data, text
+from vmm_iova.report import data
 from vmm_iova.report.answer import answer_data, show_answer
+from vmm_iova.report.layout import show_difference
 from vmm_iova.report.verdicts import difference_answer
 
 if TYPE_CHECKING:
@@ -81,6 +82,6 @@ def run(options: argparse.Namespace) -> int:
         }
         print(data.dump("vmm-iova-diff", GENERATOR, payload, version=2), end="")
     else:
-        shown = text.show_difference(difference, options.first, options.second)
+        shown = show_difference(difference, options.first, options.second)
         print("\n".join(filter(None, (show_answer(answer), shown))), end="")
     return 0 if difference.same else REFUSED

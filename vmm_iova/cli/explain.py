@@ -10,11 +10,11 @@ from vmm_iova.cli.options import (
     GENERATOR,
     UNSETTLED,
     add_host_options,
-    command,
     holes_of,
     host_of,
     usable_of,
 )
+from vmm_iova.cli.parser import command
 from vmm_iova.diagnosis.clues import Clues
 from vmm_iova.diagnosis.diagnose import diagnose
 from vmm_iova.diagnosis.errnos import NAMES, errno_name

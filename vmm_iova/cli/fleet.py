@@ -17,10 +17,10 @@ from vmm_iova.cli.options import (
     UNSETTLED,
     add_judge_options,
     add_print_options,
-    command,
     split,
     write,
 )
+from vmm_iova.cli.parser import command
 from vmm_iova.cli.table import add_table_options, chosen, show_table, table_wanted
 from vmm_iova.errors import HostUnavailableError, RequestError
 from vmm_iova.report import data

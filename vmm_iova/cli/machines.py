@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmm_iova.cli.options import GENERATOR, add_print_options, command
+from vmm_iova.cli.options import GENERATOR, add_print_options
+from vmm_iova.cli.parser import command
 from vmm_iova.cli.pictures import add_output, write_picture
 from vmm_iova.cli.table import add_table_options, chosen, show_table, table_wanted
 from vmm_iova.errors import RequestError
 from vmm_iova.machines.catalogue import load_machine, machine_names
 from vmm_iova.ranges import GIB
-from vmm_iova.report import data, text
+from vmm_iova.report import data
+from vmm_iova.report.machines import machine_data, machine_row, show_machine
 
 if TYPE_CHECKING:
     import argparse
@@ -44,13 +46,13 @@ def run(options: argparse.Namespace) -> int:
             raise RequestError("say which machine to draw", field="name", value=None)
         _draw(models[0], options)
     if options.json:
-        payload = {"machines": [data.machine_data(model) for model in models]}
+        payload = {"machines": [machine_data(model) for model in models]}
         print(data.dump("vmm-iova-machines", GENERATOR, payload), end="")
     elif options.name is None or as_table:
         columns = chosen(options, COLUMNS, COLUMNS[:7])
-        print(show_table(columns, map(text.machine_row, models), options), end="")
+        print(show_table(columns, map(machine_row, models), options), end="")
     else:
-        print(text.show_machine(models[0], bytes_=options.bytes), end="")
+        print(show_machine(models[0], bytes_=options.bytes), end="")
     return 0
 
 

@@ -4,20 +4,16 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 import vmm_iova
 from vmm_iova.errors import EvidenceError, ExitCode, HostUnavailableError, RequestError
 from vmm_iova.files import write_text
 from vmm_iova.host.load import load_facts, load_host
-from vmm_iova.patterns import regex
 from vmm_iova.units import parse_size, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from vmm_iova.host.host import Host
     from vmm_iova.host.usable import Usable
 
@@ -27,95 +23,6 @@ GENERATOR = f"vmm-iova {vmm_iova.__version__}"
 UNASSIGNABLE, REFUSED = ExitCode.UNASSIGNABLE, ExitCode.REFUSED
 DAMAGED, UNSETTLED = ExitCode.DAMAGED, ExitCode.UNSETTLED
 """Exit statuses of answers."""
-
-
-ROOMS = {  # in the order of the help
-    "show": "what a host says, and what may be mapped on it",
-    "plan": "where a guest goes on a host",
-    "check": "may a range be mapped, and if not, why not",
-    "explain": "why a call failed, from the error line as it is pasted",
-    "machines": "machine models, or one of them",
-    "fleet": "one layout for many hosts, or who stands in the way",
-    "diff": "two hosts or two layouts",
-    "capture": "write what a host says as a snapshot",
-}
-"""Commands, each with its room of that name in this package, and what it does."""
-
-
-EXAMPLES = {
-    "show": (
-        "vmm-iova show                              this machine",
-        "vmm-iova show --host dmesg.txt -g 12       from a log; group 12 alone",
-        "vmm-iova show --host amd-epyc-1tb -J       a bundled host, as JSON",
-    ),
-    "plan": (
-        "vmm-iova plan --machine q35 --ram 64G",
-        "vmm-iova plan --ram 64G -s 01:00.0   with its BARs: will it start?",
-        "vmm-iova plan --host host.json --machine q35 --ram 1.5TiB -o map.svg",
-        "vmm-iova plan --ram 64G --bar gpu=128G,required --dry-run",
-    ),
-    "check": (
-        "vmm-iova check --range 0xfd00000000+4G",
-        "vmm-iova check --host host.json --range 0x380000000000-0x38000fffffff",
-        "vmm-iova check -s 01:00.0 --attach 02:00.0 --layout guest.json",
-    ),
-    "explain": (
-        "vmm-iova explain 'vfio_dma_map(0x1, 0x382000000000, 0x1000, 0x2) = -22'",
-        "dmesg | vmm-iova explain -",
-        "vmm-iova explain --file qemu.log --host host.json -v",
-    ),
-    "machines": ("vmm-iova machines", "vmm-iova machines q35"),
-    "fleet": (
-        "vmm-iova fleet captures/ --ram 64G",
-        "vmm-iova fleet hosts.tar.gz --machine q35 --ram 1TiB -o rows.csv",
-    ),
-    "diff": (
-        "vmm-iova diff before.json after.json",
-        "vmm-iova diff amd-epyc-1tb intel-dmar-i7-2600 --ram 16G",
-    ),
-    "capture": (
-        "vmm-iova capture -o host.json",
-        "vmm-iova capture --ask-kernel -s 0000:01:00.0 -o host.json",
-    ),
-}
-"""A few ways to call each command."""
-
-_CHOICE = regex(r"invalid choice: '(?P<given>[^']{1,60})' \(choose from (?P<known>.*)\)")
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaint looks like every other one of ours."""
-
-    def error(self, message: str) -> NoReturn:
-        """Refuse with one sentence and a hint.
-
-        Raises:
-            RequestError: always.
-        """
-        hint = f"{self.prog} --help"
-        choice = _CHOICE.search(message)
-        if choice is not None:
-            known = [item.strip(" '") for item in choice["known"].split(",")]
-            close = difflib.get_close_matches(choice["given"], known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}? {hint}" if close else hint
-        raise RequestError(message, field="arguments", value=None, hint=hint)
-
-
-def command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int]
-) -> argparse.ArgumentParser:
-    """Add a command that prints text or JSON."""
-    about = ROOMS[name]
-    shown = "\n".join(f"  {line}" for line in EXAMPLES[name])
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=about,
-        description=f"{about[0].upper()}{about[1:]}.",
-        epilog=f"examples:\n{shown}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
 
 
 def add_host_options(

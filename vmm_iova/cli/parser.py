@@ -6,14 +6,105 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import vmm_iova
-from vmm_iova.cli.options import ROOMS, Parser
-from vmm_iova.errors import EXIT_CODES
+from vmm_iova.errors import EXIT_CODES, RequestError
+from vmm_iova.patterns import regex
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+
+ROOMS = {  # in the order of the help
+    "show": "what a host says, and what may be mapped on it",
+    "plan": "where a guest goes on a host",
+    "check": "may a range be mapped, and if not, why not",
+    "explain": "why a call failed, from the error line as it is pasted",
+    "machines": "machine models, or one of them",
+    "fleet": "one layout for many hosts, or who stands in the way",
+    "diff": "two hosts or two layouts",
+    "capture": "write what a host says as a snapshot",
+}
+"""Commands, each with its room of that name in this package, and what it does."""
+
+
+EXAMPLES = {
+    "show": (
+        "vmm-iova show                              this machine",
+        "vmm-iova show --host dmesg.txt -g 12       from a log; group 12 alone",
+        "vmm-iova show --host amd-epyc-1tb -J       a bundled host, as JSON",
+    ),
+    "plan": (
+        "vmm-iova plan --machine q35 --ram 64G",
+        "vmm-iova plan --ram 64G -s 01:00.0   with its BARs: will it start?",
+        "vmm-iova plan --host host.json --machine q35 --ram 1.5TiB -o map.svg",
+        "vmm-iova plan --ram 64G --bar gpu=128G,required --dry-run",
+    ),
+    "check": (
+        "vmm-iova check --range 0xfd00000000+4G",
+        "vmm-iova check --host host.json --range 0x380000000000-0x38000fffffff",
+        "vmm-iova check -s 01:00.0 --attach 02:00.0 --layout guest.json",
+    ),
+    "explain": (
+        "vmm-iova explain 'vfio_dma_map(0x1, 0x382000000000, 0x1000, 0x2) = -22'",
+        "dmesg | vmm-iova explain -",
+        "vmm-iova explain --file qemu.log --host host.json -v",
+    ),
+    "machines": ("vmm-iova machines", "vmm-iova machines q35"),
+    "fleet": (
+        "vmm-iova fleet captures/ --ram 64G",
+        "vmm-iova fleet hosts.tar.gz --machine q35 --ram 1TiB -o rows.csv",
+    ),
+    "diff": (
+        "vmm-iova diff before.json after.json",
+        "vmm-iova diff amd-epyc-1tb intel-dmar-i7-2600 --ram 16G",
+    ),
+    "capture": (
+        "vmm-iova capture -o host.json",
+        "vmm-iova capture --ask-kernel -s 0000:01:00.0 -o host.json",
+    ),
+}
+"""A few ways to call each command."""
+
+_CHOICE = regex(r"invalid choice: '(?P<given>[^']{1,60})' \(choose from (?P<known>.*)\)")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaint looks like every other one of ours."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse with one sentence and a hint.
+
+        Raises:
+            RequestError: always.
+        """
+        import difflib
+
+        hint = f"{self.prog} --help"
+        choice = _CHOICE.search(message)
+        if choice is not None:
+            known = [item.strip(" '") for item in choice["known"].split(",")]
+            close = difflib.get_close_matches(choice["given"], known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}? {hint}" if close else hint
+        raise RequestError(message, field="arguments", value=None, hint=hint)
+
+
+def command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    """Add a command that prints text or JSON."""
+    about = ROOMS[name]
+    shown = "\n".join(f"  {line}" for line in EXAMPLES[name])
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=about,
+        description=f"{about[0].upper()}{about[1:]}.",
+        epilog=f"examples:\n{shown}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
 
 
 def make_parser(
@@ -36,7 +127,7 @@ def make_parser(
         epilog=f"exit status:\n{codes}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action=_Version, help="show program's version number and exit")
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
     for name, about in ROOMS.items():
         if whole or name == called:
@@ -46,5 +137,9 @@ def make_parser(
     return parser
 
 
-def _version() -> str:
-    return f"vmm-iova {vmm_iova.__version__} ({vmm_iova.engine_name()} engine)"
+class _Version(argparse._VersionAction):
+    """Prints the version, with the engine, which is loaded for nothing else here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> NoReturn:
+        print(f"vmm-iova {vmm_iova.__version__} ({vmm_iova.engine_name()} engine)")
+        parser.exit()

@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
-from vmm_iova.cli.changes import change_of, show_change, show_refusal
 from vmm_iova.cli.definition import (
     asked_of,
     check_faults,
@@ -28,23 +27,23 @@ from vmm_iova.cli.options import (
     REFUSED,
     UNASSIGNABLE,
     add_host_options,
-    command,
     host_of,
     split,
     status_of,
     usable_of,
 )
+from vmm_iova.cli.parser import command
 from vmm_iova.cli.pictures import add_output, write_picture
-from vmm_iova.definitions.write import CHANGE_FORMS
+from vmm_iova.definitions.definition import CHANGE_FORMS
 from vmm_iova.errors import PlanError, RequestError
 from vmm_iova.planning.assigned import members, unplaced
 from vmm_iova.planning.budget import budget, compare_costs
 from vmm_iova.planning.memory_maps import FORMATS, write_map
 from vmm_iova.planning.plan import plan
 from vmm_iova.planning.start import Via
-from vmm_iova.report import data, text
+from vmm_iova.report import text
 from vmm_iova.report.answer import show_answer
-from vmm_iova.report.definition import definition_data, show_definition
+from vmm_iova.report.layout import dump_layout, show_layout
 from vmm_iova.report.verdicts import layout_answer
 from vmm_iova.units import parse_size
 
@@ -99,6 +98,8 @@ def run(options: argparse.Namespace) -> int:
     except PlanError as error:
         if definition is None:
             raise
+        from vmm_iova.cli.changes import show_refusal
+
         return show_refusal(error, definition, guest, usable, options)
     devices = split(options.devices) or ()
     layout = replace(layout, notes=(*layout.notes, *unplaced(host, devices)))
@@ -112,8 +113,13 @@ def run(options: argparse.Namespace) -> int:
     start = start_of(definition, host, layout, cost, devices, options.via)
     vm = None
     if definition is not None:
+        from vmm_iova.cli.changes import change_of
+        from vmm_iova.report.definition import definition_data
+
         vm = definition_data(definition, change_of(definition, guest, layout, cost))
-    document = data.dump_layout(layout, cost, GENERATOR, compared, given, start, vm)
+    document = ""
+    if options.output or options.json:
+        document = dump_layout(layout, cost, GENERATOR, compared, given, start, vm)
     if options.output:
         write_picture(options.output, layout, document)
     if options.dry_run and (options.json or getattr(options, "format", None)):
@@ -126,16 +132,21 @@ def run(options: argparse.Namespace) -> int:
     if options.format in FORMATS:
         print(write_map(layout, options.format), end="")
     elif options.format:
+        from vmm_iova.cli.changes import change_of
+
         print(change_of(definition, guest, layout, cost, options.format), end="")
     elif options.json:
         print(document, end="")
     else:
         print(show_answer(layout_answer(layout, cost, start)))
-        shown = text.show_layout(
+        shown = show_layout(
             layout, cost, bytes_=options.bytes, compared=compared, members=given, start=start
         )
         print(shown + rehearsed, end="")
         if definition is not None:
+            from vmm_iova.cli.changes import show_change
+            from vmm_iova.report.definition import show_definition
+
             print(show_definition(definition, newest(guest), usable), end="")
             print(show_change(definition, guest, layout, cost, options), end="")
     if layout.changes:

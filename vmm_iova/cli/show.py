@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from vmm_iova.cli.options import (
     GENERATOR,
     add_host_options,
-    command,
     holes_of,
     host_of,
     status_of,
     usable_of,
 )
+from vmm_iova.cli.parser import command
 from vmm_iova.cli.pictures import add_output, write_picture
 from vmm_iova.cli.table import add_table_options, chosen, show_table, table_wanted
 from vmm_iova.errors import (
@@ -27,8 +27,9 @@ from vmm_iova.errors import (
 from vmm_iova.host.load import bundled_hosts, load_host
 from vmm_iova.host.registers import info_features, unit_features
 from vmm_iova.host.snapshot import snapshot_data
-from vmm_iova.report import data, text
+from vmm_iova.report import data
 from vmm_iova.report.answer import answer_data, show_answer
+from vmm_iova.report.host import show_host
 from vmm_iova.report.verdicts import host_answer
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
         print(data.dump("vmm-iova-show", GENERATOR, payload, version=2), end="")
     else:
         print(show_answer(answer))
-        print(text.show_host(host, usable, looked_at, bytes_=options.bytes), end="")
+        print(show_host(host, usable, looked_at, bytes_=options.bytes), end="")
     judged_ = usable or holes
     return 0 if judged_ is None else status_of(judged_)
 

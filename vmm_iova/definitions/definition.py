@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vmm_iova.record import record
 
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 Kind = Literal["libvirt", "qemu", "proxmox", "cloud-hypervisor", "firecracker"]
 """Whose format a definition is in."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""Formats that are read."""
+
+ChangeForm = Literal["qemu", "libvirt", "proxmox", "cloud-hypervisor"]
+"""Forms that a change is written in."""
+
+CHANGE_FORMS: tuple[ChangeForm, ...] = get_args(ChangeForm)
 
 DeviceKind = Literal["pci", "mdev", "other"]
 """What a VM is given: a PCI device, a mediated one, or a VFIO device of another bus."""

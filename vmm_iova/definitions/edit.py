@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import escape
 
 from vmm_iova.definitions.xml import start_tag
 
@@ -38,10 +38,10 @@ class Edits:
         """Give an element another text."""
         if element.empty:
             opened = start_tag(element.name, element.attributes, empty=False)
-            closed = f"{opened}{escape(value)}</{element.name}>"
+            closed = f"{opened}{escape(value, quote=False)}</{element.name}>"
             self.made.append((element.start, element.stop, closed))
         else:
-            self.made.append((element.inner, element.inner_stop, escape(value)))
+            self.made.append((element.inner, element.inner_stop, escape(value, quote=False)))
 
     def set_attributes(self, element: Element, **values: str | None) -> None:
         """Give an element other values of attributes; None takes one away."""

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from vmm_iova.definitions import cloud_hypervisor
-from vmm_iova.definitions.definition import Definition, Kind
+from vmm_iova.definitions.definition import KINDS, Definition, Kind
 from vmm_iova.definitions.firecracker import read_firecracker
 from vmm_iova.definitions.libvirt import read_libvirt
 from vmm_iova.definitions.options import Options
@@ -21,9 +21,6 @@ from vmm_iova.readers.shell import LONGEST, command_words, split_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
-"""Formats that are read."""
 
 _JSON_LONGEST = 4 << 20
 _NAME = regex(r"(?:guest=)?(?P<name>[^,=]+)(?:,|$)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 from vmm_iova.definitions.change import Change, change_between
 from vmm_iova.definitions.read import command_of, read_vm
@@ -20,11 +20,6 @@ from vmm_iova.readers.qemu import options_of
 if TYPE_CHECKING:
     from vmm_iova.definitions.definition import Definition, Kind
     from vmm_iova.readers.qemu import Option
-
-ChangeForm = Literal["qemu", "libvirt", "proxmox", "cloud-hypervisor"]
-"""Forms that a change is written in."""
-
-CHANGE_FORMS: tuple[ChangeForm, ...] = get_args(ChangeForm)
 
 
 def changed_text(given: Definition, change: Change) -> str | None:

@@ -12,11 +12,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 from xml.sax import SAXException
 from xml.sax.handler import ContentHandler
-from xml.sax.saxutils import quoteattr
 from xml.sax.xmlreader import InputSource
-
-from defusedxml.common import DefusedXmlException
-from defusedxml.sax import make_parser
 
 from vmm_iova.errors import HostDataError
 from vmm_iova.plain import one_line
@@ -101,6 +97,10 @@ def read_xml(text: str, name: str) -> Element:
             f"{name}: has {len(text)} characters, more than a definition of a VM ({_LONGEST})",
             source=name,
         )
+    # Loaded for XML alone: with them comes urllib.
+    from defusedxml.common import DefusedXmlException
+    from defusedxml.sax import make_parser
+
     handler = _Builder(text, name)
     parser = make_parser()
     parser.forbid_dtd = True
@@ -209,5 +209,7 @@ def start_tag(name: str, attributes: dict[str, str], *, empty: bool) -> str:
 
 
 def _quoted(value: str) -> str:
+    from xml.sax.saxutils import quoteattr
+
     text = quoteattr(value)
     return f"'{text[1:-1]}'" if text[0] == '"' and "'" not in text else text

@@ -6,12 +6,11 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vmm_iova.errors import HostDataError, HostUnavailableError, UnknownNameError
-from vmm_iova.files import decode, is_there, read_bytes, read_stdin
+from vmm_iova.files import decode, is_there, read_bytes, read_stdin, shipped
 from vmm_iova.host.snapshot import load_snapshot
 from vmm_iova.host.sysfs import read_sysfs
 from vmm_iova.host.text import parse_text
@@ -28,7 +27,7 @@ _JSON = regex(r'\s*\{\s*["}]')  # and not a range written {a, b}
 
 
 def _bundle() -> Traversable:
-    return resources.files("vmm_iova.host") / "bundled"
+    return shipped("host/bundled")
 
 
 def bundled_hosts() -> tuple[str, ...]:

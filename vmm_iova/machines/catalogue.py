@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import difflib
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import RequestError, UnknownNameError
-from vmm_iova.files import decode, read_bytes
+from vmm_iova.files import decode, read_bytes, shipped
 from vmm_iova.machines.toml_file import parse_machine
 from vmm_iova.plain import one_line
 
@@ -24,7 +23,7 @@ _LARGEST = 1 << 20  # bytes of a machine file; the longest that ships has 10 KiB
 
 
 def _names() -> Iterator[str]:
-    for item in (resources.files("vmm_iova.machines")).iterdir():
+    for item in shipped("machines").iterdir():
         if item.name.endswith(".toml"):
             yield item.name.removesuffix(".toml")
 
@@ -71,7 +70,7 @@ def _bundled(name: str) -> Machine:
 
 
 def _text(name: str) -> str:
-    return (resources.files("vmm_iova.machines") / f"{name}.toml").read_text("utf-8")
+    return (shipped("machines") / f"{name}.toml").read_text("utf-8")
 
 
 _PROPERTIES = {

@@ -22,13 +22,6 @@ if TYPE_CHECKING:
 
 Tone = Literal["good", "bad", "unsure"]
 _COLUMNS, _INDENT, _WAY = 80, 8, 9
-MARKS: dict[str, str] = {
-    "\ue000": "\x1b[1;32m",
-    "\ue001": "\x1b[1;31m",
-    "\ue002": "\x1b[1;33m",
-    "\ue003": "\x1b[0m",
-}
-"""Stand-ins for colours, as the escapes of a text from outside never reach a terminal."""
 _COLOURS: dict[Tone, str] = {"good": "\ue000", "bad": "\ue001", "unsure": "\ue002"}
 
 

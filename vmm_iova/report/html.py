@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import json
 from html import escape
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from vmm_iova.files import shipped
 from vmm_iova.plain import one_line
 from vmm_iova.report.fold import fold
 from vmm_iova.units import show_size
@@ -25,7 +25,7 @@ def page_of(scene: Scene, generator: str) -> str:
 
     Complexity: O(boxes log boxes); a page has about 300 bytes for each of them.
     """
-    page = resources.files("vmm_iova.report").joinpath("map.html").read_text("utf-8")
+    page = (shipped("report") / "map.html").read_text("utf-8")
     found = json.dumps(_data(scene, generator), separators=(",", ":"))
     # No text from outside closes the element that the data is in.
     safe = found.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -12,8 +12,9 @@ from vmm_iova.planning.budget import budget
 from vmm_iova.planning.layout import Layout
 from vmm_iova.report.answer import show_answer, without_colours
 from vmm_iova.report.diagnosis import show_diagnosis
+from vmm_iova.report.layout import show_layout
 from vmm_iova.report.svg import draw_layout, draw_usable
-from vmm_iova.report.text import evidence, section, show_layout, usable_map
+from vmm_iova.report.text import evidence, section, usable_map
 from vmm_iova.report.verdicts import layout_answer
 
 

@@ -10,9 +10,9 @@ size, so that 4 KiB and 1 TiB are both seen. The output depends on the arguments
 from __future__ import annotations
 
 from bisect import bisect_left
+from html import escape
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import escape, quoteattr
 
 from vmm_iova.plain import one_line
 from vmm_iova.ranges import ADDRESS_LAST
@@ -392,7 +392,7 @@ def _draw(item: _Placed, axis: _Axis) -> str:
     ink = "dim" if box.css in _MARKS else "ink"
     for index, (line, css) in enumerate(item.lines):
         parts.append(_text(item.x + _PAD, base + index * _LINE, f"{css} {ink}", line))
-    return _group(box.css, box.title, parts, f" id={quoteattr(box.id)}")
+    return _group(box.css, box.title, parts, f' id="{escape(box.id)}"')
 
 
 def _filled(css: str, x: int, y: int, wide: int, high: int) -> Iterator[str]:
