@@ -52,13 +52,13 @@ class BarOf:
 
 def bars_of(config: Config) -> Iterator[BarOf]:
     """Yield each BAR, in the order of its devices on the bus."""
-    for index, size in enumerate(config.bars):
-        yield BarOf(f"bar{index}", 2, size, 64, None, f"pci-testdev,membar={size}")
     for port, sizes in enumerate(config.ports):
         for function, size in enumerate(sizes):
             at = f",bus=port{port},addr=0.{function},multifunction=on"
             name = f"port{port}.{function}"
             yield BarOf(name, 2, size, 64, f"port{port}", f"pci-testdev,membar={size}{at}")
+    for index, size in enumerate(config.bars):
+        yield BarOf(f"bar{index}", 2, size, 64, None, f"pci-testdev,membar={size}")
     for index, size in enumerate(config.low_bars):
         yield BarOf(f"low{index}", 0, size, 32, None, f"secondary-vga,vgamem_mb={size >> 20}")
 

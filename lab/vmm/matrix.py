@@ -174,13 +174,14 @@ def _hotplug(draw: random.Random) -> Config:
 def _firmware(draw: random.Random, firmware: str) -> Config:
     machine = draw.choice(("q35", "q35", "i440fx"))
     cpu, bits = draw.choice(tuple(CPUS)), draw.choice(BITS)
-    bars = tuple(draw.choice(BARS) for _ in range(draw.randint(1, 3)))
+    few = draw.sample(BARS, 2) if draw.random() < 0.3 else BARS  # so that some are equal
+    bars = tuple(draw.choice(few) for _ in range(draw.randint(1, 3)))
     ports: tuple[tuple[int, ...], ...] = ()
     if machine == "q35" and draw.random() < 0.5:
-        sizes = [draw.choice(BARS) for _ in range(draw.randint(1, 5))]
+        sizes = [draw.choice(few) for _ in range(draw.randint(1, 5))]
         cut = draw.randint(1, len(sizes))
         ports = tuple(port for port in (tuple(sizes[:cut]), tuple(sizes[cut:])) if port)
-        bars = bars[: draw.randint(0, 1)]
+        bars = bars[: draw.randint(0, 2)]
     low_bars: tuple[int, ...] = ()
     if draw.random() < 0.3:
         low_bars = tuple(draw.choice(LOW_BARS) for _ in range(draw.randint(1, 2)))

@@ -297,6 +297,38 @@ class TestPorts:
         places = [_place(layout, name) for name in ("a", "b", "c", "lone")]
         assert [place.start for place in places if place] == list(starts)
 
+    @pytest.mark.parametrize(
+        ("bars", "ports", "starts"),
+        [  # MiB; starts from 0x380000000000, in the order on the bus: ports, then BARs
+            ("65536", ["65536"], [0, 65536]),
+            ("65536 65536", ["65536 8192"], [0, 65536, 131072, 196608]),
+            ("65536", ["65536", "65536 64"], [0, 65536, 131072, 196608]),
+            (
+                "8192 65536",
+                ["65536 64", "65536 65536 8192"],
+                [196608, 262144, 65536, 0, 131072, 393216, 327680],
+            ),
+            (
+                "65536",
+                ["8192 65536", "65536 16384", "65536 64"],
+                [196608, 131072, 0, 65536, 262144, 327680, 393216],
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("release", ["ovmf-2022.11", "ovmf-2025.02"])
+    def test_equal_alignments_follow_the_bus_and_what_is_behind_the_last_multiple(
+        self, release: str, bars: str, ports: list[str], starts: list[int]
+    ) -> None:
+        every = [
+            vi.Bar(f"p{port}.{at}", f"{size}M", port=f"p{port}")
+            for port, sizes in enumerate(ports)
+            for at, size in enumerate(sizes.split())
+        ]
+        every += [vi.Bar(f"b{at}", f"{size}M") for at, size in enumerate(bars.split())]
+        layout = vi.plan(_q35("8G", bars=every, phys_bits=44, cpu="amd", firmware=release), OPEN)
+        places = [_place(layout, bar.name) for bar in every]
+        assert [(place.start - (56 << 38)) >> 20 for place in places if place] == starts
+
     def test_gpus_take_a_stride_of_their_largest_bar_each(self) -> None:
         bars = [
             vi.Bar(f"{name}{port}", size, port=f"p{port}")

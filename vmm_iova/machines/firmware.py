@@ -193,7 +193,7 @@ def place(
         low: BARs that must lie below 4 GiB.
         high: 64-bit BARs, and ports.
 
-    Complexity: O(bars log bars).
+    Complexity: O(bars²).
     """
     every = [_port(firmware, board, bar) if bar.behind else bar for bar in (*low, *high)]
     lower, upper = every[: len(low)], every[len(low) :]
@@ -220,23 +220,45 @@ def _stack(firmware: Firmware, bars: Sequence[BarNeed], start: int) -> list[Addr
     """Put BARs one above the other, in the order that the firmware has for them.
 
     Both give out the largest first. SeaBIOS comes to ports after the other devices, and to the last
-    port first (pci_bios_check_devices()).
+    port first (pci_bios_check_devices()). OVMF sorts what is prefetchable once by itself, and again
+    when it joins what is not (PciBusDxe/PciResourceSupport.c, MergeResourceTree()).
     """
 
     def key(index: int) -> tuple[int, int, bool, int]:
         bar = bars[index]
-        if firmware.kind == "ovmf":
-            return -bar.align, 0, False, index
         port = bool(bar.behind)
         return -bar.align, -bar.size, port, -index if port else index
 
     places: dict[int, AddrRange] = {}
     at = start
-    for index in sorted(range(len(bars)), key=key):
+    order = sorted(range(len(bars)), key=key)
+    if firmware.kind == "ovmf":
+        order = _ovmf_order(bars, _ovmf_order(bars, range(len(bars))))
+    for index in order:
         at = _up(at, bars[index].align)
         places[index] = AddrRange.from_size(at, bars[index].size)
         at += bars[index].size
     return [places[index] for index in range(len(bars))]
+
+
+def _ovmf_order(bars: Sequence[BarNeed], found: Iterable[int]) -> list[int]:
+    """Sort BARs as OVMF does (PciBusDxe/PciResourceSupport.c, InsertResourceNode()).
+
+    Each goes before those of smaller alignment, and before equal ones unless it leaves less behind
+    its last whole multiple of the alignment: of equal BARs, the last found comes first.
+    """
+    order: list[int] = []
+    for index in found:
+        align, rest = bars[index].align, bars[index].size % bars[index].align
+        at = 0
+        for other in (bars[item] for item in order):
+            if align > other.align:
+                break
+            if align == other.align and (not rest or rest >= other.size % other.align):
+                break
+            at += 1
+        order.insert(at, index)
+    return order
 
 
 def _below(bars: Sequence[BarNeed]) -> int:
@@ -252,16 +274,16 @@ def _below(bars: Sequence[BarNeed]) -> int:
 
 def _behind(firmware: Firmware, window: AddrRange, bars: Sequence[BarNeed]) -> list[AddrRange]:
     """Where the BARs behind a port are in its window."""
-    last_first = firmware.kind == "ovmf"  # of equal ones, as it was seen
-    order = sorted(
-        range(len(bars)), key=lambda i: (-bars[i].align, -bars[i].size, -i if last_first else i)
-    )
+    ovmf = firmware.kind == "ovmf"
+    order = sorted(range(len(bars)), key=lambda i: (-bars[i].align, -bars[i].size, i))
+    if ovmf:
+        order = _ovmf_order(bars, range(len(bars)))
     places: dict[int, AddrRange] = {}
     at = window.start
     for index in order:
         size, align = bars[index].size, bars[index].align
         # SeaBIOS adds one size to the other, also in a window that suits none of them.
-        at = _up(at, align) if last_first else at
+        at = _up(at, align) if ovmf else at
         places[index] = AddrRange.from_size(at, size)
         at += size
     return [places[index] for index in range(len(bars))]

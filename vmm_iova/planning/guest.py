@@ -109,7 +109,8 @@ class Guest:
             the fewest pieces, then the fewest page-table entries, then the fewest tables.
         nodes: RAM of each NUMA node (`Node`, or its size); in order, none below an earlier one.
         page_size: size of the pages that back all RAM, where the nodes do not say.
-        bars: BARs to place, each required or optional for peer-to-peer.
+        bars: BARs to place, each required or optional for peer-to-peer, in the order of their
+            devices on the bus, a root port where the first behind it is: firmware goes by it.
         rooms: room to keep above everything else.
         reserved: areas of guest addresses that nothing may take.
         phys_bits: guest physical address bits that the VMM will give; None: not decided.
