@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 RAM_NAMES = ("ram-below-4g", "ram-above-4g", "m0", "m1", "microvm.ram-below-4g")
 _TREES = ("virt", "virt-lowmem", "virt-gicv2", "riscv-virt")
-_SECONDS = {"seabios": 10.0, "ovmf": 120.0}
+_SECONDS = {"seabios": 20.0, "ovmf": 120.0}
 _LEGACY = AddrRange(0xA_0000, 0xF_FFFF)
 """What ACPI never calls memory of a node (QEMU hw/i386/acpi-build.c, HOLE_640K_START)."""
 

@@ -256,7 +256,7 @@ class TestFirmware:
     def test_bars_are_packed_largest_first_from_the_bottom(self) -> None:
         board = Board(True, 2 * GIB, 102 * GIB, 0, 39, "intel")
         needs = [BarNeed(16 * GIB, 16 * GIB), BarNeed(64 * GIB, 64 * GIB)]
-        spans = place(Firmware("seabios", (1, 17, 0)), board, [], needs)
+        spans = place(Firmware("seabios", (1, 17, 0)), board, needs)
         assert spans is not None
         assert [span.start for (span,) in spans] == [0x70_0000_0000, 0x60_0000_0000]
 

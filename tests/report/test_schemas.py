@@ -83,7 +83,13 @@ def test_schema_describes_every_key_and_allows_no_other(name: str) -> None:
                 assert value.get("description"), key
 
 
-@pytest.mark.parametrize("host", vi.bundled_hosts())
+@pytest.mark.parametrize(
+    "host",
+    [
+        host if host.startswith("amd") else pytest.param(host, marks=pytest.mark.slow)
+        for host in vi.bundled_hosts()
+    ],
+)
 def test_answers_about_bundled_host_are_as_their_schemas_say(host: str, capsys: Output) -> None:
     machine = "virt" if host.startswith("arm") else "s390x" if "s390" in host else "q35"
     plan = ("plan", "--host", host, "--ram", "2G", "--machine", machine)

@@ -115,11 +115,13 @@ class BarNeed:
         size: bytes of the BAR, or of all behind the port.
         align: bytes, a power of two.
         behind: BARs behind a root port, which stand in one window of it.
+        low: True if it must lie below 4 GiB.
     """
 
     size: int
     align: int
     behind: tuple[BarNeed, ...] = ()
+    low: bool = False
 
 
 @record
@@ -181,7 +183,7 @@ def _up(value: int, align: int) -> int:
 
 
 def place(
-    firmware: Firmware, board: Board, low: Sequence[BarNeed], high: Sequence[BarNeed]
+    firmware: Firmware, board: Board, bars: Sequence[BarNeed]
 ) -> list[list[AddrRange]] | None:
     """Return where firmware puts BARs, in the order given; None if they have no place.
 
@@ -190,17 +192,17 @@ def place(
     Args:
         firmware: which.
         board: what it finds.
-        low: BARs that must lie below 4 GiB.
-        high: 64-bit BARs, and ports.
+        bars: BARs and ports, in the order of the bus.
 
     Complexity: O(bars²).
     """
-    every = [_port(firmware, board, bar) if bar.behind else bar for bar in (*low, *high)]
-    lower, upper = every[: len(low)], every[len(low) :]
+    every = [_port(firmware, board, bar) if bar.behind else bar for bar in bars]
     down = firmware.kind == "seabios"
     room = windows(firmware, board).low
-    if down and not _seabios_pads(firmware, board) and _below(every) >= room.start:
-        lower, upper = every, []  # it has all below 4 GiB where that is enough
+    # SeaBIOS has all below 4 GiB where that is enough.
+    all_low = down and not _seabios_pads(firmware, board) and _below(every) >= room.start
+    lower = [bar for bar in every if bar.low or all_low]
+    upper = [bar for bar in every if not (bar.low or all_low)]
     below = _stack(firmware, lower, _below(lower) if down else room.start)
     above = _stack(firmware, upper, 0)
     if upper:
@@ -210,9 +212,11 @@ def place(
             return None
     if any(span not in room for span in below):
         return None
+    low, high = iter(below), iter(above)
+    spans = [next(low if bar.low or all_low else high) for bar in every]
     return [
         _behind(firmware, span, bar.behind) if bar.behind else [span]
-        for span, bar in zip((*below, *above), (*low, *high), strict=True)
+        for span, bar in zip(spans, every, strict=True)
     ]
 
 
@@ -304,8 +308,9 @@ def _port(firmware: Firmware, board: Board, need: BarNeed) -> BarNeed:
     places = _behind(firmware, AddrRange(0, 0), need.behind)
     used = _up(max(place.last for place in places) + 1, _OVMF_PORT)
     _, size = _ovmf_window(firmware, board)
-    # PciHotPlugInitDxe, GetResourcePadding(): 1/256 of the window, as a power of two
-    spare = (1 << (size - 1).bit_length()) >> 8
+    # PciHotPlugInitDxe, GetResourcePadding(): 1/256 of the window, as a power of two; seen: none
+    # of one that is no larger than the default
+    spare = (1 << (size - 1).bit_length()) >> 8 if size > _OVMF_WINDOW else 0
     return BarNeed(max(used, spare), max(_OVMF_PORT, largest, spare), need.behind)
 
 

@@ -43,26 +43,20 @@ def bar_item(site: Site, bar: WantedBar, place: AddrRange) -> Iterator[Item | No
     yield Item(ItemKind.BAR, bar.name, place, iova, required=bar.required, emulated=bar.emulated)
 
 
-def place_bars(
-    site: Site,
-    ram: Sequence[AddrRange],
-    top: int,
-    low: Sequence[WantedBar],
-    high: Sequence[WantedBar],
-) -> Iterator[Item | Note]:
+def place_bars(site: Site, ram: Sequence[AddrRange], top: int) -> Iterator[Item | Note]:
     """Yield the window and the BARs where the newest release that may be meant has them.
 
     Args:
         site: what is wanted, and where it may go.
         ram: guest addresses of RAM.
         top: last address of RAM and of the area for hotplugged memory.
-        low: BARs that must lie below 4 GiB.
-        high: the others.
 
     Raises:
         Misfit: with one of the releases, a BAR has no place, or peers do not reach one they must.
     """
-    every = [_of(site, firmware, ram, low, high) for firmware in site.wanted.firmware]
+    low = [bar for bar in site.wanted.bars if bar.bits == 32]
+    high = [bar for bar in site.wanted.bars if bar.bits == 64]
+    every = [_of(site, firmware, ram) for firmware in site.wanted.firmware]
     chosen = every[-1]
     natural = site.window_place(top)
     every_high = [each for bar in high for each in bar.each]
@@ -81,28 +75,24 @@ def place_bars(
     for bar in (*low, *every_high):
         yield from bar_item(site, bar, chosen[bar.name])
     yield from _differences(site, every)
-    yield from _below(site, ram, low, high, chosen)
+    yield from _below(site, ram, high, chosen)
 
 
-def _of(
-    site: Site,
-    firmware: Firmware,
-    ram: Sequence[AddrRange],
-    low: Sequence[WantedBar],
-    high: Sequence[WantedBar],
-) -> dict[str, AddrRange]:
+def _of(site: Site, firmware: Firmware, ram: Sequence[AddrRange]) -> dict[str, AddrRange]:
     """Where one release has the BARs, by their names."""
-    board = site.board(ram)
-    every = place(firmware, board, list(map(_need, low)), list(map(_need, high)))
+    board, bars = site.board(ram), site.wanted.bars
+    every = place(firmware, board, list(map(_need, bars)))
     if every is None:
-        room, first = windows(firmware, board), (*low, *high)[0]
-        if low and place(firmware, board, list(map(_need, low)), []) is None:
-            raise BarMisfit(first, [room.low], 32)
-        raise BarMisfit(high[0], [room.high] if room.high else [], 64)
+        room = windows(firmware, board)
+        low = [bar for bar in bars if bar.bits == 32]
+        if low and place(firmware, board, list(map(_need, low))) is None:
+            raise BarMisfit(low[0], [room.low], 32)
+        first = next(bar for bar in bars if bar.bits == 64)
+        raise BarMisfit(first, [room.high] if room.high else [], 64)
     places: dict[str, AddrRange] = {}
-    for needed, spans in zip((*low, *high), every, strict=True):
+    for needed, spans in zip(bars, every, strict=True):
         places |= {each.name: span for each, span in zip(needed.each, spans, strict=True)}
-    for bar in (each for needed in (*low, *high) for each in needed.each):
+    for bar in (each for needed in bars for each in needed.each):
         span = places[bar.name]
         inside = None
         if RangeSet([span]).isdisjoint(RangeSet(ram)):
@@ -120,7 +110,7 @@ def _of(
 
 
 def _need(bar: WantedBar) -> BarNeed:
-    return BarNeed(bar.size, bar.align, tuple(map(_need, bar.behind)))
+    return BarNeed(bar.size, bar.align, tuple(map(_need, bar.behind)), low=bar.bits == 32)
 
 
 def by_firmware(site: Site, ram: Sequence[AddrRange]) -> Iterator[FixedItem]:
@@ -158,7 +148,6 @@ def _differences(site: Site, every: Sequence[dict[str, AddrRange]]) -> Iterator[
 def _below(
     site: Site,
     ram: Sequence[AddrRange],
-    low: Sequence[WantedBar],
     high: Sequence[WantedBar],
     places: dict[str, AddrRange],
 ) -> Iterator[Note]:
@@ -170,18 +159,22 @@ def _below(
     if not beyond:
         return
     machine, board = site.wanted.machine, site.board(ram)
-    needs = list(map(_need, low)), list(map(_need, high))
+    needs = list(map(_need, site.wanted.bars))
 
     def helped(other: Board) -> list[Firmware]:
         """The releases that then have these BARs where peers reach them."""
         found = []
         for firmware in site.wanted.firmware:
-            spans = place(firmware, other, *needs)
+            spans = place(firmware, other, needs)
             if spans is None:
                 continue
-            flat = [span for each in spans[len(low) :] for span in each]
-            then = zip(every, flat, strict=True)
-            if all(span in site.usable.ranges for bar, span in then if bar.name in beyond):
+            then = [
+                span
+                for needed, places_ in zip(site.wanted.bars, spans, strict=True)
+                for bar, span in zip(needed.each, places_, strict=True)
+                if bar.name in beyond
+            ]
+            if all(span in site.usable.ranges for span in then):
                 found.append(firmware)
         return found
 

@@ -51,16 +51,16 @@ def place_windows(site: Site, ram: PlacedRam, policy: Policy) -> Placed:
     """
     check_start(site, ram.last)
     _check_hidden(site, ram)
-    low = [bar for bar in site.wanted.bars if bar.bits == 32]
-    high = [bar for bar in site.wanted.bars if bar.bits == 64]
-    if site.pci64 is None and not site.wanted.firmware:
-        low, high = [*low, *high], []  # such a machine gives out all BARs below 4 GiB
     parts: list[Item | Note] = list(_hotplug_area(site, ram, policy))
     top = max([ram.last, *(part.place.last for part in parts if isinstance(part, Item))])
     parts += site.above(top)
     if _decides(site):
-        parts += place_bars(site, ram.spans, top, low, high)
+        parts += place_bars(site, ram.spans, top)
     else:
+        low = [bar for bar in site.wanted.bars if bar.bits == 32]
+        high = [bar for bar in site.wanted.bars if bar.bits == 64]
+        if site.pci64 is None and not site.wanted.firmware:
+            low, high = [*low, *high], []  # such a machine gives out all BARs below 4 GiB
         parts += _low_bars(site, low)
         parts += _high(site, top, high, policy)
     items = [part for part in parts if isinstance(part, Item)]
