@@ -109,8 +109,8 @@ LESS_MAXMEM = Remedy(
     tried=QEMUS,
 )
 AS_MAXMEM = Remedy(
-    "if the room is for memory that is plugged in, plan it with --maxmem {size}: QEMU then moves "
-    "all RAM above 4 GiB to {base:#x}; with {spare} or less it does not",
+    "keep the room at {spare} or less (maxmem={most}), and QEMU moves no RAM; --maxmem {size} "
+    "plans it as QEMU has it",
     tried=QEMUS,
 )
 TELL_OVMF = Remedy(
