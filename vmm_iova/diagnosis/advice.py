@@ -484,6 +484,7 @@ _FIXES: dict[Why, tuple[Remedy, ...]] = {
     Why.MEDIATED_ROOM: (say.MEDIATED_SMALLER,),
     Why.VFIO_USER: (say.VFIO_USER_REGIONS,),
     Why.VIOMMU_MISS: (say.VIOMMU_MAPS,),
+    Why.GUEST_DRIVER: (say.MOVED_RAM, say.HIDE_VM),
     Why.OTHER: (say.OTHER_MAKER,),
 }
 

@@ -243,6 +243,10 @@ _START: _Table = {
         Rule(Why.MEDIATED_ROOM, "the driver has no instance of that type left"),
         Rule(Why.VFIO_USER, "the region overlaps one that the server has, or is one too many"),
         Rule(Why.VIOMMU_MISS, "the VMM looked the address up, and found nothing"),
+        Rule(
+            Why.GUEST_DRIVER,
+            "the driver in the guest reports its failure to the guest, and the host is not told",
+        ),
         Rule(Why.OTHER, "it is about the device, not about addresses"),
         Rule(Why.VIOMMU_WIDTH, "the guest's IOMMU has more address bits than the host's"),
         Rule(Why.VIOMMU_NOTIFY, "VFIO must be told of every map of the guest's IOMMU"),

@@ -241,6 +241,8 @@ _HEADLINES = {
     "concerned",
     Why.VIOMMU_MISS: "the guest's own IOMMU has no mapping for an address that a device of the "
     "guest uses",
+    Why.GUEST_DRIVER: "the guest's own driver gave up on its device (Code 43); no failed call of "
+    "the host is told",
     Why.OTHER: "not about DMA addresses: it is the device, its reset, or its ROM",
 }
 _FAULTS = {

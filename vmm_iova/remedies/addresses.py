@@ -131,6 +131,21 @@ PLAN_WITH = Remedy(
     "plan with it: vmm-iova plan --host {file} --machine MACHINE --ram SIZE", tried="this program"
 )
 
+PLAN_VM = Remedy(
+    "plan it: vmm-iova plan --vm FILE --host {host}, with this text as FILE", tried="this program"
+)
+PLAN_DESCRIBED = Remedy("plan it on its host: {command}", tried="this program")
+SHOW_TEXT = Remedy(
+    "see what may be mapped there: vmm-iova show --host FILE, with this text as FILE; paste the "
+    "error line with it to have that explained",
+    tried="this program",
+)
+CAPTURE_THERE = Remedy(
+    "take the facts of the host: vmm-iova capture -o host.json there, then vmm-iova show --host "
+    "host.json",
+    tried="this program",
+)
+
 OTHER_FACTS = Remedy(
     "take the facts anew, with the guest's devices attached: vmm-iova capture --ask-kernel -s BDF "
     "-o host.json; these are of another host, group or kernel",

@@ -235,6 +235,25 @@ VIOMMU_MAPS = Remedy(
     "(iommu=on of Cloud Hypervisor): its driver uses an address that it did not map",
     source="cloud-hypervisor/cloud-hypervisor#6872",
 )
+MOVED_RAM = Remedy(
+    "see whether QEMU moves the guest's RAM: vmm-iova plan --vm FILE --host HOST; on AMD it does "
+    "for RAM or maxmem near 1 TiB, and NVIDIA's driver on Windows was seen to fail then",
+    tried="this program, " + QEMUS,
+)
+HIDE_VM = Remedy(
+    "NVIDIA's drivers before 465 refuse a GeForce in a VM: update the driver, or hide the VM",
+    source="NVIDIA, GeForce GPU Passthrough for Windows Virtual Machine (driver 465)",
+    ways=(
+        ("QEMU", Remedy("-cpu host,kvm=off", source="docs/system/i386 of QEMU, the flag kvm")),
+        (
+            "libvirt",
+            Remedy(
+                "<kvm><hidden state='on'/></kvm> in <features>",
+                source="libvirt formatdomain (1.2.8)",
+            ),
+        ),
+    ),
+)
 OTHER_MAKER = Remedy(
     "it is the device or its reset, not where memory lies: look for the device's name with vfio "
     "and reset",
