@@ -209,6 +209,31 @@ def test_board_whose_pcie_has_no_iommu_is_not_told_to_switch_one_on(beside: str)
     assert not any("switch" in text or "intel_iommu" in text for text in found.fixes)
 
 
+def test_report_without_an_iommu_from_such_a_board_says_that_it_has_none() -> None:
+    text = "Cannot prepare PCI passthrough, IOMMU not present\nHardware: Raspberry Pi 5\n"
+    (found,) = vi.explain(text)
+    assert found.findings[0].why is vi.Why.NO_IOMMU
+    assert found.fixes[0].startswith("no setting helps")
+    assert " off" not in found.headline + found.findings[0].text
+
+
+def test_bar_that_stops_another_vmm_over_iommufd_is_no_warning() -> None:
+    # cloud-hypervisor#8895
+    text = (
+        "cloud-hypervisor: Failed to map VFIO MMIO region: Failed to DMA map: failed to map an "
+        "IOVA range to the IOAS: Bad address (os error 14)"
+    )
+    (found,) = vi.explain(text)
+    assert (found.findings[0].why, found.certainty, found.harmless) == (
+        vi.Why.BAR,
+        "certain",
+        False,
+    )
+    assert found.headline.startswith("iommufd cannot pin the pages of")
+    assert "vfio_p2p_dma=off" in found.fixes[0]
+    assert all(words in found.fixes[1] for words in ("Linux 6.19", "iommufd=on out of --platform"))
+
+
 @pytest.mark.parametrize(
     ("beside", "words"),
     [

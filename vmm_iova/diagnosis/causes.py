@@ -229,7 +229,10 @@ _START: _Table = {
         Rule(Why.GUEST_BITS, "RAM and the 64-bit PCI window end beyond the guest's addresses"),
         Rule(Why.BACKING, "memory or hugepages for the guest's RAM are missing"),
         Rule(Why.RLIMIT, "raising RLIMIT_MEMLOCK needs CAP_SYS_RESOURCE"),
-        Rule(Why.NO_IOMMU, "the IOMMU is off in the firmware or in the kernel"),
+        Rule(
+            Why.NO_IOMMU,
+            "the IOMMU is off in the firmware or in the kernel, or the machine has none",
+        ),
         Rule(Why.NO_GROUP, "the device is in no IOMMU group"),
         Rule(Why.MEDIATED_GROUP, "the mediated device was not made, or its module is not loaded"),
         Rule(Why.OUTSIDE, "QEMU itself found the range in none of the kernel's usable ranges"),

@@ -204,9 +204,12 @@ def _told(case: Case, why: Why, line: str) -> str:
     """What the words mean; the line is quoted where it is not the one that is explained."""
     rule = next((rule.text for rule in case.rules if rule.why is why), None)
     text = _TELLS.get(why) or rule or "the line says so"
+    if why in (Why.NO_GROUP, Why.NO_IOMMU) and case.clues.board is not None:
+        text = _BOARD.format(case.clues.board)
     return text if line == case.failure.text else f"{text}: {line[:100]!r}"
 
 
+_BOARD = "{} has IOMMUs for its display and camera at most, and none for its PCIe"
 _LIKELY_WORDS = (Why.NO_CDEV, Why.BAR_HELD, Why.INVALID_REQUEST)
 _TELLS = {
     Why.DIRECT: "the kernel's log says that firmware demands a 1:1 mapping",
@@ -240,10 +243,8 @@ def _listing(case: Case) -> None:
             _SURE,
             f"the listing has {devices} in IOMMU groups{none}: {call.device} is not among them",
         )
-    about_group = call.op is Op.PROBE or call.sign in (Why.NO_GROUP, Why.NO_IOMMU)
-    if about_group and clues.board is not None and case.can(Why.NO_GROUP):
-        text = f"{clues.board} has IOMMUs for display and camera at most, and none for its PCIe"
-        case.add(Why.NO_GROUP, _LIKELY, text)
+    if call.op is Op.PROBE and clues.board is not None and case.can(Why.NO_GROUP):
+        case.add(Why.NO_GROUP, _LIKELY, _BOARD.format(clues.board))
     if call.sign is Why.NOT_VIABLE:
         others = others_of_group(case)
         if others:

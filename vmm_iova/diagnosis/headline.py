@@ -35,7 +35,7 @@ def _warned(case: Case, findings: Sequence[Finding]) -> str:
         known = case.failure.api is not None
         return (
             f"iommufd{'' if known else ', which is likely in use here,'} cannot pin the pages of "
-            f"{_what(case)}: QEMU only warns, and the guest starts, without peer-to-peer DMA to it"
+            f"{_what(case)}; QEMU only warns, and the guest starts without peer-to-peer DMA to it"
         )
     because = ""
     if why is Why.WIDTH and findings[0].certainty is not Certainty.POSSIBLE:
@@ -43,7 +43,7 @@ def _warned(case: Case, findings: Sequence[Finding]) -> str:
     elif why is Why.HVA:
         because = "; the kernel did not get at its pages"
     return (
-        f"QEMU only warns that it cannot map {_what(case)} for peer-to-peer DMA: it is not "
+        f"QEMU only warns that it cannot map {_what(case)} for peer-to-peer DMA, which is not "
         f"why a guest fails{because}"
     )
 
@@ -186,7 +186,7 @@ _HEADLINES = {
     Why.MEMLOCK: "the locked-memory limit (RLIMIT_MEMLOCK){limit} is too low for the guest's RAM"
     "{times}",
     Why.HVA: "the memory behind {what} cannot be pinned: it is missing, read-only, or has run out",
-    Why.BAR: "{what} is device memory, which iommufd does not map by its address",
+    Why.BAR: "iommufd cannot pin the pages of {what}, which are device memory",
     Why.PEER: "QEMU could not map a BAR of {dev} for peer-to-peer DMA, and goes on",
     Why.DIRECT: "firmware demands a 1:1 mapping for {dev}, so the kernel does not hand it out",
     Why.ISOLATION: "the host does not isolate the interrupts of {dev} (no interrupt remapping)",
