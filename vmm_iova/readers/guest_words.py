@@ -47,6 +47,7 @@ _INTEL = re.compile(r"\bXeon\b|GenuineIntel|\bIntel (?:CPU|host|server)\b")
 _OVMF = re.compile(r"\b(?:OVMF|edk2)\b", re.IGNORECASE)
 _SEABIOS = re.compile(r"\bSeaBIOS\b", re.IGNORECASE)
 _MOST_BARS = 64
+_LONGEST = 100_000  # characters: people describe a guest in a few lines, and paste logs behind it
 
 
 @brief
@@ -76,9 +77,9 @@ class GuestWords:
 def read_guest_words(lines: Iterable[str]) -> GuestWords | None:
     """Read a description; None where no guest's RAM is told, which is the least that a plan takes.
 
-    Complexity: O(size).
+    Complexity: O(size), of at most 100,000 characters.
     """
-    text = "\n".join(line[:1000] for line in lines)
+    text = "\n".join(line[:1000] for line in lines)[:_LONGEST]
     ram = next((size for size in (_size(pattern.search(text)) for pattern in _RAM) if size), None)
     if ram is None or _GUEST.search(text) is None:
         return None
