@@ -114,8 +114,9 @@ def _behind_ports(site: Site, ram: PlacedRam) -> Iterator[Reason]:
     named = [item for item in wanted.firmware if item.kind == "ovmf"]
     if not named and not wanted.firmware_open:
         return
-    board = site.board(ram.spans)
-    needed = sum(2 * bar.align for bar in large)
+    board, ports = site.board(ram.spans), wanted.machine.pcie
+    alone = sum(bar.align for bar in large)
+    needed = 2 * alone if ports else alone
     releases = named or [item for item in RELEASES if item.kind == "ovmf"]
     rooms = ((release, windows(release, board).high) for release in releases)
     tight = [(release, room) for release, room in rooms if room and room.size <= needed]
@@ -124,26 +125,23 @@ def _behind_ports(site: Site, ram: PlacedRam) -> Iterator[Reason]:
     release, room = tight[0]
     alike = [str(item) for item, other in tight if other.size == room.size]
     who = "OVMF" if len(alike) == len(releases) else ", ".join(alike)
+    # The second BAR of each is assumed: where there is room without it, it may go well.
+    finds = "finds" if room.size < alone else "may find"
     size = format_size(room.size)
+    takes = f"{format_size(needed)}, and the 64-bit window has {size}"
+    if needed == room.size:
+        takes = f"all of the 64-bit window of {size}"
     if len(large) == 1:
-        text = (
-            f"with {who} the BAR finds no place: behind a root port its device takes "
-            f"{format_size(needed)}, and the 64-bit window has {size}"
-        )
-    elif needed == room.size:
-        text = (
-            f"with {who} one BAR may find no place: {len(large)} devices behind root ports fill "
-            f"all of the 64-bit window of {size}"
-        )
+        which, takes = "the BAR", f"its device{' behind a root port' * ports} takes {takes}"
     else:
-        text = (
-            f"with {who} the last BAR finds no place: {len(large)} devices behind root ports take "
-            f"{format_size(needed)}, and the 64-bit window has {size}"
-        )
+        which, takes = "one BAR", f"{len(large)} devices{' behind root ports' * ports} take {takes}"
+    behind = (
+        "; behind a port of its own, as libvirt has it, a device with a second 64-bit BAR takes "
+        "twice its largest one"
+    )
     yield Reason(
-        text,
-        "OVMF decides where BARs go; behind a port of its own, as libvirt has it, a device with a "
-        "second 64-bit BAR takes twice its largest one",
+        f"with {who} {which} {finds} no place: {takes}",
+        f"OVMF decides where BARs go{behind * ports}",
         _larger(site, board, release, needed),
     )
 

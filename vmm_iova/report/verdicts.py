@@ -70,10 +70,11 @@ def layout_answer(layout: Layout, cost: Budget, start: Start | None = None) -> A
             certainty=certainty,
         )
     doubts = () if start is None else tuple(_doubts(start))
-    if layout.reasons:
+    if layout.reasons:  # where RAM goes is what they are about, or stands in the map
+        ram = f"{show_size(layout.ram_bytes)} of RAM in {layout.machine.name}"
         return Answer(
             "FITS, BUT",
-            f"{layout.reasons[0]}; {verdict}",
+            f"{layout.reasons[0]}; {ram}, {layout.address_bits} address bits",
             "unsure",
             actions=(*layout.otherwise, *layout.settings, *cost.settings),
             reasons=layout.reasons[1:],
