@@ -139,7 +139,7 @@ class TestExplain:
             "LIKELY: the device BAR at 0x382000000000 (256 MiB) lies beyond the IOMMU's address "
             "width; of a BAR QEMU only warns."
         )
-        assert action.startswith("Do:     nothing, if the guest runs: QEMU only warns")
+        assert action.startswith("Do:     nothing, if the guest runs")
         assert "the width of the IOMMU: cat /sys/class/iommu" in text
 
     def test_line_with_a_host_gives_the_fact(self, capsys: Output) -> None:

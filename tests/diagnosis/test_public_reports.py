@@ -27,7 +27,7 @@ REPORTS = [
     pytest.param(  # kata-containers#12289, cloud-hypervisor#8895
         ("02-two-gpus-p2p",),
         (vi.Why.BAR, "likely", True),
-        ("nothing, if the guest runs", "type1", "6.19"),
+        ("nothing, if the guest runs", "Linux 6.19 or later", "QEMU 11", "type1"),
         id="peer-to-peer-that-iommufd-does-not-map",
     ),
     pytest.param(  # kubevirt#18915, kubevirt#17805
@@ -57,25 +57,29 @@ REPORTS = [
     pytest.param(  # AltraMayor/gatekeeper#718
         ("09-hpe-dpdk",),
         (vi.Why.DIRECT, "certain", False),
-        ("remote management", "HPE", "conrep"),
+        ("assign another device", "HPE ProLiant", "conrep"),
         id="identity-map-of-remote-management",
     ),
     pytest.param(  # raspberrypi/linux#6834
         ("11-no-group",),
         (vi.Why.NO_GROUP, "likely", False),
-        ("ls -l /sys/bus/pci/devices/0001:01:00.0/iommu_group",),
+        (
+            "if the machine has an IOMMU",
+            "a Raspberry Pi",
+            "ls -l /sys/bus/pci/devices/0001:01:00.0/iommu_group",
+        ),
         id="no-group",
     ),
     pytest.param(
         ("11-no-group", "11-no-group.host"),
         (vi.Why.NO_GROUP, "certain", False),
-        ("no device of it can be assigned", "iommu_group"),
+        ("no setting helps: a Raspberry Pi cannot", "iommu_group"),
         id="no-group-by-the-listing",
     ),
     pytest.param(  # cloud-hypervisor#6147
         ("13-bar-move", "13-bar-move.host"),
         (vi.Why.BAR_MOVED, "certain", False),
-        ("nothing for the IOMMU",),
+        ("nothing on the host", "another firmware in the guest"),
         id="bar-that-a-guest-sizes",
     ),
     pytest.param(  # lf-edge/eve#2544
@@ -115,6 +119,137 @@ def test_warning_says_first_that_it_is_no_failure() -> None:
     (found,) = vi.explain(paste("01-p2p-warning"))
     assert found.headline.startswith("QEMU only warns")
     assert "not why a guest fails" in found.headline
+
+
+# A warning about peer-to-peer, and what else stands in the paste: kata-containers#12289, and the
+# words that tell which interface QEMU used.
+_WARNED = (
+    "qemu-system-x86_64: {call}(0x74f9d1ef82d0, 0xc000000000, 0xb90000, 0x74f9cc000000) = -14 (Bad "
+    "address)\n0000:18:00.0: PCI peer-to-peer transactions on BARs are not supported.\n"
+)
+_NEWER, _OLDER = "vfio_container_dma_map", "vfio_dma_map"  # until QEMU 8.1, before iommufd
+_COMMAND = "qemu-system-x86_64 -machine q35 -m 8G "
+
+
+@pytest.mark.parametrize(
+    ("call", "beside", "certainty"),
+    [
+        (_NEWER, "", "likely"),
+        (
+            _NEWER,
+            _COMMAND + "-object iommufd,id=f -device vfio-pci,host=18:00.0,iommufd=f",
+            "certain",
+        ),
+        (_NEWER, "IOMMU_IOAS_MAP failed: Bad address, PCI BAR?", "certain"),
+        (_NEWER, "--device /dev/vfio/devices/vfio0", "certain"),
+    ],
+)
+def test_bar_that_cannot_be_pinned_is_laid_to_iommufd_and_fixed_by_dma_bufs_or_type1(
+    call: str, beside: str, certainty: str
+) -> None:
+    (found,) = vi.explain(_WARNED.format(call=call) + beside)
+
+    assert (found.findings[0].why, found.certainty, found.harmless) == (
+        vi.Why.BAR,
+        certainty,
+        True,
+    )
+    assert found.headline.startswith("iommufd")
+    assert ("likely" in found.headline) is (certainty == "likely")
+    assert "the guest starts" in found.headline
+    assert found.fixes[0].startswith("nothing, if the guest runs and needs no peer-to-peer")
+    assert all(words in found.fixes[1] for words in ("Linux 6.19 or later", "QEMU 11", "type1"))
+
+
+@pytest.mark.parametrize(
+    ("call", "beside"),
+    [
+        (_OLDER, ""),
+        (_NEWER, _COMMAND + "-device vfio-pci,host=18:00.0"),
+        (_NEWER, "vfio 0000:18:00.0: failed to setup container for group 12: ..."),
+    ],
+)
+def test_bar_that_type1_did_not_map_is_not_laid_to_iommufd(call: str, beside: str) -> None:
+    (found,) = vi.explain(_WARNED.format(call=call) + beside)
+
+    assert (found.findings[0].why, found.harmless) == (vi.Why.HVA, True)
+    assert found.certainty == "likely"
+    assert "iommufd" not in found.headline + "".join(found.fixes)
+    assert found.fixes[0].startswith("nothing, if the guest runs")
+    assert "lspci -vv -s 18:00.0" in found.fixes[1]
+
+
+def test_words_of_both_interfaces_leave_open_which_it_was() -> None:
+    beside = "ls /dev/vfio/devices/vfio0 /dev/vfio/12\n"
+    (found,) = vi.explain(_WARNED.format(call=_NEWER) + beside)
+    assert (found.findings[0].why, found.certainty) == (vi.Why.BAR, "likely")
+
+
+_NO_GROUP = "vfio-pci 0001:01:00.0: probe with driver vfio-pci failed with error -22\n"
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        "Machine model: Raspberry Pi 5 Model B Rev 1.0",  # dmesg, /proc/device-tree/model
+        "Linux pi 6.12.22-v8-16k+ #1876 SMP PREEMPT aarch64 GNU/Linux",
+        "Linux pi 6.6.51+rpt-rpi-2712 #1 SMP PREEMPT Debian aarch64",
+        "Linux version 6.8.0-1015-raspi (buildd@bos03-arm64-051)",
+        "brcm-pcie 1000110000.pcie: link up, 5.0 GT/s PCIe x1 (!SSC)",
+        "bcm2712-iommu 1000005100.iommu: bcm2712_iommu_probe: Success",
+        "platform axi:gpu: Adding to iommu group 1",
+    ],
+)
+def test_board_whose_pcie_has_no_iommu_is_not_told_to_switch_one_on(beside: str) -> None:
+    (found,) = vi.explain(_NO_GROUP + beside)
+
+    assert found.findings[0].why is vi.Why.NO_GROUP
+    assert "Raspberry Pi" in found.headline
+    assert found.fixes[0].startswith("no setting helps")
+    assert not any("switch" in text or "intel_iommu" in text for text in found.fixes)
+
+
+def test_report_without_an_iommu_from_such_a_board_says_that_it_has_none() -> None:
+    text = "Cannot prepare PCI passthrough, IOMMU not present\nHardware: Raspberry Pi 5\n"
+    (found,) = vi.explain(text)
+    assert found.findings[0].why is vi.Why.NO_IOMMU
+    assert found.fixes[0].startswith("no setting helps")
+    assert " off" not in found.headline + found.findings[0].text
+
+
+def test_bar_that_stops_another_vmm_over_iommufd_is_no_warning() -> None:
+    # cloud-hypervisor#8895
+    text = (
+        "cloud-hypervisor: Failed to map VFIO MMIO region: Failed to DMA map: failed to map an "
+        "IOVA range to the IOAS: Bad address (os error 14)"
+    )
+    (found,) = vi.explain(text)
+    assert (found.findings[0].why, found.certainty, found.harmless) == (
+        vi.Why.BAR,
+        "certain",
+        False,
+    )
+    assert found.headline.startswith("iommufd cannot pin the pages of")
+    assert "vfio_p2p_dma=off" in found.fixes[0]
+    assert all(words in found.fixes[1] for words in ("Linux 6.19", "iommufd=on out of --platform"))
+
+
+@pytest.mark.parametrize(
+    ("beside", "words"),
+    [
+        ("", "if the machine has an IOMMU, switch it on"),
+        ("arm-smmu-v3 arm-smmu-v3.0.auto: ias 44-bit, oas 44-bit", "IORT or device tree"),
+        ("vendor_id\t: GenuineIntel", "boot with intel_iommu=on"),
+        ("vendor_id\t: AuthenticAMD", "(AMD-Vi) on in the firmware"),
+    ],
+)
+def test_machine_that_may_have_an_iommu_is_told_to_switch_it_on_and_how_to_see_it(
+    beside: str, words: str
+) -> None:
+    (found,) = vi.explain(_NO_GROUP + beside)
+    assert (found.findings[0].why, found.certainty) == (vi.Why.NO_GROUP, "likely")
+    assert words in found.fixes[0]
+    assert found.fixes[1].endswith("ls -l /sys/bus/pci/devices/0001:01:00.0/iommu_group")
 
 
 def test_bar_that_no_region_of_the_listing_has_is_said_to_be_a_rom() -> None:

@@ -13,6 +13,7 @@ import vmm_iova as vi
 from vmm_iova.host.text import parse_text
 from vmm_iova.machines.firmware import BarNeed, Board, Firmware, candidates, place
 from vmm_iova.planning.layout import ItemKind
+from vmm_iova.planning.start import RowState, Start, StartRow
 from vmm_iova.ranges import GIB, MIB, TIB, AddrRange
 from vmm_iova.report.verdicts import layout_answer
 from vmm_iova.units import parse_size
@@ -59,7 +60,7 @@ class TestMove:
         assert str(layout.ram[1].place) == "0x10000000000-0x1777fffffff"
         area = _place(layout, "memory plugged in later")
         assert area == AddrRange.from_size(0x177_8000_0000, 536 * GIB)
-        assert any("RAM is moved for maxmem alone" in text for text in layout.reasons)
+        assert "RAM above 4 GiB to 0x10000000000 for maxmem alone" in layout.reasons[0]
         assert layout.otherwise[0].startswith("to leave RAM where it is: maxmem=")
 
 
@@ -414,6 +415,22 @@ class TestAnswer:
         assert "moved to 0x10000000000 by its VMM" in answer.verdict
         assert answer.actions[0] == "QEMU: -cpu host, or -cpu MODEL,phys-bits=42"
 
+    @pytest.mark.parametrize(
+        ("rows", "word"),
+        [(["not known"], "FITS, BUT"), (["ok"], "STARTS, BUT"), (["ok", "not ok"], "STARTS, BUT")],
+    )
+    def test_what_a_person_does_not_expect_of_a_guest_that_fits_is_in_the_first_two_lines(
+        self, rows: list[RowState], word: str
+    ) -> None:
+        layout = vi.plan(_q35("64G", maxmem="1.5TiB", cpu="amd", phys_bits=48), OPEN)
+        start = Start(tuple(StartRow("memory", state, "a fact", fatal=False) for state in rows))
+        answer = layout_answer(layout, vi.budget(layout), start)
+        assert answer.word == word
+        said = answer.verdict if "not ok" not in rows else "; ".join(answer.reasons)
+        assert "QEMU moves all RAM above 4 GiB" in said
+        assert "Code 43" in said
+        assert str(answer.actions[0]).startswith("to leave RAM where it is: maxmem=978G")
+
     def test_guest_that_takes_another_vmm_says_so_first(self) -> None:
         usable = vi.load_host("amd-epyc-1tb").usable()
         layout = vi.plan(_q35("1.5TiB", cpu="intel"), usable)
@@ -459,7 +476,7 @@ class TestFalseYes:
         guest = _q35("64G", maxmem="1.5TiB", cpu="amd", phys_bits=48)
         layout = vi.plan(guest, OPEN)
         assert layout.ram[1].place.start == TIB
-        assert any("RAM is moved for maxmem alone" in text for text in layout.reasons)
+        assert "RAM above 4 GiB to 0x10000000000 for maxmem alone" in layout.reasons[0]
         (said,) = [text for text in layout.otherwise if "to leave RAM where it is" in text]
         most = parse_size(said.partition("maxmem=")[2].partition(" or less")[0], "most")
         for maxmem, start in ((most, 4 * GIB), (most + GIB, TIB)):

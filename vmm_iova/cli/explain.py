@@ -20,12 +20,13 @@ from vmm_iova.diagnosis.diagnose import diagnose
 from vmm_iova.diagnosis.errnos import NAMES, errno_name
 from vmm_iova.diagnosis.error_lines import Failure, Report, parse_reports
 from vmm_iova.diagnosis.places import clue_host
-from vmm_iova.diagnosis.why import Api, Op
-from vmm_iova.errors import EvidenceError, HostUnavailableError, RequestError
+from vmm_iova.diagnosis.why import Api, Op, Why
+from vmm_iova.errors import EvidenceError, HostDataError, HostUnavailableError, RequestError
 from vmm_iova.host.facts import Platform
 from vmm_iova.host.host import Host
 from vmm_iova.host.load import load_facts, read_text
 from vmm_iova.report import data, diagnosis
+from vmm_iova.report.answer import Answer, answer_data, show_answer
 from vmm_iova.units import parse_address, parse_size
 
 if TYPE_CHECKING:
@@ -62,7 +63,18 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Do it."""
-    reports = _reports(options)
+    pasted = _pasted(options)
+    try:
+        reports = (_stated(options),) if pasted is None else parse_reports(*pasted)
+    except HostDataError:  # no line of it tells of a failed call
+        answer = _without_failure(options, pasted[0] if pasted else "")
+        if answer is None:
+            raise
+        return _answered(options, answer)
+    if pasted and all(item.sign is Why.GUEST_DRIVER for one in reports for item in one.failures):
+        answer = _without_failure(options, pasted[0])
+        if answer is not None and answer.word == "LIKELY":
+            return _answered(options, answer)
     found = []
     notes: list[str] = []
     for report, (usable, holes, more, platform) in zip(
@@ -83,6 +95,31 @@ def run(options: argparse.Namespace) -> int:
         print("\n".join(shown), end="")
         print("".join(f"\nnote: {note}\n" for note in notes), end="")
     return 0 if settled else UNSETTLED
+
+
+def _without_failure(options: argparse.Namespace, text: str) -> Answer | None:
+    """Say what the text is about, on the host that the options name."""
+    from vmm_iova.cli.no_failure import answer_without_failure  # loads planner and definitions
+
+    host = _host(options)
+    if host is None:
+        return answer_without_failure(text, None, None)
+    try:
+        usable = usable_of(host, options)
+    except (EvidenceError, HostUnavailableError):
+        usable = None  # its own rules are the VMM's, whatever the host is
+    return answer_without_failure(text, usable, host.name)
+
+
+def _answered(options: argparse.Namespace, answer: Answer) -> int:
+    if options.json:
+        said = answer_data(answer)
+        notes = [said["verdict"], *said["action"], *said["reason"]]
+        payload = {"settled": False, "notes": notes, "failures": []}
+        print(data.dump("vmm-iova-explain", GENERATOR, payload, version=2), end="")
+    else:
+        print(show_answer(answer), end="")
+    return UNSETTLED
 
 
 _Judged = tuple["Usable | None", "Usable | None", list[str], Platform]
@@ -147,7 +184,8 @@ def _usable(options: argparse.Namespace, host: Host, notes: list[str]) -> _Judge
         return None, None, [*notes, f"{error.message}: explained without it"], host.platform
 
 
-def _reports(options: argparse.Namespace) -> tuple[Report, ...]:
+def _pasted(options: argparse.Namespace) -> tuple[str, str] | None:
+    """Return the text, and what to call it; None where the call itself is stated."""
     if options.iova or options.size or options.errno or options.hva:
         if options.line or options.file:
             raise RequestError(
@@ -155,12 +193,12 @@ def _reports(options: argparse.Namespace) -> tuple[Report, ...]:
                 field="line",
                 value=options.line,
             )
-        return (Report((_stated(options),), Clues()),)
+        return None
     if options.file:
-        return parse_reports(*read_text(options.file))
+        return read_text(options.file)
     pasted = " ".join(options.line)
     if pasted and pasted != "-":
-        return parse_reports(pasted, "the line")
+        return pasted, "the line"
     if pasted != "-" and sys.stdin.isatty():
         raise RequestError(
             "nothing to explain: give the error line, or --iova, --size and --errno",
@@ -168,11 +206,11 @@ def _reports(options: argparse.Namespace) -> tuple[Report, ...]:
             value=None,
             hint="vmm-iova explain 'vfio_dma_map(0x..., 0x382000000000, 0x10000000, 0x...) = -22'",
         )
-    return parse_reports(*read_text("-"))
+    return read_text("-")
 
 
-def _stated(options: argparse.Namespace) -> Failure:
-    return Failure(
+def _stated(options: argparse.Namespace) -> Report:
+    failure = Failure(
         op=Op(options.op),
         api=None if options.api is None else Api(options.api),
         errno=None if options.errno is None else _errno(options.errno),
@@ -180,6 +218,7 @@ def _stated(options: argparse.Namespace) -> Failure:
         size=None if options.size is None else parse_size(options.size, "size"),
         hva=None if options.hva is None else parse_address(options.hva, "hva"),
     )
+    return Report((failure,), Clues())
 
 
 def _errno(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vmm_iova import remedies as say
 from vmm_iova.diagnosis.check import MODELS, fewer_bits
 from vmm_iova.diagnosis.filled import Advice, fill
-from vmm_iova.diagnosis.places import CLIENT_BITS
+from vmm_iova.diagnosis.places import CLIENT_BITS, is_bar
 from vmm_iova.diagnosis.why import Op, Part, Why
 from vmm_iova.host.evidence import HYPERTRANSPORT
 from vmm_iova.host.obstacles import iommu_hint
@@ -261,6 +261,7 @@ def _direct(case: Case) -> Iterator[Advice]:
     yield fill(say.FIRMWARE_REGION)
     if not ("HPE" in text or "ProLiant" in text) and case.platform.vendor != "amd":
         yield fill(say.FIRMWARE_HPE)
+    yield fill(say.FIRMWARE_CLAIMS)
     if case.platform.vendor in (None, "amd"):
         yield fill(say.FIRMWARE_UPDATE)
     yield fill(say.FREE_DEVICE)
@@ -270,17 +271,17 @@ def _no_iommu(case: Case) -> Iterator[Advice]:
     if case.failure.program == "Xen":
         yield fill(say.IOMMU_ON_XEN)
         return
+    board = case.clues.board
     hint = iommu_hint(case.platform, "arm" if _on_arm(case) else None)
-    unsure = case.failure.op is Op.PROBE and hint is say.IOMMU_ON
-    if case.failure.device is not None and unsure:
+    if board is not None:
+        yield fill(say.NO_IOMMU_BOARD, board=board)
+    else:  # the report does not tell of which kind the machine is
+        yield fill(say.IOMMU_IF_ANY if hint is say.IOMMU_ON else hint)
+    if case.failure.device is not None:
         yield fill(say.SEE_GROUP, bdf=case.failure.device)
-    yield fill(hint)
-    if unsure:
-        yield fill(say.NO_IOMMU_BOARD)
-    elif case.failure.device is not None:
-        yield fill(say.SEE_GROUP, bdf=case.failure.device)
-    yield fill(say.READ_IOMMU_LOG)
-    if case.failure.op is Op.PROBE:
+    if board is None:
+        yield fill(say.READ_IOMMU_LOG)
+    if case.failure.op is Op.PROBE or board is not None:
         yield fill(say.NO_IOMMU_MODE)
     else:
         yield fill(say.LOAD_MODULES)
@@ -337,8 +338,20 @@ def _bar(case: Case) -> Iterator[Advice]:
         yield fill(say.BAR_OFF)
     elif program in (None, "QEMU", "libvirt", "Proxmox"):
         yield fill(say.PEER_IDLE, vmm=_warner(program))
-    yield fill(say.BAR_TYPE1)
-    yield fill(say.BAR_DMA_BUF)
+    yield fill(say.BAR_DMA_BUF, program)
+
+
+def _memory(case: Case) -> Iterator[Advice]:
+    """Pages that the kernel does not get at: of RAM, or of a BAR, which nothing backs."""
+    call = case.failure
+    if not is_bar(case):
+        yield fill(say.BACKING_ROOM)
+        yield fill(say.BACKING_WRITABLE)
+        return
+    if call.program in ("QEMU", "libvirt", "Proxmox") and not case.clues.fatal:
+        yield fill(say.PEER_IDLE, vmm=_warner(call.program))
+    bdf = (call.device or (case.clues.devices or ("BDF",))[0]).removeprefix("0000:")
+    yield fill(say.BAR_MEMORY, bdf=bdf)
 
 
 def _peer(case: Case) -> Iterator[Advice]:
@@ -423,6 +436,7 @@ _SPECIAL: dict[Why, Callable[[Case], Iterator[Advice]]] = {
     Why.NOT_VIABLE: _not_viable,
     Why.UNMAPPED_DMA: _fault,
     Why.BAR: _bar,
+    Why.HVA: _memory,
     Why.PEER: _peer,
     Why.NO_SPACE: _no_space,
     Why.NO_CDEV: _no_cdev,
@@ -438,7 +452,6 @@ _FIXES: dict[Why, tuple[Remedy, ...]] = {
     Why.WRAP: (say.END_BELOW,),
     Why.ORDER: (say.CALL_ORDER,),
     Why.FLAGS: (say.FLAGS,),
-    Why.HVA: (say.BACKING_ROOM, say.BACKING_WRITABLE),
     Why.ISOLATION: (say.REMAP_INTERRUPTS, say.UNSAFE_INTERRUPTS),
     Why.LIVE_MAPS: (say.ATTACH_FIRST, say.UNMAP_REGIONS),
     Why.BUSY: (say.CLOSE_OTHER,),
@@ -456,7 +469,7 @@ _FIXES: dict[Why, tuple[Remedy, ...]] = {
     Why.INVALID_REQUEST: (say.FIRMWARE_TABLE,),
     Why.HARDWARE: (say.CHECK_HARDWARE,),
     Why.UNTRANSLATED: (say.NO_TRANSLATION,),
-    Why.BAR_MOVED: (say.BAR_BY_GUEST,),
+    Why.BAR_MOVED: (say.BAR_BY_GUEST, say.BAR_FIRMWARE),
     Why.BAR_HELD: (say.RELEASE_BAR,),
     Why.GUEST_BITS: (say.HOST_BITS, say.LESS_OR_SMALLER, say.PLAN_BITS),
     Why.BACKING: (say.HUGEPAGES_FREE, say.SMALLER_GUEST),
@@ -471,6 +484,7 @@ _FIXES: dict[Why, tuple[Remedy, ...]] = {
     Why.MEDIATED_ROOM: (say.MEDIATED_SMALLER,),
     Why.VFIO_USER: (say.VFIO_USER_REGIONS,),
     Why.VIOMMU_MISS: (say.VIOMMU_MAPS,),
+    Why.GUEST_DRIVER: (say.MOVED_RAM, say.HIDE_VM),
     Why.OTHER: (say.OTHER_MAKER,),
 }
 

@@ -228,7 +228,10 @@ _START: _Table = {
         Rule(Why.GUEST_BITS, "RAM and the 64-bit PCI window end beyond the guest's addresses"),
         Rule(Why.BACKING, "memory or hugepages for the guest's RAM are missing"),
         Rule(Why.RLIMIT, "raising RLIMIT_MEMLOCK needs CAP_SYS_RESOURCE"),
-        Rule(Why.NO_IOMMU, "the IOMMU is off in the firmware or in the kernel"),
+        Rule(
+            Why.NO_IOMMU,
+            "the IOMMU is off in the firmware or in the kernel, or the machine has none",
+        ),
         Rule(Why.NO_GROUP, "the device is in no IOMMU group"),
         Rule(Why.MEDIATED_GROUP, "the mediated device was not made, or its module is not loaded"),
         Rule(Why.OUTSIDE, "QEMU itself found the range in none of the kernel's usable ranges"),
@@ -242,6 +245,10 @@ _START: _Table = {
         Rule(Why.MEDIATED_ROOM, "the driver has no instance of that type left"),
         Rule(Why.VFIO_USER, "the region overlaps one that the server has, or is one too many"),
         Rule(Why.VIOMMU_MISS, "the VMM looked the address up, and found nothing"),
+        Rule(
+            Why.GUEST_DRIVER,
+            "the driver in the guest reports its failure to the guest, and the host is not told",
+        ),
         Rule(Why.OTHER, "it is about the device, not about addresses"),
         Rule(Why.VIOMMU_WIDTH, "the guest's IOMMU has more address bits than the host's"),
         Rule(Why.VIOMMU_NOTIFY, "VFIO must be told of every map of the guest's IOMMU"),

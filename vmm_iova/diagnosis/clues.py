@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vmm_iova.diagnosis.why import Why
+from vmm_iova.diagnosis.why import Api, Why
 from vmm_iova.patterns import regex
 from vmm_iova.ranges import AddrRange
 from vmm_iova.readers.cpu import Cpu, read_cpu
@@ -45,6 +45,28 @@ _ENTRY_LIMIT = regex(
 )
 _RELEASE = regex(r"Linux version (\d{1,3}\.\d{1,3})")
 _IOVA_RANGE = regex(rf"iova range \d{{1,4}} is \[({HEX}); ({HEX})\]")
+# What only the one interface has: files of /dev, names of ioctls, and QEMU's own words. Until 8.2,
+# where iommufd came, it called its map vfio_dma_map (hw/vfio/common.c); vfio_legacy_dma_map is
+# type1's still. Group and container are of type1 alone, /dev/vfio/devices of iommufd.
+_TYPE1 = regex(
+    r"/dev/vfio/(?:vfio|\d{1,9})\b|\bVFIO_(?:UN)?MAP_DMA\b|\bVFIO_SET_IOMMU\b|"
+    r"\bvfio_(?:legacy_)?dma_(?:un)?map ?\(|set ?up container for group|\bvfio_iommu_type1\b"
+)
+_IOMMUFD = regex(r"\biommufd\b|/dev/iommu\b|/dev/vfio/devices/|\bIOMMU_IOAS_", re.IGNORECASE)
+_BOARDS = (
+    # Models of the device tree, the SoC, nodes of its tree (hvs and pisp_be are the display's and
+    # the camera's), its PCIe driver, and how its makers name their kernels. Its IOMMUs serve
+    # display, codec and camera, no PCIe: raspberrypi/linux#6834; arch/arm64/boot/dts/broadcom.
+    (
+        regex(
+            r"\bRaspberry ?Pi\b|\bbcm27(?:11|12)\b|\bpisp_be\b|\baxi:gpu\b|"
+            r"\b10[0-9a-f]{7,8}\.hvs\b|\d[-+](?:rpt-)?rpi\b|\d-raspi\b|\d-v8(?:-16k)?\+",
+            re.IGNORECASE,
+        ),
+        "a Raspberry Pi",
+    ),
+    (regex(r"\bbrcm-pcie\b"), "a board with Broadcom's PCIe, such as a Raspberry Pi,"),
+)
 _NOT_CAUSES = (Why.OTHER, Why.PEER, Why.WIDTH, Why.BAR, Why.ENTRIES, Why.BAR_HELD)
 
 
@@ -71,6 +93,8 @@ class Clues:
         ranges: usable IOVA ranges that a program printed.
         release: the kernel, like `6.8`, or None.
         fatal: True if the program said that it cannot go on.
+        api: the interface that its words belong to; None where they tell of both, or of none.
+        board: a board whose PCIe is behind no IOMMU, with its article, or None.
     """
 
     width: int | None = None
@@ -91,6 +115,8 @@ class Clues:
     ranges: tuple[AddrRange, ...] = ()
     release: str | None = None
     fatal: bool = False
+    api: Api | None = None
+    board: str | None = None
 
     @property
     def listed(self) -> dict[str, str]:
@@ -128,6 +154,8 @@ class ClueReader:
     devices: dict[str, None] = field(default_factory=dict)
     groups: dict[str, None] = field(default_factory=dict)
     ranges: list[AddrRange] = field(default_factory=list)
+    apis: set[Api] = field(default_factory=set)
+    board: str | None = None
 
     def read(self, line: str, signs: Sequence[Why]) -> None:
         """Collect what a line states; `signs` are the causes that its words settle."""
@@ -168,6 +196,12 @@ class ClueReader:
         for why in signs:
             if why not in _NOT_CAUSES:
                 self.signs.setdefault(why, line)
+        self.apis.update(
+            api
+            for api, words in ((Api.TYPE1, _TYPE1), (Api.IOMMUFD, _IOMMUFD))
+            if words.search(line)
+        )
+        self.board = self.board or next((of for words, of in _BOARDS if words.search(line)), None)
         named = (found if len(found) > 7 else f"0000:{found}" for found in _BDF.findall(line))
         self.devices.update(dict.fromkeys(named))
         self.groups.update((a or b, None) for a, b in _GROUP.findall(line))
@@ -181,6 +215,10 @@ class ClueReader:
         if cpu is not None and cpu.vendor is not None:
             self.vendors = {cpu.vendor}
         (vendor,) = self.vendors if len(self.vendors) == 1 else (None,)
+        qemu = read_qemu("\n".join(lines)) if lines else None
+        if qemu is not None and qemu.assigned:
+            self.apis = {Api.IOMMUFD if qemu.iommufd else Api.TYPE1}
+        (api,) = self.apis if len(self.apis) == 1 else (None,)
         return Clues(
             width=self.width,
             vendor=vendor,
@@ -196,8 +234,10 @@ class ClueReader:
             pci=read_lspci(lines),
             log=read_kernel_log(lines),
             members=read_iommu_groups(lines),
-            qemu=read_qemu("\n".join(lines)) if lines else None,
+            qemu=qemu,
             ranges=tuple(self.ranges),
             release=self.release,
             fatal=self.fatal,
+            api=api,
+            board=self.board,
         )

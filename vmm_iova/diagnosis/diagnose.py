@@ -204,9 +204,12 @@ def _told(case: Case, why: Why, line: str) -> str:
     """What the words mean; the line is quoted where it is not the one that is explained."""
     rule = next((rule.text for rule in case.rules if rule.why is why), None)
     text = _TELLS.get(why) or rule or "the line says so"
+    if why in (Why.NO_GROUP, Why.NO_IOMMU) and case.clues.board is not None:
+        text = _BOARD.format(case.clues.board)
     return text if line == case.failure.text else f"{text}: {line[:100]!r}"
 
 
+_BOARD = "{} has IOMMUs for its display and camera at most, and none for its PCIe"
 _LIKELY_WORDS = (Why.NO_CDEV, Why.BAR_HELD, Why.INVALID_REQUEST)
 _TELLS = {
     Why.DIRECT: "the kernel's log says that firmware demands a 1:1 mapping",
@@ -240,6 +243,8 @@ def _listing(case: Case) -> None:
             _SURE,
             f"the listing has {devices} in IOMMU groups{none}: {call.device} is not among them",
         )
+    if call.op is Op.PROBE and clues.board is not None and case.can(Why.NO_GROUP):
+        case.add(Why.NO_GROUP, _LIKELY, _BOARD.format(clues.board))
     if call.sign is Why.NOT_VIABLE:
         others = others_of_group(case)
         if others:
@@ -391,7 +396,10 @@ def _bars(case: Case) -> None:
             "device that the listing leaves out"
         )
     if call.sign is Why.BAR_MOVED:
-        case.notes.append("no map of an IOMMU is concerned: only the guest's own access to the BAR")
+        case.notes.append(
+            "a guest sizes a BAR by writing zeros or ones to it, which looks like a move; no map "
+            "of an IOMMU is concerned"
+        )
     windows = [span for _, span in case.clues.log.windows if span.start >= _4G]
     if call.sign is Why.NO_SPACE and windows:
         shown = ", ".join(f"{span} ({show_size(span.size)})" for span in windows[:3])
@@ -412,14 +420,20 @@ def _rest(case: Case) -> None:
     for rule in case.rules:
         if rule.why in case.ruled_out or rule.why in case.found or _excluded(case, rule):
             continue
-        case.add(rule.why, _prior(case, rule), rule.text)
+        of_bar = rule.why is Why.HVA and is_bar(case)
+        case.add(rule.why, _prior(case, rule), _BAR_PAGES if of_bar else rule.text)
     if len(case.found) == 1 and (call.errno or call.op is Op.FAULT):
         (only,) = case.found.values()
-        if only.certainty is _LIKELY and only.why not in _NEEDS_FACTS:
+        open_ = only.why in _NEEDS_FACTS or (only.why is Why.HVA and is_bar(case))
+        if only.certainty is _LIKELY and not open_:
             # The errno has one meaning in this call: that settles it.
             case.found[only.why] = replace(only, certainty=_SURE)
 
 
+_BAR_PAGES = (
+    "the pages of the BAR cannot be had: the device does not decode memory, or sleeps, while it is "
+    "mapped"
+)
 _NEEDS_FACTS = (
     Why.HOLE,
     Why.WIDTH,
@@ -458,7 +472,7 @@ def _prior(case: Case, rule: Rule) -> Certainty:
     if rule.why is Why.WIDTH and (call.place is not None or call.errno == "EFAULT"):
         return _POSSIBLE  # the address was looked at, or only old kernels answer so
     if (call.errno, rule.why) == ("EFAULT", Why.HVA):
-        return _POSSIBLE if is_bar(case) else _LIKELY
+        return _POSSIBLE if is_bar(case) and call.api is not Api.TYPE1 else _LIKELY
     common = _COMMON.get((call.op, call.errno or ""))
     return _LIKELY if common is rule.why or len(case.rules) == 1 else _POSSIBLE
 

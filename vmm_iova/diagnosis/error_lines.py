@@ -272,13 +272,21 @@ def parse_report(text: str, name: str = "the report") -> Report:
             hint=f"{RECOGNISED} are recognised: paste the line whole, or state the call: "
             "vmm-iova explain --iova 0x382000000000 --size 256M --errno EINVAL",
         )
-    kept = list(_once(found))
+    clues = reading.done(lines)
+    kept = [_by_clues(item, clues) for item in _once(found)]
     notes = []
     if len(every) > MOST_LINES:
         notes.append(f"only the first {MOST_LINES} of {len(every)} lines were read")
     if len(kept) > MOST_FAILURES:
         notes.append(f"only the first {MOST_FAILURES} failures are told")
-    return Report(tuple(kept[:MOST_FAILURES]), reading.done(lines), passed_over, tuple(notes))
+    return Report(tuple(kept[:MOST_FAILURES]), clues, passed_over, tuple(notes))
+
+
+def _by_clues(failure: Failure, clues: Clues) -> Failure:
+    """Give a map whose own line is the same on both interfaces the one that the rest tells of."""
+    if failure.api is not None or failure.op not in (Op.MAP, Op.UNMAP):
+        return failure
+    return replace(failure, api=clues.api)
 
 
 def _joined(lines: Sequence[str]) -> Iterator[str]:

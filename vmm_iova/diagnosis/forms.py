@@ -136,6 +136,11 @@ FORMS = (
     _form("nvrm: bar{bar:d} is 0m @ 0x0 (pci:{dev}", "nvrm: bar{bar:d} is 0m @ 0x0",
           "this pci i/o region assigned to your nvidia device is invalid", op=Op.BAR,
           program=_KERNEL, part=Part.BAR, sign=Why.NO_SPACE),
+    # Windows' device manager: CM_PROB_NORMAL_CONFLICT, CM_PROB_FAILED_POST_START.
+    _form("cannot find enough free resources that it can use", "(code 12)", op=Op.BAR,
+          part=Part.BAR, sign=Why.NO_SPACE, likely=True),
+    _form("(code 43)", "windows ... code 43", "nvidia ... code 43", "gpu ... code 43",
+          "device manager ... code 43", op=Op.START, sign=Why.GUEST_DRIVER, likely=True),
     _form("failed moving device bar: failed allocating new mmio range: {iova}->{to}({size})",
           "failed moving device bar",
           op=Op.BAR, program=_CH, part=Part.BAR, sign=Why.BAR_MOVED),

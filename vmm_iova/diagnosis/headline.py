@@ -20,19 +20,40 @@ def headline(case: Case, findings: Sequence[Finding], *, harmless: bool) -> str:
     """Say what is wrong."""
     call = case.failure
     sure = [item for item in findings if item.certainty is not Certainty.POSSIBLE]
+    if harmless and call.op is Op.MAP and call.sign is not Why.ENTRIES:
+        return _warned(case, sure or findings)
     if not findings or (not sure and len(findings) > 1):
         return _open(case, len(findings))
     first = findings[0]
-    if harmless and call.op is Op.MAP:
-        because = {
-            Why.WIDTH: "; it lies beyond the IOMMU's address width",
-            Why.BAR: "; iommufd does not map device memory by its address",
-        }.get(first.why, "")
-        return (
-            f"QEMU only warns that it cannot map {_what(case)} for peer-to-peer DMA: it is not "
-            f"why a guest fails{because}"
-        )
     return f"{_of(first.why, case, first)}{_aside(case)}"
+
+
+def _warned(case: Case, findings: Sequence[Finding]) -> str:
+    """A BAR that is not mapped: QEMU warns, and the guest does without peer-to-peer DMA."""
+    why = findings[0].why if findings else None
+    if why is Why.BAR:
+        known = case.failure.api is not None
+        return (
+            f"iommufd{'' if known else ', which is likely in use here,'} cannot pin the pages of "
+            f"{_what(case)}; QEMU only warns, and the guest starts without peer-to-peer DMA to it"
+        )
+    because = ""
+    if why is Why.WIDTH and findings[0].certainty is not Certainty.POSSIBLE:
+        because = "; it lies beyond the IOMMU's address width"
+    elif why is Why.HVA:
+        because = "; the kernel did not get at its pages"
+    return (
+        f"QEMU only warns that it cannot map {_what(case)} for peer-to-peer DMA, which is not "
+        f"why a guest fails{because}"
+    )
+
+
+def _board(case: Case) -> str:
+    """Why there is no group, as far as the report tells."""
+    if case.clues.board is not None:
+        return f": {case.clues.board} has no IOMMU for its PCIe"
+    known = case.platform.vendor is not None or case.platform.guest or case.failure.program == "Xen"
+    return "" if known else ": the IOMMU is off, or there is none in front of it"
 
 
 def _times(case: Case) -> str:
@@ -65,6 +86,8 @@ def _of(why: Why, case: Case, finding: Finding) -> str:
         "node": call.node or "the node",
         "hole": _hole(finding),
         "times": _times(case),
+        "board": _board(case),
+        "off": _board(case).partition(": the IOMMU")[0],
         "limit": f" ({show_size(case.clues.memlock)})" if case.clues.memlock is not None else "",
     }
     if call.op is Op.FAULT and why in _FAULTS:
@@ -163,7 +186,7 @@ _HEADLINES = {
     Why.MEMLOCK: "the locked-memory limit (RLIMIT_MEMLOCK){limit} is too low for the guest's RAM"
     "{times}",
     Why.HVA: "the memory behind {what} cannot be pinned: it is missing, read-only, or has run out",
-    Why.BAR: "{what} is device memory, which iommufd does not map by its address",
+    Why.BAR: "iommufd cannot pin the pages of {what}, which are device memory",
     Why.PEER: "QEMU could not map a BAR of {dev} for peer-to-peer DMA, and goes on",
     Why.DIRECT: "firmware demands a 1:1 mapping for {dev}, so the kernel does not hand it out",
     Why.ISOLATION: "the host does not isolate the interrupts of {dev} (no interrupt remapping)",
@@ -173,7 +196,7 @@ _HEADLINES = {
     Why.ABSENT: "{node} does not exist: no device is bound to VFIO, or a module is not loaded",
     Why.UNBOUND: "{dev} is not bound to vfio-pci",
     Why.UNMATCHED: "vfio-pci was not told to take {dev}",
-    Why.NO_GROUP: "{dev} is in no IOMMU group, so VFIO cannot take it",
+    Why.NO_GROUP: "{dev} is in no IOMMU group, so VFIO cannot take it{board}",
     Why.NO_CDEV: "there is no VFIO node of the device's own: the host's kernel lacks "
     "CONFIG_VFIO_DEVICE_CDEV, or the container was not given the node",
     Why.SHARED_GROUP: "devices of {group} are in two address spaces of the guest, and a group can "
@@ -195,13 +218,13 @@ _HEADLINES = {
     Why.HARDWARE: "the IOMMU waits in vain for a command: a device or the IOMMU itself hangs",
     Why.UNTRANSLATED: "the kernel could not set the IOMMU up for {dev}: nothing translates for it",
     Why.NO_SPACE: "{bar} found no room in the PCI window",
-    Why.BAR_MOVED: "not about DMA: the guest sized {bar}, or moved it to where its PCI bus has no "
-    "room",
+    Why.BAR_MOVED: "not about DMA: Cloud Hypervisor could not move {bar}, which the guest was only "
+    "sizing, or put outside of its PCI window",
     Why.BAR_HELD: "the host's console still holds a BAR of {dev}",
     Why.GUEST_BITS: "the guest has too few address bits for its RAM and PCI window",
     Why.BACKING: "there is not enough memory for the guest's RAM",
     Why.RLIMIT: "libvirt may not raise QEMU's locked-memory limit",
-    Why.NO_IOMMU: "no IOMMU is in use on this host",
+    Why.NO_IOMMU: "no IOMMU is in use on this host{off}",
     Why.VIOMMU_WIDTH: "the guest's IOMMU has more address bits than the host's",
     Why.VIOMMU_NOTIFY: "the guest's IOMMU does not tell VFIO what it maps",
     Why.VIOMMU_PAGES: "the guest's IOMMU has smaller pages than the host's",
@@ -218,6 +241,8 @@ _HEADLINES = {
     "concerned",
     Why.VIOMMU_MISS: "the guest's own IOMMU has no mapping for an address that a device of the "
     "guest uses",
+    Why.GUEST_DRIVER: "the guest's own driver gave up on its device (Code 43); no failed call of "
+    "the host is told",
     Why.OTHER: "not about DMA addresses: it is the device, its reset, or its ROM",
 }
 _FAULTS = {

@@ -131,6 +131,7 @@ class Why(enum.Enum):
     VFIO_USER = "a vfio-user server's own table of regions"
     VIOMMU_MISS = "an address that the guest's IOMMU does not translate"
     UNWOUND = "an errno that is not the ioctl's"
+    GUEST_DRIVER = "the guest's own driver gave up on its device"
     OTHER = "not about DMA addresses"
 
 
@@ -252,6 +253,9 @@ FACTS: dict[Why, Fact] = {
     ),
     Why.VFIO_USER: Fact("libvfio-user", "lib/dma.c, dma_controller_add_region"),
     Why.VIOMMU_MISS: Fact("Cloud Hypervisor", "virtio-devices/src/iommu.rs"),
+    Why.GUEST_DRIVER: Fact(
+        "every Windows", "Code 43 of the device manager, CM_PROB_FAILED_POST_START"
+    ),
     Why.OTHER: Fact("every kernel", "drivers/vfio/pci"),
 }
 """What is known of each cause."""

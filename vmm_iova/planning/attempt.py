@@ -111,7 +111,7 @@ def assemble(site: Site, ram: PlacedRam, placed: Placed, on_hole: OnHole) -> Lay
         widths=site.widths,
         vmm_reserved=site.board(ram.spans).reserved,
         settings=tuple(filter(None, _settings(site, items))),
-        reasons=tuple(item.text for item in reasons),
+        reasons=tuple(text for item in reasons for text in (item.text, item.why)),
         otherwise=actions_of(reasons),
     )
 

@@ -130,7 +130,7 @@ class Layout:
         rules: version of the rules that placed it.
         vmm_reserved: what the VMM itself reports as reserved, whatever the host has.
         settings: what the VMM has to be told for this layout, beside the sizes that were asked for.
-        reasons: why the VMM or its firmware does so, where a person may not expect it.
+        reasons: what the VMM or its firmware does that a person may not expect, each with why.
         otherwise: what would have it do otherwise.
 
     Synchronization: none required (immutable).

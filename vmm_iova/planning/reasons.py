@@ -23,9 +23,16 @@ _LARGE = GIB  # smaller BARs find room beside the others
 
 @record
 class Reason:
-    """Why it is so, and what to do for it to be otherwise, or nothing."""
+    """Something that a person may not expect of a guest that fits.
+
+    Attributes:
+        text: what comes of it, a clause that stands first in the answer.
+        why: the rule that it comes of.
+        action: what to do for it to be otherwise, or nothing.
+    """
 
     text: str
+    why: str
     action: str | None = None
 
 
@@ -57,21 +64,28 @@ def _moved(site: Site, ram: PlacedRam) -> Iterator[Reason]:
         slots = wanted.hotplug - (wanted.maxmem - wanted.ram)
         most = (wanted.ram + spare - slots) // GIB
         yield Reason(
-            f"RAM is moved for maxmem alone: with it the guest would end above {limit}, and then "
-            "QEMU moves all RAM above 4 GiB; some guests' drivers fail there (NVIDIA's on Windows: "
-            "Code 43)",
+            f"QEMU moves all RAM above 4 GiB to {window.move_to:#x} for maxmem alone, {_FAILS}",
+            f"with maxmem the guest would end above {limit}, which is what QEMU moves RAM for",
             say.LESS_MAXMEM.format(size=f"{most}G"),
         )
     rooms = sum(room.size for room in wanted.rooms)
     if not wanted.hotplug and wanted.machine.hotplug is not None and rooms > spare:
         maxmem = -(-(wanted.ram + rooms) // GIB)
         yield Reason(
-            f"the room of {format_size(rooms)} is kept as asked for; as QEMU's area for plugged "
-            f"memory it would end above {limit}, which is what QEMU moves RAM for",
+            f"as memory that is plugged in, the room of {format_size(rooms)} makes QEMU move all "
+            f"RAM above 4 GiB to {window.move_to:#x}, {_FAILS}",
+            f"the room is kept as asked for; as QEMU's area for plugged memory it would end above "
+            f"{limit}, which is what QEMU moves RAM for",
             say.AS_MAXMEM.format(
-                size=f"{maxmem}G", base=window.move_to, spare=format_size(spare // GIB * GIB)
+                size=f"{maxmem}G",
+                spare=format_size(spare // GIB * GIB),
+                most=f"{(wanted.ram + spare) // GIB}G",
             ),
         )
+
+
+_FAILS = "where NVIDIA's driver on Windows was seen to fail (Code 43)"
+"""RHEL-98247."""
 
 
 def _spare(site: Site) -> int:
@@ -101,24 +115,36 @@ def _behind_ports(site: Site, ram: PlacedRam) -> Iterator[Reason]:
     named = [item for item in wanted.firmware if item.kind == "ovmf"]
     if not named and not wanted.firmware_open:
         return
-    board = site.board(ram.spans)
-    needed = sum(2 * bar.align for bar in large)
-    for release in named or [item for item in RELEASES if item.kind == "ovmf"]:
-        room = windows(release, board).high
-        if room is None or room.size > needed:
-            continue
-        one = len(large) == 1
-        count = "a device behind a root port" if one else f"{len(large)} devices behind root ports"
-        full = "all of it" if needed == room.size else format_size(needed)
-        left = "any other finds no place" if needed == room.size else "the last finds no place"
-        left = "it finds no place" if one else left
-        yield Reason(
-            f"OVMF decides where BARs go: {release} has a 64-bit window of "
-            f"{format_size(room.size)}, and {count} (as libvirt has them), with a second 64-bit "
-            f"BAR{' each' * (not one)}, take{'s' * one} {full}: {left}",
-            _larger(site, board, release, needed),
-        )
+    board, ports = site.board(ram.spans), wanted.machine.pcie
+    alone = sum(bar.align for bar in large)
+    needed = 2 * alone if ports else alone
+    releases = named or [item for item in RELEASES if item.kind == "ovmf"]
+    rooms = ((release, windows(release, board).high) for release in releases)
+    tight = [(release, room) for release, room in rooms if room and room.size <= needed]
+    if not tight:
         return
+    release, room = tight[0]
+    alike = [str(item) for item, other in tight if other.size == room.size]
+    who = "OVMF" if len(alike) == len(releases) else ", ".join(alike)
+    # The second BAR of each is assumed: where there is room without it, it may go well.
+    finds = "finds" if room.size < alone else "may find"
+    size = format_size(room.size)
+    takes = f"{format_size(needed)}, and the 64-bit window has {size}"
+    if needed == room.size:
+        takes = f"all of the 64-bit window of {size}"
+    if len(large) == 1:
+        which, takes = "the BAR", f"its device{' behind a root port' * ports} takes {takes}"
+    else:
+        which, takes = "one BAR", f"{len(large)} devices{' behind root ports' * ports} take {takes}"
+    behind = (
+        "; behind a port of its own, as libvirt has it, a device with a second 64-bit BAR takes "
+        "twice its largest one"
+    )
+    yield Reason(
+        f"with {who} {which} {finds} no place: {takes}",
+        f"OVMF decides where BARs go{behind * ports}",
+        _larger(site, board, release, needed),
+    )
 
 
 def _larger(site: Site, board: Board, release: Firmware, needed: int) -> str | None:

@@ -109,8 +109,8 @@ LESS_MAXMEM = Remedy(
     tried=QEMUS,
 )
 AS_MAXMEM = Remedy(
-    "if the room is for memory that is plugged in, plan it with --maxmem {size}: QEMU then moves "
-    "all RAM above 4 GiB to {base:#x}; with {spare} or less it does not",
+    "keep the room at {spare} or less (maxmem={most}), and QEMU moves no RAM; --maxmem {size} "
+    "plans it as QEMU has it",
     tried=QEMUS,
 )
 TELL_OVMF = Remedy(
@@ -129,6 +129,21 @@ FEWER_PORTS = Remedy(
 
 PLAN_WITH = Remedy(
     "plan with it: vmm-iova plan --host {file} --machine MACHINE --ram SIZE", tried="this program"
+)
+
+PLAN_VM = Remedy(
+    "plan it: vmm-iova plan --vm FILE --host {host}, with this text as FILE", tried="this program"
+)
+PLAN_DESCRIBED = Remedy("plan it on its host: {command}", tried="this program")
+SHOW_TEXT = Remedy(
+    "see what may be mapped there: vmm-iova show --host FILE, with this text as FILE; paste the "
+    "error line with it to have that explained",
+    tried="this program",
+)
+CAPTURE_THERE = Remedy(
+    "take the facts of the host: vmm-iova capture -o host.json there, then vmm-iova show --host "
+    "host.json",
+    tried="this program",
 )
 
 OTHER_FACTS = Remedy(

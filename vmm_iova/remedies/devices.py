@@ -24,8 +24,14 @@ IOMMU_ON_ARM = Remedy(
     "whose PCIe has none, no device of it can be assigned",
     source="drivers/acpi/arm64/iort.c, drivers/iommu/of_iommu.c",
 )
+IOMMU_IF_ANY = Remedy(
+    "if the machine has an IOMMU, switch it on in the firmware and, on Intel, boot with "
+    "intel_iommu=on; some have none for PCIe (a Raspberry Pi), and no setting helps there",
+    tried="intel_iommu=on: " + LAB,
+)
 NO_IOMMU_BOARD = Remedy(
-    "on a board whose PCIe is behind no IOMMU (Raspberry Pi 5), no device of it can be assigned",
+    "no setting helps: {board} cannot give a PCI device to a VM; take a machine with an IOMMU for "
+    "its PCIe",
     source="raspberrypi/linux#6834",
 )
 IOMMU_ON_GUEST = Remedy(
@@ -229,6 +235,25 @@ VIOMMU_MAPS = Remedy(
     "(iommu=on of Cloud Hypervisor): its driver uses an address that it did not map",
     source="cloud-hypervisor/cloud-hypervisor#6872",
 )
+MOVED_RAM = Remedy(
+    "see whether QEMU moves the guest's RAM: vmm-iova plan --vm FILE --host HOST; on AMD it does "
+    "for RAM or maxmem near 1 TiB, and NVIDIA's driver on Windows was seen to fail then",
+    tried="this program, " + QEMUS,
+)
+HIDE_VM = Remedy(
+    "NVIDIA's drivers before 465 refuse a GeForce in a VM: update the driver, or hide the VM",
+    source="NVIDIA, GeForce GPU Passthrough for Windows Virtual Machine (driver 465)",
+    ways=(
+        ("QEMU", Remedy("-cpu host,kvm=off", source="docs/system/i386 of QEMU, the flag kvm")),
+        (
+            "libvirt",
+            Remedy(
+                "<kvm><hidden state='on'/></kvm> in <features>",
+                source="libvirt formatdomain (1.2.8)",
+            ),
+        ),
+    ),
+)
 OTHER_MAKER = Remedy(
     "it is the device or its reset, not where memory lies: look for the device's name with vfio "
     "and reset",
@@ -253,14 +278,17 @@ CHECK_HARDWARE = Remedy(
 # -- regions that firmware demands -----------------------------------------------------------------
 
 FIRMWARE_REGION = Remedy(
-    "switch off in the firmware what asks for the region (pre-boot DMA protection, legacy USB, "
-    "integrated graphics, remote management's shared memory (HPE)), or assign a device that it "
-    "does not bind",
+    "in the firmware's setup, switch off what claims the device, or assign another device",
     source="HPE support document c04781229; harvester/harvester#7340",
 )
+FIRMWARE_CLAIMS = Remedy(
+    "elsewhere look for pre-boot DMA protection, legacy USB, the integrated graphics, and remote "
+    "management",
+    source="harvester/harvester#7340; drivers/iommu/intel/iommu.c, device_rmrr_is_relaxable",
+)
 FIRMWARE_HPE = Remedy(
-    "HPE ProLiant: exclude the slot from shared memory with HPE's conrep or ilorest "
-    "(RMRDS_SlotN=Endpoints_Excluded), or use a newer system ROM",
+    "HPE ProLiant: exclude the slot from iLO's shared memory (HP Shared Memory Features) with "
+    "conrep or ilorest: RMRDS_SlotN=Endpoints_Excluded",
     source="HPE advisory c04781229 (Configuring HPE ProLiant servers for PCI pass-through)",
 )
 FREE_DEVICE = Remedy(
@@ -349,16 +377,19 @@ WINDOW_HOST = Remedy(
     source="Documentation/admin-guide/kernel-parameters.txt, pci=realloc",
 )
 BAR_BY_GUEST = Remedy(
-    "nothing for the IOMMU: a guest sizes a BAR by writing zeros or ones, which the VMM may take "
-    "for a move, or it asked for a place that its bus does not have; another firmware of the guest "
-    "(rust-hypervisor-firmware instead of OVMF) leaves BARs where they are",
+    "nothing on the host, and nothing at all if the guest's device works",
+    source="pci/src/bus.rs of Cloud Hypervisor: the error is logged, and the guest goes on",
+)
+BAR_FIRMWARE = Remedy(
+    "if it does not, another firmware in the guest: rust-hypervisor-firmware leaves BARs where "
+    "they are; or QEMU",
     source="cloud-hypervisor/cloud-hypervisor#6147",
 )
 
 # -- peer-to-peer ----------------------------------------------------------------------------------
 
 PEER_IDLE = Remedy(
-    "nothing, if the guest runs: {vmm} only warns, and only peer-to-peer DMA to this BAR is lost",
+    "nothing, if the guest runs and needs no peer-to-peer DMA between devices: {vmm} only warns",
     source="hw/vfio/listener.c of QEMU: a failed map of a RAM device region is no error",
 )
 PEER_IDLE_UNSURE = Remedy(
@@ -376,14 +407,38 @@ BAR_OFF = Remedy(
     "turn peer-to-peer off: --platform vfio_p2p_dma=off",
     source="cloud-hypervisor docs/vfio.md; cloud-hypervisor/cloud-hypervisor#8895",
 )
-BAR_TYPE1 = Remedy(
-    "to keep peer-to-peer, use a VFIO container (type1) instead of iommufd: it maps BARs",
-    tried=LAB,
-)
 BAR_DMA_BUF = Remedy(
-    "or, on Linux 6.19 and later, a VMM that maps BARs as dma-bufs (VFIO_DEVICE_FEATURE_DMA_BUF, "
-    "IOMMU_IOAS_MAP_FILE), as QEMU 11 does",
-    source="drivers/vfio/pci/vfio_pci_dmabuf.c (Linux 6.19)",
+    "to have peer-to-peer: Linux 6.19 or later and a VMM that maps BARs as dma-bufs (QEMU 11), "
+    "or a VFIO container (type1) instead of iommufd, on any kernel",
+    ways=(
+        (
+            "QEMU",
+            Remedy(
+                "version 11 or later; for type1 leave out iommufd=",
+                source="hw/vfio/region.c of QEMU 11, drivers/vfio/pci/vfio_pci_dmabuf.c of Linux "
+                "6.19; type1: " + LAB,
+            ),
+        ),
+        (
+            "libvirt",
+            Remedy(
+                "the same QEMU; for type1 leave out <iommufd> of the domain",
+                source="libvirt formatdomain",
+            ),
+        ),
+        (
+            "Cloud Hypervisor",
+            Remedy(
+                "for type1 leave iommufd=on out of --platform",
+                source="cloud-hypervisor/cloud-hypervisor#8895",
+            ),
+        ),
+    ),
+)
+BAR_MEMORY = Remedy(
+    "type1 maps a BAR while the device decodes memory: see that it does, lspci -vv -s {bdf} "
+    "(Control: Mem+, and Status: D0)",
+    source="drivers/vfio/pci/vfio_pci_core.c, __vfio_pci_memory_enabled",
 )
 
 # -- a guest's own IOMMU ---------------------------------------------------------------------------

@@ -34,6 +34,7 @@ class Answer:
         verdict: a sentence without its stop, with the numbers that matter.
         tone: for the colour of the word.
         actions: what to do, the first first.
+        more: what else can be done, where the first thing stands alone.
         reasons: why, a clause each.
         doubts: what would settle it, where it is not settled.
         sources: what the answer rests on.
@@ -48,6 +49,7 @@ class Answer:
     doubts: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     certainty: str = ""
+    more: tuple[Advice | str, ...] = ()
 
 
 def answer_data(answer: Answer) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def answer_data(answer: Answer) -> dict[str, Any]:
     return {
         "verdict": answer.verdict,
         "certainty": answer.certainty or answer.word.lower(),
-        "action": [str(item) for item in answer.actions],
+        "action": [str(item) for item in (*answer.actions, *answer.more)],
         "reason": list(answer.reasons),
         "source": list(answer.sources),
     }
@@ -71,6 +73,7 @@ def _lines(answer: Answer) -> Iterator[str]:
     yield from wrapped(f"{answer.word}: {answer.verdict}.", indent=2)
     for label, texts in (
         ("Do:", list(_actions(answer.actions))),
+        ("More:", list(_actions(answer.more))),
         ("Why:", list(answer.reasons)),
         ("Sure?", list(answer.doubts)),
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmm_iova.diagnosis.why import Certainty
+from vmm_iova.diagnosis.why import Certainty, Op, Part
 from vmm_iova.report import data
 from vmm_iova.report.answer import Answer, answer_data, labelled, show_answer
 from vmm_iova.units import show_size
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def answer_of(diagnosis: Diagnosis) -> Answer:
     """Return verdict, actions, reasons and sources of a diagnosis."""
-    word = "HARMLESS" if diagnosis.harmless else diagnosis.certainty.upper()
+    word = _word(diagnosis)
     tone = "good" if diagnosis.harmless else "bad" if diagnosis.settled else "unsure"
     name = diagnosis.failure.name
     verdict = f"{name}: {diagnosis.headline}" if name else diagnosis.headline
@@ -28,11 +28,21 @@ def answer_of(diagnosis: Diagnosis) -> Answer:
         word=word,
         verdict=verdict,
         tone=tone,  # type: ignore[arg-type]
-        actions=diagnosis.actions,
+        actions=diagnosis.actions[:1],
+        more=diagnosis.actions[1:],
         reasons=tuple(_reasons(diagnosis, sure or list(diagnosis.findings))),
         doubts=(*diagnosis.settles, *others),
         sources=tuple(dict.fromkeys(_sources(diagnosis, sure))),
     )
+
+
+def _word(diagnosis: Diagnosis) -> str:
+    """How sure it is; of what stops no guest, whether anything at all is lost."""
+    if not diagnosis.harmless:
+        return diagnosis.certainty.upper()
+    # A BAR that is not mapped is missed where devices talk to each other.
+    peer = diagnosis.failure.op is Op.MAP and diagnosis.failure.part is Part.BAR
+    return "HARMLESS EXCEPT FOR PEER-TO-PEER" if peer else "HARMLESS"
 
 
 def _reasons(diagnosis: Diagnosis, findings: list[Finding]) -> Iterator[str]:

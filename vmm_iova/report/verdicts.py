@@ -70,12 +70,22 @@ def layout_answer(layout: Layout, cost: Budget, start: Start | None = None) -> A
             certainty=certainty,
         )
     doubts = () if start is None else tuple(_doubts(start))
+    if layout.reasons:  # where RAM goes is what they are about, or stands in the map
+        ram = f"{show_size(layout.ram_bytes)} of RAM in {layout.machine.name}"
+        return Answer(
+            "FITS, BUT",
+            f"{layout.reasons[0]}; {ram}, {layout.address_bits} address bits",
+            "unsure",
+            actions=(*layout.otherwise, *layout.settings, *cost.settings),
+            reasons=layout.reasons[1:],
+            doubts=doubts,
+            certainty=certainty,
+        )
     return Answer(
         "FITS",
         verdict,
         "good",
         actions=settings,
-        reasons=layout.reasons,
         doubts=doubts,
         certainty=certainty,
     )
@@ -98,10 +108,13 @@ def _placed(layout: Layout) -> str:
 def _started(start: Start, guest: str, layout: Layout, certainty: str) -> Answer:
     """Say whether a guest that has its addresses starts."""
     amiss = start.rows_that_are("not ok")
-    actions = (*(text for row in amiss for text in row.do), *layout.settings)
+    actions = (*(text for row in amiss for text in row.do), *layout.otherwise, *layout.settings)
+    if start.verdict == "starts and works" and layout.reasons:
+        verdict, reasons = f"{layout.reasons[0]}; {guest}", layout.reasons[1:]
+        return Answer("STARTS, BUT", verdict, "unsure", actions, reasons, certainty=certainty)
     if start.verdict == "starts and works":
         return Answer("STARTS AND WORKS", guest, "good", actions=actions, certainty=certainty)
-    first, reasons = amiss[0].text, tuple(row.text for row in amiss[1:])
+    first, reasons = amiss[0].text, (*(row.text for row in amiss[1:]), *layout.reasons)
     if start.verdict == "starts, but":
         verdict = f"{first}; {guest}"
         return Answer("STARTS, BUT", verdict, "unsure", actions, reasons, certainty=certainty)
