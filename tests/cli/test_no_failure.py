@@ -34,7 +34,10 @@ def first_lines(capsys: Output, text: str, *options: str) -> list[str]:
         ),
         (
             MAXMEM,
-            ("LIKELY: QEMU moves all RAM above 4 GiB to 0x10000000000 for maxmem", "Code 43"),
+            (
+                "LIKELY: because of maxmem, QEMU moves all RAM above 4 GiB to 0x10000000000",
+                "Code 43",
+            ),
             ("maxmem=978G or less",),
         ),
     ],
@@ -145,5 +148,5 @@ def test_json_has_the_answer_in_its_notes_and_no_failure(capsys: Output) -> None
     assert run("explain", _PASTES[MAXMEM], "-J") == ExitCode.UNSETTLED
     found = json.loads(capsys.readouterr().out)
     assert (found["settled"], found["failures"]) == (False, [])
-    assert found["notes"][0].startswith("QEMU moves all RAM above 4 GiB")
+    assert found["notes"][0].startswith("because of maxmem, QEMU moves all RAM above 4 GiB")
     assert any("maxmem=978G" in note for note in found["notes"])

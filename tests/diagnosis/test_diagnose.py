@@ -572,7 +572,7 @@ class TestWithHost:
         text = "vfio_dma_map(0x..., 0x382000000000, 0x10000000, 0x...) = -22 (Invalid argument)"
         (found,) = vi.explain(text, usable)
         assert [item.why for item in found.findings] == [Why.WIDTH]
-        assert "only warns" in found.fixes[0]
+        assert "needs no peer-to-peer" in found.fixes[0]
         assert "host-phys-bits-limit=39" in found.fixes[1]
 
     def test_region_at_zero_of_the_sunrise_point_group_is_found(self) -> None:

@@ -50,7 +50,7 @@ def _unexplained(case: Case) -> Iterator[Advice]:
     if call.op is not Op.MAP or case.usable is None:
         return
     if call.part is Part.BAR and call.program == "QEMU" and not case.clues.fatal:
-        yield fill(say.PEER_IDLE, vmm="QEMU")
+        yield fill(say.PEER_IDLE)
     yield fill(say.OTHER_FACTS)
 
 
@@ -80,7 +80,7 @@ def _width(case: Case) -> Iterator[Advice]:
     if program == "kernel" and not bar:
         yield fill(say.BELOW_WIDTH)
     if bar and program in ("QEMU", "libvirt", "Proxmox") and not case.clues.fatal:
-        yield fill(say.PEER_IDLE, vmm=_warner(program))
+        yield fill(say.PEER_IDLE)
     elif bar and program is None:
         yield fill(say.PEER_IDLE_UNSURE, program)
     if program in ("DPDK", "SPDK"):
@@ -111,11 +111,6 @@ def _width(case: Case) -> Iterator[Advice]:
     yield fill(say.WIDER_DEVICE)
 
 
-def _warner(program: str | None) -> str:
-    """Who warns and goes on: what libvirt and Proxmox start is QEMU."""
-    return program if program not in (None, "kernel", "libvirt", "Proxmox") else "QEMU"
-
-
 def _fewer(case: Case, bits: int, needed: int | None) -> Iterator[Advice]:
     """Fewer address bits for the guest: where there is such an option, and its BARs fit below."""
     program, qemu = case.failure.program, case.clues.qemu
@@ -124,7 +119,9 @@ def _fewer(case: Case, bits: int, needed: int | None) -> Iterator[Advice]:
     arch = case.usable.arch if case.usable is not None else None
     listed = sum(size for _, _, size in case.clues.bars if size >= MIB)
     bars = max(listed, case.failure.size or 0)
-    advice = fewer_bits(bits, needed, program, arch, bars=bars)
+    idle = case.failure.part is Part.BAR and not case.clues.fatal  # the guest runs without
+    purpose = "to have peer-to-peer: " if idle else ""
+    advice = fewer_bits(bits, needed, program, arch, bars=bars, purpose=purpose)
     if advice is None:
         return
     yield advice
@@ -337,7 +334,7 @@ def _bar(case: Case) -> Iterator[Advice]:
     if program == "Cloud Hypervisor":
         yield fill(say.BAR_OFF)
     elif program in (None, "QEMU", "libvirt", "Proxmox"):
-        yield fill(say.PEER_IDLE, vmm=_warner(program))
+        yield fill(say.PEER_IDLE)
     yield fill(say.BAR_DMA_BUF, program)
 
 
@@ -349,13 +346,13 @@ def _memory(case: Case) -> Iterator[Advice]:
         yield fill(say.BACKING_WRITABLE)
         return
     if call.program in ("QEMU", "libvirt", "Proxmox") and not case.clues.fatal:
-        yield fill(say.PEER_IDLE, vmm=_warner(call.program))
+        yield fill(say.PEER_IDLE)
     bdf = (call.device or (case.clues.devices or ("BDF",))[0]).removeprefix("0000:")
     yield fill(say.BAR_MEMORY, bdf=bdf)
 
 
 def _peer(case: Case) -> Iterator[Advice]:
-    yield fill(say.PEER_IDLE, vmm="QEMU")
+    yield fill(say.PEER_IDLE)
 
 
 def _no_space(case: Case) -> Iterator[Advice]:

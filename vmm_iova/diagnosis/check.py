@@ -258,6 +258,7 @@ def fewer_bits(
     arch: str | None = None,
     *,
     bars: int = 0,
+    purpose: str = "",
 ) -> Advice | None:
     """Say how VMMs are told to give a guest fewer address bits.
 
@@ -268,6 +269,7 @@ def fewer_bits(
         arch: of the host; QEMU has the option on x86 only.
         bars: bytes of the guest's BARs, as far as they are known: where they do not fit into the
             firmware's window, an eighth of the address space, fewer bits do not help.
+        purpose: what for, where the guest runs without, such as "to have peer-to-peer: ".
     """
     if 2 * bars > (1 << bits) // 8:
         return None
@@ -277,7 +279,8 @@ def fewer_bits(
     if not programs:
         return None
     instead = f" instead of {needed}" if needed else ""
-    return fill(say.FEWER_BITS, only=tuple(programs), bits=bits, instead=instead)
+    chosen = tuple(programs)
+    return fill(say.FEWER_BITS, only=chosen, bits=bits, instead=instead, purpose=purpose)
 
 
 _QEMU_FAMILY = ("QEMU", "libvirt", "Proxmox")

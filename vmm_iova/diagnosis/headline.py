@@ -200,7 +200,7 @@ _HEADLINES = {
     Why.NO_CDEV: "there is no VFIO node of the device's own: the host's kernel lacks "
     "CONFIG_VFIO_DEVICE_CDEV, or the container was not given the node",
     Why.SHARED_GROUP: "devices of {group} are in two address spaces of the guest, and a group can "
-    "be in one",
+    "be in only one",
     Why.COHERENCY: "the IOMMU cannot enforce cache coherency for {dev}",
     Why.NOT_MAPPED: "nothing is mapped at {what}",
     Why.CUT: "the unmap cuts through a mapping",

@@ -64,7 +64,7 @@ def _moved(site: Site, ram: PlacedRam) -> Iterator[Reason]:
         slots = wanted.hotplug - (wanted.maxmem - wanted.ram)
         most = (wanted.ram + spare - slots) // GIB
         yield Reason(
-            f"QEMU moves all RAM above 4 GiB to {window.move_to:#x} for maxmem alone, {_FAILS}",
+            f"because of maxmem, QEMU moves all RAM above 4 GiB to {window.move_to:#x}, {_FAILS}",
             f"with maxmem the guest would end above {limit}, which is what QEMU moves RAM for",
             say.LESS_MAXMEM.format(size=f"{most}G"),
         )

@@ -8,7 +8,7 @@ from vmm_iova.remedies.wording import LAB, QEMUS, SHELL, Remedy
 # -- address widths --------------------------------------------------------------------------------
 
 FEWER_BITS = Remedy(
-    "limit the guest to {bits} physical address bits{instead}",
+    "{purpose}limit the guest to {bits} physical address bits{instead}",
     ways=(
         ("QEMU", Remedy("-cpu host,host-phys-bits-limit={bits}", tried=QEMUS)),
         (
@@ -104,8 +104,8 @@ PLAN_BITS = Remedy(
 )
 
 LESS_MAXMEM = Remedy(
-    "to leave RAM where it is: maxmem={size} or less, or a VMM that cuts RAM around the hole "
-    "(--machine own-x86)",
+    "maxmem={size} or less, and RAM stays where it is; a VMM that cuts RAM around the hole needs "
+    "no less (--machine own-x86 plans it)",
     tried=QEMUS,
 )
 AS_MAXMEM = Remedy(

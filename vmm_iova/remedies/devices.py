@@ -377,7 +377,7 @@ WINDOW_HOST = Remedy(
     source="Documentation/admin-guide/kernel-parameters.txt, pci=realloc",
 )
 BAR_BY_GUEST = Remedy(
-    "nothing on the host, and nothing at all if the guest's device works",
+    "nothing, if the guest's device works",
     source="pci/src/bus.rs of Cloud Hypervisor: the error is logged, and the guest goes on",
 )
 BAR_FIRMWARE = Remedy(
@@ -389,7 +389,7 @@ BAR_FIRMWARE = Remedy(
 # -- peer-to-peer ----------------------------------------------------------------------------------
 
 PEER_IDLE = Remedy(
-    "nothing, if the guest runs and needs no peer-to-peer DMA between devices: {vmm} only warns",
+    "nothing, if the guest runs and needs no peer-to-peer DMA between devices",
     source="hw/vfio/listener.c of QEMU: a failed map of a RAM device region is no error",
 )
 PEER_IDLE_UNSURE = Remedy(
