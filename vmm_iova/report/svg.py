@@ -375,7 +375,7 @@ class _Page:
         view = f'viewBox="0 0 {self.width} {self.bottom + _MARGIN}"'
         head = (
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} {view} role="img">',
-            f"<title>{escape(one_line(self.scene.title))}</title>",
+            f"<title>{escape(one_line(self.scene.title), quote=False)}</title>",
             f"<style>{''.join(_rules())}</style>",
             f"<defs>{''.join(_hatches(self.kinds))}</defs>",
             '<rect class="page" width="100%" height="100%"/>',
@@ -405,13 +405,13 @@ def _filled(css: str, x: int, y: int, wide: int, high: int) -> Iterator[str]:
 
 def _group(css: str, title: str, parts: Iterable[str], more: str = "") -> str:
     """A group with a tooltip."""
-    lines = escape("\n".join(map(one_line, title.split("\n"))))
+    lines = escape("\n".join(map(one_line, title.split("\n"))), quote=False)
     return f'<g class="{css}"{more}><title>{lines}</title>{"".join(parts)}</g>'
 
 
 def _text(x: int, y: int, css: str, line: str, anchor: str = "start") -> str:
     at = f'x="{x}" y="{y}"' + (f' text-anchor="{anchor}"' if anchor != "start" else "")
-    return f'<text class="{css}" {at}>{escape(one_line(line))}</text>'
+    return f'<text class="{css}" {at}>{escape(one_line(line), quote=False)}</text>'
 
 
 def _rules() -> Iterator[str]:
