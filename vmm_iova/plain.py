@@ -15,6 +15,7 @@ from vmm_iova.errors import HostDataError
 from vmm_iova.patterns import regex
 
 _SPACES = regex(r"[\t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
+_LAYOUT = {ord(blank): " " for blank in "\n\r\t"}  # between the parts of JSON; in a text they fail
 _NUMBER = regex(r"[0-9]{1,18}")
 
 
@@ -94,8 +95,10 @@ def parse_json(text: str, name: str) -> Any:
 
     Complexity: O(size).
     """
+    # Where every character prints and none is escaped, so does every text of it.
+    plain = "\\" not in text and text.translate(_LAYOUT).isprintable()
     try:
-        return json.loads(text, object_hook=_plain_object)
+        return json.loads(text, object_hook=None if plain else _plain_object)
     except RecursionError as error:
         raise HostDataError(
             f"{name}: is nested deeper than can be read: no document of ours is", source=name

@@ -14,7 +14,7 @@ from vmm_iova.record import record
 from vmm_iova.units import parse_range
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 MSI_X86 = AddrRange(0xFEE0_0000, 0xFEEF_FFFF)
 """Interrupt window of x86, never translated (Intel SDM 3A, 11.11.1; AMD APM 2, 16.11)."""
@@ -121,13 +121,40 @@ def _stated(ranges: MappableRanges, source: Source) -> Evidence:
     return Evidence(EvidenceKind.STATED, ranges, f"stated: {shown or 'nothing'}", source)
 
 
-def search(host: Facts, group: Group | None) -> Findings:
-    """Look for evidence of the aperture that a group has.
+def search(host: Facts, groups: Iterable[Group | None]) -> Iterator[tuple[Group | None, Findings]]:
+    """Look for evidence of the aperture that each group has.
 
     Args:
         host: the facts.
-        group: the group; None for a host whose facts name no groups.
+        groups: the groups; None for a host whose facts name no groups.
+
+    Complexity: O(devices + groups), and each set of units is read once.
     """
+    behind = _units_of_devices(host)
+    read: dict[tuple[str, ...], Findings] = {}
+    for group in groups:
+        units = _in_front(host, group, behind)
+        key = tuple(unit.name for unit in units)
+        if key not in read:
+            read[key] = _registers(host, units)
+        yield group, _search(host, group, read[key])
+
+
+def _registers(host: Facts, units: Sequence[IommuUnit]) -> Findings:
+    """What the registers of units tell."""
+    looked: list[str] = []
+    widths = list(_widths(host, units, looked))
+    if not widths:
+        looked.append("width registers in sysfs: none that say a width")
+    least = sorted(widths, key=lambda item: item.bits)[:1]
+    return Findings(
+        tuple(item.evidence for item in least),
+        tuple(item.cap for item in widths if item.certain),
+        tuple(looked),
+    )
+
+
+def _search(host: Facts, group: Group | None, registers: Findings) -> Findings:
     looked: list[str] = []
     pieces: list[Evidence] = []
     for listed in host.kernel_ranges:
@@ -135,15 +162,10 @@ def search(host: Facts, group: Group | None) -> Findings:
     if not host.kernel_ranges:
         looked.append("the kernel's range list (VFIO or iommufd): not among the facts")
     pieces += _from_zpci(host, group)
-    widths = list(_widths(host, group, looked))
-    caps = tuple(item.as_cap() for item in widths if item.certain)
-    if widths:
-        pieces.append(min(widths, key=lambda item: item.bits).as_evidence())
-    else:
-        looked.append("width registers in sysfs: none that say a width")
+    looked += registers.looked_at
     if any(item.regions is not None for item in host.groups):
         looked.append("sysfs reserved_regions: names holes, never the aperture")
-    return Findings(tuple(pieces), caps, tuple(looked))
+    return Findings((*pieces, *registers.evidence), registers.caps, tuple(looked))
 
 
 def _from_kernel(
@@ -200,17 +222,19 @@ class _Width:
     text: str
     source: Source
 
-    def as_evidence(self) -> Evidence:
+    @property
+    def evidence(self) -> Evidence:
         ranges = width_ranges(self.bits)
         return Evidence(EvidenceKind.REGISTERS, ranges, self.text, self.source, bound=True)
 
-    def as_cap(self) -> Evidence:
+    @property
+    def cap(self) -> Evidence:
         ranges = width_ranges(self.hardware_bits)
         return Evidence(EvidenceKind.REGISTERS, ranges, self.text, self.source, bound=True)
 
 
-def _widths(host: Facts, group: Group | None, looked: list[str]) -> Iterator[_Width]:
-    for unit in units_of(host, group):
+def _widths(host: Facts, units: Iterable[IommuUnit], looked: list[str]) -> Iterator[_Width]:
+    for unit in units:
         if unit.cap is not None and unit.vendor == "intel":
             yield from _vtd(unit, looked)
         elif unit.features is not None and unit.vendor == "amd":
@@ -222,10 +246,22 @@ def _widths(host: Facts, group: Group | None, looked: list[str]) -> Iterator[_Wi
         yield _Width(width.bits, width.bits, True, text, width.source)
 
 
-def units_of(host: Facts, group: Group | None) -> Sequence[IommuUnit]:
-    """The units in front of a group; all of them when the facts do not say which."""
-    members = set(group.devices) if group else set()
-    names = {device.iommu for device in host.devices if device.name in members}
+def units_of(host: Facts, groups: Sequence[Group]) -> Sequence[IommuUnit]:
+    """The units in front of groups; all of them where the facts do not say which."""
+    behind = _units_of_devices(host)
+    each = groups or (None,)
+    found = {unit.name: unit for group in each for unit in _in_front(host, group, behind)}
+    return tuple(found.values())
+
+
+def _units_of_devices(host: Facts) -> dict[str, str | None]:
+    return {device.name: device.iommu for device in host.devices}
+
+
+def _in_front(
+    host: Facts, group: Group | None, behind: Mapping[str, str | None]
+) -> Sequence[IommuUnit]:
+    names = {behind.get(name) for name in group.devices} if group else set[str | None]()
     chosen = [unit for unit in host.units if unit.name in names]
     return chosen or host.units
 
@@ -350,11 +386,8 @@ def host_widths(
 
 
 def _units(host: Facts, groups: Sequence[Group]) -> Iterator[Width]:
-    chosen: dict[str, IommuUnit] = {}
-    for group in groups or (None,):
-        chosen.update((unit.name, unit) for unit in units_of(host, group))
     alike: dict[tuple[int | None, int | None, str | None, str], list[IommuUnit]] = {}
-    for unit in chosen.values():
+    for unit in units_of(host, groups):
         key = (unit.cap, unit.ecap, unit.features, unit.vendor)
         alike.setdefault(key, []).append(unit)
     for (cap, ecap, features, vendor), units in alike.items():

@@ -199,8 +199,7 @@ class _Judge:
     def _aperture(self, stated: Aperture | None) -> MappableRanges:
         claim = stated_evidence(stated) if stated is not None else None
         looked: list[str] = []
-        for group in self.groups or (None,):
-            findings = search(self.host, group)
+        for group, findings in search(self.host, self.groups or (None,)):
             looked += (line for line in findings.looked_at if line not in looked)
             self.caps += (cap for cap in findings.caps if cap not in self.caps)
             if findings.evidence:
@@ -362,11 +361,9 @@ class _Judge:
         """Page sizes that all units of the selection take: the kernel's bitmap, or registers."""
         bitmaps = [item.page_sizes for item in self.evidence if item.page_sizes]
         if not bitmaps:
-            groups: tuple[Group | None, ...] = self.groups or (None,)
-            units = {unit for group in groups for unit in units_of(self.host, group)}
             bitmaps = [
                 vtd_page_sizes(unit.cap)
-                for unit in units
+                for unit in units_of(self.host, self.groups)
                 if unit.vendor == "intel" and unit.cap is not None
             ]
         return reduce(int.__and__, bitmaps) if bitmaps else None

@@ -207,7 +207,12 @@ def load_snapshot(text: str, name: str) -> Host:
 
     Complexity: O(size).
     """
-    root = Node(parse_json(text, name), name, "")
+    return read_snapshot(parse_json(text, name), name)
+
+
+def read_snapshot(data: Any, name: str) -> Host:
+    """Read a snapshot whose JSON is parsed already; otherwise as `load_snapshot`."""
+    root = Node(data, name, "")
     schema = root.child("schema")
     if schema.field("name", str) != SCHEMA_NAME:
         raise schema.wrong("name", f"should be {SCHEMA_NAME!r}: this is no snapshot of a host")
