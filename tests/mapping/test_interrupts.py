@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 import vmm_iova as vi
+from tests.kit import through_c
 from tests.kit.interrupts import Interrupter, every_interrupt
 from tests.kit.kernels import GPU, HVA, NIC, Space
 from vmm_iova import AddrRange, Hva, Iova, IovaAllocator, RangeSet
@@ -47,6 +49,12 @@ HOSTS = {
     "type1 of 5.10": lambda: SimulatedKernel(GROUPS, memlock=1 << 40, release=(5, 10)),
     "iommufd": lambda: SimulatedKernel(GROUPS, memlock=1 << 40),
 }
+if through_c.is_built():
+    HOSTS["type1 through C"] = HOSTS["type1"]
+    HOSTS["iommufd through C"] = HOSTS["iommufd"]
+AT_C = re.compile(r"Ioas\._map_directly:|Type1Container\.map:")
+BRIDGES: list[through_c.ThroughC] = []
+"""What the tests of a host "through C" have in the place of the compiled module."""
 
 
 class Stage:
@@ -54,6 +62,7 @@ class Stage:
 
     def __init__(self, host: str, *, opened: bool = True) -> None:
         self.via = host.partition(" ")[0]
+        self.through_c = host.endswith("through C")
         self.sim = HOSTS[host]()
         self.space: Any = self.open() if opened else None
         self.mapped: Mapped | None = None
@@ -61,7 +70,11 @@ class Stage:
         self.allocator = IovaAllocator(RangeSet([AddrRange(0, 0xFFF_FFFF)]), granule=0x1000)
 
     def open(self) -> Space:
-        return open_space([NIC, GPU], kernel=self.sim, via=self.via)  # type: ignore[arg-type]
+        space: Any = open_space([NIC, GPU], kernel=self.sim, via=self.via)  # type: ignore[arg-type]
+        if self.through_c:
+            BRIDGES[-1].sim = self.sim
+            (space if self.via == "type1" else space.iommufd).direct = True
+        return space  # type: ignore[no-any-return]
 
     def check_book(self, place: str | None) -> None:
         """The book is the kernel's."""
@@ -80,9 +93,14 @@ class Stage:
 
 
 @pytest.fixture(params=HOSTS)
-def host(request: pytest.FixtureRequest) -> str:
+def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     name: str = request.param
-    return name
+    if not name.endswith("through C"):
+        yield name
+        return
+    BRIDGES.append(through_c.install(monkeypatch))
+    yield name
+    BRIDGES.pop().close()
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +146,7 @@ def test_call_of_a_space_leaves_its_book_true(host: str, name: str) -> None:
         "unmap": lambda space: space.unmap(first.iova, first.size),
         "unmap_all": lambda space: space.unmap_all(),
         "unmap_range": lambda space: (
-            space.unmap_range(Iova(0xB0_0000), 0x1000) if host != "iommufd" else space.facts()
+            space.facts() if "iommufd" in host else space.unmap_range(Iova(0xB0_0000), 0x1000)
         ),
     }
 
@@ -143,9 +161,13 @@ def test_call_of_a_space_leaves_its_book_true(host: str, name: str) -> None:
             # All, or nothing; what was there before is still there.
             assert len(stage.space.live) in (3, 4, 5), place
             assert all(piece.iova in stage.space.live for piece in PIECES), place
+        if stage.through_c and place is not None and AT_C.search(place):
+            assert len(stage.space.live) == 3, place  # a map that is interrupted there is undone
         stage.check_close(place)
 
     assert every_interrupt(FILES, prepare, lambda stage: calls[name](stage.space), check) > 3
+    if BRIDGES and name in ("map", "unmap"):
+        assert BRIDGES[-1].calls > 1
 
 
 def test_map_over_a_mapping_leaves_that_mapping(host: str) -> None:
