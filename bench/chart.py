@@ -1,91 +1,105 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Growth curves as SVG: ns per pair over live ranges, both on logarithmic axes."""
+"""Growth curves: ns per pair over live ranges, both on logarithmic axes; light and dark.
+
+matplotlib draws them (`pip install 'vmm-iova[bench]'`). A line has the points that were measured
+and ends with the last of them, where its name stands.
+"""
 
 from __future__ import annotations
 
-from html import escape
-from math import ceil, floor, log10
+from typing import TYPE_CHECKING, Any
 
-_WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 900, 520, 70, 50, 230, 60
-_COLOURS = (
-    "#0b6e4f",
-    "#5fad56",
-    "#c0392b",
-    "#d68910",
-    "#7d3c98",
-    "#2e86c1",
-    "#616a6b",
-    "#a04000",
-    "#17202a",
-)
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_TITLE = "One allocation and one release, steady-state churn (W1), single Python calls"
+_THEMES = {
+    # background, ink, grid, and colours that stand out from it and from each other
+    "light": ("#ffffff", "#1f2328", "#d8dee4", "tab10"),
+    "dark": ("#0d1117", "#e6edf3", "#30363d", "Set3"),
+}
+_LEAST = 0.045  # of the height of the axes between two names
 
 
-def growth(curves: dict[str, dict[int, float]]) -> str:
-    """Draw one line for each name; points are live ranges and ns."""
-    curves = {name: points for name, points in curves.items() if points}
-    counts = [count for points in curves.values() for count in points]
-    times = [value for points in curves.values() for value in points.values()]
-    low_x, high_x = floor(log10(min(counts))), ceil(log10(max(counts)))
-    low_y, high_y = floor(log10(min(times))), ceil(log10(max(times)))
+def draw(curves: dict[str, dict[int, float]], target: Path) -> list[Path]:
+    """Draw one line for each name, as `target` and, for a dark page, as `target`-dark.
 
-    def x(count: float) -> float:
-        share = (log10(count) - low_x) / (high_x - low_x)
-        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+    Args:
+        curves: for each name its points: live ranges, and ns.
+        target: an .svg or .png file.
 
-    def y(value: float) -> float:
-        share = (log10(value) - low_y) / (high_y - low_y)
-        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+    Returns:
+        The files that were written.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        raise SystemExit("the picture needs matplotlib: pip install 'vmm-iova[bench]'") from None
+    mpl.use("agg")
+    # The same curves give the same file.
+    mpl.rcParams["svg.hashsalt"] = "vmm-iova"
+    mpl.rcParams["svg.fonttype"] = "none"
+    written = []
+    for theme in _THEMES:
+        name = target.stem if theme == "light" else f"{target.stem}-dark"
+        written.append(target.with_name(f"{name}{target.suffix}"))
+        _figure(curves, theme).savefig(written[-1], metadata={"Date": None}, bbox_inches="tight")
+    return written
 
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-        'font-family="sans-serif" font-size="13">',
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
-        f'<text x="{_LEFT}" y="26" font-size="17">One allocation and one release, '
-        "steady-state churn (W1), single Python calls</text>",
-    ]
-    for power in range(low_y, high_y + 1):
-        at = y(10**power)
-        label = f"{10**power:g} ns" if power < 3 else f"{10 ** (power - 3):g} µs"
-        label = label if power < 6 else f"{10 ** (power - 6):g} ms"
-        out.append(
-            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}" '
-            f'stroke="#dddddd"/><text x="{_LEFT - 8}" y="{at + 4:.1f}" '
-            f'text-anchor="end">{label}</text>'
-        )
-    for power in range(low_x, high_x + 1):
-        at = x(10**power)
-        out.append(
-            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" '
-            f'stroke="#eeeeee"/><text x="{at:.1f}" y="{_HEIGHT - _BOTTOM + 20}" '
-            f'text-anchor="middle">{10**power:,}</text>'
-        )
-    out.append(
-        f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 14}" text-anchor="middle">'
-        "live ranges</text>"
-    )
+
+def _figure(curves: dict[str, dict[int, float]], theme: str) -> Any:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    ground, ink, grid, colours = _THEMES[theme]
+    figure = Figure(figsize=(10, 5.6), facecolor=ground)
+    axes = figure.add_subplot(facecolor=ground)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_title(_TITLE, color=ink, loc="left", fontsize=12)
+    axes.set_xlabel("live ranges", color=ink)
+    axes.tick_params(colors=ink, which="both")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _time(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.grid(color=grid, linewidth=0.6)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(grid)
+    palette = mpl.colormaps[colours].colors
     ends = []
-    for number, (name, points) in enumerate(curves.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
-        line = " ".join(f"{x(n):.1f},{y(value):.1f}" for n, value in sorted(points.items()))
-        width = 3 if name.startswith("fast") else 1.6
-        out.append(
-            f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
+    drawn = [(name, sorted(points.items())) for name, points in curves.items() if points]
+    for number, (name, points) in enumerate(drawn):
+        colour = palette[number % len(palette)]
+        width = 2.6 if name.startswith("fast") else 1.4
+        axes.plot(*zip(*points, strict=True), color=colour, linewidth=width, marker="o", ms=4)
+        ends.append((points[-1], name, colour))
+    _name(axes, ends)
+    return figure
+
+
+def _name(axes: Any, ends: list[tuple[tuple[int, float], str, Any]]) -> None:
+    """Write names at the right, in the order of the lines' ends, none upon another."""
+    axes.autoscale_view()  # the limits are those of the lines before a name is placed by them
+    place = -1.0
+    for (count, value), name, colour in sorted(ends, key=lambda end: end[0][1]):
+        at = axes.transAxes.inverted().transform(axes.transData.transform((count, value)))
+        place = max(place + _LEAST, at[1])
+        axes.annotate(
+            name,
+            (count, value),
+            (1.03, place),
+            textcoords="axes fraction",
+            color=colour,
+            fontsize=9,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "linestyle": ":"},
         )
-        out.extend(
-            f'<circle cx="{x(count):.1f}" cy="{y(value):.1f}" r="3" fill="{colour}"/>'
-            for count, value in points.items()
-        )
-        last = max(points)
-        ends.append((y(points[last]), x(last), colour, name))
-    # Labels stand at the right, in the order of the lines' last points, none upon another.
-    place = _TOP
-    for at, across, colour, name in sorted(ends):
-        place = max(place + 18, at)
-        out.append(
-            f'<line x1="{across + 5:.1f}" y1="{at:.1f}" x2="{_WIDTH - _RIGHT + 8}" '
-            f'y2="{place - 4:.1f}" stroke="{colour}" stroke-width="0.6" stroke-dasharray="2 3"/>'
-            f'<text x="{_WIDTH - _RIGHT + 12}" y="{place:.1f}" fill="{colour}">'
-            f"{escape(name)}</text>"
-        )
-    out.append("</svg>\n")
-    return "\n".join(out)
+
+
+def _time(value: float) -> str:
+    for unit in ("ns", "µs"):
+        if value < 1000:
+            return f"{value:g} {unit}"
+        value /= 1000
+    return f"{value:g} ms"

@@ -171,6 +171,33 @@ class Churn:
         return quartile(results)
 
 
+class SizeQueue:
+    """A queue of buffers of one size, the oldest given back first, with `size_cache`."""
+
+    def __init__(self, allocator: Any, live: int) -> None:
+        self.subject, self.live, self.place = allocator, live, 0
+        self.held = array("Q", bytes(8 * live))
+        allocator.allocate_many(array("Q", [PAGE] * live), self.held)
+
+    def batch(self, stretches: int, length: int) -> float:
+        """Return ns of one release and one allocation in batches of `length`."""
+        now = time.thread_time_ns
+        length = min(length, self.live)
+        wanted, results = array("Q", [PAGE] * length), []
+        for _ in range(stretches):
+            if self.place + length > self.live:
+                self.place = 0
+            oldest = self.held[self.place : self.place + length]
+            out = array("Q", bytes(8 * length))
+            begin = now()
+            self.subject.release_many(oldest)
+            self.subject.allocate_many(wanted, out)
+            results.append((now() - begin) / length)
+            self.held[self.place : self.place + length] = out
+            self.place += length
+        return quartile(results)
+
+
 def clock_tail(count: int) -> float:
     """Return the p99.9 of nothing, timed as `Churn.tail` does: the machine's own part."""
     now = time.perf_counter_ns
