@@ -45,6 +45,10 @@ class _KindError(OSError):
     """A file is there, but it is no regular one; `strerror` goes on behind its name."""
 
 
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+"""Nothing is at a path, or can be."""
+
+
 def is_there(path: Path) -> bool:
     """Tell whether there is anything at a path, also where no name can be like that.
 
@@ -52,11 +56,12 @@ def is_there(path: Path) -> bool:
         HostUnavailableError: that may not be looked at (with errno).
     """
     try:
-        return path.exists()
+        path.stat()  # exists() hides what may not be looked at, from Python 3.14 on
+        return True
     except ValueError:  # a NUL byte, or no encoding for a character, in the name
         return False
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
+        if error.errno in _ABSENT:
             return False
         raise _unavailable(str(path), error) from error
 
