@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.data import ROOT
-from tests.kit.docs import CONSOLE, commands_of, same_as_written, shell
+from tests.kit.docs import CONSOLE, commands_of, same_as_written, save_programs, shell
 
 DOCS = ROOT / "docs"
 PAGES = sorted(
@@ -25,7 +25,10 @@ PAGES = sorted(
 def test_output_in_the_documentation_is_what_the_commands_print(page: Path, tmp_path: Path) -> None:
     run = shell(tmp_path, DOCS / "definitions")  # the files of all pages
 
+    save_programs(page.read_text("utf-8"), tmp_path)
+
     def again(block: re.Match[str]) -> str:
+        assert commands_of(block[0]), "a block without a command would be emptied"
         shown = [(command, run(command)) for command in commands_of(block[0])]
         return "".join(f"$ {command}\n{done.stdout}{done.stderr}" for command, done in shown)
 
