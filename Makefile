@@ -5,6 +5,8 @@
 #   make test     set up, and run all tests
 #   make lint     style and types
 #   make package  build what is handed out, and try it in empty environments
+#   make deb      the Debian package, built and tried in a tree of Debian sid, into build/deb
+#   make python   build and test on the Python of the Debian SUITE (trixie: 3.13)
 #   make lab      boot real kernels with real IOMMU drivers and run the tests inside (lab/README.md)
 #   make vmm      start real QEMUs and their firmware, and compare plans with them (lab/README.md)
 #   make bench    timings
@@ -16,12 +18,13 @@
 #   make docs     write everything in docs/, README.md and share/ anew that is printed or drawn
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: plan check test lint package lab vmm bench long fuzz mutants docs site browser clean
+.PHONY: plan check test lint package deb python lab vmm bench long fuzz mutants docs site browser clean
 
 VENV ?= .venv
 PYTHON ?= python3
 FUZZ_SECONDS ?= 120
 MUTANTS ?= 300
+SUITE ?= trixie
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # As many at once as there are CPUs.
@@ -53,6 +56,12 @@ lint: $(VENV)/.tested
 
 package: $(VENV)/.packaged
 	$(BIN)/python -m pytest tools --ignore tools/test_browser.py
+
+deb:
+	tools/make-deb
+
+python: $(VENV)/.installed
+	PYTHON=$(BIN)/python tools/try-python $(SUITE)
 
 lab: $(VENV)/.tested
 	$(BIN)/python -m pytest lab/checks

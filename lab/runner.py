@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 from lab import cache, fetch, report
 from lab.boot import REPO, Outcome, boot, keep, python_inside, stop
 from lab.initramfs import OUT
-from lab.say import LabError, say, tail
+from lab.say import LabError, counting, say, tail
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -150,22 +149,26 @@ def run(
     def one(guest: Guest) -> Row:
         kernel = kernels[guest.name]
         if isinstance(kernel, LabError):
+            is_done(f"{guest.name}: no kernel")
             return Row(guest.name, "-", "", 0, 0, 0, 0.0, str(kernel))
         outcome = boot(guest, kernel, _command(guest, tests, keyword), limit=seconds)
         _keep_facts(guest, outcome.folder, save_facts)
         row = judge(guest, kernel, outcome)
         word = "good" if row.good else "FAILED"
-        say(f"{guest.name}: {word}, {row.passed} passed, {row.failed} failed")
+        is_done(f"{guest.name}: {word}, {row.passed} passed, {row.failed} failed")
         words = last_words(outcome)
         place = keep(guest, outcome)
         if not row.good:
-            print(f"--- {guest.name}: {place}\n{words}", file=sys.stderr)
+            say(f"--- {guest.name}: {place}\n{words}", prefix="")
         return row
 
     fetch.install(guests)
     # One after the other and in this thread, where an interrupt also ends a build.
     kernels = {guest.name: stated or _fetched(guest) for guest in guests}
-    with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
+    with (
+        counting("guests", len(guests)) as is_done,
+        ThreadPoolExecutor(max_workers=max(1, jobs)) as pool,
+    ):
         try:
             rows = list(pool.map(one, guests))
         except KeyboardInterrupt:

@@ -8,23 +8,57 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vmm_iova.progress import TerminalProgress
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 _lock = threading.Lock()
+_displays: list[TerminalProgress] = []
+"""The line at the bottom, while something is counted."""
 
 
 class LabError(Exception):
     """Something the lab cannot go on without; the text is one clear sentence."""
 
 
-def say(text: str) -> None:
+def say(text: str, prefix: str = "lab: ") -> None:
     """Print one line of progress on standard error, whole even when guests run side by side."""
     with _lock:
-        print(f"lab: {text}", file=sys.stderr, flush=True)
+        for display in _displays:
+            display.clear()
+        print(f"{prefix}{text}", file=sys.stderr, flush=True)
+        for display in _displays:
+            display.redraw()
+
+
+@contextmanager
+def counting(unit: str, total: int) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal how many are done, at which rate, and the time left; lines come above it.
+
+    Gives what is to be called, from any thread, when one is done: it says a line about that one.
+    """
+    display = TerminalProgress("lab:", unit=unit)
+    _displays.append(display)
+    done = 0
+
+    def one_is_done(text: str) -> None:
+        nonlocal done
+        say(text)
+        with _lock:
+            done += 1
+            display(done, total)
+
+    try:
+        display(0, total)
+        yield one_is_done
+    finally:
+        _displays.remove(display)
+        display.close()
 
 
 def tail(path: Path, lines: int = 30) -> str:

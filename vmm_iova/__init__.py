@@ -14,7 +14,7 @@ Planning touches no device and needs no root. Everything that is returned is imm
 import sys
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The names stand once, in the stub that type checkers and editors read: "from M import N as N".
 _STUB = __loader__.get_data(f"{__path__[0]}/__init__.pyi").decode()

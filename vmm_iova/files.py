@@ -59,6 +59,10 @@ def shipped(folder: str) -> Traversable:
     return resources.files("vmm_iova") / folder
 
 
+_ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+"""Nothing is at a path, or can be."""
+
+
 def is_there(path: Path) -> bool:
     """Tell whether there is anything at a path, also where no name can be like that.
 
@@ -66,11 +70,12 @@ def is_there(path: Path) -> bool:
         HostUnavailableError: that may not be looked at (with errno).
     """
     try:
-        return path.exists()
+        path.stat()  # exists() hides what may not be looked at, from Python 3.14 on
+        return True
     except ValueError:  # a NUL byte, or no encoding for a character, in the name
         return False
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
+        if error.errno in _ABSENT:
             return False
         raise _unavailable(str(path), error) from error
 

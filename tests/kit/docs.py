@@ -25,6 +25,16 @@ def same_as_written(path: Path, text: str) -> None:
     assert path.read_text("utf-8") == text, f"{path.name} is out of date: make docs writes it anew"
 
 
+PROGRAM = re.compile(r"[Ss]ave (?:it|them) as `(\w+\.py)`.*?```python\n(.*?)```", re.DOTALL)
+"""A program, and the name by which the reader is told to save it."""
+
+
+def save_programs(page: str, folder: Path) -> None:
+    """Do what a page tells its reader: save its programs."""
+    for name, program in PROGRAM.findall(page):
+        (folder / name).write_text(program, "utf-8")
+
+
 def shell(
     folder: Path, files: Path | None = None
 ) -> Callable[[str], subprocess.CompletedProcess[str]]:
@@ -38,8 +48,9 @@ def shell(
         shutil.copy(path, folder)
     tool = folder / ".bin/vmm-iova"
     tool.parent.mkdir()
-    tool.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m vmm_iova "$@"\n')
-    tool.chmod(0o755)
+    for program, words in ((tool, " -m vmm_iova"), (tool.with_name("python"), "")):
+        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)}{words} "$@"\n')
+        program.chmod(0o755)
     environment = {
         **os.environ,
         "PATH": f"{tool.parent}{os.pathsep}{os.environ['PATH']}",

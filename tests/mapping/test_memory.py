@@ -6,7 +6,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import gc
-import io
 import mmap
 import os
 import threading
@@ -22,7 +21,7 @@ from vmm_iova.errors import ClosedError, DmaError, RequestError
 from vmm_iova.mapping import GuestMemory, Piece, map_pieces, prefault
 from vmm_iova.mapping import memory as module
 from vmm_iova.mapping import populate as populating
-from vmm_iova.mapping.populate import MADV_POPULATE_WRITE, TerminalProgress, populate
+from vmm_iova.mapping.populate import MADV_POPULATE_WRITE, populate
 
 if TYPE_CHECKING:
     from vmm_iova.simulated import SimulatedKernel
@@ -358,24 +357,3 @@ def resident(piece: Piece) -> int:
     vector = (ctypes.c_ubyte * pages)()
     assert libc.mincore(ctypes.c_void_p(piece.hva), ctypes.c_size_t(piece.size), vector) == 0
     return sum(byte & 1 for byte in vector) * 4096
-
-
-class TestTerminalProgress:
-    def test_terminal_sees_a_bar(self) -> None:
-        class Terminal(io.StringIO):
-            def isatty(self) -> bool:
-                return True
-
-        out = Terminal()
-        bar = TerminalProgress("memory", out, width=4)
-        bar(1 * MIB, 2 * MIB)
-        bar(2 * MIB, 2 * MIB)
-
-        assert out.getvalue() == ("\rmemory [##..] 1 of 2 MiB\rmemory [####] 2 of 2 MiB\n")
-
-    def test_file_sees_nothing(self) -> None:
-        out = io.StringIO()
-
-        TerminalProgress("memory", out)(1, 2)
-
-        assert out.getvalue() == ""

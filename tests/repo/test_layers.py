@@ -23,7 +23,18 @@ PACKAGE = ROOT / "vmm_iova"
 # The wings of docs/design.md, from the ground up; a module imports only from its own wing or from
 # wings above its line. Wings of one line do not import each other.
 WINGS = (
-    ("errors", "ranges", "units", "remedies", "plain", "files", "patterns", "record", "shown"),
+    (
+        "errors",
+        "ranges",
+        "units",
+        "remedies",
+        "plain",
+        "files",
+        "patterns",
+        "record",
+        "shown",
+        "progress",
+    ),
     ("allocator", "readers"),
     ("host",),
     ("machines",),

@@ -67,6 +67,11 @@ class _Terminal:
         if self._stream is not None:
             self._stream.flush()
 
+    @property
+    def beneath(self) -> TextIO | None:
+        """The stream itself, for what draws on a terminal: that has words of ours alone."""
+        return self._stream
+
     def isatty(self) -> bool:
         return self._stream is not None and self._stream.isatty()
 

@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
     listed: list[HostRow] = []
     request = _request(options).resolved()
     as_json = options.output is not None and options.output.lower().endswith(".json")
-    progress = _Progress()
+    progress = _Progress(options.source)
     rows = None if as_json else options.output
     try:
         with _rows(rows) as writer, _executor(options) as executor:
@@ -116,12 +116,11 @@ def run(options: argparse.Namespace) -> int:
             )
     except KeyboardInterrupt:
         held = f"; {rows} has their rows" if rows and progress.hosts else ""
-        print(
-            f"{progress.gap}vmm-iova: interrupted after {progress.hosts} hosts{held}",
-            file=sys.stderr,
-        )
+        progress.close()
+        print(f"vmm-iova: interrupted after {progress.hosts} hosts{held}", file=sys.stderr)
         return 130
-    print(progress.gap, end="", file=sys.stderr)
+    finally:
+        progress.close()
     if not survey.hosts:
         raise HostUnavailableError(
             f"{', '.join(options.source)}: no snapshot in it",
@@ -198,16 +197,23 @@ def _request(options: argparse.Namespace) -> FleetRequest:
 class _Progress:
     """Counts the hosts that are done, and shows them where somebody looks on."""
 
-    def __init__(self) -> None:
+    def __init__(self, sources: list[str]) -> None:
+        from vmm_iova.fleet.sources import count_sources
+        from vmm_iova.progress import TerminalProgress
+
         self.hosts = 0
-        self.gap = ""  # what ends the line that is shown
+        self._display = TerminalProgress(
+            "fleet", getattr(sys.stderr, "beneath", None), unit="hosts"
+        )
+        self._total = count_sources(sources) if self._display.shown else None
 
     def __call__(self, done: Progress) -> None:
         self.hosts = done.hosts
-        if sys.stderr.isatty():
-            damaged = f", {done.damaged} damaged" if done.damaged else ""
-            self.gap = "\n"
-            print(f"\r{done.hosts} hosts{damaged} ", end="", file=sys.stderr, flush=True)
+        self._display(done.hosts, self._total, f"{done.damaged} damaged" if done.damaged else "")
+
+    def close(self) -> None:
+        """End the line that is shown."""
+        self._display.close()
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from vmm_iova.record import brief
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _SUFFIXES = (".json", ".txt")
 _LONGEST_NAME = 1000  # characters of a path that is shown and kept
@@ -67,7 +67,7 @@ def read_sources(
         path = Path(spec)
         prefix = f"{_shown(path.name)}/" if several else ""
         if is_there(path) and path.is_dir():
-            yield from _Walk().folder(path, prefix, _listed(path), (_identity(path.stat()),))
+            yield from _Walk(_read).folder(path, prefix, _listed(path), (_identity(path.stat()),))
         elif is_there(path) and path.is_file():
             yield from _file(path, prefix, limits or ArchiveLimits())
         else:
@@ -80,6 +80,32 @@ def read_sources(
                     known=(),
                 )
             yield SourceText(spec, text.encode())
+
+
+def count_sources(specs: Iterable[str]) -> int | None:
+    """Return how many snapshots `read_sources` will yield, or None where only reading tells.
+
+    Args:
+        specs: paths, or names of bundled hosts.
+
+    Complexity: O(entries of the folders); no file is read. An archive streams by, so it is not
+        counted.
+    """
+    count = 0
+    walk = _Walk(lambda _, name: SourceText(name, b""))
+    for spec in specs:
+        path = Path(spec)
+        try:
+            if not (is_there(path) and path.is_dir()):
+                if is_there(path) and path.name.lower().endswith((".zip", *_TARS)):
+                    return None
+                count += 1
+                continue
+            within = (_identity(path.stat()),)
+            count += sum(1 for _ in walk.folder(path, "", _listed(path), within))
+        except (HostUnavailableError, OSError):
+            return None
+    return count
 
 
 def _shown(name: str) -> str:
@@ -110,7 +136,8 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 class _Walk:
     """Reads the folders below one; what links lead to is read once, or few folders were a maze."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[Path, str], SourceText]) -> None:
+        self._read = read
         self._linked: set[tuple[int, int]] = set()
 
     def folder(
@@ -135,7 +162,7 @@ class _Walk:
         status = entry.stat()
         if not stat.S_ISDIR(status.st_mode):
             if _wanted(entry.name) and stat.S_ISREG(status.st_mode):
-                yield _read(entry, shown)
+                yield self._read(entry, shown)
             return
         itself = _identity(status)
         if entry.is_symlink():

@@ -142,11 +142,12 @@ def unmap_one(int fd, unsigned long request, dict book, unsigned int second, iov
 
 
 cdef extern from "Python.h":
+    ctypedef struct PyCodeObject  # its own type: GCC 14 takes no pointer for another
     ctypedef struct PyFrameObject
     PyFrameObject *PyEval_GetFrame()
     PyFrameObject *PyFrame_GetBack(PyFrameObject *)
     PyObject *PyFrame_GetGlobals(PyFrameObject *)
-    PyObject *PyFrame_GetCode(PyFrameObject *)
+    PyCodeObject *PyFrame_GetCode(PyFrameObject *)
     int PyFrame_GetLasti(PyFrameObject *)
 
 

@@ -15,9 +15,10 @@ from vmm_iova.mapping.dynamic import Allocator, DynamicMaps, Page, Policy
 from vmm_iova.mapping.mapped import Mapped, map_pieces
 from vmm_iova.mapping.memory import Backing, GuestMemory
 from vmm_iova.mapping.piece import Buffer, Piece
-from vmm_iova.mapping.populate import TerminalProgress, prefault
+from vmm_iova.mapping.populate import prefault
 from vmm_iova.mapping.precheck import Judge, precheck
 from vmm_iova.mapping.rehearsal import Allocations, Owned, Rehearsal, rehearse_attach
+from vmm_iova.progress import TerminalProgress
 
 __all__ = [
     "Allocations",

@@ -11,9 +11,8 @@ import ctypes
 import errno
 import os
 import queue
-import sys
 import threading
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from vmm_iova.errors import DmaError, MisalignedError, RequestError
 from vmm_iova.kernel.syscalls import PAGE_SIZE
@@ -156,37 +155,3 @@ def prefault(
         for thread in crew:
             if thread.ident is not None:
                 thread.join()
-
-
-class TerminalProgress:
-    """A progress callback that draws a bar, and does nothing where there is no terminal.
-
-    Args:
-        label: what is being done.
-        stream: where to; default standard error.
-        width: characters of the bar.
-
-    Synchronization: external.
-    """
-
-    def __init__(self, label: str, stream: TextIO | None = None, width: int = 30) -> None:
-        self._label = label
-        self._stream = stream or sys.stderr
-        self._width = width
-        self._shown = -1
-
-    def __repr__(self) -> str:
-        return f"<TerminalProgress {self._label[:60]!r}>"
-
-    def __call__(self, done: int, total: int) -> None:
-        """Draw `done` of `total` bytes."""
-        if not self._stream.isatty():
-            return
-        filled = self._width * done // max(total, 1)
-        if filled == self._shown and done < total:
-            return
-        self._shown = filled
-        bar = "#" * filled + "." * (self._width - filled)
-        last = "\n" if done >= total else ""
-        self._stream.write(f"\r{self._label} [{bar}] {done >> 20} of {total >> 20} MiB{last}")
-        self._stream.flush()
