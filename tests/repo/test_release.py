@@ -39,6 +39,11 @@ def test_citation_names_the_newest_release_and_its_date() -> None:
     assert f"\ndate-released: {date}\n" in text
 
 
+def test_debian_package_has_the_same_version() -> None:
+    text = (ROOT / "debian/changelog").read_text("utf-8")
+    assert re.match(rf"vmm-iova \({re.escape(vi.__version__)}-\d+\) ", text)
+
+
 @pytest.mark.parametrize("release", RELEASES)
 def test_parts_of_a_release_come_in_one_order(release: str) -> None:
     text = CHANGES.partition(f"## {release}\n")[2].partition("\n## ")[0]
