@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
-from vmm_iova.machines.firmware import RELEASES, Board, Firmware, windows
+from vmm_iova.machines.firmware import RELEASES, BarNeed, Board, Firmware, place, windows
 from vmm_iova.ranges import GIB, MIB
 from vmm_iova.record import record
 from vmm_iova.units import format_size
@@ -15,6 +15,7 @@ from vmm_iova.units import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vmm_iova.planning.bars import WantedBar
     from vmm_iova.planning.ram import PlacedRam
     from vmm_iova.planning.site import Site
 
@@ -106,7 +107,8 @@ def _behind_ports(site: Site, ram: PlacedRam) -> Iterator[Reason]:
     """OVMF's window is full where each device is behind a port of its own, as libvirt has them.
 
     A port's window is as large as all BARs of its device, and aligned to the largest: with a second
-    64-bit BAR it takes twice the largest. Seen on OVMF 2025.02 with eight BARs of 512 GiB.
+    64-bit BAR the next begins at twice the largest. Seen on OVMF 2022.11 and 2025.02: eight devices
+    of 512 GiB and 32 MiB leave half a TiB of 8, and each further port takes 32 GiB of it.
     """
     wanted = site.wanted
     large = [bar for bar in wanted.bars if bar.bits == 64 and bar.size >= _LARGE]
@@ -116,21 +118,28 @@ def _behind_ports(site: Site, ram: PlacedRam) -> Iterator[Reason]:
     if not named and not wanted.firmware_open:
         return
     board, ports = site.board(ram.spans), wanted.machine.pcie
-    alone = sum(bar.align for bar in large)
-    needed = 2 * alone if ports else alone
     releases = named or [item for item in RELEASES if item.kind == "ovmf"]
-    rooms = ((release, windows(release, board).high) for release in releases)
-    tight = [(release, room) for release, room in rooms if room and room.size <= needed]
+    devices = [_device(bar, port=ports) for bar in large]
+    others = [BarNeed(MIB, MIB, (BarNeed(MIB, MIB),))] * (_OTHER_PORTS if ports else 0)
+    tight = [one for one in releases if place(one, board, [*devices, *others]) is None]
     if not tight:
         return
-    release, room = tight[0]
-    alike = [str(item) for item, other in tight if other.size == room.size]
-    who = "OVMF" if len(alike) == len(releases) else ", ".join(alike)
+    release = tight[0]
+    room = windows(release, board).high
+    if room is None:
+        return
+    alike = [item for item in tight if windows(item, board).high == room]
+    who = "OVMF" if len(alike) == len(releases) else ", ".join(map(str, alike))
     # The second BAR of each is assumed: where there is room without it, it may go well.
-    finds = "finds" if room.size < alone else "may find"
+    alone = [BarNeed(bar.size, bar.align) for bar in large]
+    finds = "finds" if place(release, board, alone) is None else "may find"
+    needed = 2 * sum(bar.align for bar in large) if ports else sum(bar.align for bar in large)
     size = format_size(room.size)
     takes = f"{format_size(needed)}, and the 64-bit window has {size}"
-    if needed == room.size:
+    if place(release, board, devices) is not None:
+        spare = format_size(room.size >> 8)
+        takes = f"nearly all of the 64-bit window of {size}, and each further port {spare} of it"
+    elif needed == room.size:
         takes = f"all of the 64-bit window of {size}"
     if len(large) == 1:
         which, takes = "the BAR", f"its device{' behind a root port' * ports} takes {takes}"
@@ -145,6 +154,17 @@ def _behind_ports(site: Site, ram: PlacedRam) -> Iterator[Reason]:
         f"OVMF decides where BARs go{behind * ports}",
         _larger(site, board, release, needed),
     )
+
+
+_OTHER_PORTS = 16
+"""Root ports beside those of the devices: libvirt makes some for disks, nets and hotplug."""
+_SECOND = 32 * MIB  # the second 64-bit BAR that GPUs have
+
+
+def _device(bar: WantedBar, *, port: bool) -> BarNeed:
+    need = BarNeed(bar.size, bar.align)
+    second = BarNeed(_SECOND, _SECOND)
+    return BarNeed(bar.size + _SECOND, bar.align, (need, second)) if port else need
 
 
 def _larger(site: Site, board: Board, release: Firmware, needed: int) -> str | None:
