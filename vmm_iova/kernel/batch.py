@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "IOAS_MAP",
     "TYPE1_MAP",
+    "ioas_flags",
     "pack_ioas",
     "pack_ioas_plain",
     "pack_type1",
@@ -42,13 +43,22 @@ def pack_type1_plain(pieces: Sequence[Mappable]) -> bytearray:
     )
 
 
+def ioas_flags(fixed: bool, read: bool, write: bool) -> int:
+    """Return the flags of IOMMU_IOAS_MAP and its like."""
+    return (
+        (abi.MAP_FIXED_IOVA if fixed else 0)
+        | (abi.MAP_READABLE if read else 0)
+        | (abi.MAP_WRITEABLE if write else 0)
+    )
+
+
 def pack_ioas_plain(pieces: Sequence[Mappable], ioas_id: int) -> bytearray:
     """Return the records of IOMMU_IOAS_MAP, at fixed places, for these pieces."""
-    read, write, pack = abi.MAP_READABLE, abi.MAP_WRITEABLE, IOAS_MAP.pack
+    pack = IOAS_MAP.pack
     return bytearray().join(
         pack(
             40,
-            abi.MAP_FIXED_IOVA | (read if item.read else 0) | (write if item.write else 0),
+            ioas_flags(True, item.read, item.write),
             ioas_id,
             0,
             item.hva,

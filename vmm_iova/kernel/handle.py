@@ -151,7 +151,7 @@ def map_refusal(
 ) -> DmaError:
     """Make the error of a map call that was refused; no IOVA is "anywhere"."""
     where = "anywhere" if iova is None else f"to {iova:#x}"
-    return DmaError(
+    refusal = DmaError(
         f"the kernel does not map {size:#x} bytes at {hva:#x} {where}: {os.strerror(number)}",
         errno=number,
         ioctl=name,
@@ -160,6 +160,8 @@ def map_refusal(
         hva=hva,
         hint=hints.get(number),
     )
+    refusal.__cause__ = OSError(number, os.strerror(number))
+    return refusal
 
 
 ATTACH_HINTS: dict[int, str] = {

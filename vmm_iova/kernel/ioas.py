@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import struct
 from typing import TYPE_CHECKING, Self
 
 from vmm_iova.errors import ClosedError, DmaError, UnknownNameError
 from vmm_iova.kernel import uapi_iommufd as abi
-from vmm_iova.kernel.batch import IOAS_MAP as _MAP
-from vmm_iova.kernel.batch import pack_ioas
+from vmm_iova.kernel.batch import IOAS_MAP, ioas_flags, pack_ioas
 from vmm_iova.kernel.book import LiveMappings, caller, spot
 from vmm_iova.kernel.dirty import DirtyTables
 from vmm_iova.kernel.handle import IOMMUFD_MAP_HINTS, map_refusal
@@ -26,6 +24,7 @@ from vmm_iova.kernel.space import (
     empty,
     no_number,
     no_numbers,
+    undo_directly,
     undo_doubtful,
     unmap_directly,
     unmap_exactly,
@@ -38,10 +37,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from vmm_iova.host.facts import SpaceKind
-    from vmm_iova.kernel.book import Entry, Mappable, Spot
+    from vmm_iova.kernel.book import Mappable, Spot
     from vmm_iova.kernel.iommufd import Iommufd, VfioCdev
 
-_MAP_NAME = "IOMMU_IOAS_MAP"
+_MAP_NAME, _FILE_NAME, _COPY_NAME = "IOMMU_IOAS_MAP", "IOMMU_IOAS_MAP_FILE", "IOMMU_IOAS_COPY"
 _UNMAP = struct.Struct("=IIQQ")
 _ADDRESS = struct.Struct("=Q")
 
@@ -278,7 +277,7 @@ class Ioas:
         place = spot()
         try:
             records = pack_ioas(pieces, self.id)
-            done, number = self.iommufd.call_many(abi.IOAS_MAP, records, _MAP.size)
+            done, number = self.iommufd.call_many(abi.IOAS_MAP, records, IOAS_MAP.size)
             self.live.add_many(pieces[:done], place)
         except (struct.error, OverflowError, TypeError) as exc:
             raise no_numbers(pieces) from exc
@@ -303,45 +302,35 @@ class Ioas:
     def _map(
         self, fixed: bool, hva: Hva, size: int, iova: Iova, *, read: bool, write: bool
     ) -> Iova:
-        flags = _flags(fixed, read, write)
+        flags = ioas_flags(fixed, read, write)
         place = spot(3)
         if fixed and self.iommufd.direct:
-            self._map_directly(flags, hva, size, iova, (size, hva, read, write, place))
+            entry, book = (size, hva, read, write, place), self.live.opened(iova)
+            try:
+                number = _ioctl.map_ioas(
+                    self.iommufd.fd, abi.IOAS_MAP, book, self.id, flags, iova, hva, size, entry
+                )
+            except BaseException as exc:
+                undo_directly(self, exc, iova, entry)
+                raise
+            if number:
+                raise map_refusal(_MAP_NAME, IOMMUFD_MAP_HINTS, iova, hva, size, number)
             return iova
         try:
-            arg = bytearray(_MAP.pack(40, flags, self.id, 0, hva, size, iova))
+            arg = bytearray(IOAS_MAP.pack(40, flags, self.id, 0, hva, size, iova))
         except struct.error as exc:
             raise no_number(iova=iova, hva=hva, size=size) from exc
         try:
             self.iommufd.ioctl(abi.IOAS_MAP, arg)
-            placed: Iova = _MAP.unpack_from(arg)[6]
+            placed: Iova = IOAS_MAP.unpack_from(arg)[6]
             self.live.add(placed, size, hva, place, read=read, write=write)
         except OSError as exc:
-            where = iova if fixed else None
-            number = exc.errno or 0
+            where, number = iova if fixed else None, exc.errno or 0
             raise map_refusal(_MAP_NAME, IOMMUFD_MAP_HINTS, where, hva, size, number) from exc
         except BaseException:
-            self._undo(fixed, _MAP.unpack_from(arg)[6], size, hva, place)
+            self._undo(fixed, IOAS_MAP.unpack_from(arg)[6], size, hva, place)
             raise
         return placed
-
-    def _map_directly(self, flags: int, hva: Hva, size: int, iova: Iova, entry: Entry) -> None:
-        """Map at a fixed place through C, which notes it where the call is made."""
-        try:
-            book = self.live.opened(iova)
-            number = _ioctl.map_ioas(
-                self.iommufd.fd, abi.IOAS_MAP, book, self.id, flags, iova, hva, size, entry
-            )
-            if number:
-                raise OSError(number, os.strerror(number))
-        except OSError as exc:
-            number = exc.errno or 0
-            raise map_refusal(_MAP_NAME, IOMMUFD_MAP_HINTS, iova, hva, size, number) from exc
-        except (OverflowError, TypeError) as exc:
-            raise no_number(iova=iova, hva=hva, size=size) from exc
-        except BaseException:
-            self._undo(True, iova, size, hva, entry[4])
-            raise
 
     def _undo(self, fixed: bool, placed: Iova, size: int, hva: Hva, place: Spot) -> None:
         """Take back what an interrupted call may have mapped."""
@@ -370,16 +359,14 @@ class Ioas:
         """
         arg = abi.MAP_FILE_ARG.pack(
             size=abi.MAP_FILE_ARG.size,
-            flags=_flags(iova is not None, True, write),
+            flags=ioas_flags(iova is not None, True, write),
             ioas_id=self.id,
             fd=fd,
             start=offset,
             length=size,
             iova=iova or 0,
         )
-        return self._noted(
-            "IOMMU_IOAS_MAP_FILE", abi.IOAS_MAP_FILE, arg, iova, size, Hva(offset), write
-        )
+        return self._noted(_FILE_NAME, arg, iova, size, Hva(offset), write)
 
     def copy_from(
         self, source: Ioas, source_iova: Iova, size: int, iova: Iova | None = None
@@ -394,26 +381,20 @@ class Ioas:
         """
         arg = abi.COPY_ARG.pack(
             size=abi.COPY_ARG.size,
-            flags=_flags(iova is not None, True, True),
+            flags=ioas_flags(iova is not None, True, True),
             dst_ioas_id=self.id,
             src_ioas_id=source.id,
             length=size,
             dst_iova=iova or 0,
             src_iova=source_iova,
         )
-        return self._noted("IOMMU_IOAS_COPY", abi.IOAS_COPY, arg, iova, size, Hva(0), True)
+        return self._noted(_COPY_NAME, arg, iova, size, Hva(0), True)
 
     def _noted(
-        self,
-        name: str,
-        request: int,
-        arg: bytearray,
-        iova: Iova | None,
-        size: int,
-        hva: Hva,
-        write: bool,
+        self, name: str, arg: bytearray, iova: Iova | None, size: int, hva: Hva, write: bool
     ) -> Iova:
         """Make a call that maps and answers where, and note it."""
+        request = abi.IOAS_COPY if name == _COPY_NAME else abi.IOAS_MAP_FILE
         at = abi.COMMANDS[request].offsets["dst_iova" if request == abi.IOAS_COPY else "iova"][0]
         place = spot(3)
         try:
@@ -439,9 +420,8 @@ class Ioas:
             PartialUnmapError: it removed another number of bytes.
         """
         if self.iommufd.direct:
-            return unmap_directly(
-                self, "IOMMU_IOAS_UNMAP", (self.iommufd.fd, abi.IOAS_UNMAP, self.id), iova, size
-            )
+            call = self.iommufd.fd, abi.IOAS_UNMAP, self.id
+            return unmap_directly(self, "IOMMU_IOAS_UNMAP", call, iova, size)
         return unmap_exactly(self, "IOMMU_IOAS_UNMAP", iova, size)
 
     def unmap_range(self, iova: Iova, size: int) -> int:
@@ -456,8 +436,7 @@ class Ioas:
             raise no_number(iova=iova, size=size) from exc
         except OSError as exc:
             raise unmap_refusal("IOMMU_IOAS_UNMAP", iova, size, exc.errno or 0) from exc
-        unmapped: int = _UNMAP.unpack_from(arg)[3]
-        return unmapped
+        return int(_UNMAP.unpack_from(arg)[3])
 
     def unmap_all(self) -> int:
         """Unmap everything, also what this object does not know of; return the bytes."""
@@ -519,11 +498,3 @@ class Ioas:
         self._dirty.by_device.clear()
         self.live.clear()
         self._id = 0
-
-
-def _flags(fixed: bool, read: bool, write: bool) -> int:
-    return (
-        (abi.MAP_FIXED_IOVA if fixed else 0)
-        | (abi.MAP_READABLE if read else 0)
-        | (abi.MAP_WRITEABLE if write else 0)
-    )

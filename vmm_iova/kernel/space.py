@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmm_iova.host.facts import SpaceKind
-    from vmm_iova.kernel.book import LiveMappings, Mappable, Spot
+    from vmm_iova.kernel.book import Entry, LiveMappings, Mappable, Spot
     from vmm_iova.kernel.registers import Device
     from vmm_iova.kernel.syscalls import Kernel, LockBudget
 
@@ -206,6 +206,18 @@ def unmap_exactly(space: AddressSpace, ioctl: str, iova: Iova, size: int) -> int
             make_sure_unmapped(space, iova, size)
         raise
     return _whole(ioctl, iova, size, unmapped)
+
+
+def undo_directly(space: AddressSpace, why: BaseException, iova: Iova, entry: Entry) -> None:
+    """Take back what an interrupted call of C has mapped; a number that is none has mapped nothing.
+
+    Raises:
+        RequestError: it was such a number.
+    """
+    size, hva, read, write, place = entry
+    if isinstance(why, (OverflowError, TypeError)):
+        raise no_number(iova=iova, hva=hva, size=size) from why
+    undo_doubtful(space, [Doubtful(iova, hva, size, read, write)], place)
 
 
 def unmap_directly(

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import struct
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
 from vmm_iova.errors import DmaError, EvidenceError, UnknownNameError
 from vmm_iova.kernel import caps, uapi
-from vmm_iova.kernel.batch import TYPE1_MAP as _MAP
-from vmm_iova.kernel.batch import pack_type1
+from vmm_iova.kernel.batch import TYPE1_MAP, pack_type1
 from vmm_iova.kernel.book import LiveMappings, spot
 from vmm_iova.kernel.group import VfioGroup
 from vmm_iova.kernel.handle import ATTACH_HINTS, TYPE1_MAP_HINTS, Handle, map_refusal
@@ -28,6 +26,7 @@ from vmm_iova.kernel.space import (
     empty,
     no_number,
     no_numbers,
+    undo_directly,
     undo_doubtful,
     unmap_directly,
     unmap_exactly,
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from vmm_iova.kernel.book import Mappable
     from vmm_iova.ranges import Hva
 
-_MAP_NAME = "VFIO_IOMMU_MAP_DMA"
+_MAP_NAME, _UNMAP_NAME = "VFIO_IOMMU_MAP_DMA", "VFIO_IOMMU_UNMAP_DMA"
 _UNMAP = struct.Struct("=IIQQ")
 _HALF = Iova(1 << 63)
 
@@ -325,22 +324,25 @@ class Type1Container(Handle):
         """
         place = spot()
         flags = (uapi.MAP_READ if read else 0) | (uapi.MAP_WRITE if write else 0)
-        try:
-            if self.direct:
-                entry = (size, hva, read, write, place)
-                book = self.live.opened(iova)
+        if self.direct:
+            entry, book = (size, hva, read, write, place), self.live.opened(iova)
+            try:
                 number = _ioctl.map_type1(
                     self.fd, uapi.IOMMU_MAP_DMA, book, flags, iova, hva, size, entry
                 )
-                if number:
-                    raise OSError(number, os.strerror(number))
-            else:
-                buffer = bytearray(_MAP.pack(32, flags, hva, iova, size))
-                self.ioctl(uapi.IOMMU_MAP_DMA, buffer)
-                self.live.add(iova, size, hva, place, read=read, write=write)
+            except BaseException as exc:
+                undo_directly(self, exc, iova, entry)
+                raise
+            if number:
+                raise map_refusal(_MAP_NAME, TYPE1_MAP_HINTS, iova, hva, size, number)
+            return
+        try:
+            buffer = bytearray(TYPE1_MAP.pack(32, flags, hva, iova, size))
+            self.ioctl(uapi.IOMMU_MAP_DMA, buffer)
+            self.live.add(iova, size, hva, place, read=read, write=write)
         except OSError as exc:
             raise map_refusal(_MAP_NAME, TYPE1_MAP_HINTS, iova, hva, size, exc.errno or 0) from exc
-        except (struct.error, OverflowError, TypeError) as exc:
+        except struct.error as exc:
             raise no_number(iova=iova, hva=hva, size=size) from exc
         except BaseException:
             undo_doubtful(self, [Doubtful(iova, hva, size, read, write)], place)
@@ -360,7 +362,7 @@ class Type1Container(Handle):
         place = spot()
         try:
             records = pack_type1(pieces)
-            done, number = self.call_many(uapi.IOMMU_MAP_DMA, records, _MAP.size)
+            done, number = self.call_many(uapi.IOMMU_MAP_DMA, records, TYPE1_MAP.size)
             self.live.add_many(pieces[:done], place)
         except (struct.error, OverflowError, TypeError) as exc:
             raise no_numbers(pieces) from exc
@@ -384,10 +386,8 @@ class Type1Container(Handle):
             PartialUnmapError: it removed another number of bytes.
         """
         if self.direct:
-            return unmap_directly(
-                self, "VFIO_IOMMU_UNMAP_DMA", (self.fd, uapi.IOMMU_UNMAP_DMA, 0), iova, size
-            )
-        return unmap_exactly(self, "VFIO_IOMMU_UNMAP_DMA", iova, size)
+            return unmap_directly(self, _UNMAP_NAME, (self.fd, uapi.IOMMU_UNMAP_DMA, 0), iova, size)
+        return unmap_exactly(self, _UNMAP_NAME, iova, size)
 
     def unmap_range(self, iova: Iova, size: int, *, flags: int = 0) -> int:
         """Make the bare ioctl, without the book of live mappings; return the bytes it removed."""
@@ -397,9 +397,8 @@ class Type1Container(Handle):
         except struct.error as exc:
             raise no_number(iova=iova, size=size) from exc
         except OSError as exc:
-            raise unmap_refusal("VFIO_IOMMU_UNMAP_DMA", iova, size, exc.errno or 0) from exc
-        unmapped: int = _UNMAP.unpack_from(buffer)[3]
-        return unmapped
+            raise unmap_refusal(_UNMAP_NAME, iova, size, exc.errno or 0) from exc
+        return int(_UNMAP.unpack_from(buffer)[3])
 
     def unmap_all(self) -> int:
         """Unmap everything, also what this object does not know of; return the bytes.
@@ -421,8 +420,7 @@ class Type1Container(Handle):
         top = ADDRESS_LAST + 1 - self.facts().granule
         steps = [
             *((item.range.start, item.range.size) for item in across),
-            (0, _HALF),
-            (_HALF, top - _HALF),
+            *((0, _HALF), (_HALF, top - _HALF)),
         ]
         return sum(self._unmap_and_forget(Iova(start), size) for start, size in steps)
 
