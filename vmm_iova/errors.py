@@ -39,10 +39,7 @@ class ExitCode(IntEnum):
     UNAVAILABLE = 6, "a source is missing or may not be read"
     KERNEL = 7, "the kernel refused"
     ENGINE = 8, "the engine that was asked for is not available"
-    UNSETTLED = (
-        9,
-        "the facts do not settle it: no evidence for the aperture, or causes that are only likely",
-    )
+    UNSETTLED = 9, "the facts do not settle it: no evidence for the aperture, or only likely causes"
     DEFECT = 70, "a defect of this program"
 
     def __new__(cls, number: int, meaning: str) -> Self:  # noqa: D102
@@ -475,8 +472,7 @@ class MappingError(DmaError):
 
     def _complete(self) -> None:
         super()._complete()
-        if self.left:
-            self.detail = "still mapped: " + _listed(self.left)
+        self.detail = f"still mapped: {_listed(self.left)}" if self.left else self.detail
 
 
 class UndoError(IovaError):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from fuzz.kit import NAMES
 from vmm_iova.diagnosis.diagnose import diagnose
-from vmm_iova.diagnosis.error_lines import MOST_FAILURES, parse_reports
+from vmm_iova.diagnosis.error_lines import parse_reports
+from vmm_iova.diagnosis.failure import MOST_FAILURES
 from vmm_iova.errors import IovaError
 from vmm_iova.host.load import load_host
 from vmm_iova.report.diagnosis import diagnosis_data, show_diagnosis

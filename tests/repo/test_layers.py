@@ -185,6 +185,11 @@ def test_file_names_its_licence_and_says_what_it_is() -> None:
     assert silent == []
 
 
+def test_file_of_the_package_has_at_most_500_lines() -> None:
+    lines = {path.name: len(path.read_text("utf-8").splitlines()) for path in SOURCES}
+    assert {name: count for name, count in lines.items() if count > 500} == {}
+
+
 def test_public_names_are_sorted_and_exist() -> None:
     assert vi.__all__ == sorted(vi.__all__)
     assert [name for name in vi.__all__ if not hasattr(vi, name)] == []

@@ -18,7 +18,8 @@ from vmm_iova.cli.parser import command
 from vmm_iova.diagnosis.clues import Clues
 from vmm_iova.diagnosis.diagnose import diagnose
 from vmm_iova.diagnosis.errnos import NAMES, errno_name
-from vmm_iova.diagnosis.error_lines import Failure, Report, parse_reports
+from vmm_iova.diagnosis.error_lines import Report, parse_reports
+from vmm_iova.diagnosis.failure import Failure
 from vmm_iova.diagnosis.places import clue_host
 from vmm_iova.diagnosis.why import Api, Op, Why
 from vmm_iova.errors import EvidenceError, HostDataError, HostUnavailableError, RequestError

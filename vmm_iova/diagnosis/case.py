@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vmm_iova.diagnosis.causes import Rule
     from vmm_iova.diagnosis.check import Verdict
     from vmm_iova.diagnosis.clues import Clues
-    from vmm_iova.diagnosis.error_lines import Failure
+    from vmm_iova.diagnosis.failure import Failure
     from vmm_iova.host.usable import Usable
 
 ORDERLY = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmm_iova.diagnosis.advice import actions, others_of_group, settling
+from vmm_iova.diagnosis.advice import actions, others_of_group
 from vmm_iova.diagnosis.case import Case
 from vmm_iova.diagnosis.causes import SLOT_MAX
 from vmm_iova.diagnosis.error_lines import parse_reports
@@ -18,6 +18,7 @@ from vmm_iova.diagnosis.findings import Diagnosis
 from vmm_iova.diagnosis.headline import headline
 from vmm_iova.diagnosis.meaning import meaning
 from vmm_iova.diagnosis.places import CLIENT_BITS, CORE_BITS, is_bar, judge_place
+from vmm_iova.diagnosis.settling import settling
 from vmm_iova.diagnosis.why import Api, Certainty, Op, Part, Why
 from vmm_iova.errors import HostDataError
 from vmm_iova.host.facts import Platform, RegionKind
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
     from vmm_iova.diagnosis.causes import Rule
     from vmm_iova.diagnosis.clues import Clues
-    from vmm_iova.diagnosis.error_lines import Failure, Report
+    from vmm_iova.diagnosis.error_lines import Report
+    from vmm_iova.diagnosis.failure import Failure
     from vmm_iova.host.usable import Usable
 
 _SURE, _LIKELY, _POSSIBLE = Certainty.CERTAIN, Certainty.LIKELY, Certainty.POSSIBLE

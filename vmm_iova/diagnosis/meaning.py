@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmm_iova.diagnosis.causes import Rule
-    from vmm_iova.diagnosis.error_lines import Failure
+    from vmm_iova.diagnosis.failure import Failure
 
 
 def meaning(call: Failure, rules: Sequence[Rule]) -> str:

@@ -454,26 +454,18 @@ def _kernel_ranges(reading: _Reading, notes: list[Note]) -> tuple[KernelRanges, 
 
 
 def _unread_note(reading: _Reading) -> list[Note]:
-    skipped = (
-        [
-            Note(
-                f"{reading.name}: {reading.log_lines} other kernel log lines were passed over",
-                False,
-            )
-        ]
-        if reading.log_lines
-        else []
-    )
+    notes = []
+    if reading.log_lines:
+        passed = f"{reading.log_lines} other kernel log lines were passed over"
+        notes.append(Note(f"{reading.name}: {passed}", False))
     if not reading.unread:
-        return skipped
+        return notes
     number, line = reading.unread[0]
     count = len(reading.unread)
     numbers = ", ".join(str(n) for n, _ in reading.unread[:8]) + (", ..." if count > 8 else "")
     what = f"line {number} was" if count == 1 else f"{count} lines ({numbers}) were"
-    return [
-        *skipped,
-        Note(f"{reading.name}: {what} not understood, the first being {shorten(line)!r}"),
-    ]
+    said = f"{reading.name}: {what} not understood, the first being {shorten(line)!r}"
+    return [*notes, Note(said)]
 
 
 def _no_facts(reading: _Reading, text: str) -> HostDataError:
