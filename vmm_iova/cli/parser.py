@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -70,8 +72,29 @@ EXAMPLES = {
 _CHOICE = regex(r"invalid choice: '(?P<given>[^']{1,60})' \(choose from (?P<known>.*)\)")
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """argparse's own, without shutil and its compressors: one is made for each option."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+@cache
+def _columns() -> int:
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size().columns or 80
+    except OSError:
+        return 80
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose complaint looks like every other one of ours."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"formatter_class": _Help, **options})
 
     def error(self, message: str) -> NoReturn:
         """Refuse with one sentence and a hint.
@@ -101,7 +124,6 @@ def command(
         help=about,
         description=f"{about[0].upper()}{about[1:]}.",
         epilog=f"examples:\n{shown}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
     return parser
@@ -125,7 +147,6 @@ def make_parser(
         prog="vmm-iova",
         description="Where guest memory may go on a host, where it goes, and why not elsewhere.",
         epilog=f"exit status:\n{codes}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, help="show program's version number and exit")
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)

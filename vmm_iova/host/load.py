@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 from pathlib import Path
@@ -168,6 +167,8 @@ def _find(text: str) -> tuple[str, str, int | None]:
             f"{shorten(one_line(text))} does not exist", source=text, errno=errno.ENOENT
         )
     known = bundled_hosts()
+    import difflib  # for a mistake alone
+
     close = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
     raise UnknownNameError(
         f"{shorten(text)!r} is no file, no directory and no bundled host",

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -135,6 +134,8 @@ def load_machine(name: str | os.PathLike[str]) -> Machine:
         if text in model.aliases:
             return model
     _refuse_property(text)
+    import difflib  # for a mistake alone
+
     close = difflib.get_close_matches(text, known, n=1, cutoff=0.4)
     raise UnknownNameError(
         f"there is no machine model {text!r}",

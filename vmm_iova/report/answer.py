@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-import textwrap
 from typing import TYPE_CHECKING, Any, Literal
 
 from vmm_iova.plain import for_terminal
@@ -116,6 +115,8 @@ def wrapped(text: str, *, indent: int) -> list[str]:
     except (OSError, ValueError):
         columns = _COLUMNS
     width = min(columns or _COLUMNS, _COLUMNS)
+    import textwrap  # on a terminal alone
+
     return textwrap.wrap(
         text,
         width,
