@@ -50,7 +50,7 @@ def fill(
     """
     left = [item for item in remedy.ways if only is None or item[0] in only]
     ways = [item for item in left if item[0] == program] or left
-    idle = remedy.startswith("nothing")  # which nobody has to try
+    idle = remedy.startswith(("nothing", "no setting"))  # which nobody has to try
     mark = "" if remedy.tried or ways or idle else NOT_TRIED
     return Advice(
         remedy.format(**numbers) + mark,
