@@ -8,6 +8,7 @@ import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -107,7 +108,15 @@ def _nodes(path: Path) -> tuple[ast.AST, ...]:
     text = path.read_text("utf-8")
     if path.suffix == ".pyx":  # Cython is not Python: of it, the lines that are
         text = "\n".join(re.findall(r"^from vmm_iova\S* import [\w, ]+$", text, re.MULTILINE))
-    return tuple(ast.walk(ast.parse(text)))
+    return tuple(_statements(ast.parse(text)))
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """A node and the statements below: what stands in expressions imports nothing."""
+    yield node
+    for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+        for child in getattr(node, name, ()):
+            yield from _statements(child)
 
 
 def _imports(path: Path) -> set[str]:
@@ -119,7 +128,7 @@ def _late_imports(path: Path) -> set[str]:
     """Modules of ours that a file imports inside of functions."""
     kinds = ast.FunctionDef | ast.AsyncFunctionDef
     functions = [node for node in _nodes(path) if isinstance(node, kinds)]
-    return set().union(*(_targets(node) for item in functions for node in ast.walk(item)))
+    return set().union(*(_targets(node) for item in functions for node in _statements(item)))
 
 
 def test_module_imports_only_from_its_own_wing_or_from_wings_before_it() -> None:
