@@ -866,3 +866,21 @@ def test_memory_slot_beyond_an_unknown_cpu_names_what_would_settle_it_and_the_bi
     known = diagnose(call, Clues(cpu_bits=39))
     assert known.settled
     assert "46 physical address bits instead of 39" in known.fixes[-1]
+
+
+@pytest.mark.parametrize(
+    ("program", "machine"), [("", "virt"), ("qemu-system-x86_64: ", "q35"), ("crosvm: ", "crosvm")]
+)
+def test_plan_that_is_advised_is_for_the_program_or_else_for_the_host(
+    program: str, machine: str
+) -> None:
+    arm = vi.load_host("arm-hisilicon-d05-group3").usable(aperture=48)
+    line = f"{program}vfio_dma_map(0x1, 0x8000000, 0x1000, 0x2) = -22 (Invalid argument)"
+    if program.startswith("crosvm"):
+        arm = vi.load_host("amd-epyc-1tb").usable()
+        line = "crosvm: VFIO_IOMMU_MAP_DMA failed: EINVAL iova=0xfd00000000 size=0x1000"
+    (found,) = vi.explain(line, arm)
+
+    advised = [str(item) for item in found.fixes if "vmm-iova plan" in str(item)]
+    assert all(f"--machine {machine} " in item for item in advised)
+    assert advised or machine == "crosvm"

@@ -142,6 +142,8 @@ def machine_of(case: Case) -> str:
     """Name the machine model of the program that failed."""
     text, qemu = case.failure.text, case.clues.qemu
     arch = qemu.arch if qemu is not None else None
+    if arch is None and case.usable is not None and "qemu-system-" not in text:
+        arch = case.usable.arch  # with KVM a guest is what its host is
     for name, machine in (("aarch64", "virt"), ("riscv64", "riscv-virt"), ("s390x", "s390x")):
         if arch == name or f"qemu-system-{name}" in text:
             return machine
