@@ -12,10 +12,10 @@ PLAN = ("plan", "--host", "amd-epyc-1tb", "--machine", "q35", "--ram", "64G")
 
 
 def loaded(*arguments: str) -> set[str]:
-    """Modules in memory when the command ends, ours without the package's name."""
+    """Modules that the command brings into memory, ours without the package's name."""
     script = (
-        "import sys\nfrom vmm_iova.cli import main\n"
-        "try:\n    main(sys.argv[1:])\nfinally:\n    print('loaded', *sys.modules)"
+        "import sys\nbefore = set(sys.modules)\nfrom vmm_iova.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nfinally:\n    print('loaded', *set(sys.modules) - before)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
