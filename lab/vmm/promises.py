@@ -97,6 +97,17 @@ def _cpu_bits(words: str, bits: int | None) -> Callable[[Qemu], str | None]:
     return check
 
 
+def _hidden(qemu: Qemu) -> str | None:
+    """The guest is not told that it runs on KVM; without KVM the property alone is looked at."""
+    qmp = _run(qemu, "-M q35 -m 1G -cpu max,kvm=off")
+    try:
+        path = qmp.ask("query-cpus-fast")[0]["qom-path"]
+        shown = qmp.ask("qom-get", path=path, property="kvm")
+        return None if shown is False else f"kvm is {shown}"
+    finally:
+        qmp.close()
+
+
 def _device(words: str, **wanted: Any) -> Callable[[Qemu], str | None]:
     """The device is there, with these properties."""
 
@@ -183,6 +194,7 @@ PROMISES: dict[str, Promise] = {
         _cpu_bits("-cpu host,host-phys-bits=on", None), kvm=True
     ),
     "-cpu host": Promise(_cpu_bits("-cpu host", None), kvm=True),
+    "-cpu host,kvm=off": Promise(_hidden),
     "-cpu MODEL,phys-bits={bits}": Promise(_cpu_bits("-cpu EPYC,phys-bits=42", 42)),
     "-cpu EPYC": Promise(_moved),
     "-machine pc-q35-7.1": Promise(_moved),
