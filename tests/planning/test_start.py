@@ -528,7 +528,7 @@ MIB = 1 << 20
             "locked memory", {"locked_bytes": GIB + 1}, {"limits": vi.Limits(9, GIB)},
             "not ok", "", "ulimit -l 2097153 (KiB), LimitMEMLOCK=2147483649 ",
         ),
-        ("locked memory", {"locked_bytes": 1}, {"limits": vi.Limits(9, 0)}, "not ok", "1 B, ", None),
+        ("locked memory", {"locked_bytes": 1}, {"limits": vi.Limits(9, 0)}, "not ok", "1 B", None),
         (
             "locked memory", {"locked_bytes": GIB, "containers": 1}, {"limits": vi.Limits(9, -1)},
             "ok", "1 GiB, and there is no limit", None,
