@@ -10,7 +10,8 @@ import pytest
 
 import vmm_iova as vi
 from vmm_iova.host.text import parse_text
-from vmm_iova.planning.request import Wanted, bare_usable, resolve
+from vmm_iova.planning.ram import _in_one, _of_nodes
+from vmm_iova.planning.request import Wanted, WantedNode, bare_usable, resolve
 from vmm_iova.planning.site import Site, site_of
 from vmm_iova.ranges import ADDRESS_LAST, GIB, KIB, MIB, TIB, AddrRange
 
@@ -318,3 +319,116 @@ def test_firmware_finds_ram_below_and_above_4_gib(
     assert (board.low_end, board.high_end, board.reserved_end, board.bits) == ends
     assert board.q35
     assert not site("i440fx").board([AddrRange(*spans[0])]).q35
+
+
+# -- RAM in pieces ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ram", "must"),
+    [
+        (MIB // 2, [(0, MIB // 2 - 1)]),
+        (MIB, [(0, MIB - 1)]),
+        (8 * GIB, [(0, MIB - 1)]),
+        (4096, [(0, 4095)]),
+    ],
+)
+def test_ram_that_a_machine_needs_is_no_more_than_there_is(
+    ram: int, must: list[tuple[int, int]]
+) -> None:
+    found = [(span.start, span.last) for _, span in site("q35", ram=ram).required()]
+    assert found == must
+
+
+@pytest.mark.parametrize(("low", "high"), [(2 * GIB, 4096), (GIB, GIB), (GIB, 1)])
+def test_each_window_needs_its_own_part_of_what_is_left(low: int, high: int) -> None:
+    machine = vi.load_machine("own-x86")
+    first, second = machine.ram
+    both = (replace(first, whole_below=None, required=MIB), replace(second, required=GIB))
+    here = site(replace(machine, ram=both), ram=8 * GIB)  # type: ignore[arg-type]
+    size = here.windows[0].range.size
+    some = replace(here, wanted=replace(here.wanted, ram=size + high))
+    spans = [(span.start, span.last) for _, span in some.required()]
+    assert spans == [(0, MIB - 1), (4 * GIB, 4 * GIB + min(high, GIB) - 1)]
+    alone = replace(here, wanted=replace(here.wanted, ram=size))
+    assert [span.start for _, span in alone.required()] == [0]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "span", "offset", "parts"),
+    [
+        ([4, 4], (100, 107), 0, [(100, 103, 0), (104, 107, 1)]),
+        ([4, 4], (100, 103), 0, [(100, 103, 0)]),
+        ([4, 4], (100, 103), 4, [(100, 103, 1)]),
+        ([4, 4], (100, 102), 3, [(100, 100, 0), (101, 102, 1)]),
+        ([4, 1, 4], (100, 108), 0, [(100, 103, 0), (104, 104, 1), (105, 108, 2)]),
+        ([1, 8], (100, 100), 0, [(100, 100, 0)]),
+        ([1, 8], (100, 100), 1, [(100, 100, 1)]),
+    ],
+)
+def test_span_is_cut_where_a_node_ends(
+    nodes: list[int], span: tuple[int, int], offset: int, parts: list[tuple[int, int, int]]
+) -> None:
+    here = site("s390x")
+    all_ = tuple(WantedNode(str(n), size, 1, None) for n, size in enumerate(nodes))
+    here = replace(here, wanted=replace(here.wanted, nodes=all_))
+    found = [
+        (at.start, at.last, int(node or 0))
+        for at, node in _of_nodes(here, AddrRange(*span), offset)
+    ]
+    assert found == parts
+
+
+@pytest.mark.parametrize(
+    ("ram", "align", "start"),
+    [
+        (GIB, 4096, GIB),
+        (GIB - 4096, 4096, 2 * MIB),
+        (2 * MIB, 4096, 2 * MIB),
+        (2 * MIB - 4096, 4096, 4096),
+        (GIB, GIB, GIB),
+        (GIB, 2 * GIB, 2 * GIB),
+        (2 * MIB, 2 * MIB, 2 * MIB),
+    ],
+)
+def test_iovas_of_ram_in_one_piece_suit_the_largest_page_that_it_fills(
+    ram: int, align: int, start: int
+) -> None:
+    allocator = vi.IovaAllocator(vi.RangeSet([AddrRange(0, (1 << 40) - 1)]), granule=4096)
+    assert _in_one(allocator, ram, align) == start
+    tight = vi.IovaAllocator(vi.RangeSet([AddrRange(0x5000, 0x5000 + 4 * MIB - 1)]), granule=4096)
+    assert _in_one(tight, 4 * MIB, 4096) == 0x5000
+
+
+CUT = parse_text(
+    "0x0 - 0xffffffff\n0x140000000 - 0x17fffffff\n0x1c0000000 - 0xffffffffff\n", "l", "iova_ranges"
+)[0].usable(granule=4096)
+
+
+@pytest.mark.parametrize(
+    ("gib", "policy", "starts"),
+    [
+        # RAM of own-arm begins at 1 GiB; a move is to the lowest whole GiB where all of it fits.
+        (3, "move", [1]),
+        (4, "move", [7]),
+        (4, "split", [1, 5]),
+        (5, "split", [1, 5, 7]),
+        (249, "move", [7]),
+    ],
+)
+def test_ram_is_moved_to_the_lowest_gib_where_all_of_it_fits(
+    gib: int, policy: Any, starts: list[int]
+) -> None:
+    layout = vi.plan(vi.Guest("own-arm", f"{gib}G", pci64=0), CUT, policy)
+    assert [item.place.start // GIB for item in layout.ram] == starts
+
+
+def test_ram_that_fits_nowhere_is_not_moved() -> None:
+    top = 1024 - 7
+    guest = vi.Guest("own-arm", f"{top}G", pci64=0)
+    assert vi.plan(guest, CUT, "move").ram[0].place.last == (1 << 40) - 1
+    with pytest.raises(vi.PlanError):
+        vi.plan(replace(guest, ram=top * GIB + 4096), CUT, "move")
+    assert len(vi.plan(replace(guest, ram=(top + 4) * GIB), CUT, "split").ram) == 3
+    with pytest.raises(vi.PlanError, match="4 KiB too much"):
+        vi.plan(replace(guest, ram=(top + 4) * GIB + 4096), CUT, "split")
