@@ -308,3 +308,86 @@ def test_window_of_ovmf_that_is_full_is_said(
     assert bool(found) is (said is not None), found
     if said is not None:
         assert said in found[0]
+
+
+# -- what a VMM has to be told ---------------------------------------------------------------------
+
+THIS_WIDE = "QEMU: -cpu host, or -cpu MODEL,phys-bits="
+HOLE64 = "QEMU: -global q35-pcihost.pci-hole64-size="
+STAYS = (
+    "RAM stays where it is if the area for plugged memory (maxmem less RAM, and 1 GiB a slot) is "
+)
+ENDS = (
+    " ends beyond 0x7fffffffff, the last that devices reach, and left to itself the VMM gives out"
+)
+
+
+@pytest.mark.parametrize(
+    ("machine", "how", "told"),
+    [
+        ("q35", {}, []),
+        ("q35", {"phys_bits": 40}, []),  # as many as a CPU model has by itself
+        ("q35", {"phys_bits": 41}, [f"{THIS_WIDE}41"]),
+        ("q35", {"ram": "988G"}, []),  # with its window it ends at 1 TiB
+        ("q35", {"ram": "991G"}, [f"{THIS_WIDE}41"]),
+        ("q35", {"pci64": "64G"}, [f"{HOLE64}64G"]),
+        ("q35", {"pci64": "65537M"}, [f"{HOLE64}65537M"]),
+        ("q35", {"pci64": 0}, [f"{HOLE64}0"]),
+        ("cloud-hypervisor", {"pci64": 0}, []),
+        ("q35", {"max_ram_below_4g": "1G"}, [f"QEMU: -machine max-ram-below-4g={GIB}"]),
+        (
+            "q35", {"firmware": "ovmf", "ovmf_window": "64G"},
+            ["QEMU: -fw_cfg name=opt/ovmf/X-PciMmio64Mb,string=65536"],
+        ),
+    ],
+)  # fmt: skip
+def test_vmm_is_told_what_it_does_not_have_by_itself(
+    machine: str, how: dict[str, Any], told: list[str]
+) -> None:
+    assert list(vi.plan(vi.Guest(machine, **{"ram": "8G", **how}), ALL).settings) == told
+
+
+@pytest.mark.parametrize(
+    ("machine", "how", "usable", "noted"),
+    [
+        ("own-x86", {"bars": [vi.Bar("a", "16G")]}, ALL, None),
+        (
+            "own-x86", {"bars": [vi.Bar("a", "64G")]}, ALL,
+            "the 64-bit PCI window is 64GiB for the BARs: its 64-bit PCI window: 64G",
+        ),
+        ("own-x86", {"bars": [vi.Bar("a", "32G")], "pci64": "64G"}, ALL, None),
+        ("q35", {"maxmem": "9G"}, ALL, None),
+        ("q35", {"maxmem": "9G", "cpu": "amd"}, ALL, f"{STAYS}970 GiB or less"),
+        (
+            "q35", {"ram": f"{FREE - 1}G", "maxmem": f"{FREE}G", "cpu": "amd"}, ALL,
+            f"{STAYS}1 GiB or less",
+        ),
+        ("q35", {"ram": f"{FREE}G", "maxmem": f"{FREE + 1}G", "cpu": "amd"}, ALL, None),
+        ("crosvm", {"phys_bits": 39}, NARROW, None),
+        (
+            "crosvm", {"phys_bits": 40}, NARROW,
+            f"the 64-bit PCI window 0x238000000-0xffffffffff{ENDS}",
+        ),
+        (
+            "crosvm", {"phys_bits": 40}, _listed((0, (1 << 39) - 0x1001)),
+            "the 64-bit PCI window 0x238000000-0xffffffffff ends beyond 0x7ffffeffff",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_person_may_not_expect_is_noted(
+    machine: str, how: dict[str, Any], usable: vi.Usable, noted: str | None
+) -> None:
+    notes = [
+        note.text
+        for note in vi.plan(vi.Guest(machine, **{"ram": "8G", **how}), usable).notes
+        if note.text.startswith(("the 64-bit PCI window", "RAM stays"))
+    ]
+    assert [text[: len(noted or "")] for text in notes] == ([] if noted is None else [noted])
+
+
+@pytest.mark.parametrize(
+    ("last", "bits"), [((1 << 39) - 1, 39), ((1 << 39) - 0x1001, 38), (1 << 39 | 0xFFF, 39)]
+)
+def test_bits_that_keep_a_window_below_are_those_that_devices_reach(last: int, bits: int) -> None:
+    layout = vi.plan(vi.Guest("cloud-hypervisor", "8G", phys_bits=46), _listed((0, last)))
+    assert any(f"--cpus max_phys_bits={bits} keeps them" in note.text for note in layout.notes)
