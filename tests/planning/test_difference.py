@@ -16,6 +16,7 @@ from vmm_iova.host.host import Host
 from vmm_iova.host.text import parse_text
 from vmm_iova.planning.difference import (
     Difference,
+    _with_cause,
     compare_hosts,
     compare_layouts,
     host_changes,
@@ -360,3 +361,15 @@ def test_first_guest_that_sees_a_difference_is_found_to_a_mib(
     host = _open("h", groups=0)
     found = host_changes(host, host, left, right, machine="own-x86")
     assert found == (() if said is None else (said,))
+
+
+def test_range_of_one_host_alone_has_two_causes_of_the_other_at_most() -> None:
+    spans = (AddrRange(0x1000_0000 * n, 0x1000_0000 * n + 0xFFF) for n in (1, 2, 3))
+    regions = [
+        ReservedRegion(s, RegionKind.RESERVED, "reserved", Source("r", 1), "1") for s in spans
+    ]
+    other = _open("b", *regions).usable(aperture=40)
+    text = _with_cause(AddrRange(0, 0xFFFF_FFFF), other)
+    assert text.count("reserved region") == 2
+    assert "0x10000000-0x10000fff" in text
+    assert "0x20000000-0x20000fff" in text

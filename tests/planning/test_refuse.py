@@ -251,3 +251,35 @@ def test_bar_is_tried_in_place_of_another_also_behind_a_port() -> None:
         changed = trials.with_bar(bar, replace(bar, name="new")).bars
         names = [each.name for one in changed for each in one.each]
         assert names == [x.name if x.name != bar.name else "new" for x in (*port.behind, lone)]
+
+
+@pytest.mark.parametrize(
+    ("bits", "firmware", "kinds"),
+    [
+        # The guest has 46 address bits, the host fewer; no guest starts with less than 36.
+        (35, "ovmf", ["mark it"]),
+        (36, "ovmf", ["--ovmf-window 32768MiB", "--phys-bits 36", "mark it"]),
+        (36, "ovmf-2022.11", ["--phys-bits 36", "mark it"]),
+        (36, "seabios", ["--phys-bits 36", "--firmware seabios-1.16.2", "mark it"]),
+        (36, "seabios-1.16.3", ["--phys-bits 36", "mark it"]),
+        (45, "ovmf-2022.11", ["--phys-bits 45", "mark it"]),
+    ],
+)
+def test_bar_that_firmware_puts_beyond_the_host_is_brought_below(
+    bits: int, firmware: str, kinds: list[str]
+) -> None:
+    bars = [vi.Bar("a", "8G", required=True), vi.Bar("b", "32M", bits=32)]
+    guest = vi.Guest("q35", "4G", firmware=firmware, phys_bits=46, bars=bars)
+    with pytest.raises(vi.PlanError) as caught:
+        vi.plan(guest, _site(guest, f"0x0 - {(1 << bits) - 1:#x}\n").host)
+    tried = ("--ovmf-window", "--phys-bits", "--firmware", "mark it")
+    found = [fix for fix in caught.value.fixes if fix.startswith(tried)]
+    assert [fix[: len(kind)] for fix, kind in zip(found, kinds, strict=True)] == kinds
+
+
+def test_window_that_ovmf_is_told_is_for_the_64_bit_bars() -> None:
+    bars = [vi.Bar("a", "64G", required=True), vi.Bar("b", "32M", bits=32)]
+    guest = vi.Guest("q35", "4G", firmware="ovmf", phys_bits=46, bars=bars)
+    with pytest.raises(vi.PlanError) as caught:
+        vi.plan(guest, _site(guest, "0x0 - 0x7fffffffff\n").host)
+    assert caught.value.fixes[0].startswith("--ovmf-window 65536MiB (")

@@ -586,3 +586,10 @@ def test_huge_pages_are_enough_exactly(free: int, state: str) -> None:
     host = ready(state=replace(GOOD, huge_pages=pools))
     found = row(asked(host, NIC, guest=vi.Guest("q35", "2G", page_size="1G")), "huge pages")
     assert (found.state, found.text) == (state, f"2 of 1 GiB, {free} free")
+
+
+def test_groups_are_named_one_or_several() -> None:
+    assert row(asked(ready(), NIC), "group").text == "no host driver has another device of group 2"
+    host = with_device(with_device(ready(), AUDIO, driver="vfio-pci"), PORT, driver="vfio-pci")
+    both = row(asked(with_device(host, GPU, driver="vfio-pci"), NIC, GPU), "group").text
+    assert both == "no host driver has another device of groups 1, 2"

@@ -432,3 +432,44 @@ def test_ram_that_fits_nowhere_is_not_moved() -> None:
     assert len(vi.plan(replace(guest, ram=(top + 4) * GIB), CUT, "split").ram) == 3
     with pytest.raises(vi.PlanError, match="4 KiB too much"):
         vi.plan(replace(guest, ram=(top + 4) * GIB + 4096), CUT, "split")
+
+
+@pytest.mark.parametrize(("start", "fits"), [(0, True), (1, False)])
+def test_ram_of_chosen_iovas_ends_at_the_guests_last_address(start: int, fits: bool) -> None:
+    machine = vi.load_machine("s390x")
+    (window,) = machine.ram
+    moved = replace(window, range=AddrRange(start * GIB, window.range.last))
+    guest = vi.Guest(replace(machine, ram=(moved,)), 4 * GIB, phys_bits=32)
+    if fits:
+        assert vi.plan(guest, ALL).ram[0].gpa == AddrRange(0, 4 * GIB - 1)
+        return
+    with pytest.raises(vi.PlanError, match="ends beyond guest physical") as caught:
+        vi.plan(guest, ALL)
+    assert caught.value.reasons[0].fits == 3 * GIB
+
+
+MANY = [(4 + 2 * n, 5 + 2 * n) for n in range(14)]  # of 1 GiB each, in GiB
+
+
+@pytest.mark.parametrize(
+    ("ranges", "ram", "pieces"),
+    [
+        # A large range behind many small ones holds all that is not low.
+        ([(0, 2), *MANY, (40, 60)], "10G", [(0, 2), (40, 48)]),
+        # The two largest, in order; of equal cost the lower.
+        ([(0, 2), (4, 5), (6, 10), (12, 13), (14, 18)], "10G", [(0, 2), (6, 10), (14, 18)]),
+        ([(0, 2), (4, 8), (9, 13)], "5G", [(0, 2), (4, 7)]),
+        # A guest that would be whole below the gap spills over it, past the small ranges.
+        ([(0, 1), (1.125, 1.25), (1.5, 1.75), (4, 8)], "2.5G", [(0, 1), (4, 5.5)]),
+        # What the machine needs stays, also where it is small.
+        ([(0, 0.25), (4, 8)], "3G", [(0, 0.25), (4, 6.75)]),
+    ],
+)
+def test_fewest_pieces_are_in_the_largest_ranges(
+    ranges: list[tuple[float, float]], ram: str, pieces: list[tuple[float, float]]
+) -> None:
+    text = "".join(f"{int(a * GIB):#x} - {int(b * GIB) - 1:#x}\n" for a, b in ranges)
+    usable = parse_text(text, "l", "iova_ranges")[0].usable(granule=4096)
+    layout = vi.plan(vi.Guest("own-x86", ram, pci64=0), usable, "split", prefer="fewest")
+    found = [(item.place.start / GIB, (item.place.last + 1) / GIB) for item in layout.ram]
+    assert found == pieces
