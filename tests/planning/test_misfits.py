@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -391,3 +392,61 @@ def test_what_a_person_may_not_expect_is_noted(
 def test_bits_that_keep_a_window_below_are_those_that_devices_reach(last: int, bits: int) -> None:
     layout = vi.plan(vi.Guest("cloud-hypervisor", "8G", phys_bits=46), _listed((0, last)))
     assert any(f"--cpus max_phys_bits={bits} keeps them" in note.text for note in layout.notes)
+
+
+def test_option_of_a_machine_may_count_its_window_in_mib() -> None:
+    options = (("pci64", "window {mib} MiB"), ("pci64_none", "no window"))
+    machine = replace(vi.load_machine("own-x86"), options=options)
+    assert vi.plan(vi.Guest(machine, "8G", pci64="3G"), ALL).settings == ("window 3072 MiB",)
+    assert vi.plan(vi.Guest(machine, "8G", pci64=0), ALL).settings == ("no window",)
+    grown = vi.plan(vi.Guest(machine, "4G", bars=[vi.Bar("a", "64G")]), ALL)
+    assert any(note.text.endswith(": window 124928 MiB") for note in grown.notes)
+
+
+@pytest.mark.parametrize(
+    ("free", "start"),
+    [
+        # The area of 2 GiB for plugged memory begins where RAM ends, at 8 GiB; a hole from 9 on.
+        ((0, 10 * GIB - 1), 8),
+        ((12 * GIB, 14 * GIB - 1), 12),
+        ((12 * GIB, 14 * GIB - 4097), None),
+        ((12 * GIB + 4096, 15 * GIB - 1), 13),
+    ],
+)
+def test_area_for_plugged_memory_goes_to_the_first_range_that_holds_it(
+    free: tuple[int, int], start: int | None
+) -> None:
+    usable = _listed((0, 9 * GIB - 1), free) if free[0] else _listed(free)
+    guest = vi.Guest("own-x86", "6G", maxmem="8G", pci64=0)
+    if start is None:
+        with pytest.raises(vi.PlanError, match="memory plugged in later at 0x200000000-"):
+            vi.plan(guest, usable, "split")
+        return
+    (area,) = [i for i in vi.plan(guest, usable, "split").items if i.kind.value == "room"]
+    assert (area.place, area.required) == (AddrRange.from_size(start * GIB, 2 * GIB), True)
+    assert (area.start_cause is None) is (start == 8)
+
+
+@pytest.mark.parametrize(
+    ("last", "align", "place", "most"),
+    [
+        (20, 1, (12, 16), None),
+        (16, 1, (12, 16), None),
+        (15, 1, None, "3GiB"),
+        (20, 8, (16, 20), None),
+        (19, 8, None, "3GiB"),
+    ],
+)
+def test_room_is_kept_right_above_everything(
+    last: int, align: int, place: tuple[int, int] | None, most: str | None
+) -> None:
+    guest = vi.Guest("own-x86", "10G", pci64=0, rooms=[vi.Room("r", "4G", f"{align}G")])
+    usable = _listed((0, last * GIB - 1))
+    if place is not None:
+        (room,) = [i for i in vi.plan(guest, usable, "split").items if i.kind.value == "room"]
+        assert (room.place.start // GIB, (room.place.last + 1) // GIB) == place
+        assert room.start_cause is None
+        return
+    with pytest.raises(vi.PlanError) as caught:
+        vi.plan(guest, usable, "split")
+    assert caught.value.fixes[0] == f"--room r={most} fits"
