@@ -1220,3 +1220,113 @@ def test_best_in_a_window_takes_the_lower_of_a_whole_and_a_cut_span(make):
     allocator.allocate_at(0x4_A000, PAGE)  # 0x4b000-0x4cfff of four pages, cut by the window
 
     assert allocator.allocate(PAGE, policy="best", within=window) == 0x4_2000
+
+
+# -- limits, exactly: ranges of bytes, so that one byte more or less is another answer -------------
+
+
+def _bytes(make, *spans, **options):
+    return make(MappableRanges(AddrRange(*span) for span in spans), granule=1, **options)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_request_that_lacks_one_byte_is_refused_and_one_that_fits_is_not(make, cached):
+    allocator = _bytes(make, (10, 19), (30, 39), size_cache=cached)
+    places = [allocator.allocate(5) for _ in range(4)]
+    assert places == [10, 15, 30, 35]
+    allocator.release(10)
+    allocator.release(15)
+    with pytest.raises(NoSpaceError) as caught:
+        allocator.allocate(11)
+    assert caught.value.largest_free == AddrRange(10, 19)
+    assert allocator.allocate(10) == 10
+    allocator.release(30)
+    with pytest.raises(NoSpaceError):
+        allocator.allocate(6)
+    assert allocator.allocate_at(30, 5) == 30
+    with pytest.raises(NoSpaceError):
+        allocator.allocate(1)
+    assert allocator.free_bytes == 0
+
+
+def test_facts_of_a_refusal_are_those_of_its_window(make):
+    allocator = _bytes(make, (8, 19), (32, 39), (41, 41))
+    allocator.allocate_at(12, 2)
+    for within, largest, aligned in (
+        (AddrRange(0, 63), AddrRange(32, 39), 8),
+        (AddrRange(0, 31), AddrRange(14, 19), 4),
+        (AddrRange(0, 17), AddrRange(8, 11), 4),
+        (AddrRange(41, 41), AddrRange(41, 41), 0),
+        (AddrRange(40, 40), None, 0),
+        (AddrRange(12, 13), None, 0),
+        (AddrRange(33, 38), AddrRange(33, 38), 3),
+    ):
+        with pytest.raises(NoSpaceError) as caught:
+            allocator.allocate(9, align=4, within=within)
+        assert (caught.value.largest_free, caught.value.largest_aligned) == (largest, aligned)
+
+
+def test_what_is_free_is_told_to_the_byte(make):
+    allocator = _bytes(make, (10, 19), (20, 29), (40, 40))
+    for start, size in ((11, 2), (14, 6), (20, 1), (28, 2)):
+        allocator.allocate_at(start, size)
+    for within, spans in (
+        (None, [(10, 10), (13, 13), (21, 27), (40, 40)]),
+        (AddrRange(10, 10), [(10, 10)]),
+        (AddrRange(11, 12), []),
+        (AddrRange(12, 21), [(13, 13), (21, 21)]),
+        (AddrRange(29, 41), [(40, 40)]),
+        (AddrRange(40, 40), [(40, 40)]),
+    ):
+        found = allocator.free_spans() if within is None else allocator.free_spans(within)
+        assert [(item.start, item.last) for item in found] == spans
+    assert allocator.free_bytes == 10
+
+
+def test_address_belongs_to_an_allocation_up_to_its_last_byte(make):
+    allocator = _bytes(make, (10, 29))
+    allocator.allocate_at(12, 3)
+    starts, lasts = allocator.lookup_many(array("Q", [11, 12, 14, 15]))
+    assert (list(starts), list(lasts)) == ([1, 12, 12, 1], [0, 14, 14, 0])
+    for start, size in ((14, 1), (10, 3), (13, 1), (11, 6)):
+        with pytest.raises(OccupiedError) as caught:
+            allocator.allocate_at(start, size)
+        assert caught.value.owner_range == AddrRange(12, 14)
+    assert allocator.allocate_at(15, 1) == 15
+    assert allocator.allocate_at(10, 2) == 10
+    for size in (2, 4):
+        with pytest.raises(SizeMismatchError):
+            allocator.release(12, size)
+    allocator.release(12, 3)
+
+
+@pytest.mark.parametrize(("granules", "kept"), [(1, True), (64, True), (65, False)])
+def test_size_cache_keeps_up_to_64_granules_last_in_first_out(make, granules, kept):
+    unit = 0x10
+    space = MappableRanges([AddrRange(0, 0xF_FFFF)])
+    allocator = make(space, granule=unit, size_cache=True)
+    places = [allocator.allocate(granules * unit) for _ in range(4)]
+    for place in places[:2]:
+        allocator.release(place)
+    assert allocator.allocate(granules * unit) == (places[1] if kept else places[0])
+
+
+def test_size_cache_keeps_126_of_one_size(make):
+    allocator = make(MappableRanges([AddrRange(0, 0xF_FFFF)]), granule=0x10, size_cache=True)
+    places = [allocator.allocate(0x10) for _ in range(130)]
+    for place in places[:128]:
+        allocator.release(place)
+    assert [allocator.allocate(0x10) for _ in range(128)] == [*places[125::-1], *places[126:128]]
+
+
+def test_narrowing_keeps_what_ends_at_an_edge_and_names_what_crosses_it(make):
+    allocator = _bytes(make, (10, 29))
+    allocator.allocate_at(12, 3)
+    allocator.narrow(MappableRanges([AddrRange(12, 14), AddrRange(20, 29)]))
+    with pytest.raises(NarrowError):
+        allocator.narrow(MappableRanges([AddrRange(12, 13)]))
+    with pytest.raises(NarrowError):
+        allocator.narrow(MappableRanges([AddrRange(13, 14)]))
+    with pytest.raises(NarrowError):
+        allocator.narrow(MappableRanges([AddrRange(12, 13), AddrRange(14, 14)]))
+    assert allocator.allocate(10) == 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from vmm_iova.ranges import (
     RangeSet,
     align_down,
     align_up,
+    check_granule,
 )
 
 TOP = ADDRESS_LAST
@@ -232,3 +234,138 @@ def test_reprs_of_ranges_and_of_collections_are_hex() -> None:
 
 def test_last_address_is_rounded_up_to_itself_where_a_byte_is_a_unit() -> None:
     assert align_up(ADDRESS_LAST, 1) == ADDRESS_LAST
+
+
+# -- limits, exactly -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: AddrRange.from_size(0, 0), "size"),
+        (lambda: AddrRange.from_size(0, True), "size"),
+        (lambda: AddrRange.from_size(1, 1 << 64), "size"),
+        (lambda: AddrRange.from_size(TOP, 2), "size"),
+        (lambda: AddrRange.from_size(0, (1 << 64) + 1), "size"),
+        (lambda: AddrRange.from_size(-1, 1), "start"),
+        (lambda: AddrRange("0", 1), "start"),  # type: ignore[arg-type]
+        (lambda: AddrRange(True, 1), "start"),
+        (lambda: AddrRange(-1, 1), "start"),
+        (lambda: AddrRange(0, 1 << 64), "last"),
+        (lambda: AddrRange(1, 0), "last"),
+        (lambda: align_up(TOP, 2), "value"),
+        (lambda: align_up(0, 3), "align"),
+        (lambda: AddrRange(0, 1).align_inward(3), "granule"),
+        (lambda: AddrRange(0, 1).align_outward(True), "granule"),
+    ],
+)
+def test_number_beyond_a_limit_is_refused_by_its_name(make: Any, field: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        make()
+    assert caught.value.field == field
+
+
+def test_number_at_a_limit_is_taken() -> None:
+    assert AddrRange.from_size(0, 1) == AddrRange(0, 0)
+    assert AddrRange.from_size(1, TOP) == AddrRange(1, TOP)
+    assert align_up(1 << 63, 1 << 63) == align_down(TOP, 1 << 63) == 1 << 63
+    assert (align_up(TOP, 1), align_down(TOP, 1), align_up(0, 2)) == (TOP, TOP, 0)
+    assert check_granule(1) == 1
+
+
+Span = tuple[int, int]
+BYTES = [(a, b) for a in range(6) for b in range(a, 6)]
+
+
+@pytest.mark.parametrize("ours", [(0, 0), (0, 2), (1, 3), (2, 2), (3, 5), (5, 5), (0, 5)])
+def test_two_ranges_are_what_their_addresses_are(ours: Span) -> None:
+    """Each operation, against sets of addresses; all ranges of six bytes on the other side."""
+    a, mine = AddrRange(*ours), set(range(ours[0], ours[1] + 1))
+    for theirs in BYTES:
+        b, other = AddrRange(*theirs), set(range(theirs[0], theirs[1] + 1))
+        assert (b in a) == (other <= mine)
+        assert a.overlaps(b) == bool(mine & other)
+        shared = a.intersect(b)
+        assert (_addresses(RangeSet([shared])) if shared else set()) == mine & other
+        below, above = {x for x in mine if x < theirs[0]}, {x for x in mine if x > theirs[1]}
+        parts = [part for part in (below, above) if part] if mine & other else [mine]
+        assert [_addresses(RangeSet([part])) for part in a.subtract(b)] == parts
+        for kind in (RangeSet, MappableRanges):
+            assert (b in kind([a])) == (other <= mine)
+            assert kind([a]).overlapping(b) == ((a,) if mine & other else ())
+        assert (RangeSet([b]) <= RangeSet([a])) == (other <= mine)
+        assert RangeSet([a]).isdisjoint(RangeSet([b])) == (not mine & other)
+        within = RangeSet([a]).complement(within=b)
+        assert _addresses(within) == other - mine
+    for granule in (1, 2, 4):
+        inner, outer = a.align_inward(granule), a.align_outward(granule)
+        blocks = [set(range(x, x + granule)) for x in range(0, 8, granule)]
+        whole = set().union(*(block for block in blocks if block <= mine))
+        assert (_addresses(RangeSet([inner])) if inner else set()) == whole
+        touched = set().union(*(block for block in blocks if block & mine))
+        assert _addresses(RangeSet([outer])) == touched
+    for address in range(-1, 7):
+        assert (address in a) == (address in RangeSet([a])) == (address in mine)
+        assert (RangeSet([a]).range_at(address) == a) == (address in mine)
+
+
+@pytest.mark.parametrize("many", [1, 2, 31, 32, 33, 64, 65, 100])
+def test_few_against_many_share_what_a_walk_finds(many: int) -> None:
+    """Where one side is much the smaller, another way is taken; the answer is the same."""
+    large = [AddrRange(10 * n, 10 * n + 5) for n in range(many)]
+    for few in ([AddrRange(3, 12)], [AddrRange(5, 5), AddrRange(6, 10 * many)]):
+        expected = [
+            AddrRange(max(a.start, b.start), min(a.last, b.last))
+            for a in few
+            for b in large
+            if a.overlaps(b)
+        ]
+        assert list(RangeSet(few) & RangeSet(large)) == expected
+        assert list(RangeSet(large) & RangeSet(few)) == expected
+        assert list(MappableRanges(large) & MappableRanges(few)) == expected
+
+
+@pytest.mark.parametrize(
+    ("spans", "shown"),
+    [
+        ([], "[]"),
+        ([(0, 0), (2, 2), (4, 4), (6, 6)], "[0x0-0x0, 0x2-0x2, 0x4-0x4, 0x6-0x6]"),
+        ([(2 * n, 2 * n) for n in range(5)], "[0x0-0x0, 0x2-0x2, 0x4-0x4, 0x6-0x6, and 1 more]"),
+    ],
+)
+def test_repr_shows_four_and_counts_the_others(spans: list[Span], shown: str) -> None:
+    assert repr(RangeSet(AddrRange(*span) for span in spans)) == f"RangeSet({shown})"
+
+
+@pytest.mark.parametrize(
+    ("address", "ranges"),
+    [
+        (0, [(0, 9), (20, 29)]),
+        (1, [(0, 0), (1, 9), (20, 29)]),
+        (9, [(0, 8), (9, 9), (20, 29)]),
+        (10, [(0, 9), (20, 29)]),
+        (20, [(0, 9), (20, 29)]),
+        (29, [(0, 9), (20, 28), (29, 29)]),
+    ],
+)
+def test_seam_is_put_before_an_address_inside(address: int, ranges: list[Span]) -> None:
+    split = MappableRanges([AddrRange(0, 9), AddrRange(20, 29)]).split_at(address)
+    assert [(item.start, item.last) for item in split] == ranges
+    assert split.seams == ((address,) if len(ranges) == 3 else ())
+
+
+def test_ranges_that_touch_are_places_and_those_that_share_a_byte_are_refused() -> None:
+    assert len(MappableRanges([AddrRange(0, 9), AddrRange(10, 19)])) == 2
+    with pytest.raises(RequestError, match="0x0-0x9 and 0x9-0x13 overlap") as caught:
+        MappableRanges([AddrRange(9, 19), AddrRange(0, 9)])
+    assert (caught.value.field, caught.value.value) == ("ranges", AddrRange(9, 19))
+
+
+def test_set_of_ranges_is_whole_at_both_ends_of_the_space() -> None:
+    ends = RangeSet([AddrRange(0, 0), AddrRange(TOP, TOP)])
+    assert ~ends == RangeSet([AddrRange(1, TOP - 1)])
+    assert ends.hull == AddrRange(0, TOP)
+    assert (ends.size, RangeSet().size, RangeSet().hull) == (2, 0, None)
+    assert ends ^ RangeSet.everything() == ~ends
+    assert RangeSet([AddrRange(0, 4), AddrRange(2, 3)]) == RangeSet([AddrRange(0, 4)])
+    assert RangeSet([AddrRange(0, 4), AddrRange(6, 7)]).size == 7

@@ -204,3 +204,109 @@ class TestDeviceInfo:
         chain = struct.pack("=HHIII", 5, 1, 0, 0, 0)
 
         assert caps.read_device_info(device_info(chain)).unknown == (5,)
+
+    def test_window_without_its_group_has_no_mask_and_no_doorbell(self) -> None:
+        facts = caps.read_device_info(device_info(zpci(0x1000, 0x1FFF, 3)))
+
+        assert facts.zpci == caps.ZpciFacts(AddrRange(0x1000, 0x1FFF), 3, 2, 9)
+        assert (facts.flags, facts.unknown) == (0x82, ())
+
+    def test_group_without_a_window_is_no_zpci(self) -> None:
+        group = struct.pack("=HHIQQQHHHBB", 2, 1, 0, 0xFFF, 0x200, 1, 0, 0, 0, 0, 0)
+
+        assert caps.read_device_info(device_info(group)).zpci is None
+
+    def test_offset_without_the_caps_flag_is_not_followed(self) -> None:
+        assert caps.read_device_info(device_info(zpci(0x1000, 0x1FFF), flags=2)).zpci is None
+
+    def test_offset_of_a_window_upside_down_is_named(self) -> None:
+        with pytest.raises(CapabilityError) as caught:
+            caps.read_device_info(device_info(zpci(2, 1)))
+        assert caught.value.offset == 24
+
+
+def region(chain: bytes = b"", *, flags: int = 12, size: int = 0x4000, first: int = 32) -> bytes:
+    return struct.pack("=IIIIQQ", 32 + len(chain), flags, 2, first, size, 0x70) + chain
+
+
+def sparse(*areas: tuple[int, int], count: int | None = None, identity: int = 1) -> bytes:
+    head = struct.pack("=HHIII", identity, 1, 0, len(areas) if count is None else count, 0)
+    return head + b"".join(struct.pack("=QQ", *area) for area in areas)
+
+
+WHOLE = [(0, 0x3FFF)]
+
+
+class TestRegionInfo:
+    @pytest.mark.parametrize(
+        ("answer", "spans"),
+        [
+            (region(sparse((0, 0x1000), (0x3000, 0x1000))), [(0, 0xFFF), (0x3000, 0x3FFF)]),
+            (region(sparse((0, 0x4000))), WHOLE),
+            (region(sparse((0x1000, 0), (0, 1))), [(0, 0)]),  # an area of no bytes is none
+            (region(sparse()), []),
+            (region(sparse((0, 0x1000), (0x3000, 0x1000), count=1)), [(0, 0xFFF)]),
+            (region(sparse((0, 1), identity=9)), WHOLE),
+            (region(first=0), WHOLE),
+            (region(sparse((0, 1)), flags=4), WHOLE),  # no flag says that there are capabilities
+            (region(sparse((0, 1)), flags=8), []),  # nothing may be mapped
+            (region(flags=4, size=0), []),
+            (region(flags=4, size=1), [(0, 0)]),
+        ],
+    )
+    def test_what_may_be_mapped_is_what_the_areas_say(
+        self, answer: bytes, spans: list[tuple[int, int]]
+    ) -> None:
+        fixed, found = caps.read_region_info(answer)
+
+        assert [(item.start, item.last) for item in found] == spans
+        assert (fixed["index"], fixed["offset"]) == (2, 0x70)
+
+    @pytest.mark.parametrize(
+        ("answer", "message"),
+        [
+            (region(sparse((0, 0x4001))), "area 0x4000-0x4000 that may be mapped lies outside"),
+            (region(sparse((0x4000, 1))), "area 0x4000-0x4000"),
+            (region(sparse((0, 1), count=2)), "2 areas do not fit a capability of 32 bytes"),
+            (region(sparse((0, 1)), first=31), "a capability at byte 0x1f lies outside of 0x20"),
+        ],
+    )
+    def test_areas_that_cannot_be_are_refused(self, answer: bytes, message: str) -> None:
+        with pytest.raises(CapabilityError, match=message):
+            caps.read_region_info(answer)
+
+
+@pytest.mark.parametrize(
+    ("size", "first", "floor", "found"),
+    [
+        (24, 16, 16, [16]),  # it ends where the answer ends, and begins where the fixed part ends
+        (23, 16, 16, None),
+        (24, 15, 16, None),
+        (24, 17, 16, None),
+        (24, 0, 16, []),
+    ],
+)
+def test_capability_lies_between_the_fixed_part_and_the_end(
+    size: int, first: int, floor: int, found: list[int] | None
+) -> None:
+    if found is None:
+        with pytest.raises(CapabilityError) as caught:
+            list(caps.walk(bytes(size), first, size, floor))
+        assert caught.value.offset == first
+    else:
+        chain = list(caps.walk(bytes(size), first, size, floor))
+        assert [cap.offset for cap in chain] == found
+        assert [len(cap.payload) for cap in chain] == [8] * len(found)
+
+
+def test_type1_info_that_says_little_has_zeros() -> None:
+    facts = caps.read_type1_info(info(avail_cap(7)))
+    assert (facts.dirty_page_sizes, facts.max_dirty_bitmap, facts.unknown) == (0, 0, ())
+
+
+@pytest.mark.parametrize("pairs", [[(5, 5)], [(0, 9), (10, 10)], [(TOP, TOP)]])
+def test_ranges_of_one_byte_and_that_touch_are_taken(pairs: list[tuple[int, int]]) -> None:
+    assert [(item.start, item.last) for item in caps.checked_ranges(pairs)] == pairs
+    with pytest.raises(CapabilityError) as caught:
+        caps.checked_ranges([(1, 0)], 24)
+    assert caught.value.offset == 24

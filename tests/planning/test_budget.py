@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import vmm_iova as vi
-from vmm_iova.planning.page_tables import page_tables
-from vmm_iova.ranges import AddrRange
+from vmm_iova.diagnosis.causes import SLOT_MAX
+from vmm_iova.planning.budget import _chunks, _settings
+from vmm_iova.planning.page_tables import ALL_LEAVES, page_tables
+from vmm_iova.ranges import GIB, AddrRange
 
 ALL = 1 << 12 | 1 << 21 | 1 << 30
 
@@ -105,8 +110,6 @@ def test_nonsense_in_a_budget_is_refused(given: dict[str, object], said: str) ->
 
 
 def test_limit_of_the_process_gives_the_exact_setting() -> None:
-    from dataclasses import replace
-
     from vmm_iova.host.facts import Limits
 
     usable = vi.load_host("amd-epyc-1tb").usable()
@@ -144,3 +147,119 @@ def test_ram_larger_than_a_memory_slot_takes_several() -> None:
     layout = vi.plan(vi.Guest("own-x86", "12TiB"), usable, "move")
     assert len(layout.ram) == 2
     assert vi.budget(layout).slots == 3
+
+
+# -- limits, exactly -------------------------------------------------------------------------------
+
+
+def test_numbers_of_a_budget_that_are_not_asked_for_are_those_of_the_layout() -> None:
+    usable = vi.load_host("amd-epyc-1tb").usable()
+    plain = vi.budget(vi.plan(vi.Guest("own-x86", "4G", devices=3), usable))
+    assert (plain.containers, plain.entry_limit, plain.entry_limit_known) == (1, 65535, False)
+    assert (plain.bars, plain.bar_bytes, plain.chunk) == ((0, 0), 0, None)
+    assert plain.locked_bytes == 4 * GIB
+    alike = vi.budget(vi.plan(vi.Guest("own-x86", "4G", devices=3, viommu=True), usable))
+    assert (alike.containers, alike.locked_bytes) == (3, 12 * GIB)
+    bars = [vi.Bar("a", "1G", required=True), vi.Bar("b", "2G"), vi.Bar("c", "4K", emulated=True)]
+    reached = vi.budget(vi.plan(vi.Guest("own-x86", "4G", bars=bars), usable))
+    assert (reached.bars, reached.bar_bytes) == ((2, 1), 3 * GIB)
+    small = vi.budget(vi.plan(vi.Guest("own-x86", "4G"), usable), chunk=4096, entry_limit=1)
+    assert (small.chunk, small.entries, small.entry_limit) == (4096, 1 << 20, 1)
+    assert vi.budget(vi.plan(vi.Guest("own-x86", "4G"), usable), containers=1).containers == 1
+
+
+@pytest.mark.parametrize(
+    ("of", "fits", "settings"),
+    [
+        ({"entries": 9, "entry_limit": 9}, True, []),
+        ({"entries": 10, "entry_limit": 9}, False, ["dma_entry_limit=10 ("]),
+        ({"locked_bytes": 1025, "memlock": 1025}, True, []),
+        ({"locked_bytes": 1025, "memlock": 1024}, False, ["ulimit -l 2 (KiB), LimitMEMLOCK=1025 "]),
+        ({"locked_bytes": 1024, "memlock": 0}, False, ["ulimit -l 1 (KiB), LimitMEMLOCK=1024 "]),
+        ({"locked_bytes": 1025, "memlock": -1}, True, []),
+        ({"locked_bytes": 1025, "memlock": None}, True, []),
+        ({"slots": 32764}, True, []),
+        ({"slots": 32765}, False, [""]),
+    ],
+)
+def test_budget_is_within_each_limit_exactly(
+    of: dict[str, Any], fits: bool, settings: list[str]
+) -> None:
+    layout = vi.plan(vi.Guest("own-x86", "4G"), vi.load_host("amd-epyc-1tb").usable())
+    cost = replace(vi.budget(layout), **of)
+    assert cost.fits is fits
+    found = list(_settings(cost))
+    assert [text[: len(start)] for text, start in zip(found, settings, strict=True)] == settings
+
+
+@pytest.mark.parametrize(
+    ("spans", "chunk", "calls"),
+    [
+        ([(0, 0x1FFF)], 0x1000, 2),
+        ([(0x1000, 0x1FFF)], 0x2000, 1),
+        ([(0x1000, 0x2FFF)], 0x2000, 2),
+        ([(0, 0xFFF), (0x1000, 0x1FFF)], 0x2000, 2),
+    ],
+)
+def test_call_crosses_no_multiple_of_the_chunk(
+    spans: list[tuple[int, int]], chunk: int, calls: int
+) -> None:
+    assert _chunks([vi.AddrRange(*span) for span in spans], chunk) == calls
+
+
+@pytest.mark.parametrize(
+    ("size", "slots"), [(SLOT_MAX - 4096, 1), (SLOT_MAX, 1), (SLOT_MAX + 4096, 2)]
+)
+def test_memory_slot_holds_one_page_less_than_8_tib(size: int, slots: int) -> None:
+    layout = vi.plan(vi.Guest("own-arm", size), vi.Host("h").usable(aperture=48, granule=4096))
+    assert vi.budget(layout).slots == slots
+
+
+def test_pools_of_huge_pages_are_the_largest_first_and_of_all_nodes() -> None:
+    nodes = [vi.Node("2M", "2M"), vi.Node("1G", "1G"), vi.Node("4M", "2M"), vi.Node("8K", "4K")]
+    layout = vi.plan(vi.Guest("own-x86", nodes=nodes), vi.load_host("amd-epyc-1tb").usable())
+    pools = vi.budget(layout).large_pages
+    assert [(pool.page_size, pool.count) for pool in pools] == [(GIB, 1), (2 << 20, 3)]
+
+
+# Pages of 2 MiB and 1 GiB, tables of 512 entries: counted by hand.
+TABLES = [
+    ([(0, 0xFFF)], None, (0, 0, 1), 4),
+    ([(0, (2 << 20) - 1)], None, (0, 1, 0), 3),
+    ([(0, (2 << 20) + 0xFFF)], None, (0, 1, 1), 4),
+    ([(0x1000, (2 << 20) - 1)], None, (0, 0, 511), 4),
+    ([(0, GIB - 1)], None, (1, 0, 0), 2),
+    ([(0, GIB - 1)], [2 << 20], (0, 512, 0), 3),
+    ([(0, GIB - 1)], [4096], (0, 0, 1 << 18), 3 + 512),
+    ([(0, (512 << 30) - 1)], None, (512, 0, 0), 2),
+    ([(0, 512 << 30 | 0xFFF)], None, (512, 0, 1), 5),
+    ([(0, 0xFFF), ((1 << 48) - 0x1000, (1 << 48) - 1)], None, (0, 0, 2), 7),
+    ([(1 << 48, (1 << 48) + 0xFFF)], None, (0, 0, 1), 5),
+    ([(0, GIB - 1), (2 * GIB, 3 * GIB - 1)], [GIB, 2 << 20], (1, 512, 0), 3),
+    ([], None, (0, 0, 0), 0),
+]
+
+
+@pytest.mark.parametrize(("spans", "backing", "leaves", "tables"), TABLES)
+def test_tables_are_counted_as_by_hand(
+    spans: list[tuple[int, int]], backing: list[int] | None, leaves: Any, tables: int
+) -> None:
+    ranges = [vi.AddrRange(*span) for span in spans]
+    found = page_tables(ranges, ALL_LEAVES, backing)
+    assert tuple(count for _, count in found.leaves) == leaves
+    assert found.table_bytes == tables * 4096
+    assert found.page_sizes == ALL_LEAVES
+
+
+@pytest.mark.parametrize(
+    ("sizes", "leaves"),
+    [
+        (0, {4096: 1 << 18}),
+        (4096, {4096: 1 << 18}),
+        (1 << 21, {1 << 21: 512, 4096: 0}),
+        (GIB, {GIB: 1, 4096: 0}),
+        (1 << 16 | 1 << 29, {4096: 1 << 18}),
+    ],
+)
+def test_leaves_are_those_that_the_iommu_has(sizes: int, leaves: dict[int, int]) -> None:
+    assert dict(page_tables([vi.AddrRange(0, GIB - 1)], sizes).leaves) == leaves

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,15 @@ import vmm_iova as vi
 from vmm_iova import cli
 from vmm_iova.host.facts import Group, RegionKind, ReservedRegion, Source
 from vmm_iova.host.host import Host
-from vmm_iova.planning.difference import compare_hosts, host_changes, layout_changes
+from vmm_iova.host.text import parse_text
+from vmm_iova.planning.difference import (
+    Difference,
+    _with_cause,
+    compare_hosts,
+    compare_layouts,
+    host_changes,
+    layout_changes,
+)
 from vmm_iova.ranges import AddrRange
 
 Output = pytest.CaptureFixture[str]
@@ -134,3 +144,232 @@ def test_what_both_hosts_have_is_in_no_section_of_their_difference() -> None:
     assert difference.sections
     for _, left, right in difference.sections:
         assert not set(left) & set(right)
+
+
+# -- each sentence ---------------------------------------------------------------------------------
+
+
+def _item(name: str, start: int, last: int, kind: str = "ram", **more: object) -> dict[str, object]:
+    place = {"start": f"{start:#x}", "last": f"{last:#x}"}
+    item = {"kind": kind, "name": name, "gpa": place, "iova": place, "node": None}
+    return item | {"start_cause": None, "last_cause": None} | more
+
+
+def _layout(*items: dict[str, object], **more: object) -> dict[str, object]:
+    document = {"machine": "q35", "ram": "0x40000000", "address_bits": 40, "policy": "as is"}
+    return document | {"granule": "0x1000", "items": items, "guest_reserved": ()} | more
+
+
+LOW = _item("low", 0, 0xFFF)
+IOVA = {"start": "0x5000", "last": "0x5fff"}
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "said"),
+    [
+        (_layout(), _layout(machine="i440fx"), "machine: q35 became i440fx"),
+        (_layout(), _layout(ram="0x80000000"), "RAM: 1 GiB became 2 GiB"),
+        (_layout(ram=None), _layout(), "RAM: None became 1 GiB"),
+        (_layout(), _layout(address_bits=48), "address bits: 40 became 48"),
+        (_layout(), _layout(LOW), "RAM piece low is new at 0x0-0xfff (4 KiB)"),
+        (
+            _layout(LOW),
+            _layout(LOW, _item("low", 0x2000, 0x2FFF, start_cause="a hole")),
+            "RAM piece low 2 is new at 0x2000-0x2fff (4 KiB): a hole",
+        ),
+        (_layout(LOW), _layout(), "RAM piece low at 0x0-0xfff (4 KiB) is gone"),
+        (
+            _layout(LOW),
+            _layout(_item("low", 0x1000, 0x1FFF, start_cause="a hole")),
+            "RAM piece low moved from 0x0-0xfff (4 KiB) to 0x1000-0x1fff (4 KiB): a hole",
+        ),
+        (
+            _layout(LOW),
+            _layout(_item("low", 0x1000, 0x1FFF)),
+            "RAM piece low moved from 0x0-0xfff (4 KiB) to 0x1000-0x1fff (4 KiB)",
+        ),
+        (
+            _layout(_item("w", 0, 0x1FFF, "window")),
+            _layout(_item("w", 0, 0xFFF, "window", last_cause="a hole")),
+            "w at 0x0 ends earlier, at 0xfff instead of 0x1fff: a hole",
+        ),
+        (
+            _layout(_item("w", 0, 0x1FFF, "window")),
+            _layout(_item("w", 0, 0xFFF, "window")),
+            "w at 0x0 ends earlier, at 0xfff instead of 0x1fff",
+        ),
+        (
+            _layout(_item("w", 0, 0xFFF, "window")),
+            _layout(_item("w", 0, 0x1FFF, "window", last_cause="a hole")),
+            "w at 0x0 goes on further, at 0x1fff instead of 0xfff",
+        ),
+        (
+            _layout(LOW),
+            _layout(LOW | {"iova": IOVA}),
+            "devices see RAM piece low at 0x5000 instead of 0x0",
+        ),
+        (_layout(LOW), _layout(LOW | {"iova": None}), None),
+        (_layout(LOW | {"iova": None}), _layout(LOW), None),
+        (
+            _layout(LOW | {"gpa": None}),
+            _layout(LOW | {"gpa": None, "iova": IOVA}),
+            "RAM piece low moved from 0x0-0xfff (4 KiB) to 0x5000-0x5fff (4 KiB)",
+        ),
+        (_layout(_item("m", 0, 1, "msi")), _layout(), "m at 0x0-0x1 (2 B) is gone"),
+        (_layout(_item("d", 0, 1, "doorbell")), _layout(), "d at 0x0-0x1 (2 B) is gone"),
+        (_layout(_item("b", 0, 1, "device")), _layout(), None),
+        (
+            _layout(),
+            _layout(guest_reserved=[{"start": "0x0", "last": "0x1", "cause": "a hole"}]),
+            "the guest must be told that 0x0-0x1 is reserved: a hole",
+        ),
+        (
+            _layout(guest_reserved=[{"start": "0x0", "last": "0x1", "cause": "a hole"}]),
+            _layout(),
+            "the guest need no longer be told that 0x0-0x1 is reserved",
+        ),
+    ],
+)  # fmt: skip
+def test_each_change_of_a_layout_has_its_sentence(
+    left: dict[str, object], right: dict[str, object], said: str | None
+) -> None:
+    assert layout_changes(left, right) == (() if said is None else (said,))
+    assert layout_changes(left, left) == ()
+
+
+def test_layouts_are_compared_by_parts_by_what_is_told_and_by_facts() -> None:
+    told = {"start": "0x0", "last": "0x1"}
+    left = _layout(LOW, _item("x", 0, 1, iova=None), guest_reserved=[told])
+    right = _layout(LOW, ram="0x0", policy="move", granule="0x10000")
+    found = compare_layouts(left, right)
+    assert found.to_json() == {
+        "parts": {"only_first": ["ram x: gpa 0x0-0x1"], "only_second": []},
+        "told to the guest": {"only_first": ["0x0-0x1"], "only_second": []},
+        "facts": {
+            "only_first": ["ram 0x40000000", "policy as is", "granule 0x1000"],
+            "only_second": ["ram 0x0", "policy move", "granule 0x10000"],
+        },
+    }
+    assert not found.same
+    assert compare_layouts(left, left).same
+    assert not Difference((("t", (), ("x",)),)).same
+    assert not Difference((("t", ("x",), ()),)).same
+    assert not Difference((), ("x",)).same
+
+
+def _open(name: str, *regions: ReservedRegion, groups: int = 1, **fields: Any) -> Host:
+    made = [Group(str(n), (), regions if n == 1 else ()) for n in range(1, groups + 1)]
+    return Host(name, arch="x86_64", page_size=4096, groups=tuple(made), **fields)
+
+
+SPAN = AddrRange(0x7B80_0000, 0x7BFF_FFFF)
+RESERVED = ReservedRegion(SPAN, RegionKind.RESERVED, "reserved", Source("r", 1), "1")
+GONE = "not there any more: " + ", ".join(f"group {n}" for n in range(2, 10))
+WHY = "direct region, rmrr:1"
+DIRECT = ReservedRegion(SPAN, RegionKind.DIRECT, "direct", Source("rmrr", 1), "1")
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "said"),
+    [
+        (_open("a", groups=9), _open("b", groups=9), None),
+        (_open("a", groups=9), _open("b"), GONE),
+        (_open("a", groups=10), _open("b"), f"{GONE}, ..."),
+        (_open("a", groups=9), _open("b", groups=0), None),
+        (_open("a", groups=0), _open("b", DIRECT), f"group 1 cannot be assigned: {WHY}"),
+        (_open("a"), _open("b", DIRECT), f"group 1 can no longer be assigned: {WHY}"),
+        (_open("a", DIRECT), _open("b"), "group 1 can be assigned now"),
+        (_open("a", DIRECT), _open("b", groups=0), None),
+        (_open("a", DIRECT), _open("b", DIRECT), None),
+    ],
+)  # fmt: skip
+def test_each_change_of_what_can_be_assigned_has_its_sentence(
+    left: Host, right: Host, said: str | None
+) -> None:
+    judged = left.usable(aperture=48), right.usable(aperture=48)
+    found = host_changes(left, right, *judged, guest=vi.Guest("own-x86", "1G"))
+    assert found == (() if said is None else (said,))
+
+
+def test_hosts_are_compared_by_what_is_usable_and_by_their_limits() -> None:
+    left = _open("a", RESERVED, limits=vi.Limits(100, 4096))
+    right = replace(_open("b"), page_size=65536, limits=vi.Limits(200, None))
+    judged = left.usable(aperture=40, strict=True), right.usable(aperture=39)
+    found = compare_hosts(left, right, *judged).to_json()
+    assert list(found) == [
+        "usable on one alone", "granule", "cannot be assigned", "reserved regions", "limits",
+    ]  # fmt: skip
+    alone = found["usable on one alone"]
+    assert [text.split(" (")[0] for text in alone["only_first"]] == ["0x8000000000-0xffffffffff"]
+    assert "(512 GiB); the other: " in alone["only_first"][0]
+    assert [text.split(" (")[0] for text in alone["only_second"]] == [str(SPAN)]
+    assert "reserved region" in alone["only_second"][0]
+    assert found["reserved regions"]["only_first"] == [f"{SPAN} reserved"]
+    assert found["limits"] == {
+        "only_first": ["map calls 100", "memlock 4096"],
+        "only_second": ["map calls 200"],
+    }
+    unknown = compare_hosts(left, right, judged[0], None).to_json()
+    assert unknown["aperture known"] == {"only_first": ["yes"], "only_second": ["no"]}
+    assert f"{SPAN} reserved" in unknown["reserved regions"]["only_first"]
+    neither = compare_hosts(left, right, None, None).to_json()
+    assert neither["aperture known"] == {"only_first": [], "only_second": []}
+
+
+def test_hosts_without_evidence_are_both_named() -> None:
+    left, right = _open("a"), _open("b")
+    judged = left.usable(aperture=48)
+    for ours, theirs, names in (
+        (None, judged, "a"),
+        (judged, None, "b"),
+        (None, None, "a and of b"),
+    ):
+        (text,) = host_changes(left, right, ours, theirs)
+        assert text.startswith(f"what else changes is not known: the facts of {names} do not say")
+
+
+def _listed(*spans: tuple[int, int]) -> vi.Usable:
+    text = "".join(f"{start:#x} - {last:#x}\n" for start, last in spans)
+    return parse_text(text, "list", "iova_ranges")[0].usable()
+
+
+GIB = 1 << 30
+LARGER = "a own-x86 guest with more than 62 GiB of RAM"
+WIDE = _listed((0, (1 << 48) - 1))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "said"),
+    [
+        (WIDE, WIDE, None),
+        (WIDE, _listed((0, 64 * GIB - 1)), f"{LARGER} no longer fits"),
+        (_listed((0, 64 * GIB - 1)), WIDE, f"{LARGER} fits now"),
+        (_listed((0, 64 * GIB - 1)), _listed((0, 64 * GIB - 1)), None),
+        (WIDE, _listed((8 * GIB, 64 * GIB - 1)), "a own-x86 guest of any size no longer fits"),
+        (
+            WIDE,
+            _listed((0, 8 * GIB - 1), (9 * GIB, (1 << 48) - 1)),
+            "a own-x86 guest with more than 6 GiB of RAM is laid out differently: "
+            "RAM piece high at 0x100000000 ends earlier, at 0x1ffffffff instead of 0x23fffffff: "
+            "left out of the kernel's range list, list:1",
+        ),
+    ],
+)  # fmt: skip
+def test_first_guest_that_sees_a_difference_is_found_to_a_mib(
+    left: vi.Usable, right: vi.Usable, said: str | None
+) -> None:
+    host = _open("h", groups=0)
+    found = host_changes(host, host, left, right, machine="own-x86")
+    assert found == (() if said is None else (said,))
+
+
+def test_range_of_one_host_alone_has_two_causes_of_the_other_at_most() -> None:
+    spans = (AddrRange(0x1000_0000 * n, 0x1000_0000 * n + 0xFFF) for n in (1, 2, 3))
+    regions = [
+        ReservedRegion(s, RegionKind.RESERVED, "reserved", Source("r", 1), "1") for s in spans
+    ]
+    other = _open("b", *regions).usable(aperture=40)
+    text = _with_cause(AddrRange(0, 0xFFFF_FFFF), other)
+    assert text.count("reserved region") == 2
+    assert "0x10000000-0x10000fff" in text
+    assert "0x20000000-0x20000fff" in text

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 import vmm_iova as vi
 from vmm_iova.host.text import parse_text
-from vmm_iova.planning.memory_maps import map_data, write_map
+from vmm_iova.planning.layout import ItemKind
+from vmm_iova.planning.memory_maps import map_data, viommu_lines, write_map
 from vmm_iova.ranges import AddrRange, RangeSet
 
 
@@ -170,3 +172,132 @@ def test_node_of_a_device_tree_has_its_own_number_and_a_name_that_of_its_place()
         layout = vi.plan(vi.Guest("virt", nodes=nodes), usable)
         found = re.findall(r"numa-node-id = <(\d+)>", vi.device_tree(layout))
         assert list(dict.fromkeys(found)) == numbers
+
+
+# -- every part, in every form ---------------------------------------------------------------------
+
+SPLIT_ARM = "0x0 - 0xc600ffff\n0xc6020000 - 0xffffffffff\n"
+FB = vi.FixedItem("fb", "reserved", AddrRange.from_size(0x5000_0000, 1 << 24))
+
+
+def _list(text: str) -> vi.Usable:
+    return parse_text(text, "list", "iova_ranges")[0].usable()
+
+
+def test_device_tree_is_this_text() -> None:
+    usable = _list(SPLIT_ARM)
+    nodes = [vi.Node("1G"), vi.Node("2G", name="far"), vi.Node("1G", name="7")]
+    guest = vi.Guest("own-arm", nodes=nodes, reserved=[FB], doorbells=[vi.Doorbell("v2m", "4KiB")])
+    text = vi.device_tree(vi.plan(guest, usable, "split"))
+    assert re.findall(r"numa-node-id = <(\d+)>", text) == ["0", "0", "1", "1", "7"]
+    assert re.findall(r"reg = <(.*)>;\n\tnuma", text) == [
+        "0x0 0x40000000 0x0 0x10000000",
+        "0x0 0x51000000 0x0 0x30000000",
+        "0x0 0x81000000 0x0 0x45010000",
+        "0x0 0xc6020000 0x0 0x3aff0000",
+        "0x1 0x1010000 0x0 0x40000000",
+    ]
+    assert re.findall(r"msi-controller@(\w+) \{\t/\* (\w+) \*/\n\tmsi-controller;", text) == [
+        (f"{item.place.start:x}", item.name)
+        for item in vi.plan(guest, usable, "split").items
+        if item.name in ("its", "v2m")
+    ]
+    tail = text[text.index("\nreserved-memory {") :]
+    assert tail.startswith(
+        "\nreserved-memory {\n\t#address-cells = <2>;\n\t#size-cells = <2>;\n\tranges;\n\n\t/* "
+    )
+    assert "/* kept for fb, as asked for */\n" in tail
+    assert "/* fb */\n" in tail
+    assert "\treserved@50000000 {" in tail
+    assert tail.count("no-map") == 1
+    assert (
+        "host-hole@c6010000 {\n\t\treg = <0x0 0xc6010000 0x0 0x10000>;\n\t\tno-map;\n\t};" in tail
+    )
+    assert tail.endswith("\n\t};\n};\n")
+
+
+@pytest.mark.parametrize(
+    ("machine", "e820", "tree"),
+    [
+        ("q35", True, False),
+        ("virt", False, True),
+        ("riscv-virt", False, True),
+        ("s390x", False, False),
+    ],
+)
+def test_guest_reads_the_forms_of_its_architecture(machine: str, e820: bool, tree: bool) -> None:
+    layout = vi.plan(vi.Guest(machine, "2G"), vi.Host("h").usable(aperture=48, granule=4096))
+    data = map_data(layout)
+    assert (data["e820"] is not None, data["device_tree"] is not None) == (e820, tree)
+    assert data["viommu"] is None
+    for form, reads in (("e820", e820), ("dts", tree)):
+        if reads:
+            assert write_map(layout, form)  # type: ignore[arg-type]
+        else:
+            with pytest.raises(vi.RequestError) as caught:
+                write_map(layout, form)  # type: ignore[arg-type]
+            assert (caught.value.field, caught.value.value) == ("format", form)
+
+
+def test_iomem_indents_as_deep_as_it_lies_and_pads_to_the_widest() -> None:
+    usable = _list("0x0 - 0xfedfffff\n0xfef00000 - 0x17fffffff\n0x200000000 - 0xffffffffff\n")
+    layout = vi.plan(vi.Guest("own-x86", "4G"), usable)
+    lines = write_map(layout, "iomem").splitlines()
+    assert "100000000-17fffffff : System RAM" in lines
+    assert "000000000-07fffffff : System RAM" in lines
+    assert not any(line.startswith("  100000000") for line in lines)
+    small = vi.plan(vi.Guest("own-x86", "1G", pci64=0), usable)
+    low = replace(small, items=small.ram, guest_reserved=())
+    assert write_map(low, "iomem") == "00000000-3fffffff : System RAM\n"
+    inner = replace(small.ram[0], kind=ItemKind.DEVICE, name="in", gpa=AddrRange(0x1000, 0x1FFF))
+    beside = replace(inner, name="by", gpa=AddrRange(0x2000, 0x2FFF))
+    deep = replace(inner, name="deep", gpa=AddrRange(0x1800, 0x1FFF))
+    nested = replace(small, items=(small.ram[0], inner, deep, beside), guest_reserved=())
+    assert write_map(nested, "iomem").splitlines() == [
+        "00000000-3fffffff : System RAM",
+        "  00001000-00001fff : in",
+        "    00001800-00001fff : deep",
+        "  00002000-00002fff : by",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spans", "machine", "lines"),
+    [
+        ("0x0 - 0x7fffffffff\n", "own-x86", ["at most 39 address bits, 0x0-0x7fffffffff (", ]),
+        ("0x0 - 0x7ffffffffe\n", "own-x86", ["at most 38 address bits, "]),
+        ("0x0 - 0xffffffffffff\n", "own-x86", ["at most 48 address bits, 0x0-0xffffffffffff ("]),
+        ("0x0 - 0xffffffffffff\n", "own-arm", ["at most 48 address bits, 0x0-0xffffffffffff"]),
+        (
+            "0x0 - 0xfedfffff\n0xfef00000 - 0x7fffffffff\n", "own-x86",
+            ["at most 39 address bits, ", "must not hand out 0xfee00000-0xfeefffff"],
+        ),
+    ],
+)  # fmt: skip
+def test_guests_own_iommu_is_told_what_the_host_has(
+    spans: str, machine: str, lines: list[str]
+) -> None:
+    layout = vi.plan(vi.Guest(machine, "1G", viommu=True, pci64=0), _list(spans))
+    found = list(viommu_lines(layout))
+    assert [text[: len(start)] for text, start in zip(found, lines, strict=True)] == lines
+    bits = found[0].split()[2]
+    option = found[0].partition(" (")[2]
+    wide = {"39": "39", "48": "48"}.get(bits)
+    assert (wide is not None and machine == "own-x86") == bool(option)
+    assert wide is None or not option or wide in option
+    plain = vi.plan(vi.Guest(machine, "1G", pci64=0), _list(spans))
+    assert list(viommu_lines(plain)) == []
+
+
+def test_what_the_guest_leaves_alone_is_told_once_and_in_order() -> None:
+    layout = vi.plan(vi.Guest("own-arm", "4G", reserved=[FB]), _list(SPLIT_ARM), "split")
+    spans = [span for span, _ in vi.exclude(layout)]
+    assert spans == sorted(spans)
+    assert map_data(layout)["exclude"] == [
+        {"start": f"{span.start:#x}", "last": f"{span.last:#x}", "cause": cause}
+        for span, cause in vi.exclude(layout)
+    ]
+    for (start, last), (_, cause) in zip(
+        ((span.start, span.last) for span in spans), vi.exclude(layout), strict=True
+    ):
+        assert f"{start:#x}-{last:#x} {cause}\n" in write_map(layout, "exclude")

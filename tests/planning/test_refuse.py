@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -114,3 +116,170 @@ def test_trials_leave_what_is_wanted_as_it_is() -> None:
     before = site.wanted
     explain(_misfit(site, REFUSE), site, REFUSE, attempt)
     assert site.wanted == before
+
+
+# -- trials at their limits: the attempt is a number to compare with -------------------------------
+
+
+def _trials(
+    guest: vi.Guest,
+    works: Callable[[Site, Policy], bool],
+    policy: Policy = SPLIT,
+    ranges: str = HOLE,
+) -> Trials:
+    def attempt_(site: Site, policy: Policy) -> Layout:
+        if not works(site, policy):
+            raise Misfit("ram", site.usable.ranges[0])
+        return SimpleNamespace(ram=())  # type: ignore[return-value]
+
+    return Trials(_site(guest), policy, attempt_)
+
+
+@pytest.mark.parametrize("most", [200, 255, 1000, 5000, 300 << 10, 1 << 20, 16 << 20])
+@pytest.mark.parametrize("part", [0.0, 0.003, 0.2, 0.5, 0.77, 0.999, 1.0, 2.0])
+def test_most_ram_that_works_is_found_to_a_256th_or_a_gib(most: int, part: float) -> None:
+    limit, tried = int(most * part), list[int]()
+
+    def works(site: Site, policy: Policy) -> bool:
+        tried.append(site.wanted.ram)
+        return site.wanted.ram <= limit << 20
+
+    found = _trials(vi.Guest("q35", "8G"), works).most_ram(most)
+    assert found <= limit
+    assert min(limit, most) - found < max(1, min(most >> 8, 1024), 1024 if found >= 1024 else 0)
+    if most < 512:
+        assert found == min(limit, most)
+    assert len(tried) <= most.bit_length() + 3
+    assert max(tried) <= most << 20
+
+
+@pytest.mark.parametrize("most", [3 << 10, 64 << 10, 256 << 10, 300 << 10, 1 << 20, 16 << 20])
+def test_most_ram_of_whole_gib_is_found_exactly(most: int) -> None:
+    for limit in {
+        most,
+        most - 1024,
+        1024,
+        *(most * part // 1000 >> 10 << 10 for part in range(7, 999, 31)),
+    }:
+        trials = _trials(
+            vi.Guest("q35", "8G"), lambda site, _, at=limit: site.wanted.ram <= at << 20
+        )
+        assert trials.most_ram(most) == limit
+
+
+@pytest.mark.parametrize(
+    ("guest", "ram", "works"),
+    [
+        (vi.Guest("q35", "8G"), 0, False),
+        (vi.Guest("q35", "8G"), 4096, True),
+        (vi.Guest("q35", "8G"), 4095, False),
+        (vi.Guest("q35", "8G", page_size="2M"), 4096, False),
+        (vi.Guest("q35", "8G", page_size="2M"), 2 << 20, True),
+        (vi.Guest("q35", nodes=[vi.Node("2M", "2M"), vi.Node("4G", "1G")]), 2 << 20, False),
+        (vi.Guest("q35", nodes=[vi.Node("2M", "2M"), vi.Node("4G", "1G")]), GIB, True),
+    ],
+)
+def test_ram_that_is_tried_is_whole_pages(guest: vi.Guest, ram: int, works: bool) -> None:
+    trials = _trials(guest, lambda site, policy: True)
+    assert trials.ram_works(ram) is works
+    assert [(node.name, node.size) for node in trials.with_ram(GIB).nodes] == [(None, GIB)]
+
+
+@pytest.mark.parametrize(
+    ("machine", "policy", "others"),
+    [
+        ("own-x86", REFUSE, ["split", "move"]),
+        ("own-x86", SPLIT, ["move"]),
+        ("own-x86", MOVE, ["split"]),
+        ("own-x86", AUTO, []),
+        ("q35", REFUSE, ["move"]),
+        ("q35", MOVE, []),
+        ("virt", REFUSE, []),
+        ("s390x", REFUSE, []),
+    ],
+)
+def test_other_policies_are_those_that_the_vmm_has(
+    machine: str, policy: Policy, others: list[str]
+) -> None:
+    seen: list[Policy] = []
+    trials = _trials(vi.Guest(machine, "8G"), lambda site, how: not seen.append(how), policy)
+    assert [found.value for found in trials.policies()] == others
+    assert [how.on_hole.value for how in seen] == others
+    assert all(how.own for how in seen)
+    assert _trials(vi.Guest(machine, "8G"), lambda *_: False, policy).policies() == {}
+
+
+@pytest.mark.parametrize(
+    ("guest", "at_most", "found"),
+    [
+        (vi.Guest("q35", "8G", align="4G"), 1 << 30, 1 << 30),
+        (vi.Guest("q35", "8G", align="1G"), 1 << 30, 2 << 20),
+        (vi.Guest("q35", "8G", align="1G"), (2 << 20) - 1, 4096),
+        (vi.Guest("q35", "8G", align="2M"), 1 << 30, 4096),
+        (vi.Guest("q35", "8G", align="8K"), 1 << 30, 4096),
+        (vi.Guest("q35", "8G"), 1 << 30, None),
+        (vi.Guest("q35", "8G", align="1G", page_size="2M"), 1 << 30, 2 << 20),
+        (vi.Guest("q35", "8G", align="1G", page_size="2M"), 4096, None),
+        (vi.Guest("q35", nodes=[vi.Node("2M", "2M"), "2G"], align="1G"), 1 << 30, 2 << 20),
+        (vi.Guest("q35", "8G", align="1G"), 0, None),
+    ],
+)
+def test_smaller_alignment_is_the_largest_that_works(
+    guest: vi.Guest, at_most: int, found: int | None
+) -> None:
+    def works(site: Site, policy: Policy) -> bool:
+        return max(node.align for node in site.wanted.nodes) <= at_most
+
+    assert _trials(guest, works).smaller_align() == found
+
+
+@pytest.mark.parametrize(
+    ("have", "need", "found"),
+    [(36, 37, 37), (36, 52, 52), (51, 52, 52), (36, 53, None), (52, 53, None), (52, 52, None)],
+)
+def test_more_address_bits_end_at_52(have: int, need: int, found: int | None) -> None:
+    guest = vi.Guest("q35", "1G", phys_bits=have)
+    trials = _trials(guest, lambda site, policy: site.wanted.limits[0].bits >= need)
+    assert trials.more_bits() == found
+
+
+def test_bar_is_tried_in_place_of_another_also_behind_a_port() -> None:
+    bars = [vi.Bar("a", "1G", port="p"), vi.Bar("b", "2G", port="p"), vi.Bar("c", "4G")]
+    trials = _trials(vi.Guest("q35", "8G", bars=bars), lambda *_: True)
+    port, lone = trials.site.wanted.bars
+    for bar in (*port.behind, lone):
+        changed = trials.with_bar(bar, replace(bar, name="new")).bars
+        names = [each.name for one in changed for each in one.each]
+        assert names == [x.name if x.name != bar.name else "new" for x in (*port.behind, lone)]
+
+
+@pytest.mark.parametrize(
+    ("bits", "firmware", "kinds"),
+    [
+        # The guest has 46 address bits, the host fewer; no guest starts with less than 36.
+        (35, "ovmf", ["mark it"]),
+        (36, "ovmf", ["--ovmf-window 32768MiB", "--phys-bits 36", "mark it"]),
+        (36, "ovmf-2022.11", ["--phys-bits 36", "mark it"]),
+        (36, "seabios", ["--phys-bits 36", "--firmware seabios-1.16.2", "mark it"]),
+        (36, "seabios-1.16.3", ["--phys-bits 36", "mark it"]),
+        (45, "ovmf-2022.11", ["--phys-bits 45", "mark it"]),
+    ],
+)
+def test_bar_that_firmware_puts_beyond_the_host_is_brought_below(
+    bits: int, firmware: str, kinds: list[str]
+) -> None:
+    bars = [vi.Bar("a", "8G", required=True), vi.Bar("b", "32M", bits=32)]
+    guest = vi.Guest("q35", "4G", firmware=firmware, phys_bits=46, bars=bars)
+    with pytest.raises(vi.PlanError) as caught:
+        vi.plan(guest, _site(guest, f"0x0 - {(1 << bits) - 1:#x}\n").host)
+    tried = ("--ovmf-window", "--phys-bits", "--firmware", "mark it")
+    found = [fix for fix in caught.value.fixes if fix.startswith(tried)]
+    assert [fix[: len(kind)] for fix, kind in zip(found, kinds, strict=True)] == kinds
+
+
+def test_window_that_ovmf_is_told_is_for_the_64_bit_bars() -> None:
+    bars = [vi.Bar("a", "64G", required=True), vi.Bar("b", "32M", bits=32)]
+    guest = vi.Guest("q35", "4G", firmware="ovmf", phys_bits=46, bars=bars)
+    with pytest.raises(vi.PlanError) as caught:
+        vi.plan(guest, _site(guest, "0x0 - 0x7fffffffff\n").host)
+    assert caught.value.fixes[0].startswith("--ovmf-window 65536MiB (")

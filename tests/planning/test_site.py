@@ -4,14 +4,20 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 import vmm_iova as vi
 from vmm_iova.host.text import parse_text
 from vmm_iova.host.usable import CauseKind
+from vmm_iova.planning.layout import Item, ItemKind
+from vmm_iova.planning.misfit import RamHidden, StartRefused
+from vmm_iova.planning.ram import PlacedRam, check_start
 from vmm_iova.planning.request import resolve
 from vmm_iova.planning.site import Site, site_of
+from vmm_iova.planning.windows import _check_hidden
 from vmm_iova.ranges import AddrRange, MappableRanges
 
 GIB = 1 << 30
@@ -137,3 +143,165 @@ class TestWindow:
         site = _site(vi.Guest("q35", "8G", pci64=0))
         assert site.window_place(0x2_7FFF_FFFF) is None
         assert not site.window_meets_hole(0x2_7FFF_FFFF)
+
+
+# -- what lies above RAM, at its limits ------------------------------------------------------------
+
+WIDE = "0x0 - 0xffffffffffffff\n"
+
+
+def _window(**fields: Any) -> Site:
+    """A site of own-x86 with other words for its 64-bit window, and 40 guest address bits."""
+    machine = vi.load_machine("own-x86")
+    assert machine.pci64 is not None
+    own = replace(machine, pci64=replace(machine.pci64, **fields))
+    return _site(vi.Guest(own, "8G", phys_bits=40), WIDE)
+
+
+LIMIT = 1 << 40
+
+
+@pytest.mark.parametrize(
+    ("fields", "top", "place"),
+    [
+        ({}, LIMIT - 32 * GIB - 1, (LIMIT - 32 * GIB, LIMIT - 1)),
+        ({}, LIMIT - 32 * GIB, None),
+        ({"align": 1 << 20}, LIMIT - 32 * GIB - 2, (LIMIT - 32 * GIB, LIMIT - 1)),
+        ({"size": GIB, "last_align": 4 * GIB}, 8 * GIB - 1, (8 * GIB, 12 * GIB - 1)),
+        ({"size": GIB, "last_align": 4 * GIB}, LIMIT - GIB - 1, (LIMIT - GIB, LIMIT - 1)),
+        ({"size": None}, 8 * GIB - 1, (8 * GIB, LIMIT - 1)),
+        ({"size": None, "top_free": GIB}, 8 * GIB - 1, (8 * GIB, LIMIT - GIB - 1)),
+        ({"size": None, "step": 3 * GIB}, 8 * GIB - 1, (8 * GIB, 8 * GIB + 1014 * GIB - 1)),
+        ({"size": None, "share": 4}, 8 * GIB - 1, (LIMIT * 3 // 4, LIMIT - 1)),
+        ({"size": None, "share": 4}, LIMIT - GIB - 1, (LIMIT - GIB, LIMIT - 1)),
+        ({"size": None}, LIMIT - 1, None),
+        ({"size": None}, LIMIT - 2, None),
+        ({"size": None, "align": 4096}, LIMIT - 4097, (LIMIT - 4096, LIMIT - 1)),
+        ({"floor": 64 * GIB}, 8 * GIB - 1, (64 * GIB, 96 * GIB - 1)),
+        ({"floor": 64 * GIB}, 65 * GIB - 1, (65 * GIB, 97 * GIB - 1)),
+    ],
+)
+def test_window_ends_at_the_last_address_at_most(
+    fields: dict[str, Any], top: int, place: tuple[int, int] | None
+) -> None:
+    found = _window(**fields).window_place(top)
+    assert found == (None if place is None else AddrRange(*place))
+
+
+def test_window_up_to_the_top_has_no_place_where_nothing_states_the_top() -> None:
+    site = _window(size=None)
+    assert replace(site, wanted=replace(site.wanted, limits=())).window_place(GIB) is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "stated", "size"),
+    [
+        (["32G"], None, 32 * GIB),
+        (["32G", "1M"], None, 33 * GIB),
+        (["64G"], None, 64 * GIB),
+        (["64G"], "40G", 40 * GIB),
+        ([], None, 32 * GIB),
+    ],
+)
+def test_window_grows_for_its_bars_unless_its_size_was_stated(
+    sizes: list[str], stated: str | None, size: int
+) -> None:
+    bars = [vi.Bar(str(n), s) for n, s in enumerate(sizes)] + [vi.Bar("low", "1G", bits=32)]
+    site = _site(vi.Guest("own-x86", "4G", bars=bars, pci64=stated), WIDE)
+    assert site.pci64 is not None
+    assert site.pci64.size == size
+    assert site.pci64.align == (64 * GIB if size == 64 * GIB else max(GIB, site.pci64.align))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "size"),
+    [([], 512), (["256G"], 512), (["512G"], 512), (["512G", "1M"], 1024), (["1T"], 1024)],
+)
+def test_window_that_is_aligned_to_its_size_grows_by_powers_of_two(
+    sizes: list[str], size: int
+) -> None:
+    bars = [vi.Bar(str(n), s) for n, s in enumerate(sizes)]
+    place = _site(vi.Guest("virt", "8G", bars=bars), WIDE).window_place(9 * GIB)
+    assert place == AddrRange.from_size(size * GIB, size * GIB)
+
+
+@pytest.mark.parametrize(("bits", "left"), [(40, 2), (39, 2), (38, 0)])
+def test_what_does_not_fit_above_ram_is_left_out(bits: int, left: int) -> None:
+    site = _site(vi.Guest("virt", "8G", phys_bits=bits), WIDE)
+    assert len(list(site.above(9 * GIB))) == left
+
+
+@pytest.mark.parametrize(("bits", "fits"), [(40, True), (39, True), (38, False)])
+def test_what_ends_at_the_last_address_fits(bits: int, fits: bool) -> None:
+    """Firecracker's window has its fixed place up to 512 GiB; what lies above RAM is made so."""
+    window = AddrRange(256 * GIB, 512 * GIB - 1)
+    site = _site(vi.Guest("firecracker", "4G", phys_bits=bits), WIDE)
+    assert site.window_place(6 * GIB) == (window if fits else None)
+    machine = vi.load_machine("virt")
+    item = replace(machine.above[0], size=256 * GIB, align=256 * GIB)
+    site = _site(vi.Guest(replace(machine, above=(item,)), "8G", phys_bits=bits), WIDE)
+    assert [found.place for found in site.above(9 * GIB)] == [window] * fits
+
+
+@pytest.mark.parametrize(
+    ("hides", "share", "pci64", "last", "hidden"),
+    [
+        (True, 4, True, LIMIT * 3 // 4 - 1, False),
+        (True, 4, True, LIMIT * 3 // 4, True),
+        (False, 4, True, LIMIT * 3 // 4, False),
+        (True, None, True, LIMIT * 3 // 4, False),
+        (True, 4, False, LIMIT * 3 // 4, False),
+    ],
+)
+def test_ram_is_hidden_from_the_first_byte_of_the_window_on(
+    hides: bool, share: int | None, pci64: bool, last: int, hidden: bool
+) -> None:
+    site = _window(size=None, share=share, hides_ram=hides)
+    site = site if pci64 else replace(site, pci64=None)
+    span = AddrRange(0, last)
+    ram = PlacedRam((Item(ItemKind.RAM, "low", span, span),))
+    if not hidden:
+        _check_hidden(site, ram)
+        return
+    with pytest.raises(RamHidden) as caught:
+        _check_hidden(site, ram)
+    assert (caught.value.span, caught.value.fits) == (AddrRange(last, last), LIMIT * 3 // 4)
+    _check_hidden(replace(site, wanted=replace(site.wanted, limits=())), ram)
+
+
+@pytest.mark.parametrize(
+    ("reach", "refused"), [(LIMIT - 32 * GIB - 1, False), (LIMIT - 32 * GIB, True)]
+)
+def test_vmm_does_not_start_from_the_first_byte_beyond_on(reach: int, refused: bool) -> None:
+    site = _site(vi.Guest("q35", "8G", phys_bits=40), WIDE)
+    if not refused:
+        check_start(site, reach)
+        return
+    with pytest.raises(StartRefused) as caught:
+        check_start(site, reach)
+    assert caught.value.span == AddrRange(reach, LIMIT + GIB - 1)
+    check_start(replace(site, wanted=replace(site.wanted, limits=())), reach)
+    check_start(_site(vi.Guest("own-x86", "8G", phys_bits=40), WIDE), reach)
+
+
+BEYOND = "0x0 - 0x2bfffffff\n0x340000000 - 0xffffffffff\n"
+
+
+@pytest.mark.parametrize(
+    ("ranges", "size", "start"),
+    [
+        # RAM ends at 10 GiB; a hole from 11 to 13 GiB. A window of 1 GiB fits right below it.
+        (BEYOND, "1G", 10),
+        (BEYOND, "2G", 13),
+        ("0x0 - 0x2bfffffff\n0x340001000 - 0xffffffffff\n", "2G", 14),
+        ("0x0 - 0x2bfffffff\n0x340000000 - 0x3bfffffff\n0x400000000 - 0xffffffffff\n", "2G", 13),
+        ("0x0 - 0x2bfffffff\n0x340000000 - 0x3bfffeffff\n0x400000000 - 0xffffffffff\n", "2G", 13),
+        ("0x0 - 0x2bfffffff\n0x340000000 - 0x3bffeffff\n0x400000000 - 0xffffffffff\n", "2G", 16),
+    ],
+)
+def test_window_goes_to_the_first_range_that_holds_it(ranges: str, size: str, start: int) -> None:
+    usable = parse_text(ranges, "list", "iova_ranges")[0].usable()
+    layout = vi.plan(vi.Guest("own-x86", "8G", pci64=size), usable, "split")
+    (window,) = [item for item in layout.items if item.name == "64-bit PCI window"]
+    assert window.place.start == start * GIB
+    assert window.iova == window.place

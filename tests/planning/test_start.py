@@ -492,3 +492,104 @@ def test_limit_of_locked_memory_does_not_count_with_the_capability() -> None:
     host = ready(limits=vi.Limits(65535, 8 << 20), state=replace(GOOD, may_lock=True))
     assert host.usable().limits == vi.Limits(65535, None)
     assert ready(limits=vi.Limits(1, 2)).usable().limits == vi.Limits(1, 2)
+
+
+# -- limits, exactly -------------------------------------------------------------------------------
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("what", "cost", "fields", "state", "text", "do"),
+    [
+        ("map calls", {"entries": 9}, {"limits": vi.Limits(9, -1)}, "ok", "9 of 9", None),
+        (
+            "map calls", {"entries": 10}, {"limits": vi.Limits(9, -1)}, "not ok", "10 of 9",
+            "dma_entry_limit=10 (",
+        ),
+        ("map calls", {"slots": 32764}, {}, "ok", "2 of 65535", None),
+        (
+            "map calls", {"slots": 32765}, {}, "not ok",
+            "32765 pieces of RAM, and KVM takes 32764 memory slots", None,
+        ),
+        (
+            "locked memory", {"locked_bytes": GIB}, {"limits": vi.Limits(9, GIB + 64 * MIB)}, "ok",
+            "1 GiB, and the limit is 1088 MiB", None,
+        ),
+        (
+            "locked memory", {"locked_bytes": GIB}, {"limits": vi.Limits(9, GIB + 64 * MIB - 1)},
+            "not known", "1 GiB, and the limit is", "ulimit -l 2097152 (KiB)",
+        ),
+        (
+            "locked memory", {"locked_bytes": GIB}, {"limits": vi.Limits(9, GIB)},
+            "not known", "1 GiB, and the limit is 1 GiB: little is left", "ulimit -l 2097152 (",
+        ),
+        (
+            "locked memory", {"locked_bytes": GIB + 1}, {"limits": vi.Limits(9, GIB)},
+            "not ok", "", "ulimit -l 2097153 (KiB), LimitMEMLOCK=2147483649 ",
+        ),
+        ("locked memory", {"locked_bytes": 1}, {"limits": vi.Limits(9, 0)}, "not ok", "1 B", None),
+        (
+            "locked memory", {"locked_bytes": GIB, "containers": 1}, {"limits": vi.Limits(9, -1)},
+            "ok", "1 GiB, and there is no limit", None,
+        ),
+        (
+            "locked memory", {"locked_bytes": GIB, "containers": 2}, {"limits": vi.Limits(9, -1)},
+            "ok", "1 GiB in 2 containers, and there is no limit", None,
+        ),
+    ],
+)  # fmt: skip
+def test_limit_of_the_host_is_enough_exactly(
+    what: str, cost: dict[str, int], fields: dict[str, Any], state: str, text: str, do: str | None
+) -> None:
+    host = ready(**fields)
+    layout = vi.plan(vi.Guest("q35", "4G"), host.usable(devices=[NIC]))
+    found = row(will_start(host, layout, replace(vi.budget(layout), **cost), [NIC]), what)
+    assert (found.state, found.text[: len(text)]) == (state, text)
+    if do is not None:
+        assert found.do[0].startswith(do)
+
+
+@pytest.mark.parametrize(
+    ("available", "total", "state", "fatal", "size"),
+    [
+        (4 * GIB, 4 * GIB, "ok", True, None),
+        (4 * GIB - 1, 4 * GIB, "not ok", False, "3 GiB"),
+        (GIB, 4 * GIB, "not ok", False, "1 GiB"),
+        (GIB - 1, 4 * GIB, "not ok", False, "1023 MiB"),
+        (GIB, 4 * GIB - 1, "not ok", True, "1 GiB"),
+    ],
+)
+def test_memory_of_the_host_is_enough_exactly(
+    available: int, total: int, state: str, fatal: bool, size: str | None
+) -> None:
+    host = ready(state=replace(GOOD, memory=Memory(total, available)))
+    found = row(asked(host, NIC), "memory")
+    assert (found.state, found.fatal) == (state, fatal)
+    assert (size is None) or size in found.do[0]
+
+
+@pytest.mark.parametrize(
+    ("pages", "counted"), [(None, True), (4096, True), (8192, False), (2 * MIB, False)]
+)
+def test_memory_counts_what_is_not_in_huge_pages(pages: int | None, counted: bool) -> None:
+    host = ready(state=replace(GOOD, memory=Memory(GIB, GIB)))
+    layout = vi.plan(vi.Guest("q35", "4G"), host.usable(devices=[NIC]))
+    layout = replace(layout, page_sizes=((None, 4 * GIB, pages),))
+    found = row(will_start(host, layout, vi.budget(layout), [NIC]), "memory")
+    assert found.state == ("not ok" if counted else "ok")
+
+
+@pytest.mark.parametrize(("free", "state"), [(2, "ok"), (1, "not ok")])
+def test_huge_pages_are_enough_exactly(free: int, state: str) -> None:
+    pools = (PagePool(2 * GIB, 9, 9), PagePool(GIB, 9, free))
+    host = ready(state=replace(GOOD, huge_pages=pools))
+    found = row(asked(host, NIC, guest=vi.Guest("q35", "2G", page_size="1G")), "huge pages")
+    assert (found.state, found.text) == (state, f"2 of 1 GiB, {free} free")
+
+
+def test_groups_are_named_one_or_several() -> None:
+    assert row(asked(ready(), NIC), "group").text == "no host driver has another device of group 2"
+    host = with_device(with_device(ready(), AUDIO, driver="vfio-pci"), PORT, driver="vfio-pci")
+    both = row(asked(with_device(host, GPU, driver="vfio-pci"), NIC, GPU), "group").text
+    assert both == "no host driver has another device of groups 1, 2"

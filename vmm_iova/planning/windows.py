@@ -96,8 +96,9 @@ def _hotplug_area(site: Site, ram: PlacedRam, policy: Policy) -> Iterator[Item |
     splits = "split" in site.wanted.machine.can and policy.on_hole in _SPLITTING
     if splits and not RangeSet([area]) <= free and site.wanted.machine.hotplug is not None:
         align = site.wanted.machine.hotplug.align
-        other = fit([s for s in free if s.last > area.start], area.size, align, downward=False)
-        if other is not None and other.start > area.start:
+        above = without(free, AddrRange(0, area.start))  # its own range may begin below, with RAM
+        other = fit(above, area.size, align, downward=False)
+        if other is not None:
             cause, area = site.pushed(other.start, area.start), other
     if not RangeSet([area]) <= free:
         raise AreaMisfit(PLUGGED, area, site.usable.causes_of(area))
@@ -302,6 +303,6 @@ def _no_room(site: Site, room: WantedBar, cursor: int, free: Sequence[AddrRange]
     span = AddrRange(min(cursor, last), last)
     causes = site.usable.causes_of(span)
     cause = causes[0] if causes else site.usable.edge_above(last)
-    aligned = (part.align_inward(room.align) for part in free)
-    most = max((part.size for part in aligned if part is not None), default=0)
+    starts = ((-(-part.start // room.align) * room.align, part) for part in free)
+    most = max((part.last - start + 1 for start, part in starts if start in part), default=0)
     return RoomMisfit(room, cursor, span, cause, most)
