@@ -21,6 +21,8 @@ from tests.kit.data import DATA
 from vmm_iova.host.text import parse_text
 from vmm_iova.ranges import AddrRange, RangeSet
 
+pytestmark = [pytest.mark.slow, pytest.mark.recorded]
+
 FILE = DATA / "answers" / "edges.txt"
 WRITE = os.environ.get("VMM_IOVA_WRITE_ANSWERS") == "1"
 PAGE, LAST = 0x1000, (1 << 48) - 1
