@@ -103,11 +103,15 @@ class Machine:
 
     @property
     def gap32(self) -> AddrRange | None:
-        """Where below 4 GiB, above the lowest RAM, there is none; None when RAM goes through."""
-        below = RangeSet(window.range for window in self.ram).complement(
-            AddrRange(self.ram[0].range.start, _FOUR_GIB - 1)
-        )
-        return below.hull
+        """Where below 4 GiB, above the lowest RAM, there is none; None when RAM goes through.
+
+        None as well for a machine whose RAM begins at 4 GiB or above.
+        """
+        start = self.ram[0].range.start
+        if start >= _FOUR_GIB:
+            return None
+        windows = RangeSet(window.range for window in self.ram)
+        return windows.complement(AddrRange(start, _FOUR_GIB - 1)).hull
 
     @property
     def pci32(self) -> tuple[FixedItem, ...]:
