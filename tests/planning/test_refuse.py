@@ -283,3 +283,28 @@ def test_window_that_ovmf_is_told_is_for_the_64_bit_bars() -> None:
     with pytest.raises(vi.PlanError) as caught:
         vi.plan(guest, _site(guest, "0x0 - 0x7fffffffff\n").host)
     assert caught.value.fixes[0].startswith("--ovmf-window 65536MiB (")
+
+
+@pytest.mark.parametrize(
+    ("size", "align", "sizes", "smaller"),
+    [
+        ("1G", "8G", None, "512 MiB"),  # its alignment is what has no room; smaller is smaller
+        ("2G", None, None, "1 GiB"),
+        ("1025M", None, None, "1 GiB"),
+        ("2G", None, (1 << 29, 1 << 20), "512 MiB"),  # sizes that the device has
+        ("2G", None, (1 << 31,), None),
+        ("1M", "8G", None, None),  # no BAR can be resized below 1 MiB
+        ("2M", "8G", None, "1 MiB"),
+    ],
+)
+def test_smaller_bar_is_the_largest_that_the_device_has_and_has_room(
+    size: str, align: str | None, sizes: tuple[int, ...] | None, smaller: str | None
+) -> None:
+    # The window of 1 GiB lies right behind RAM, from 7 GiB on.
+    bar = vi.Bar("b", size, align=align, required=True, sizes=sizes)
+    guest = vi.Guest("own-x86", "5G", pci64="1G", bars=[bar])
+    with pytest.raises(vi.PlanError) as caught:
+        vi.plan(guest, _site(guest, "0x0 - 0xffffffffff\n").host)
+    found = [fix for fix in caught.value.fixes if fix.startswith("a BAR of")]
+    expected = f"a BAR of {smaller} has room (resizable BAR on the device)"
+    assert found == ([] if smaller is None else [expected])
