@@ -15,7 +15,7 @@ from vmm_iova.planning.attempt import attempt
 from vmm_iova.planning.describe import describe
 from vmm_iova.planning.layout import Layout
 from vmm_iova.planning.misfit import Misfit
-from vmm_iova.planning.refuse import explain
+from vmm_iova.planning.refuse import _wider, explain
 from vmm_iova.planning.request import resolve
 from vmm_iova.planning.site import HolePolicy, Policy, Site, site_of
 from vmm_iova.planning.trials import Trials
@@ -308,3 +308,30 @@ def test_smaller_bar_is_the_largest_that_the_device_has_and_has_room(
     found = [fix for fix in caught.value.fixes if fix.startswith("a BAR of")]
     expected = f"a BAR of {smaller} has room (resizable BAR on the device)"
     assert found == ([] if smaller is None else [expected])
+
+
+@pytest.mark.parametrize(
+    ("need", "cpu", "machine", "said"),
+    [
+        (40, None, None, "--phys-bits 40"),
+        (40, 40, 40, "--phys-bits 40"),
+        (41, 40, 40, "a host whose CPU has 41 physical address bits"),
+        (
+            41,
+            41,
+            40,
+            "another machine: TITLE has 40 address bits at most",
+        ),  # and not the guest's 36
+        (53, None, None, None),
+    ],
+)
+def test_more_address_bits_are_those_that_cpu_and_machine_have(
+    need: int, cpu: int | None, machine: int | None, said: str | None
+) -> None:
+    model = replace(vi.load_machine("own-x86"), phys_bits=machine, title="TITLE")
+    trials = _trials(
+        vi.Guest(model, "8G", phys_bits=36), lambda site, _: site.wanted.limits[0].bits >= need
+    )
+    host = replace(trials.site.host, cpu_bits=cpu)
+    found = list(_wider(replace(trials, site=replace(trials.site, host=host))))
+    assert [text[: len(said or "")] for text in found] == ([] if said is None else [said])
