@@ -500,3 +500,18 @@ def test_refusal_names_the_first_holes_and_counts_on_no_more(count: int) -> None
         vi.plan(vi.Guest("own-x86", "8G"), usable, "refuse")
     assert len(caught.value.reasons) == count
     assert (caught.value.detail or "").count("high RAM at") == min(count - 1, 3)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 6])
+def test_bar_that_fits_nowhere_names_three_causes(count: int) -> None:
+    """Its only place is from 16 to 32 GiB, in a window from 4 GiB on."""
+    lines = (
+        f"{16 * GIB + (n << 28):#018x} {16 * GIB + (n << 28) + 0xFFF:#018x} reserved\n"
+        for n in range(count)
+    )
+    usable = parse_text("".join(lines), "made")[0].usable(aperture=40, granule=4096)
+    bar = vi.Bar("b", "16G", required=True)
+    with pytest.raises(vi.PlanError) as caught:
+        vi.plan(vi.Guest("own-x86", "1G", pci64="28G", bars=[bar]), usable, "refuse")
+    assert caught.value.message.count("reserved region") == min(count, 3)
+    assert len(caught.value.reasons) == count
