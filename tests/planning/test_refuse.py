@@ -10,15 +10,18 @@ from types import SimpleNamespace
 import pytest
 
 import vmm_iova as vi
+from vmm_iova.host.facts import RegionKind, ReservedRegion, Source
 from vmm_iova.host.text import parse_text
+from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.planning.attempt import attempt
 from vmm_iova.planning.describe import describe
 from vmm_iova.planning.layout import Layout
 from vmm_iova.planning.misfit import Misfit
-from vmm_iova.planning.refuse import _wider, explain
+from vmm_iova.planning.refuse import _wider, _worth, explain
 from vmm_iova.planning.request import resolve
 from vmm_iova.planning.site import HolePolicy, Policy, Site, site_of
 from vmm_iova.planning.trials import Trials
+from vmm_iova.ranges import AddrRange
 
 GIB = 1 << 30
 HOLE = "0x0 - 0xfedfffff\n0xfef00000 - 0x17fffffff\n0x200000000 - 0xffffffffff\n"
@@ -335,3 +338,33 @@ def test_more_address_bits_are_those_that_cpu_and_machine_have(
     host = replace(trials.site.host, cpu_bits=cpu)
     found = list(_wider(replace(trials, site=replace(trials.site, host=host))))
     assert [text[: len(said or "")] for text in found] == ([] if said is None else [said])
+
+
+@pytest.mark.parametrize(
+    ("left", "stop", "worth"),
+    [
+        (2, None, ["relaxable", "fixed"]),  # the relaxable one is enough
+        (3, None, ["fixed"]),
+        (10, None, ["fixed"]),
+        (11, None, []),  # not even both
+        (9, 15, ["fixed"]),  # what lies behind the end of the space gives nothing
+        (10, 15, []),
+        (2, 2, ["relaxable", "fixed"]),
+        (3, 2, []),
+    ],
+)
+def test_holes_are_worth_giving_back_if_that_is_enough(
+    left: int, stop: int | None, worth: list[str]
+) -> None:
+    def hole(word: str, kind: RegionKind, start: int, last: int) -> Cause:
+        span = AddrRange(start, last)
+        return Cause(CauseKind.REGION, span, word, ReservedRegion(span, kind, word, Source("s")))
+
+    holes = [
+        hole("relaxable", RegionKind.DIRECT_RELAXABLE, 0, 1),
+        hole("fixed", RegionKind.RESERVED, 8, 15),
+    ]
+    limit = None if stop is None else Cause(CauseKind.APERTURE, AddrRange(stop, 99), "")
+    assert [cause.text for cause in _worth(holes, limit, left)] == worth
+    gap = Cause(CauseKind.KERNEL_GAP, AddrRange(20, 29), "gap")
+    assert _worth([gap], None, 10) == [gap]
