@@ -368,3 +368,11 @@ def test_holes_are_worth_giving_back_if_that_is_enough(
     assert [cause.text for cause in _worth(holes, limit, left)] == worth
     gap = Cause(CauseKind.KERNEL_GAP, AddrRange(20, 29), "gap")
     assert _worth([gap], None, 10) == [gap]
+
+
+def test_ram_of_a_host_where_nothing_is_usable_is_left_from_address_0_on() -> None:
+    usable = vi.Host("none").usable(aperture="0x0-0x7ff", granule=4096)
+    with pytest.raises(vi.PlanError) as caught:
+        vi.plan(vi.Guest("s390x", "1G"), usable, "split")
+    assert {reason.range.start for reason in caught.value.reasons} == {0}
+    assert {reason.fits for reason in caught.value.reasons} == {0}
