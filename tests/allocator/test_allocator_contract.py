@@ -1330,3 +1330,20 @@ def test_narrowing_keeps_what_ends_at_an_edge_and_names_what_crosses_it(make):
     with pytest.raises(NarrowError):
         allocator.narrow(MappableRanges([AddrRange(12, 13), AddrRange(14, 14)]))
     assert allocator.allocate(10) == 20
+
+
+@pytest.mark.parametrize(
+    ("start", "size", "fits"), [(20, 5, True), (20, 20, True), (20, 21, False)]
+)
+def test_place_in_free_space_is_taken_while_others_are_kept(make, start, size, fits):
+    allocator = _bytes(make, (10, 39), size_cache=True)
+    for place in [allocator.allocate(5) for _ in range(2)]:
+        allocator.release(place)  # 10 and 15 are kept
+    if not fits:
+        with pytest.raises(ApertureError):
+            allocator.allocate_at(start, size)
+        return
+    assert allocator.allocate_at(start, size) == start
+    assert allocator.allocate_at(12, 8) == 12  # over both that are kept
+    with pytest.raises(OccupiedError):
+        allocator.allocate_at(10, 5)

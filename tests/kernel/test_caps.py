@@ -310,3 +310,18 @@ def test_ranges_of_one_byte_and_that_touch_are_taken(pairs: list[tuple[int, int]
     with pytest.raises(CapabilityError) as caught:
         caps.checked_ranges([(1, 0)], 24)
     assert caught.value.offset == 24
+
+
+@pytest.mark.parametrize(("first", "read"), [(16, True), (15, False), (4, False)])
+def test_capability_begins_where_the_fixed_part_of_old_kernels_ends(first: int, read: bool) -> None:
+    """16 bytes without `cap_offset`: what is there may be the head of a capability."""
+    answers = (
+        (caps.read_type1_info, struct.pack("=IIQII", 24, 3, 0, first, 0)),
+        (caps.read_device_info, struct.pack("=IIIIII", 24, 0x82, 9, 5, first, 0)),
+    )
+    for reader, answer in answers:
+        if read:
+            assert reader(answer).unknown == (first,)  # the offset itself is the id there
+            continue
+        with pytest.raises(CapabilityError, match="lies outside of 0x10 to 0x18"):
+            reader(answer)

@@ -325,6 +325,19 @@ def test_shape_at_its_limits(piece: Piece, expected: list[tuple[str, object]]) -
             0x6FFF,
             [("ReservedError", AddrRange(0x4000, 0x5FFF))],
         ),
+        # A piece from one end of the hull to the other lies outside of nothing, and touches a hole.
+        (
+            [(0x1000, 0x3FFF), (0x6000, 0x8FFF)],
+            0x1000,
+            0x4FFF,
+            [("ReservedError", AddrRange(0x4000, 0x5FFF))],
+        ),
+        (
+            [(0x1000, 0x3FFF), (0x6000, 0x8FFF)],
+            0x1000,
+            0x8FFF,
+            [("ReservedError", AddrRange(0x4000, 0x5FFF))],
+        ),
         # The seam that is crossed is named, not one where the piece begins.
         ([(0, 0x1FFF), (0x2000, 0x3FFF), (0x4000, 0x8FFF)], 0x2000, 0x3FFF, []),
         (

@@ -463,3 +463,68 @@ def test_room_is_kept_right_above_everything(
     with pytest.raises(vi.PlanError) as caught:
         vi.plan(guest, usable, "split")
     assert caught.value.fixes[0] == f"--room r={most} fits"
+
+
+# -- limits of the host and of the machine, and lists that end -------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cpu", "said"),
+    [(None, "with OVMF, tell"), (40, "with OVMF, tell"), (39, "with OVMF, tell"), (38, "39 ")],
+)
+def test_window_that_ovmf_is_told_is_within_the_hosts_cpu(cpu: int | None, said: str) -> None:
+    """A window of 256 GiB takes 39 address bits."""
+    usable = replace(ALL, cpu_bits=cpu)
+    how: dict[str, Any] = {"phys_bits": 38, "firmware": "ovmf-2022.11", "ram": "4G"}
+    (text,) = _reasons("q35", usable, bars=[vi.Bar("0", "64G")], **how)
+    action = text.split("|")[2]
+    assert said in action
+    assert ("phys-bits=39" in action) is (cpu != 38)
+
+
+@pytest.mark.parametrize(("ram", "said"), [("478G", True), ("479G", False)])
+def test_fewer_bits_are_named_for_bars_only_if_the_guest_starts_with_them(
+    ram: str, said: bool
+) -> None:
+    """Behind 478 GiB the window of QEMU ends at 2^39, all that the host has."""
+    bars = [vi.Bar("0", "8G")]
+    guest = vi.Guest("q35", ram, phys_bits=46, firmware="ovmf-2022.11", bars=bars)
+    notes = [note.text for note in vi.plan(guest, NARROW).notes]
+    assert any(text.startswith("to have BAR 0 below 2^39") for text in notes) is said
+
+
+def _with_holes(count: int) -> vi.Usable:
+    """64 GiB with holes of a page from 4 GiB on, 256 MiB apart, each a region of its own."""
+    lines = (
+        f"{4 * GIB + (n << 28):#018x} {4 * GIB + (n << 28) + 0xFFF:#018x} reserved\n"
+        for n in range(count)
+    )
+    return parse_text("".join(lines), "made")[0].usable(aperture=36, granule=4096)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 6])
+def test_refusal_names_the_first_holes_and_counts_on_no_more(count: int) -> None:
+    usable = _with_holes(count)
+    with pytest.raises(vi.PlanError) as caught:
+        vi.plan(vi.Guest("own-x86", "100G"), usable, "split")
+    assert caught.value.message.count("reserved region") == min(count, 3)
+    assert len(caught.value.reasons) == min(count, 3) + 1
+    with pytest.raises(vi.PlanError) as caught:
+        vi.plan(vi.Guest("own-x86", "8G"), usable, "refuse")
+    assert len(caught.value.reasons) == count
+    assert (caught.value.detail or "").count("high RAM at") == min(count - 1, 3)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 6])
+def test_bar_that_fits_nowhere_names_three_causes(count: int) -> None:
+    """Its only place is from 16 to 32 GiB, in a window from 4 GiB on."""
+    lines = (
+        f"{16 * GIB + (n << 28):#018x} {16 * GIB + (n << 28) + 0xFFF:#018x} reserved\n"
+        for n in range(count)
+    )
+    usable = parse_text("".join(lines), "made")[0].usable(aperture=40, granule=4096)
+    bar = vi.Bar("b", "16G", required=True)
+    with pytest.raises(vi.PlanError) as caught:
+        vi.plan(vi.Guest("own-x86", "1G", pci64="28G", bars=[bar]), usable, "refuse")
+    assert caught.value.message.count("reserved region") == min(count, 3)
+    assert len(caught.value.reasons) == count

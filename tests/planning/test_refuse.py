@@ -10,15 +10,18 @@ from types import SimpleNamespace
 import pytest
 
 import vmm_iova as vi
+from vmm_iova.host.facts import RegionKind, ReservedRegion, Source
 from vmm_iova.host.text import parse_text
+from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.planning.attempt import attempt
 from vmm_iova.planning.describe import describe
 from vmm_iova.planning.layout import Layout
 from vmm_iova.planning.misfit import Misfit
-from vmm_iova.planning.refuse import explain
+from vmm_iova.planning.refuse import _wider, _worth, explain
 from vmm_iova.planning.request import resolve
 from vmm_iova.planning.site import HolePolicy, Policy, Site, site_of
 from vmm_iova.planning.trials import Trials
+from vmm_iova.ranges import AddrRange
 
 GIB = 1 << 30
 HOLE = "0x0 - 0xfedfffff\n0xfef00000 - 0x17fffffff\n0x200000000 - 0xffffffffff\n"
@@ -283,3 +286,93 @@ def test_window_that_ovmf_is_told_is_for_the_64_bit_bars() -> None:
     with pytest.raises(vi.PlanError) as caught:
         vi.plan(guest, _site(guest, "0x0 - 0x7fffffffff\n").host)
     assert caught.value.fixes[0].startswith("--ovmf-window 65536MiB (")
+
+
+@pytest.mark.parametrize(
+    ("size", "align", "sizes", "smaller"),
+    [
+        ("1G", "8G", None, "512 MiB"),  # its alignment is what has no room; smaller is smaller
+        ("2G", None, None, "1 GiB"),
+        ("1025M", None, None, "1 GiB"),
+        ("2G", None, (1 << 29, 1 << 20), "512 MiB"),  # sizes that the device has
+        ("2G", None, (1 << 31,), None),
+        ("1M", "8G", None, None),  # no BAR can be resized below 1 MiB
+        ("2M", "8G", None, "1 MiB"),
+    ],
+)
+def test_smaller_bar_is_the_largest_that_the_device_has_and_has_room(
+    size: str, align: str | None, sizes: tuple[int, ...] | None, smaller: str | None
+) -> None:
+    # The window of 1 GiB lies right behind RAM, from 7 GiB on.
+    bar = vi.Bar("b", size, align=align, required=True, sizes=sizes)
+    guest = vi.Guest("own-x86", "5G", pci64="1G", bars=[bar])
+    with pytest.raises(vi.PlanError) as caught:
+        vi.plan(guest, _site(guest, "0x0 - 0xffffffffff\n").host)
+    found = [fix for fix in caught.value.fixes if fix.startswith("a BAR of")]
+    expected = f"a BAR of {smaller} has room (resizable BAR on the device)"
+    assert found == ([] if smaller is None else [expected])
+
+
+@pytest.mark.parametrize(
+    ("need", "cpu", "machine", "said"),
+    [
+        (40, None, None, "--phys-bits 40"),
+        (40, 40, 40, "--phys-bits 40"),
+        (41, 40, 40, "a host whose CPU has 41 physical address bits"),
+        (
+            41,
+            41,
+            40,
+            "another machine: TITLE has 40 address bits at most",
+        ),  # and not the guest's 36
+        (53, None, None, None),
+    ],
+)
+def test_more_address_bits_are_those_that_cpu_and_machine_have(
+    need: int, cpu: int | None, machine: int | None, said: str | None
+) -> None:
+    model = replace(vi.load_machine("own-x86"), phys_bits=machine, title="TITLE")
+    trials = _trials(
+        vi.Guest(model, "8G", phys_bits=36), lambda site, _: site.wanted.limits[0].bits >= need
+    )
+    host = replace(trials.site.host, cpu_bits=cpu)
+    found = list(_wider(replace(trials, site=replace(trials.site, host=host))))
+    assert [text[: len(said or "")] for text in found] == ([] if said is None else [said])
+
+
+@pytest.mark.parametrize(
+    ("left", "stop", "worth"),
+    [
+        (2, None, ["relaxable", "fixed"]),  # the relaxable one is enough
+        (3, None, ["fixed"]),
+        (10, None, ["fixed"]),
+        (11, None, []),  # not even both
+        (9, 15, ["fixed"]),  # what lies behind the end of the space gives nothing
+        (10, 15, []),
+        (2, 2, ["relaxable", "fixed"]),
+        (3, 2, []),
+    ],
+)
+def test_holes_are_worth_giving_back_if_that_is_enough(
+    left: int, stop: int | None, worth: list[str]
+) -> None:
+    def hole(word: str, kind: RegionKind, start: int, last: int) -> Cause:
+        span = AddrRange(start, last)
+        return Cause(CauseKind.REGION, span, word, ReservedRegion(span, kind, word, Source("s")))
+
+    holes = [
+        hole("relaxable", RegionKind.DIRECT_RELAXABLE, 0, 1),
+        hole("fixed", RegionKind.RESERVED, 8, 15),
+    ]
+    limit = None if stop is None else Cause(CauseKind.APERTURE, AddrRange(stop, 99), "")
+    assert [cause.text for cause in _worth(holes, limit, left)] == worth
+    gap = Cause(CauseKind.KERNEL_GAP, AddrRange(20, 29), "gap")
+    assert _worth([gap], None, 10) == [gap]
+
+
+def test_ram_of_a_host_where_nothing_is_usable_is_left_from_address_0_on() -> None:
+    usable = vi.Host("none").usable(aperture="0x0-0x7ff", granule=4096)
+    with pytest.raises(vi.PlanError) as caught:
+        vi.plan(vi.Guest("s390x", "1G"), usable, "split")
+    assert {reason.range.start for reason in caught.value.reasons} == {0}
+    assert {reason.fits for reason in caught.value.reasons} == {0}

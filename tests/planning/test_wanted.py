@@ -473,3 +473,28 @@ def test_fewest_pieces_are_in_the_largest_ranges(
     layout = vi.plan(vi.Guest("own-x86", ram, pci64=0), usable, "split", prefer="fewest")
     found = [(item.place.start / GIB, (item.place.last + 1) / GIB) for item in layout.ram]
     assert found == pieces
+
+
+FIRST = (0, 0x3FFF_FFFF)
+
+
+@pytest.mark.parametrize(
+    ("free", "room"),
+    [
+        # The window of less RAM than 0xb0000000 ends there, and RAM is aligned to 1 GiB.
+        ([(0, 0xFFFF_FFFF)], [(0, 0xAFFF_FFFF)]),
+        ([(0, 0x7FFF_FFFF), (0x9000_0000, 0xFFFF_FFFF)], [(0, 0x7FFF_FFFF)]),
+        ([FIRST, (0x5000_0000, 0xFFFF_FFFF)], [FIRST, (0x8000_0000, 0xAFFF_FFFF)]),
+        ([FIRST, (0x8000_0000, 0xAFFF_FFFF)], [FIRST, (0x8000_0000, 0xAFFF_FFFF)]),
+        ([FIRST, (0x8000_0000, 0xAFFF_EFFF)], [FIRST]),
+        ([(0x1000, 0x3FFF_FFFF)], []),
+    ],
+)  # fmt: skip
+def test_room_ends_raggedly_only_where_its_window_ends(
+    free: list[tuple[int, int]], room: list[tuple[int, int]]
+) -> None:
+    text = "".join(f"{start:#x} - {last:#x}\n" for start, last in free)
+    usable = parse_text(text, "l", "iova_ranges")[0].usable(granule=4096)
+    here = site("q35", usable, ram="2G", align="1G")
+    found = list(here.room(here.windows[0], GIB))
+    assert [(span.start, last) for span, last in found] == room

@@ -363,8 +363,10 @@ def _item_of(saved: dict[str, Any], causes: _Causes) -> Item:
     gpa, iova = (
         None if place is None else _span_of(place) for place in (saved["gpa"], saved["iova"])
     )
+    where = iova or gpa
+    assert where is not None  # `check_layout` refuses a part that is nowhere
     start, last = (
-        None if text is None else causes.of(text, iova or gpa or AddrRange(0, 0))
+        None if text is None else causes.of(text, where)
         for text in (saved["start_cause"], saved["last_cause"])
     )
     return Item(

@@ -367,8 +367,7 @@ def _wider(trials: Trials) -> Iterator[str]:
     if cpu_bits is not None and bits > cpu_bits:
         yield say.BITS_CPU.format(bits=bits)
     elif machine.phys_bits is not None and bits > machine.phys_bits:
-        most = trials.site.wanted.limits[0].bits
-        yield say.MACHINE_BITS.format(machine=machine.title, bits=most)
+        yield say.MACHINE_BITS.format(machine=machine.title, bits=machine.phys_bits)
     else:
         yield _phys_bits(bits, _more_bits(machine, bits))
 
