@@ -159,9 +159,8 @@ class Forest:
     def _plant(self, top: Path, source: Bytes) -> None:
         path = top / _PLACES[source.below(len(_PLACES))]
         if source.below(16) == 0:
-            path = path.with_name(
-                os.fsdecode(source.take(source.below(20))).replace("/", "") or "x"
-            )
+            name = os.fsdecode(source.take(source.below(20))).replace("/", "")
+            path = path.with_name("x" if name in ("", ".", "..") else name)
         kind = source.below(8)
         with contextlib.suppress(OSError, ValueError):
             # What was planted before may be a link out of the tree: nothing is grown behind it.
