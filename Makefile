@@ -38,7 +38,7 @@ plan: $(VENV)/.installed
 	$(BIN)/vmm-iova plan --host amd-epyc-1tb --machine own-x86 --ram 1.5TiB -o map.svg
 
 check: $(VENV)/.tested
-	$(PYTEST) -m "not slow" --hypothesis-profile=check
+	$(PYTEST) -m "not slow" --hypothesis-profile=check -p no:benchmark
 
 test: $(VENV)/.tested
 	$(PYTEST)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from importlib import import_module
 
@@ -28,6 +29,12 @@ def _engines() -> list[str]:
 
 
 ENGINES = _engines()
+
+
+def pytest_collection_finish() -> None:
+    """Leave the tests themselves out of garbage collections, which some of them ask for."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> str:

@@ -126,7 +126,7 @@ def test_variables_that_grow_without_end_are_cut_off() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "kvm " * 50_000,
+        pytest.param("kvm " * 50_000, marks=pytest.mark.slow),
         "a=" + "x" * 200_000 + "'",
         "a=x'x'x'\n" * 20_000,
         "cores:" + " " * 200_000 + "x\nmemory: much\n",

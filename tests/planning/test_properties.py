@@ -417,6 +417,9 @@ _REGION = st.tuples(
     bar=st.sampled_from([None, "16G", "128G"]),
     aperture=st.sampled_from([39, 41, 48]),
 )
+@example(  # QEMU says of a window beyond the guest's own addresses
+    name="q35", regions=[], ram=1, align=None, policy="split", bits=46, bar="16G", aperture=39
+)
 def test_every_fix_with_an_option_works(
     name: str,
     regions: list[tuple[int, int]],

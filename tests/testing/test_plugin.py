@@ -141,6 +141,7 @@ def test_nothing(request):
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_what_several_fixtures_find_is_one_failure_without_a_traceback(tmp_path: Path) -> None:
     body = """
 def test_leak(vmm_space, vmm_allocator):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 
 import vmm_iova as vi
@@ -12,6 +13,7 @@ from vmm_iova.simulated import SimulatedKernel
 from vmm_iova.testing.strategies import guests, hosts
 
 
+@pytest.mark.slow
 @examples(40)
 @given(hosts())
 def test_drawn_host_is_judged_and_its_kernel_has_the_same_ranges(host: vi.Host) -> None:
