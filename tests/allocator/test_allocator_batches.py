@@ -565,6 +565,7 @@ class TestMemory:
         assert len(allocator) == 0
         allocator._check()
 
+    @pytest.mark.slow
     def test_live_range_takes_at_most_sixteen_bytes(self, fast):
         # Goal: bytes per live range in random churn, untagged.
         allocator, chance = fast(WIDE, granule=PAGE), random.Random(9)
@@ -581,6 +582,7 @@ class TestMemory:
 
 
 class TestThreads:
+    @pytest.mark.slow
     def test_batches_of_threads_never_share_an_address(self, make):
         allocator = make(WIDE, granule=PAGE)
         errors = []

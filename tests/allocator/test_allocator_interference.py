@@ -154,7 +154,9 @@ def test_the_calls_do_what_their_names_say(make):
             assert shown(allocator) == before, name
 
 
-@pytest.mark.parametrize("cache", [False, True], ids=["plain", "cache"])
+@pytest.mark.parametrize(
+    "cache", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "cache"]
+)
 @pytest.mark.parametrize("intrusion", INTRUSIONS)
 @pytest.mark.parametrize("name", SINGLE)
 def test_finalizer_in_the_middle_of_a_call_comes_before_it_or_after(make, name, intrusion, cache):

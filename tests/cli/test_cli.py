@@ -334,6 +334,7 @@ class TestWrongInput:
         assert run("plan", "--host", str(path), "--aperture", "48", "--ram", "4G") == 5
         assert "hostile.txt:1: region last" in error_of(capsys)
 
+    @pytest.mark.slow
     def test_garbage_of_10000_lines_is_one_sentence(self, capsys: Output, tmp_path: Path) -> None:
         path = tmp_path / "garbage.txt"
         path.write_text("what is this \x1b[31m\n" * 10_000)

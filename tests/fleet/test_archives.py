@@ -441,6 +441,7 @@ def test_limits_grow_with_the_size_of_the_archive() -> None:
     assert limits.clock is time.process_time
 
 
+@pytest.mark.slow
 def test_xz_that_needs_much_memory_is_refused(read) -> None:
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 28}]
     content = lzma.compress(WHOLE, filters=filters)

@@ -349,6 +349,7 @@ class TestCommand:
         assert said.endswith(f"hosts; {rows} has their rows\n")
         assert len(rows.read_text().splitlines()) == hosts + 1
 
+    @pytest.mark.slow
     def test_worker_that_is_killed_is_one_sentence(self) -> None:
         def kill(process: subprocess.Popen[str]) -> None:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()

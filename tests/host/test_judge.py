@@ -1325,6 +1325,7 @@ def test_edges_of_4_000_holes_have_their_causes():
     assert len(with_holes(4_000).edges) == 4_001
 
 
+@pytest.mark.slow
 def test_work_for_edges_grows_with_the_holes_and_no_faster():
     usable = {count: with_holes(count) for count in (500, 1000)}
     assert growth(lambda count: usable[count].edges, 500) < 2.2

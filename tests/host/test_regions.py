@@ -318,6 +318,7 @@ def test_work_grows_with_the_lines_and_no_faster():
     assert growth(lambda count: parse(many_lines(count)), 500) < 2.2
 
 
+@pytest.mark.slow
 def test_10_000_hostile_lines_give_few_notes():
     text = "".join(
         line(0x1000 * n, 0x1000 * n + 0x4FFF, f"weird{n % 7}") + "junk\n" for n in range(5_000)
