@@ -12,7 +12,7 @@ from vmm_iova.host.facts import Note, RegionKind
 from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.planning.doorbells import place_doorbells
 from vmm_iova.planning.firmware_bars import by_firmware
-from vmm_iova.planning.layout import GuestReserved, Item, ItemKind, Layout
+from vmm_iova.planning.layout import GuestReserved, Item, ItemKind, Layout, bits_of
 from vmm_iova.planning.misfit import Misfit, ViommuTooWide
 from vmm_iova.planning.ram import place_ram
 from vmm_iova.planning.reasons import actions_of, reasons_of
@@ -119,8 +119,8 @@ def assemble(site: Site, ram: PlacedRam, placed: Placed, on_hole: OnHole) -> Lay
 def _settings(site: Site, items: Sequence[Item]) -> Iterator[str]:
     """What the VMM has to be told; a CPU model of QEMU has 40 address bits unless it is told."""
     machine, wanted = site.wanted.machine, site.wanted
-    bits = max((item.gpa.last.bit_length() for item in items if item.gpa), default=0)
-    bits = max(bits, wanted.phys_bits or 0)  # as many as were asked for: firmware goes by them
+    # As many as were asked for: firmware goes by them.
+    bits = max(bits_of(items, wanted.phys_bits or 64), wanted.phys_bits or 0)
     if bits > _MODEL_BITS:
         yield machine.option("least_bits", bits=bits) or ""
     if wanted.pci64_stated:

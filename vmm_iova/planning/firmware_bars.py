@@ -62,11 +62,10 @@ def place_bars(site: Site, ram: Sequence[AddrRange], top: int) -> Iterator[Item 
     every_high = [each for bar in high for each in bar.each]
     above = [chosen[bar.name] for bar in every_high if chosen[bar.name].start >= 4 * GIB]
     if above and natural is not None:
-        # hw/pci-host/q35.c, q35_host_get_pci_hole64_end(): it begins at the lowest BAR. What QEMU
-        # says of it beyond the guest's own addresses is of no use to it.
-        start, highest = min(place.start for place in above), max(place.last for place in above)
-        last = -(-max(start + natural.size, highest + 1) // GIB) * GIB - 1
-        natural = AddrRange(start, max(highest, min(last, site.wanted.address_last)))
+        # hw/pci-host/q35.c, q35_host_get_pci_hole64_end(): it begins at the lowest BAR
+        start = min(place.start for place in above)
+        last = max(start + natural.size - 1, *(place.last for place in above))
+        natural = AddrRange(start, -(-(last + 1) // GIB) * GIB - 1)
     if natural is not None:
         reached = natural in site.usable.ranges
         if not reached and not above:

@@ -17,7 +17,7 @@ from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 from vmm_iova.record import record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from vmm_iova.host.usable import Usable
     from vmm_iova.machines.model import Machine
@@ -108,6 +108,30 @@ class GuestReserved:
     cause: Cause
 
 
+GUEST_WIDTH = "guest, physical"
+"""Among `Layout.widths`: the guest's own address bits, where they are stated."""
+
+
+def bits_of(items: Iterable[Item], stated: int) -> int:
+    """Guest physical address bits that these need.
+
+    Where firmware has put BARs into a window, QEMU tells of its whole size from the lowest of them
+    on, also beyond the guest's own addresses (q35_host_get_pci_hole64_end()), where nothing is.
+
+    Args:
+        items: of a layout.
+        stated: the guest's own address bits; 64 where none are stated.
+    """
+    return max(
+        (
+            min(item.gpa.last.bit_length(), stated if item.kind is ItemKind.WINDOW else 64)
+            for item in items
+            if item.gpa
+        ),
+        default=0,
+    )
+
+
 @record
 class Layout:
     """Where everything of a guest is. Made by `vmm_iova.plan`.
@@ -176,7 +200,8 @@ class Layout:
     @property
     def address_bits(self) -> int:
         """Guest physical address bits that the layout needs."""
-        return max((item.gpa.last.bit_length() for item in self.items if item.gpa), default=0)
+        stated = (width.bits for width in self.widths if width.what == GUEST_WIDTH)
+        return bits_of(self.items, next(stated, 64))
 
     def text(self, *, verbose: bool = False) -> str:
         """Return what `vmm-iova plan` prints of it: verdict, map, cuts, cost, evidence.

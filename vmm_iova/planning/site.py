@@ -12,7 +12,7 @@ from vmm_iova.host.registers import Width
 from vmm_iova.host.usable import Cause, CauseKind, Usable
 from vmm_iova.machines.firmware import Board
 from vmm_iova.planning.bars import room_for
-from vmm_iova.planning.layout import Item, ItemKind, OnHole, kept_for
+from vmm_iova.planning.layout import GUEST_WIDTH, Item, ItemKind, OnHole, kept_for
 from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange, MappableRanges, RangeSet
 from vmm_iova.record import record
 
@@ -240,7 +240,7 @@ class Site:
     def widths(self) -> tuple[Width, ...]:
         """Widths of host and guest; the CPU's stands with the host's."""
         limits = [
-            Width("guest, physical", limit.bits, limit.text)
+            Width(GUEST_WIDTH, limit.bits, limit.text)
             for limit in self.wanted.limits
             if limit.bits != self.host.cpu_bits or not limit.text.startswith("physical")
         ]
