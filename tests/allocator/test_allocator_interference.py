@@ -20,7 +20,7 @@ PAGE = 0x1000
 WIDE = MappableRanges([AddrRange(n << 20, (n << 20) + 0xFFFF) for n in range(1, 5)])
 LESS = MappableRanges([AddrRange(n << 20, (n << 20) + 0xFFFF) for n in range(1, 4)])
 # Of the places in a call, one in so many is tried; 1 is all of them, as in `make long`.
-EVERY = int(os.environ.get("VMM_IOVA_EVERY", "41"))
+EVERY = int(os.environ.get("VMM_IOVA_EVERY", "67"))
 COLLECTIONS = 1 + EVERY // 8
 
 
