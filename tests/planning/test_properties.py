@@ -418,6 +418,10 @@ _REGION = st.tuples(
     bar=st.sampled_from([None, "16G", "128G"]),
     aperture=st.sampled_from([39, 41, 48]),
 )
+@example(  # 40 bits are asked for, and 39 would do for what SeaBIOS makes of them
+    name="i440fx", regions=[(0x60000, 1)], ram=200, align=None, policy="split", bits=36,
+    bar="128G", aperture=39,
+)  # fmt: skip
 @example(  # QEMU says of a window beyond the guest's own addresses
     name="q35", regions=[], ram=1, align=None, policy="split", bits=46, bar="16G", aperture=39
 )
@@ -467,10 +471,11 @@ def test_every_fix_with_an_option_works(
             vi.plan(replace(guest, bars=[smaller]), usable, policy)  # type: ignore[arg-type]
         elif found := re.match(r"--phys-bits (\d+)", fix):
             # More of them cure the width, fewer keep BARs below that of the IOMMU; the host may
-            # have something else to say.
+            # have something else to say. SeaBIOS goes by them: a BAR that it puts to the top of 39
+            # bits lies beside RAM with 40, where 39 would be enough.
             with contextlib.suppress(vi.PlanError):
                 other = replace(guest, phys_bits=int(found[1]))
-                assert vi.plan(other, usable, policy).address_bits == int(found[1])  # type: ignore[arg-type]
+                assert vi.plan(other, usable, policy).address_bits <= int(found[1])  # type: ignore[arg-type]
                 assert int(found[1]) != bits
 
 
