@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
+from vmm_iova.ranges import Gpa
 from vmm_iova.record import record
 
 if TYPE_CHECKING:
@@ -56,10 +57,10 @@ class RamWindow:
     range: AddrRange
     whole_below: int | None = None
     required: int = 0
-    move_to: int | None = None
+    move_to: Gpa | None = None
     movable: bool = False
     movable_note: str | None = None
-    move_past: int | None = None
+    move_past: Gpa | None = None
     move_cpu: CpuVendor | None = None
     cap: LowCap | None = None
 
@@ -123,8 +124,8 @@ class Pci64Window:
 
     size: int | None
     align: int
-    floor: int
-    start: int | None = None
+    floor: Gpa
+    start: Gpa | None = None
     share: int | None = None
     top_free: int = 0
     downward: bool = False
@@ -166,5 +167,5 @@ class Hotplug:
 
     align: int
     slot: int = 0
-    floor: int = 0
+    floor: Gpa = Gpa(0)
     size_align: int = 1

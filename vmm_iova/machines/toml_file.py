@@ -28,7 +28,7 @@ from vmm_iova.machines.parts import (
     RamWindow,
 )
 from vmm_iova.patterns import regex
-from vmm_iova.ranges import ADDRESS_LAST, MIB, AddrRange
+from vmm_iova.ranges import ADDRESS_LAST, MIB, AddrRange, Gpa
 from vmm_iova.record import record
 from vmm_iova.units import parse_address, parse_size, shorten
 
@@ -199,16 +199,16 @@ def _line_too_much(text: str) -> int:
 
 def _window(table: _Table) -> RamWindow:
     table.only(_RAM)
-    move_to = table.address("move_to", None)
+    move_to = table.address("move_to")
     return RamWindow(
         table.text("name"),
-        table.span(ADDRESS_LAST),
+        table.span(end=Gpa(ADDRESS_LAST)),
         table.size("whole_below") if "whole_below" in table.data else None,
         table.size("required") if "required" in table.data else 0,
         move_to,
         table.flag("movable", default=move_to is not None),
         table.text("movable_note", "") or None,
-        table.address("move_past", None),
+        table.address("move_past"),
         _one_of(table, "move_cpu", CPU_VENDORS),
         _one_of(table, "cap", _CAPS),
     )
@@ -240,7 +240,7 @@ def _hotplug(table: _Table) -> Hotplug:
     return Hotplug(
         table.power_of_two("align"),
         table.size("slot") if "slot" in table.data else 0,
-        table.address("floor", 0) or 0,
+        table.address("floor") or Gpa(0),
         table.power_of_two("size_align") if "size_align" in table.data else 1,
     )
 
@@ -254,7 +254,7 @@ def _kind(table: _Table, kinds: Sequence[FixedKind]) -> FixedKind:
 
 def _fixed(table: _Table, kinds: Sequence[FixedKind]) -> FixedItem:
     table.only(("name", "kind", "start", "last"))
-    return FixedItem(table.text("name"), _kind(table, kinds), table.span(None))
+    return FixedItem(table.text("name"), _kind(table, kinds), table.span())
 
 
 def _above(table: _Table) -> AboveItem:
@@ -268,15 +268,12 @@ def _doorbell(table: _Table) -> OpenDoorbell:
     table.only(("name", "size", "align", "start", "last"))
     size = table.power_of_two("size")
     align = table.power_of_two("align") if "align" in table.data else size
-    start, last = table.address("start", 0), table.address("last", ADDRESS_LAST)
-    if start is None or last is None or last < start:
-        raise table.wrong("last", "is below start")
-    return OpenDoorbell(table.text("name"), size, align, AddrRange(start, last))
+    within = table.span(Gpa(0), Gpa(ADDRESS_LAST))
+    return OpenDoorbell(table.text("name"), size, align, within)
 
 
 def _pci64(table: _Table) -> Pci64Window:
     table.only(_PCI64)
-    floor = table.address("floor", 0)
     size, share = None, None
     text = table.data.get("size", "")
     part = re.fullmatch(r"1/(\d{1,2})", text) if isinstance(text, str) else None
@@ -293,7 +290,7 @@ def _pci64(table: _Table) -> Pci64Window:
                 f"{size:#x} is not a multiple of {_BRIDGE_UNIT:#x}, the unit of a bridge's "
                 f"window: {-(-size // _BRIDGE_UNIT) * _BRIDGE_UNIT:#x} would be",
             )
-    start = table.address("start", None)
+    start = table.address("start")
     if start is not None and size is None:
         raise table.wrong("start", "is only for a window of a stated size")
     own = table.data.get("align") == "size"
@@ -302,7 +299,7 @@ def _pci64(table: _Table) -> Pci64Window:
     return Pci64Window(
         size,
         size if own and size is not None else table.power_of_two("align"),
-        floor or 0,
+        table.address("floor") or Gpa(0),
         start,
         share,
         table.size("top_free") if "top_free" in table.data else 0,
@@ -412,11 +409,11 @@ class _Table:
             raise self.wrong(key, "should be a list of texts of one line each")
         return value
 
-    def address(self, key: str, default: int | None) -> int | None:
+    def address(self, key: str, default: Gpa | None = None) -> Gpa | None:
         if key not in self.data:
             return default
         try:
-            return parse_address(self.data[key], key)
+            return Gpa(parse_address(self.data[key], key))
         except IovaError as error:
             raise self.wrong(key, f"is wrong: {error.message}") from error
 
@@ -437,8 +434,10 @@ class _Table:
             )
         return size
 
-    def span(self, last_default: int | None) -> AddrRange:
-        start, last = self.address("start", None), self.address("last", last_default)
+    def span(self, first: Gpa | None = None, end: Gpa | None = None) -> AddrRange:
+        """What `start` and `last` say; `first` and `end` where they say nothing."""
+        start = self.address("start", first)
+        last = self.address("last", end)
         if start is None or last is None:
             raise self.wrong("start" if start is None else "last", "is missing")
         if last < start:
