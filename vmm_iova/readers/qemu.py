@@ -56,7 +56,6 @@ class QemuCommand:
         cpu: the value of -cpu, or None.
         assigned: VFIO devices.
         viommu: the guest's own IOMMU (`intel-iommu`, `virtio-iommu-pci`, `arm-smmuv3`, ...).
-        aw_bits: its width where it is stated.
         caching_mode: True if it was switched on.
         iommufd: True if the devices go by an iommufd.
     """
@@ -68,15 +67,8 @@ class QemuCommand:
     cpu: str | None = None
     assigned: tuple[str, ...] = ()
     viommu: str | None = None
-    aw_bits: int | None = None
     caching_mode: bool = False
     iommufd: bool = False
-
-    @property
-    def bits_limit(self) -> int | None:
-        """Address bits that -cpu gives the guest, where it says so."""
-        match = re.search(r"(?:host-phys-bits-limit|phys-bits)=(\d{2})\b", self.cpu or "")
-        return int(match[1]) if match else None
 
     @property
     def containers(self) -> int:
@@ -104,7 +96,6 @@ def read_qemu(text: str) -> QemuCommand | None:
     viommu = next((item for item in devices if item.get("driver", "") in VIOMMUS), None)
     of_machine = keys(machine or "").get("iommu") or ""
     kind = viommu["driver"] if viommu else of_machine or None
-    bits = (viommu or {}).get("aw-bits", "")
     return QemuCommand(
         arch=program["arch"] if program else None,
         machine=keys(machine or "").get("type") or None,
@@ -117,7 +108,6 @@ def read_qemu(text: str) -> QemuCommand | None:
             if item.get("driver", "").startswith("vfio-pci")
         ),
         viommu=kind,
-        aw_bits=int(bits) if bits.isdecimal() and len(bits) < 3 else None,
         caching_mode=(viommu or {}).get("caching-mode", "") in ("on", "true"),
         iommufd=any("iommufd" in item for item in devices)
         or any(name == "object" and "iommufd" in value for name, value in options),

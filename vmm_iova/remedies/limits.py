@@ -37,7 +37,6 @@ LOCK_SOMETHING = Remedy(
         ("containers", Remedy("--ulimit memlock=-1", source="docs.docker.com")),
     ),
 )
-LOCK_LEAST = Remedy("this map alone needs {size}", tried=LAB)
 LOCK_RAISE = Remedy("raise RLIMIT_MEMLOCK (ulimit -l) or give CAP_IPC_LOCK", tried=LAB)
 LOCK_NUMBER = Remedy(
     "ulimit -l {kib} (KiB), LimitMEMLOCK={size} in a unit of systemd, or CAP_IPC_LOCK", tried=LAB

@@ -11,7 +11,6 @@ SETTLE_LIST = (
     "vmm-iova capture --ask-kernel -s BDF"
 )
 SETTLE_DEVICES = "the guest's devices: name them with -s BDF,BDF"
-SETTLE_HARD_LIMIT = "the hard limit of the domain: virsh memtune DOMAIN"
 SETTLE_START = (
     "whether it starts is known on the host itself, or from a capture there (vmm-iova capture -o "
     "host.json)"
