@@ -21,7 +21,7 @@ from vmm_iova.diagnosis.diagnose import diagnose as diagnose
 from vmm_iova.diagnosis.diagnose import explain as explain
 from vmm_iova.diagnosis.diagnose import find_failures as find_failures
 from vmm_iova.diagnosis.failure import Failure as Failure
-from vmm_iova.diagnosis.filled import Advice as Advice
+from vmm_iova.diagnosis.filled_remedies import Advice as Advice
 from vmm_iova.diagnosis.findings import Diagnosis as Diagnosis
 from vmm_iova.diagnosis.findings import Finding as Finding
 from vmm_iova.diagnosis.why import Api as Api

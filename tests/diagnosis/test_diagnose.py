@@ -17,9 +17,9 @@ from vmm_iova.diagnosis.causes import TABLES, rules_for
 from vmm_iova.diagnosis.clues import Clues
 from vmm_iova.diagnosis.diagnose import diagnose
 from vmm_iova.diagnosis.errnos import NAMES, errno_name
+from vmm_iova.diagnosis.error_line_table import FORMS
 from vmm_iova.diagnosis.error_lines import parse_report, parse_reports
 from vmm_iova.diagnosis.failure import Failure
-from vmm_iova.diagnosis.forms import FORMS
 from vmm_iova.diagnosis.why import FACTS, Why
 from vmm_iova.host.facts import Platform
 from vmm_iova.host.host import Host

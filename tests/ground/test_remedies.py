@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vmm_iova import remedies
-from vmm_iova.diagnosis.filled import fill
+from vmm_iova.diagnosis.filled_remedies import fill
 from vmm_iova.remedies import Remedy
 
 NOT_TRIED = """

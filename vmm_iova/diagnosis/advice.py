@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
 from vmm_iova.diagnosis.check import MODELS, fewer_bits
-from vmm_iova.diagnosis.filled import Advice, fill
+from vmm_iova.diagnosis.filled_remedies import Advice, fill
 from vmm_iova.diagnosis.places import CLIENT_BITS, is_bar
 from vmm_iova.diagnosis.why import Op, Part, Why
 from vmm_iova.host.evidence import HYPERTRANSPORT

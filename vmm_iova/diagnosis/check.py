@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
-from vmm_iova.diagnosis.filled import Advice, fill
+from vmm_iova.diagnosis.filled_remedies import Advice, fill
 from vmm_iova.host.facts import RegionKind
 from vmm_iova.host.usable import Cause, CauseKind, Usable
 from vmm_iova.ranges import BASE_PAGE, AddrRange, RangeSet

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Error lines of VMMs, of other users of VFIO, and of the kernel: what failed, and what they say.
 
-A paste is read line by line (the table of lines is in `forms`), as people paste it: with time
+A paste is read line by line (`error_line_table` has what is known), as people paste it: with time
 stamps, repeated, quoted, wrapped in the words of a management layer. The same failure told twice
 becomes one; what the lines state of the host (a width, a limit, a listing) is kept as clues.
 """
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.diagnosis.clues import HEX, WIDTH, ClueReader, Clues
 from vmm_iova.diagnosis.errnos import NAMES, errno_name, errno_of_words
+from vmm_iova.diagnosis.error_line_matcher import fold
+from vmm_iova.diagnosis.error_line_table import ANY_VFIO, Form, read_line
 from vmm_iova.diagnosis.failure import MOST_FAILURES, Failure, each_once
-from vmm_iova.diagnosis.forms import ANY_VFIO, Form, read_line
-from vmm_iova.diagnosis.templates import fold
 from vmm_iova.diagnosis.why import Api, Op, Part, Why
 from vmm_iova.errors import HostDataError
 from vmm_iova.patterns import regex
@@ -28,7 +28,7 @@ from vmm_iova.units import shorten
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vmm_iova.diagnosis.templates import Match
+    from vmm_iova.diagnosis.error_line_matcher import Match
 
 RECOGNISED = (
     "lines in which a map, an unmap, an attach or the setup of a device fails, of QEMU, KVM, "

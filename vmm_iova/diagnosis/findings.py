@@ -12,7 +12,7 @@ from vmm_iova.record import record
 if TYPE_CHECKING:
     from vmm_iova.diagnosis.check import Verdict
     from vmm_iova.diagnosis.failure import Failure
-    from vmm_iova.diagnosis.filled import Advice
+    from vmm_iova.diagnosis.filled_remedies import Advice
 
 
 @record

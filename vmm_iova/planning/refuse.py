@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
 from vmm_iova.diagnosis.check import region_fixes
-from vmm_iova.diagnosis.filled import fill
+from vmm_iova.diagnosis.filled_remedies import fill
 from vmm_iova.errors import PlanError
 from vmm_iova.host.evidence import EvidenceKind
 from vmm_iova.host.facts import RegionKind

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from vmm_iova import remedies as say
-from vmm_iova.diagnosis.filled import fill
+from vmm_iova.diagnosis.filled_remedies import fill
 from vmm_iova.planning.assigned import members
 from vmm_iova.planning.layout import ItemKind
 from vmm_iova.ranges import BASE_PAGE, GIB

@@ -17,7 +17,7 @@ from vmm_iova.record import record
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from vmm_iova.diagnosis.filled import Advice
+    from vmm_iova.diagnosis.filled_remedies import Advice
 
 Tone = Literal["good", "bad", "unsure"]
 _COLUMNS, _INDENT, _WAY = 80, 8, 9

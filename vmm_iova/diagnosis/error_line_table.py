@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The forms in which programs and the kernel print that something failed: one table.
 
-Each form is the line as the program prints it, in the language of `templates`; it is compiled when
-the first text is read. To teach the program a line, add it here: where it is printed stands beside.
+Each form is the line as the program prints it, in the language of `error_line_matcher`; it is
+compiled when the first text is read. To teach the program a line, add it here: where it is printed
+stands beside.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from vmm_iova.diagnosis.templates import Match, Template
+from vmm_iova.diagnosis.error_line_matcher import Match, Template
 from vmm_iova.diagnosis.why import Api, Op, Part, Why
 from vmm_iova.record import record
 
 if TYPE_CHECKING:
-    from vmm_iova.diagnosis.templates import Tally
+    from vmm_iova.diagnosis.error_line_matcher import Tally
 
 
 @record

@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from vmm_iova.diagnosis import error_lines
+from vmm_iova.diagnosis.error_line_matcher import Tally, Template, fold
+from vmm_iova.diagnosis.error_line_table import FORMS, read_line
 from vmm_iova.diagnosis.error_lines import parse_report
-from vmm_iova.diagnosis.forms import FORMS, read_line
-from vmm_iova.diagnosis.templates import Tally, Template, fold
 from vmm_iova.errors import HostDataError
 
 TEMPLATES = [text for form in FORMS for text in form.templates]
