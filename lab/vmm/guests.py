@@ -86,6 +86,7 @@ def guest_of(config: Config, qemu: Qemu, model: Machine | None = None) -> vi.Gue
             vi.Bar(bar.device, bar.size, bits=bar.bits, port=bar.port)  # type: ignore[arg-type]
             for bar in bars_of(config)
         ],
+        ports=[f"port{number}" for number in range(len(config.ports))],
         phys_bits=config.bits if config.pc else _BITS.get(config.machine),
         maxmem=config.ram + config.more if config.more else None,
         slots=config.slots if config.more else 0,

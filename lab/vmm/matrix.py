@@ -45,7 +45,7 @@ class Config:
         slots: of memory modules.
         low_ram: max-ram-below-4g, or None.
         bars: sizes of 64-bit BARs, each of a device on the root bus.
-        ports: for each root port, the sizes of the 64-bit BARs behind it.
+        ports: for each root port, the sizes of the 64-bit BARs behind it; none of a spare one.
         low_bars: sizes of 32-bit BARs.
         nodes: bytes of each NUMA node; none for a guest without.
         cpus: how many; what an interrupt controller takes depends on it.
@@ -182,6 +182,10 @@ def _firmware(draw: random.Random, firmware: str) -> Config:
         cut = draw.randint(1, len(sizes))
         ports = tuple(port for port in (tuple(sizes[:cut]), tuple(sizes[cut:])) if port)
         bars = bars[: draw.randint(0, 2)]
+    if machine == "q35" and draw.random() < 0.3:
+        # OVMF 2022.11 has room for the I/O ports of ten root ports, and lets BARs go beyond.
+        spare = [()] * draw.randint(1, 5)
+        ports = tuple(draw.sample([*ports, *spare], len(ports) + len(spare)))
     low_bars: tuple[int, ...] = ()
     if draw.random() < 0.3:
         low_bars = tuple(draw.choice(LOW_BARS) for _ in range(draw.randint(1, 2)))

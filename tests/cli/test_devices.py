@@ -85,6 +85,53 @@ def test_devices_behind_root_ports_have_windows(host: str, capsys: Output) -> No
     assert "0000:01:00.0 BAR 3 " in text
 
 
+def _start(text: str, name: str) -> int:
+    (line,) = (line for line in text.splitlines() if f" : {name} " in line)
+    return int(line.split("-")[0], 16)
+
+
+def test_spare_ports_stand_behind_the_others(host: str, capsys: Output) -> None:
+    # SeaBIOS 1.16.3 comes to the last port first, and keeps a 2048th of the addresses behind each.
+    given = ("plan", "--host", host, "--ram", "4G", "--bar", "own=16G,port=p", "--phys-bits", "46")
+    given += ("--firmware", "seabios-1.16.3", "--aperture", "48")
+    assert run(*given) == 0
+    text = capsys.readouterr().out
+    assert "further PCIe root ports move these BARs" in text
+    assert run(*given, "--spare-ports", "5") == 0
+    told = capsys.readouterr().out
+    assert "further PCIe root ports" not in told
+    assert _start(told, "own") - _start(text, "own") == 5 << 35
+    assert run(*given, "--spare-ports", "0") == 0
+    none = capsys.readouterr().out
+    assert "further PCIe root ports" not in none
+    assert _start(none, "own") == _start(text, "own")
+
+
+@pytest.mark.parametrize("number", ["-1", "241"])
+def test_spare_ports_beyond_the_slots_of_a_bus_are_refused(
+    number: str, host: str, capsys: Output
+) -> None:
+    assert run("plan", "--host", host, "--ram", "4G", "--spare-ports", number) == 2
+    assert f"--spare-ports {number} is not a number from 0 to 240" in capsys.readouterr().err
+
+
+def test_ports_of_a_definition_move_its_bars(host: str, capsys: Output, tmp_path: Path) -> None:
+    # OVMF goes by the bus, and keeps a 256th of its window behind each port.
+    words = "qemu-system-x86_64 -M q35 -m 4G -cpu host,host-phys-bits-limit=46"
+    ports = [f"-device pcie-root-port,id=p{n},addr={n + 2}" for n in range(6)]
+    found = []
+    for behind in (0, 3, 5):
+        vm = tmp_path / f"{behind}.txt"
+        given = f"-device vfio-pci,host=01:00.0,bus=p{behind}"
+        vm.write_text(" ".join([words, *ports, given]))
+        firmware = ("--firmware", "ovmf-2025.02", "--aperture", "48")
+        assert run("plan", "--host", host, "--vm", str(vm), *firmware) in (0, 1)
+        text = capsys.readouterr().out
+        assert "further PCIe root ports" not in text
+        found.append(_start(text, f"{GPU} BAR 1"))
+    assert [start - found[0] for start in found] == [0, 3 << 35, 5 << 35]
+
+
 def test_bar_option_stands_beside_those_of_devices(host: str, capsys: Output) -> None:
     status = run("plan", "--host", host, "--ram", "4G", "-s", GPU, "--bar", "later=64G")
     assert status == 0

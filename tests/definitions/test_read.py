@@ -541,6 +541,81 @@ def test_libvirt_devices_stand_behind_ports_unless_they_are_on_the_root(
     assert domain(f"<devices>{given}</devices>", machine).root_ports == behind
 
 
+PORTS = (
+    "-M q35 -m 1G -device pcie-root-port,id=c,bus=pcie.0,addr=0x3 "
+    "-device pcie-root-port,id=b,addr=02.1 -device ioh3420,id=a,addr=2.0x0 "
+)
+
+
+@pytest.mark.parametrize(
+    ("more", "ports"),
+    [
+        ("", ((), (), ())),
+        ("-device vfio-pci,host=01:00.0,bus=b", ((), ("0000:01:00.0",), ())),
+        (
+            "-device vfio-pci,host=01:00.1,bus=c,addr=0.1 -device vfio-pci,host=01:00.0,bus=c",
+            ((), (), ("0000:01:00.1", "0000:01:00.0")),
+        ),
+        ("-device vfio-pci,host=01:00.0", ((), (), ())),  # on the root bus
+        ("-device vfio-pci,host=01:00.0,bus=switch", ()),  # behind more than a port
+        ("-device virtio-net-pci,bus=a", ((), (), ())),  # as good as nothing
+        # which gets the slot that is free: those stand as they are listed
+        (
+            "-device pcie-root-port,id=d -device vfio-pci,host=01:00.0,bus=c",
+            (("0000:01:00.0",), (), (), ()),
+        ),
+        ("-device pxb-pcie,id=far -device pcie-root-port,bus=far", ((), (), ())),
+    ],
+)  # fmt: skip
+def test_root_ports_are_listed_as_the_bus_has_them(more: str, ports: object) -> None:
+    assert qemu(PORTS + more).ports == ports
+
+
+def test_root_ports_of_a_machine_whose_firmware_is_not_modelled_are_none() -> None:
+    read = vi.read_vm("qemu-system-aarch64 -M virt -m 1G -device pcie-root-port,id=a")
+    assert read.ports == ()
+
+
+CONTROLLER = (
+    "<controller type='pci' index='{index}' model='pcie-root-port'>"
+    "<address type='pci' bus='0x00' slot='{slot}' function='{function}'/></controller>"
+)
+
+
+@pytest.mark.parametrize(
+    ("place", "ports"),
+    [
+        ("<address type='pci' bus='0x0a'/>", ((), ("0000:01:00.0",), ())),
+        ("<address type='pci' bus='1'/>", (("0000:01:00.0",), (), ())),
+        ("<address type='pci' bus='0x00'/>", ((), (), ())),
+        ("<address type='pci' bus='0x0c'/>", ()),  # no root port
+        ("", ()),  # libvirt chooses
+        ("<address type='pci' bus='what'/>", ()),
+    ],
+)
+def test_root_ports_of_a_domain_are_its_controllers(place: str, ports: object) -> None:
+    controllers = "".join(
+        CONTROLLER.format(index=index, slot=slot, function=function)
+        for index, slot, function in (
+            ("2", "0x3", "0"),
+            ("10", "0x02", "0x1"),
+            ("1", "0x02", "0x0"),
+        )
+    )
+    other = "<controller type='pci' index='12' model='pcie-to-pci-bridge'/>"
+    given = f"<hostdev type='pci'><source><address bus='0x01'/></source>{place}</hostdev>"
+    read = domain(f"<devices>{controllers}{other}{given}</devices>", "q35")
+    assert read.ports == ports
+
+
+@pytest.mark.parametrize(
+    "place", ["", "<address type='pci' bus='0x00' slot='x'/>", "<address type='pci' slot='0x2'/>"]
+)
+def test_root_port_without_an_address_is_not_counted(place: str) -> None:
+    port = f"<controller type='pci' index='1' model='pcie-root-port'>{place}</controller>"
+    assert domain(f"<devices>{port}</devices>", "q35").ports == ()
+
+
 def test_qemu_program_is_not_taken_from_the_value_of_an_option() -> None:
     read = vi.read_vm(
         "exec qemu-system-aarch64 \\\n -machine virt -accel kvm \\\n -name kvm -m 8G\n"

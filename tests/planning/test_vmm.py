@@ -14,6 +14,7 @@ from vmm_iova.host.text import parse_text
 from vmm_iova.machines.firmware import BarNeed, Board, Firmware, candidates, place
 from vmm_iova.planning.layout import ItemKind
 from vmm_iova.planning.start import RowState, Start, StartRow
+from vmm_iova.planning.wanted_bars import bars_of
 from vmm_iova.ranges import GIB, MIB, TIB, AddrRange
 from vmm_iova.report.verdicts import layout_answer
 from vmm_iova.units import parse_size
@@ -332,6 +333,87 @@ class TestPorts:
         layout = vi.plan(_q35("8G", bars=every, phys_bits=44, cpu="amd", firmware=release), OPEN)
         places = [_place(layout, bar.name) for bar in every]
         assert [(place.start - (56 << 38)) >> 20 for place in places if place] == starts
+
+    @pytest.mark.parametrize(
+        ("release", "before", "behind", "place"),
+        [  # steps of 32 GiB, a 256th of OVMF's window and a 2048th of all addresses, from 0x3800...
+            ("seabios-1.16.2", 3, 2, None),  # keeps no room behind ports
+            ("seabios-1.16.3", 0, 0, 0),
+            ("seabios-1.16.3", 3, 0, 0),
+            ("seabios-1.16.3", 0, 3, 3),
+            ("seabios-1.16.3", 2, 2, 2),
+            ("seabios-1.16.3", 0, 10, 10),
+            ("ovmf-2022.11", 3, 0, 3),
+            ("ovmf-2022.11", 0, 3, 0),
+            ("ovmf-2025.02", 2, 2, 2),
+            ("ovmf-2025.02", 10, 0, 10),
+            ("ovmf-2025.02", 0, 10, 0),
+        ],
+    )
+    def test_ports_with_nothing_behind_them_move_a_bar_as_firmware_has_it(
+        self, release: str, before: int, behind: int, place: int | None
+    ) -> None:
+        # each started: QEMU 7.2 and 10.0, a BAR of 16 GiB, 46 bits
+        ports = [*(f"b{n}" for n in range(before)), "own", *(f"a{n}" for n in range(behind))]
+        guest = _q35(
+            "8G",
+            bars=[vi.Bar("gpu", "16G", port="own")],
+            ports=ports,
+            phys_bits=46,
+            cpu="amd",
+            firmware=release,
+        )
+        found = _place(vi.plan(guest, OPEN), "gpu")
+        start = 16 * GIB if place is None else (56 << 40) + place * 32 * GIB
+        assert found == AddrRange.from_size(start, 16 * GIB)
+
+    @pytest.mark.parametrize(("release", "said"), [("seabios-1.16.3", 1), ("seabios-1.16.2", 0)])
+    def test_ports_that_nobody_told_of_are_a_note_where_they_would_move_a_bar(
+        self, release: str, said: int
+    ) -> None:
+        bars = [vi.Bar("gpu", "16G", port="own")]
+        guest = _q35("8G", bars=bars, phys_bits=46, cpu="amd", firmware=release)
+        notes = [note for note in vi.plan(guest, OPEN).notes if "further PCIe root" in note.text]
+        assert len(notes) == said
+        told = vi.plan(replace(guest, ports=["own"]), OPEN)
+        assert not any("further PCIe root" in note.text for note in told.notes)
+
+    def test_ports_listed_stand_together_where_the_first_of_them_does(self) -> None:
+        bars = [
+            vi.Bar("first", "32G"),
+            vi.Bar("x", "16G", port="x"),
+            vi.Bar("between", "32G"),
+            vi.Bar("y", "16G", port="y"),
+            vi.Bar("unlisted", "16G", port="z"),
+        ]
+        wanted, spare = bars_of(bars, vi.load_machine("q35"), ["s0", "y", "s1", "x", "s2"])
+        names = [bar.behind[0].name if bar.behind else bar.name for bar in wanted]
+        assert names == ["first", "y", "x", "between", "unlisted"]
+        assert spare == (1, 2, 3)
+        alone, last = bars_of(bars[:1], vi.load_machine("q35"), ["s0", "s1"])
+        assert (len(alone), last) == (1, (1, 1))
+
+    @pytest.mark.parametrize(
+        ("machine", "ports", "said"),
+        [
+            ("q35", ("a", "b", "a"), "port 'a' is listed twice"),
+            ("i440fx", ("a",), "i440fx has no PCIe root port"),
+        ],
+    )
+    def test_ports_that_make_no_sense_are_refused(
+        self, machine: str, ports: tuple[str, ...], said: str
+    ) -> None:
+        with pytest.raises(vi.RequestError, match=said) as caught:
+            vi.plan(vi.Guest(machine, "4G", ports=ports), OPEN)
+        assert caught.value.field == "ports"
+
+    def test_further_ports_that_are_stated_count_instead_of_those_that_are_likely(self) -> None:
+        ports = [f"p{n}" for n in range(8)]
+        bars = [vi.Bar(f"gpu{n}", "512G", port=port) for n, port in enumerate(ports)]
+        guest = _q35("64G", bars=bars, phys_bits=46, cpu="intel")
+        said = vi.plan(guest, OPEN).reasons
+        assert any("each further port 32 GiB" in text for text in said), said
+        assert not vi.plan(replace(guest, ports=ports), OPEN).reasons
 
     def test_gpus_take_a_stride_of_their_largest_bar_each(self) -> None:
         bars = [

@@ -206,3 +206,17 @@ def find_devices(options: argparse.Namespace, definition: Definition | None, hos
             found.append(name)
     options.devices = list(dict.fromkeys(found))
     options.without_rom = _named_by(definition, options.devices, lambda item: not item.rom)
+    if all(_stands_for([item.name for item in definition.devices], name) for name in found):
+        options.ports = [
+            [name for name in options.devices if _stands_for(port, name)]
+            for port in definition.ports
+        ]
+
+
+def _stands_for(entries: Sequence[str], name: str) -> bool:
+    """Tell whether a device, or its slot, is among these."""
+    plain = name.removeprefix("0000:")
+    return any(
+        plain == entry or plain.startswith(f"{entry}.")
+        for entry in (entry.removeprefix("0000:") for entry in entries)
+    )

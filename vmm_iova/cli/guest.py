@@ -20,6 +20,7 @@ from vmm_iova.units import parse_range
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping, Sequence
 
     from vmm_iova.host.facts import Facts
     from vmm_iova.host.usable import Usable
@@ -130,17 +131,43 @@ def assigned_guest(guest: Guest, host: Facts, usable: Usable, options: argparse.
     """Return the guest with the devices of `-s`: how many, and the BARs that come with them.
 
     Raises:
+        RequestError: `--spare-ports` is no such number.
         UnknownNameError: the host has no such device, or there is no such machine.
     """
     names = split(options.devices) or []
     without_rom = getattr(options, "without_rom", ())  # as a definition says
-    bars = device_bars(host, names, root_ports=options.root_ports, without_rom=without_rom)
+    behind, ports = _root_ports(options)
+    bars = device_bars(host, names, root_ports=behind, without_rom=without_rom)
     if not machine_of(guest, usable.arch).identity:
         bars = ()  # a BAR is no address of the guest there
+    if options.spare_ports is not None:
+        named = (bar.port for bar in (*guest.bars, *bars) if bar.port is not None)
+        ports = [*dict.fromkeys(named), *ports]
     count = options.assigned
     if count is None:
         count = max(len({host.device(name).name for name in names}), guest.devices)
-    return replace(guest, bars=(*guest.bars, *bars), devices=count)
+    return replace(guest, bars=(*guest.bars, *bars), devices=count, ports=ports)
+
+
+def _root_ports(options: argparse.Namespace) -> tuple[bool | Mapping[str, str], list[str]]:
+    """Return the root port of each device, and all that are known to be there."""
+    spare = options.spare_ports
+    if spare is not None:
+        if not 0 <= spare <= _MOST_PORTS:
+            raise RequestError(
+                f"--spare-ports {spare} is not a number from 0 to {_MOST_PORTS}",
+                field="ports",
+                value=spare,
+            )
+        return options.root_ports, [f"spare port {n}" for n in range(spare)]
+    stated: Sequence[Sequence[str]] = getattr(options, "ports", ())  # as a definition says
+    if not stated:
+        return options.root_ports, []
+    behind = {name: f"port {n}" for n, given in enumerate(stated) for name in given}
+    return behind, [f"port {n}" for n in range(len(stated))]
+
+
+_MOST_PORTS = 240  # 30 slots of the root bus that are free, with eight functions each
 
 
 _BAR_WORDS = ("32", "64", "required", "optional")

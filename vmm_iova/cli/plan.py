@@ -170,6 +170,13 @@ def _add_more_options(parser: argparse.ArgumentParser) -> None:
         help="each device of -s is behind a root port of its own, as libvirt has it",
     )
     add(
+        "--spare-ports",
+        type=int,
+        metavar="N",
+        help="there are so many more PCIe root ports (libvirt makes some for disks and hotplug): "
+        "firmware keeps room behind each (default: those of --vm, else not known)",
+    )
+    add(
         "--via",
         choices=get_args(Via),
         help="how the VMM opens the devices (default: as --vm says, else type1)",

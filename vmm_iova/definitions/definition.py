@@ -78,6 +78,8 @@ class Definition:
         devices: what it is given of the host.
         on_hole: what its VMM does where RAM's own place is not free.
         root_ports: True if each device is behind a port of its own, whose window its BARs share.
+        ports: each PCIe root port, in the order of the bus, by the devices of the host behind it;
+            empty where the definition does not say all of that.
         iommufd: True if its devices go by an iommufd.
         cpu: the value of QEMU's -cpu, where there is one.
         hard_limit: bytes of memory that it may lock, where it says so.
@@ -97,6 +99,7 @@ class Definition:
     devices: tuple[AssignedDevice, ...] = ()
     on_hole: OnHole = "auto"
     root_ports: bool = False
+    ports: tuple[tuple[str, ...], ...] = ()
     iommufd: bool = False
     cpu: str | None = None
     hard_limit: int | None = None

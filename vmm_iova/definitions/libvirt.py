@@ -191,6 +191,7 @@ def _options(domain: Element, options: Options, source: str) -> Iterator[Option]
                 yield "global", f"{prop}.pci-hole64-size={size_in(hole, source)}"
     yield from _iommu(domain)
     yield from _shared(domain, source)
+    yield from _root_ports(domain)
     for index, item in enumerate(_given(domain)):
         given = _assigned(item)
         if given.kind == "pci":  # libvirt's alias is the id, by which -set finds it
@@ -198,13 +199,31 @@ def _options(domain: Element, options: Options, source: str) -> Iterator[Option]
             yield "device", f"vfio-pci,host={given.name},id=hostdev{index},bus={where}"
 
 
+def _root_ports(domain: Element) -> Iterator[Option]:
+    """The root ports that it lists; libvirt's own are not all there before it has defined it."""
+    for controller in domain.every("devices", "controller"):
+        place = controller.find("address")
+        if controller.get("model") == "pcie-root-port" and place is not None:
+            bus, slot, function = (_number(place.get(key)) for key in ("bus", "slot", "function"))
+            index = _number(controller.get("index"))
+            if bus == 0 and None not in (index, slot):
+                yield "device", f"pcie-root-port,id=pci.{index},addr={slot:x}.{function or 0:x}"
+
+
+def _number(text: str) -> int | None:
+    """A number of a PCI address, as libvirt writes it: 0x0a, or 10."""
+    if re.fullmatch(r"0[xX][0-9a-fA-F]{1,4}", text):
+        return int(text, 16)
+    return int(text) if re.fullmatch(r"[0-9]{1,4}", text) else None
+
+
 def _bus(item: Element, options: Options) -> str:
     """The guest's bus; where none is stated, libvirt gives each device a port of its own."""
     if not re.match(r"pc-q35|q35|virt", options.machine.get("type", "")):
         return "pci.0"
     place = item.find("address")
-    number = "" if place is None else place.get("bus")
-    return "pcie.0" if re.fullmatch(r"0x0*|0", number) else f"pci.{number or 'next'}"
+    number = _number("" if place is None else place.get("bus"))
+    return "pcie.0" if number == 0 else f"pci.{'next' if number is None else number}"
 
 
 def _firmware(domain: Element) -> Iterator[Option]:

@@ -83,6 +83,7 @@ def definition_of(
         tuple(readings),
         devices,
         root_ports=_behind_ports(options),
+        ports=tuple(map(tuple, _ports(options))) if machines[-1].name.startswith("q35") else (),
         cpu=options.cpu,
         iommufd=any("iommufd" in item for item in options.devices),
         locked=_locked(options),
@@ -130,6 +131,34 @@ def _behind_ports(options: Options) -> bool:
     """Tell whether devices of the host stand behind bridges: their bus is none of the roots."""
     given = [item for item in options.devices if item.get("driver", "").startswith("vfio-pci")]
     return any(item.get("bus", "pcie.0") not in ("pcie.0", "pci.0") for item in given)
+
+
+_ROOT_PORTS = ("pcie-root-port", "ioh3420")
+_ADDRESS = regex(r"(?:0x)?([0-9a-f]{1,2})(?:\.(?:0x)?([0-7]))?", re.IGNORECASE)
+
+
+def _ports(options: Options) -> list[list[str]]:
+    """List the devices of the host behind each root port; nothing where one is behind more.
+
+    A port without an address gets the next that is free, so that those stand as they are listed.
+    """
+    found: list[tuple[tuple[int, int] | None, str]] = []
+    for item in options.devices:
+        if item.get("driver") in _ROOT_PORTS and item.get("bus", "pcie.0") == "pcie.0":
+            match = _ADDRESS.fullmatch(item.get("addr", ""))
+            place = (int(match[1], 16), int(match[2] or "0")) if match else None
+            found.append((place, item.get("id", "")))
+    if all(place for place, _ in found):
+        found.sort(key=lambda port: port[0] or (0, 0))
+    behind: dict[str, list[str]] = {name or f"port {n}": [] for n, (_, name) in enumerate(found)}
+    for item in options.devices:
+        name, bus = bdf_of(item.get("host") or item.get("sysfsdev") or ""), item.get("bus")
+        if not item.get("driver", "").startswith("vfio-pci") or bus in (None, "pcie.0"):
+            continue
+        if name is None or bus not in behind:
+            return []
+        behind[bus].append(name)
+    return list(behind.values())
 
 
 def bdf_of(text: str) -> str | None:

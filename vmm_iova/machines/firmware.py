@@ -114,13 +114,14 @@ class BarNeed:
     Attributes:
         size: bytes of the BAR, or of all behind the port.
         align: bytes, a power of two.
-        behind: BARs behind a root port, which stand in one window of it.
+        behind: BARs behind a root port, which stand in one window of it; empty for a port with
+            nothing behind it, or only what is small. None: it is no port.
         low: True if it must lie below 4 GiB.
     """
 
     size: int
     align: int
-    behind: tuple[BarNeed, ...] = ()
+    behind: tuple[BarNeed, ...] | None = None
     low: bool = False
 
 
@@ -187,7 +188,8 @@ def place(
 ) -> list[list[AddrRange]] | None:
     """Return where firmware puts BARs, in the order given; None if they have no place.
 
-    One place for a BAR; behind a root port one for each BAR there.
+    One place for a BAR; behind a root port one for each BAR there. A port with nothing behind it
+    has a window for what is plugged in later, and moves others.
 
     Args:
         firmware: which.
@@ -196,13 +198,14 @@ def place(
 
     Complexity: O(bars²).
     """
-    every = [_port(firmware, board, bar) if bar.behind else bar for bar in bars]
+    every = [bar if bar.behind is None else _port(firmware, board, bar.behind) for bar in bars]
+    windowed = [bar for bar in every if bar.size]
     down = firmware.kind == "seabios"
     room = windows(firmware, board).low
     # SeaBIOS has all below 4 GiB where that is enough.
     all_low = down and not _seabios_pads(firmware, board) and _below(every) >= room.start
-    lower = [bar for bar in every if bar.low or all_low]
-    upper = [bar for bar in every if not (bar.low or all_low)]
+    lower = [bar for bar in windowed if bar.low or all_low]
+    upper = [bar for bar in windowed if not (bar.low or all_low)]
     below = _stack(firmware, lower, _below(lower) if down else room.start)
     above = _stack(firmware, upper, 0)
     if upper:
@@ -213,11 +216,14 @@ def place(
     if any(span not in room for span in below):
         return None
     low, high = iter(below), iter(above)
-    spans = [next(low if bar.low or all_low else high) for bar in every]
-    return [
-        _behind(firmware, span, bar.behind) if bar.behind else [span]
-        for span, bar in zip(spans, every, strict=True)
-    ]
+    places: list[list[AddrRange]] = []
+    for bar in every:
+        span = next(low if bar.low or all_low else high) if bar.size else None
+        if span is None:
+            places.append([])
+        else:
+            places.append([span] if bar.behind is None else _behind(firmware, span, bar.behind))
+    return places
 
 
 def _stack(firmware: Firmware, bars: Sequence[BarNeed], start: int) -> list[AddrRange]:
@@ -230,7 +236,7 @@ def _stack(firmware: Firmware, bars: Sequence[BarNeed], start: int) -> list[Addr
 
     def key(index: int) -> tuple[int, int, bool, int]:
         bar = bars[index]
-        port = bool(bar.behind)
+        port = bar.behind is not None
         return -bar.align, -bar.size, port, -index if port else index
 
     places: dict[int, AddrRange] = {}
@@ -271,7 +277,7 @@ def _below(bars: Sequence[BarNeed]) -> int:
     The small BARs of other devices stand above, and other windows of ports.
     """
     largest = max((bar.align for bar in bars), default=1)
-    ports = sum(bool(bar.behind) for bar in bars)
+    ports = sum(bar.behind is not None for bar in bars)
     spare = MIB + ports * _SEABIOS_PORT
     return max(0, (_SEABIOS_TOP - spare - sum(bar.size for bar in bars)) // largest * largest)
 
@@ -293,10 +299,10 @@ def _behind(firmware: Firmware, window: AddrRange, bars: Sequence[BarNeed]) -> l
     return [places[index] for index in range(len(bars))]
 
 
-def _port(firmware: Firmware, board: Board, need: BarNeed) -> BarNeed:
+def _port(firmware: Firmware, board: Board, behind: tuple[BarNeed, ...]) -> BarNeed:
     """The window of a port, with what firmware adds for devices that are plugged in later."""
-    largest = max(bar.align for bar in need.behind)
-    sizes = sum(bar.size for bar in need.behind)
+    largest = max((bar.align for bar in behind), default=1)
+    sizes = sum(bar.size for bar in behind)
     if firmware.kind == "seabios":
         # pci_bios_check_devices(): 1/2048 of the addresses; 1.17.0 is the first whose alignment
         # suits larger BARs, too ("pciinit: don't misalign large BARs").
@@ -304,14 +310,14 @@ def _port(firmware: Firmware, board: Board, need: BarNeed) -> BarNeed:
         top = _seabios_top(firmware, board)
         if top and _seabios_pads(firmware, board):
             align = max(align, top >> 11) if firmware.version >= (1, 17, 0) else top >> 11
-        return BarNeed(_up(sizes, align), align, need.behind)
-    places = _behind(firmware, AddrRange(0, 0), need.behind)
-    used = _up(max(place.last for place in places) + 1, _OVMF_PORT)
+        return BarNeed(_up(sizes or 1, align), align, behind)
+    places = _behind(firmware, AddrRange(0, 0), behind)
+    used = _up(max((place.last + 1 for place in places), default=0), _OVMF_PORT)
     _, size = _ovmf_window(firmware, board)
     # PciHotPlugInitDxe, GetResourcePadding(): 1/256 of the window, as a power of two; seen: none
     # of one that is no larger than the default
     spare = (1 << (size - 1).bit_length()) >> 8 if size > _OVMF_WINDOW else 0
-    return BarNeed(max(used, spare), max(_OVMF_PORT, largest, spare), need.behind)
+    return BarNeed(max(used, spare), max(_OVMF_PORT, largest, spare), behind)
 
 
 def _seabios(firmware: Firmware, board: Board, bars: Sequence[BarNeed]) -> tuple[int, int]:

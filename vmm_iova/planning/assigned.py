@@ -17,7 +17,7 @@ from vmm_iova.ranges import BASE_PAGE
 from vmm_iova.record import record
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from vmm_iova.host.bars import DeviceBar
     from vmm_iova.host.facts import Facts
@@ -31,7 +31,7 @@ def device_bars(
     host: Facts,
     names: Iterable[str],
     *,
-    root_ports: bool = False,
+    root_ports: bool | Mapping[str, str] = False,
     without_rom: Collection[str] = (),
 ) -> tuple[Bar, ...]:
     """Return the BARs that a VMM places for devices of a host, for `Guest.bars`.
@@ -43,7 +43,7 @@ def device_bars(
         names: of devices, as in `Facts.device`; each counts once.
         root_ports: True for each device behind a root port of its own, as libvirt has it on q35
             and virt: what is prefetchable and has 64 bits shares a window, the rest lies below
-            4 GiB.
+            4 GiB. A mapping names the port of each device that is behind one.
         without_rom: names of devices that are given without their ROM (QEMU's `rombar=0`).
 
     Raises:
@@ -55,7 +55,10 @@ def device_bars(
     bare = {host.device(name).name for name in without_rom}
     found: list[Bar] = []
     for device in _chosen(host, names):
-        port = f"the port of {device.name}" if root_ports else None
+        if isinstance(root_ports, bool):
+            port = f"the port of {device.name}" if root_ports else None
+        else:
+            port = root_ports.get(device.name)
         found += (
             _bar(device, bar, bar.size, port)
             for bar in device.bars or ()

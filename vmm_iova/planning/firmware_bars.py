@@ -75,13 +75,14 @@ def place_bars(site: Site, ram: Sequence[AddrRange], top: int) -> Iterator[Item 
     for bar in (*low, *every_high):
         yield from bar_item(site, bar, chosen[bar.name])
     yield from _differences(site, every)
+    yield from _other_ports(site, ram, high)
     yield from _below(site, ram, high, chosen)
 
 
 def _of(site: Site, firmware: Firmware, ram: Sequence[AddrRange]) -> dict[str, AddrRange]:
     """Where one release has the BARs, by their names."""
     board, bars = site.board(ram), site.wanted.bars
-    every = place(firmware, board, list(map(_need, bars)))
+    every = _placed(site, firmware, board, site.wanted.spare_ports or ())
     if every is None:
         room = windows(firmware, board)
         low = [bar for bar in bars if bar.bits == 32]
@@ -109,8 +110,33 @@ def _of(site: Site, firmware: Firmware, ram: Sequence[AddrRange]) -> dict[str, A
     return places
 
 
+def _placed(
+    site: Site, firmware: Firmware, board: Board, spare_ports: Sequence[int]
+) -> list[list[AddrRange]] | None:
+    """Return where firmware puts each BAR, or those behind each port; None if they have no place.
+
+    Args:
+        site: what is wanted.
+        firmware: which.
+        board: what it finds.
+        spare_ports: as `Wanted.spare_ports`.
+    """
+    needs, own = list[BarNeed](), list[int]()
+    for index, bar in enumerate(site.wanted.bars):
+        needs += [_SPARE] * spare_ports.count(index)
+        own.append(len(needs))
+        needs.append(_need(bar))
+    needs += [_SPARE] * spare_ports.count(len(site.wanted.bars))
+    every = place(firmware, board, needs)
+    return None if every is None else [every[at] for at in own]
+
+
+_SPARE = BarNeed(0, 1, behind=())
+
+
 def _need(bar: WantedBar) -> BarNeed:
-    return BarNeed(bar.size, bar.align, tuple(map(_need, bar.behind)), low=bar.bits == 32)
+    behind = tuple(map(_need, bar.behind)) or None
+    return BarNeed(bar.size, bar.align, behind, low=bar.bits == 32)
 
 
 def by_firmware(site: Site, ram: Sequence[AddrRange]) -> Iterator[FixedItem]:
@@ -145,6 +171,21 @@ def _differences(site: Site, every: Sequence[dict[str, AddrRange]]) -> Iterator[
             )
 
 
+def _other_ports(site: Site, ram: Sequence[AddrRange], high: Sequence[WantedBar]) -> Iterator[Note]:
+    """Say that ports nobody told of would move BARs, where one before or behind all does so."""
+    if site.wanted.spare_ports is not None or not any(bar.behind for bar in high):
+        return
+    firmware, board = site.wanted.firmware[-1], site.board(ram)
+    alone = _placed(site, firmware, board, ())
+    for at in (0, len(site.wanted.bars)):
+        if _placed(site, firmware, board, (at,)) != alone:
+            yield Note(
+                f"further PCIe root ports move these BARs: {firmware} keeps room behind each for "
+                "what is plugged in later (--vm knows them; --spare-ports N)"
+            )
+            return
+
+
 def _below(
     site: Site,
     ram: Sequence[AddrRange],
@@ -159,13 +200,12 @@ def _below(
     if not beyond:
         return
     machine, board = site.wanted.machine, site.board(ram)
-    needs = list(map(_need, site.wanted.bars))
 
     def helped(other: Board) -> list[Firmware]:
         """The releases that then have these BARs where peers reach them."""
         found = []
         for firmware in site.wanted.firmware:
-            spans = place(firmware, other, needs)
+            spans = _placed(site, firmware, other, site.wanted.spare_ports or ())
             if spans is None:
                 continue
             then = [

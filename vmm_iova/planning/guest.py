@@ -128,6 +128,10 @@ class Guest:
         devices: number of assigned devices, for the budget.
         viommu_bits: address bits of the guest's own Intel IOMMU; the host's must have as many.
             None: as many as fit.
+        ports: PCIe root ports in the order of the bus, by the names that BARs give them
+            (`Bar.port`). Firmware keeps room behind each for devices that are plugged in later, so
+            that those with nothing behind them move BARs, too. None listed: it is not known which
+            there are, and those that BARs name are planned.
     """
 
     machine: str | os.PathLike[str] | Machine | None = None
@@ -150,6 +154,7 @@ class Guest:
     ovmf_window: str | int | None = None
     doorbells: Sequence[Doorbell] = ()
     viommu_bits: int | None = None
+    ports: Sequence[str] = ()
 
 
 @record

@@ -120,7 +120,8 @@ def _behind_ports(site: Site, ram: PlacedRam) -> Iterator[Reason]:
     board, ports = site.board(ram.spans), wanted.machine.pcie
     releases = named or [item for item in RELEASES if item.kind == "ovmf"]
     devices = [_device(bar, port=ports) for bar in large]
-    others = [BarNeed(MIB, MIB, (BarNeed(MIB, MIB),))] * (_OTHER_PORTS if ports else 0)
+    further = _OTHER_PORTS if wanted.spare_ports is None else len(wanted.spare_ports)
+    others = [BarNeed(MIB, MIB, (BarNeed(MIB, MIB),))] * (further if ports else 0)
     tight = [one for one in releases if place(one, board, [*devices, *others]) is None]
     if not tight:
         return

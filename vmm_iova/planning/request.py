@@ -67,7 +67,9 @@ class Wanted:
         nodes: in order.
         pci64: the 64-bit window, or None.
         pci64_stated: True if its size was asked for, so it does not grow.
-        bars: in the order given; those behind one root port are one.
+        bars: in the order of the bus; those behind one root port are one.
+        spare_ports: of each root port with nothing behind it, how many of `bars` stand before it;
+            None where it is not known which ports there are.
         rooms: in the order given.
         reserved: ascending.
         limits: what bounds guest addresses, the narrowest first.
@@ -91,6 +93,7 @@ class Wanted:
     pci64: Pci64Window | None
     pci64_stated: bool
     bars: tuple[WantedBar, ...]
+    spare_ports: tuple[int, ...] | None
     rooms: tuple[WantedBar, ...]
     reserved: tuple[FixedItem, ...]
     limits: tuple[AddressLimit, ...]
@@ -147,7 +150,7 @@ def resolve(guest: Guest, usable: Usable) -> Wanted:
     nodes = tuple(_nodes(guest, usable, align))
     reserved = tuple(sorted(guest.reserved, key=lambda item: item.range))
     check_disjoint([(item.name, item.range) for item in (*reserved, *machine.fixed)], "reserved")
-    bars = bars_of(guest.bars, machine)
+    bars, spare_ports = bars_of(guest.bars, machine, guest.ports)
     if not machine.identity and (bars or guest.rooms or reserved):
         raise RequestError(
             f"machine {machine.name}: devices do not see guest addresses there, so no BAR, room or "
@@ -174,6 +177,7 @@ def resolve(guest: Guest, usable: Usable) -> Wanted:
         _pci64(guest, machine, usable.granule),
         guest.pci64 is not None,
         bars,
+        spare_ports if guest.ports else None,
         tuple(room_of(room, usable) for room in guest.rooms),
         reserved,
         tuple(sorted(_limits(guest, machine, usable), key=lambda limit: limit.bits)),

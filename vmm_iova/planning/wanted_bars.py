@@ -18,13 +18,18 @@ if TYPE_CHECKING:
     from vmm_iova.planning.guest import Bar, Room
 
 
-def bars_of(bars: Sequence[Bar], machine: Machine) -> tuple[WantedBar, ...]:
-    """Return BARs in the order given; those behind one port are one, where the first of them is.
+def bars_of(
+    bars: Sequence[Bar], machine: Machine, ports: Sequence[str] = ()
+) -> tuple[tuple[WantedBar, ...], tuple[int, ...]]:
+    """Return BARs in the order of the bus, those behind one port as one; and where the others are.
+
+    A port that is not listed stands where its first BAR does; listed ones stand together, where the
+    first of them does. Of each port with nothing behind it, the number of BARs and ports before it.
 
     Raises:
         RequestError: a size, alignment or port makes no sense.
     """
-    ports: dict[str, list[WantedBar]] = {}
+    behind: dict[str, list[WantedBar]] = {}
     lone: list[WantedBar | str] = []
     for bar in bars:
         wanted = _bar(bar)
@@ -38,10 +43,39 @@ def bars_of(bars: Sequence[Bar], machine: Machine) -> tuple[WantedBar, ...]:
                 field="bars",
                 value=bar.port,
             )
-        if bar.port not in ports:
+        if bar.port not in behind:
             lone.append(bar.port)
-        ports.setdefault(bar.port, []).append(wanted)
-    return tuple(_port(entry, ports[entry]) if isinstance(entry, str) else entry for entry in lone)
+        behind.setdefault(bar.port, []).append(wanted)
+    if ports:
+        lone = _in_order(lone, _checked(ports, machine))
+    found: list[WantedBar] = []
+    spare: list[int] = []
+    for entry in lone:
+        if not isinstance(entry, str):
+            found.append(entry)
+        elif entry in behind:
+            found.append(_port(entry, behind[entry]))
+        else:
+            spare.append(len(found))
+    return tuple(found), tuple(spare)
+
+
+def _checked(ports: Sequence[str], machine: Machine) -> Sequence[str]:
+    if machine.firmware is not None and not machine.pcie:
+        raise RequestError(
+            f"machine {machine.name} has no PCIe root port", field="ports", value=ports
+        )
+    twice = next((name for at, name in enumerate(ports) if name in ports[:at]), None)
+    if twice is not None:
+        raise RequestError(f"port {twice!r} is listed twice", field="ports", value=twice)
+    return ports
+
+
+def _in_order(entries: Sequence[WantedBar | str], ports: Sequence[str]) -> list[WantedBar | str]:
+    """Put listed ports together, where the first of them stands; at the end if none does."""
+    at = next((n for n, entry in enumerate(entries) if entry in ports), len(entries))
+    first, rest = entries[:at], [entry for entry in entries[at:] if entry not in ports]
+    return [*first, *ports, *rest]
 
 
 def _port(name: str, bars: Sequence[WantedBar]) -> WantedBar:

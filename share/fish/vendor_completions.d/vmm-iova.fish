@@ -62,7 +62,7 @@ function _shtab_vmm_iova_using
 end
 
 set -g _shtab_vmm_iova_commands show plan check explain machines fleet diff capture
-set -g _shtab_vmm_iova_opts_with_value --align --also-fit --aperture --api --ask-kernel --assigned --attach --bar --chunk --class --columns --cpu --devices --doorbell --dry-run --errno --facts --file --firmware --format --granule --groups --host --hva --iova --keep --layout --machine --maps --max-ram-below-4g --maxmem --name --node --on-hole --op --output --ovmf-window --page-size --pci64 --phys-bits --prefer --ram --range --reserve --room --size --slots --sysroot --via --viommu-bits --vm --workers -g -o -s
+set -g _shtab_vmm_iova_opts_with_value --align --also-fit --aperture --api --ask-kernel --assigned --attach --bar --chunk --class --columns --cpu --devices --doorbell --dry-run --errno --facts --file --firmware --format --granule --groups --host --hva --iova --keep --layout --machine --maps --max-ram-below-4g --maxmem --name --node --on-hole --op --output --ovmf-window --page-size --pci64 --phys-bits --prefer --ram --range --reserve --room --size --slots --spare-ports --sysroot --via --viommu-bits --vm --workers -g -o -s
 
 complete -c vmm-iova -e
 complete -c vmm-iova -f
@@ -127,6 +127,7 @@ complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l keep -xka "(__fish_compl
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l prefer -xka "lowest fewest" -d 'order, or fewest pieces'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l assigned -x -d 'number of assigned devices (default: those of -s, or 1)'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l root-ports -d 'each device of -s is behind a root port of its own, as libvirt has it'
+complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l spare-ports -x -d 'there are so many more PCIe root ports (libvirt makes some for disks and hotplug): firmware keeps room behind each (default: those of --vm, else not known)'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l via -xka "type1 iommufd" -d 'how the VMM opens the devices (default: as --vm says, else type1)'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l chunk -x -d 'bytes that the VMM maps with one call, like 2MiB, for the cost'
 complete -c vmm-iova -n '_shtab_vmm_iova_using plan' -l compare -d 'also show the cost of each policy and page size'
