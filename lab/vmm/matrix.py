@@ -183,7 +183,7 @@ def _firmware(draw: random.Random, firmware: str) -> Config:
         ports = tuple(port for port in (tuple(sizes[:cut]), tuple(sizes[cut:])) if port)
         bars = bars[: draw.randint(0, 2)]
     if machine == "q35" and draw.random() < 0.3:
-        # OVMF 2022.11 has room for the I/O ports of ten root ports, and lets BARs go beyond.
+        # No more than seven in all: OVMF 2022.11 has I/O addresses for nine.
         spare = [()] * draw.randint(1, 5)
         ports = tuple(draw.sample([*ports, *spare], len(ports) + len(spare)))
     low_bars: tuple[int, ...] = ()

@@ -378,6 +378,24 @@ class TestPorts:
         told = vi.plan(replace(guest, ports=["own"]), OPEN)
         assert not any("further PCIe root" in note.text for note in told.notes)
 
+    @pytest.mark.parametrize(
+        ("release", "count", "said"),
+        [("ovmf-2022.11", 9, 0), ("ovmf-2022.11", 10, 1), ("ovmf", 10, 1), ("ovmf-2025.02", 10, 0)],
+    )
+    def test_release_without_io_addresses_for_all_ports_is_named(
+        self, release: str, count: int, said: int
+    ) -> None:
+        guest = _q35(
+            "8G",
+            bars=[vi.Bar("gpu", "16G", port="p3")],
+            ports=[f"p{n}" for n in range(count)],
+            phys_bits=46,
+            cpu="amd",
+            firmware=release,
+        )
+        notes = [note.text for note in vi.plan(guest, OPEN).notes]
+        assert sum("OVMF 2022.11 has I/O addresses for 9" in note for note in notes) == said
+
     def test_ports_listed_stand_together_where_the_first_of_them_does(self) -> None:
         bars = [
             vi.Bar("first", "32G"),

@@ -76,6 +76,7 @@ def place_bars(site: Site, ram: Sequence[AddrRange], top: int) -> Iterator[Item 
         yield from bar_item(site, bar, chosen[bar.name])
     yield from _differences(site, every)
     yield from _other_ports(site, ram, high)
+    yield from _too_many_ports(site)
     yield from _below(site, ram, high, chosen)
 
 
@@ -184,6 +185,26 @@ def _other_ports(site: Site, ram: Sequence[AddrRange], high: Sequence[WantedBar]
                 "what is plugged in later (--vm knows them; --spare-ports N)"
             )
             return
+
+
+_IO_PORTS = 9
+"""Root ports for which OVMF 2022.11 has I/O addresses: 4 KiB each of 40 KiB, and some for disks."""
+
+
+def _too_many_ports(site: Site) -> Iterator[Note]:
+    """Say that a release of OVMF without I/O addresses for all ports does otherwise.
+
+    Seen with QEMU 7.2: with nine all is as planned, with ten and eleven it is not; OVMF 2025.02 was
+    as planned with eleven.
+    """
+    wanted = site.wanted
+    count = sum(bool(bar.behind) for bar in wanted.bars) + len(wanted.spare_ports or ())
+    old = [item for item in wanted.firmware if item.kind == "ovmf" and item.version < (2023, 2)]
+    if old and count > _IO_PORTS:
+        yield Note(
+            f"{old[0]} has I/O addresses for {_IO_PORTS} PCIe root ports, and there are {count}: "
+            "it leaves some out, and may have BARs elsewhere than here"
+        )
 
 
 def _below(
