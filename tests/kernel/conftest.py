@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.kit import through_c
 from tests.kit.kernels import GPU_GROUP, NIC_GROUP, attach
 from vmm_iova.kernel.ioas import Ioas
 from vmm_iova.kernel.iommufd import Iommufd
@@ -22,8 +23,23 @@ def sim() -> SimulatedKernel:
     return SimulatedKernel([NIC_GROUP, GPU_GROUP])
 
 
+@pytest.fixture(params=["in Python", "in C"])
+def way(
+    request: pytest.FixtureRequest, sim: SimulatedKernel, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Who makes the map and unmap calls."""
+    if request.param == "in Python":
+        yield
+    elif not through_c.BUILT:
+        pytest.skip("not compiled")
+    else:
+        with through_c.answered(monkeypatch) as bridge:
+            bridge.sim = sim
+            yield
+
+
 @pytest.fixture
-def container(sim: SimulatedKernel) -> Iterator[Type1Container]:
+def container(sim: SimulatedKernel, way: None) -> Iterator[Type1Container]:
     with Type1Container(sim) as container:
         container.add_group(4)
         yield container
@@ -36,6 +52,6 @@ def ioas(fresh: Ioas, sim: SimulatedKernel) -> Ioas:
 
 
 @pytest.fixture
-def fresh(sim: SimulatedKernel) -> Iterator[Ioas]:
+def fresh(sim: SimulatedKernel, way: None) -> Iterator[Ioas]:
     with Ioas(Iommufd(sim), owns=True) as ioas:
         yield ioas

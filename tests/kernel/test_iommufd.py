@@ -16,6 +16,7 @@ from tests.kit.kernels import GPU, NIC, NIC_GROUP, attach, refusal
 from vmm_iova import AddrRange, MappableRanges
 from vmm_iova.errors import (
     CapabilityError,
+    ClosedError,
     NotAllocatedError,
     PartialUnmapError,
 )
@@ -255,6 +256,14 @@ class TestUnmapping:
         ioas.map(0x1000, HVA, 0x3000)
 
         assert ioas.unmap(0x1000, 0x3000) == 0x3000
+
+    def test_map_of_a_closed_one_says_so_though_its_file_is_open(self, ioas: Ioas) -> None:
+        ioas._owns = False
+        ioas.close()
+        assert not ioas.iommufd.closed
+        with pytest.raises(ClosedError, match="is closed"):
+            ioas.map(0x1000, HVA, 0x1000)
+        ioas.iommufd.close()
 
     def test_unmap_of_a_part_raises_before_any_ioctl(
         self, sim: SimulatedKernel, ioas: Ioas

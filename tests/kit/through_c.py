@@ -1,78 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The calls that C makes itself, on the simulated kernel: its answer, and C's own book-keeping."""
+"""The calls that C makes itself, answered by the simulated kernel."""
 
 from __future__ import annotations
 
-import os
-import struct
-from typing import Any
+import contextlib
+import ctypes
+from collections.abc import Iterator
 
 import pytest
 
-from vmm_iova.kernel import ioas, space, type1
+from vmm_iova.kernel import ioas, type1
+from vmm_iova.kernel.syscalls import _ioctl
 from vmm_iova.simulated import SimulatedKernel
 
-_FIOCLEX = 0x5451
-"""An ioctl that every file takes, with nothing to read or write (fs/ioctl.c, do_vfs_ioctl)."""
+BUILT = _ioctl is not None
+
+_Answer = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, use_errno=True
+)
 
 
 class ThroughC:
-    """Stands for `kernel._ioctl`: the simulated kernel decides, and then C makes a call that works.
+    """Takes the place of the system call in `kernel._ioctl`.
 
-    Between the two is no position where CPython looks for signals in the code that is tested: what
-    the kernel has and what C has written down change together, as on Linux.
+    Attributes:
+        sim: who answers; of its address spaces C makes the calls, and of no others.
+        calls: those that were granted.
+        record: what the last of them was made with.
     """
 
-    def __init__(self, module: Any) -> None:
-        self._module = module
-        self._file = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    def __init__(self) -> None:
         self.sim: SimulatedKernel | None = None
         self.calls = 0
+        self.record = b""
+        self.function = _Answer(self._answer)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-    def close(self) -> None:
-        os.close(self._file)
-
-    def _refused(self, fd: int, request: int, record: bytes) -> int:
+    def _answer(self, fd: int, request: int, address: int) -> int:
         assert self.sim is not None
+        # Every structure of both interfaces begins with its size.
+        size = ctypes.c_uint32.from_address(address).value
+        self.record = ctypes.string_at(address, size)
+        record = bytearray(self.record)
         try:
-            self.sim.ioctl(fd, request, bytearray(record))
+            self.sim.ioctl(fd, request, record)
         except OSError as error:
-            return error.errno or 0
+            ctypes.set_errno(error.errno or 0)
+            return -1
+        ctypes.memmove(address, bytes(record), size)
         self.calls += 1
         return 0
 
-    def map_type1(self, fd: int, request: int, book: Any, flags: int, *rest: Any) -> Any:
-        iova, hva, size, _ = rest
-        record = struct.pack("=IIQQQ", 32, flags, hva, iova, size)
-        number = self._refused(fd, request, record)
-        return number or self._module.map_type1(self._file, _FIOCLEX, book, flags, *rest)
 
-    def map_ioas(self, fd: int, request: int, book: Any, ioas_id: int, *rest: Any) -> Any:
-        flags, iova, hva, size, _ = rest
-        record = struct.pack("=IIIIQQQ", 40, flags, ioas_id, 0, hva, size, iova)
-        number = self._refused(fd, request, record)
-        return number or self._module.map_ioas(self._file, _FIOCLEX, book, ioas_id, *rest)
-
-    def unmap_one(self, fd: int, request: int, book: Any, second: int, iova: int, size: int) -> Any:
-        if book.get(iova, (None,))[0] == size:
-            number = self._refused(fd, request, struct.pack("=IIQQ", 24, second, iova, size))
-            if number:
-                return number, 0
-        return self._module.unmap_one(self._file, _FIOCLEX, book, second, iova, size)
-
-
-def is_built() -> bool:
-    """Tell whether there is a compiled module."""
-    return vars(type1)["_ioctl"] is not None
-
-
-def install(patch: pytest.MonkeyPatch) -> ThroughC:
-    """Put it in the place of the compiled module, for every address space of a simulated kernel."""
-    module: Any = vars(type1)["_ioctl"]
-    bridge = ThroughC(module)
-    for user in (type1, ioas, space):
-        patch.setattr(user, "_ioctl", bridge)
-    return bridge
+@contextlib.contextmanager
+def answered(patch: pytest.MonkeyPatch) -> Iterator[ThroughC]:
+    """Let C make the calls of address spaces that are opened meanwhile."""
+    bridge = ThroughC()
+    for module in (type1, ioas):
+        patch.setattr(module, "is_direct", lambda kernel: kernel is bridge.sim)
+    _ioctl.answer_with(ctypes.cast(bridge.function, ctypes.c_void_p).value or 0)
+    try:
+        yield bridge
+    finally:
+        _ioctl.answer_with(0)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,12 +48,11 @@ HOSTS = {
     "type1 of 5.10": lambda: SimulatedKernel(GROUPS, memlock=1 << 40, release=(5, 10)),
     "iommufd": lambda: SimulatedKernel(GROUPS, memlock=1 << 40),
 }
-if through_c.is_built():
+if through_c.BUILT:
     HOSTS["type1 through C"] = HOSTS["type1"]
     HOSTS["iommufd through C"] = HOSTS["iommufd"]
-AT_C = re.compile(r"Ioas\._map:|Type1Container\.map:")
 BRIDGES: list[through_c.ThroughC] = []
-"""What the tests of a host "through C" have in the place of the compiled module."""
+"""Who answers C in the tests of a host "through C"."""
 
 
 class Stage:
@@ -70,11 +68,9 @@ class Stage:
         self.allocator = IovaAllocator(RangeSet([AddrRange(0, 0xFFF_FFFF)]), granule=0x1000)
 
     def open(self) -> Space:
-        space: Any = open_space([NIC, GPU], kernel=self.sim, via=self.via)  # type: ignore[arg-type]
         if self.through_c:
             BRIDGES[-1].sim = self.sim
-            (space if self.via == "type1" else space.iommufd).direct = True
-        return space  # type: ignore[no-any-return]
+        return open_space([NIC, GPU], kernel=self.sim, via=self.via)  # type: ignore[arg-type]
 
     def check_book(self, place: str | None) -> None:
         """The book is the kernel's."""
@@ -105,9 +101,10 @@ def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     if not name.endswith("through C"):
         yield name
         return
-    BRIDGES.append(through_c.install(monkeypatch))
-    yield name
-    BRIDGES.pop().close()
+    with through_c.answered(monkeypatch) as bridge:
+        BRIDGES.append(bridge)
+        yield name
+        BRIDGES.pop()
 
 
 @pytest.fixture(autouse=True)
@@ -168,23 +165,24 @@ def test_call_of_a_space_leaves_its_book_true(host: str, name: str) -> None:
             # All, or nothing; what was there before is still there.
             assert len(stage.space.live) in (3, 4, 5), place
             assert all(piece.iova in stage.space.live for piece in PIECES), place
-        if stage.through_c and place is not None and AT_C.search(place):
-            assert len(stage.space.live) == 3, place  # a map that is interrupted there is undone
         stage.check_close(place)
 
-    assert every_interrupt(FILES, prepare, lambda stage: calls[name](stage.space), check) > 3
+    count = every_interrupt(FILES, prepare, lambda stage: calls[name](stage.space), check)
     if BRIDGES and name in ("map", "unmap"):
-        assert BRIDGES[-1].calls > 1
+        assert (count, BRIDGES[-1].calls) == (0, 1)  # nowhere in C does CPython look for signals
+    else:
+        assert count > 3
 
 
-def test_map_over_a_mapping_leaves_that_mapping(host: str) -> None:
+@pytest.mark.parametrize("where", [0x10_0000, 0x10_1000])
+def test_map_over_a_mapping_leaves_that_mapping(host: str, where: int) -> None:
     def action(stage: Stage) -> None:
         with pytest.raises(vi.DmaError):
-            stage.space.map(Iova(0x10_0000), Hva(HVA), 0x1000)
+            stage.space.map(Iova(where), Hva(HVA), 0x1000)
 
     def prepare() -> Stage:
         stage = Stage(host)
-        stage.space.map(Iova(0x10_0000), Hva(HVA), 0x1000)
+        stage.space.map(Iova(0x10_0000), Hva(HVA), 0x2000)
         return stage
 
     def check(stage: Stage, place: str | None) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many ioctls of one kind in one entry, without the interpreter's lock; and an order of addresses.
+"""Map calls in C: one with its book-keeping, or many in one entry; and the book itself.
 
-Records in, counts out: no project classes. `kernel.syscalls` and `kernel.book` have the same in Python.
+Numbers and records in, counts out: no project classes. All of it is in Python, too: in
+`kernel.syscalls`, `kernel.batch`, `kernel.book`, and in the methods of the address spaces.
 """
 
 from libc.errno cimport errno
@@ -11,7 +12,10 @@ from libc.string cimport memcpy, memmove
 
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.long cimport PyLong_CheckExact
 from cpython.ref cimport PyObject, Py_DECREF, Py_INCREF
+
+LAST = (1 << 64) - 1
 
 # ABI: include/uapi/linux/vfio.h, vfio_iommu_type1_dma_map; linux/iommufd.h, iommu_ioas_map.
 cdef struct Type1Map:
@@ -30,6 +34,10 @@ cdef struct IoasMap:
     unsigned long long length
     unsigned long long iova
 
+cdef union Map:
+    Type1Map type1
+    IoasMap ioas
+
 # The same for both but for `second`: flags, or the number of the IOAS.
 cdef struct Unmap:
     unsigned int size
@@ -39,6 +47,24 @@ cdef struct Unmap:
 
 cdef extern from "sys/ioctl.h" nogil:
     int c_ioctl "ioctl" (int fd, unsigned long request, void *argument)
+
+ctypedef int (*Ioctl)(int, unsigned long, void *) noexcept nogil
+
+
+cdef int linux(int fd, unsigned long request, void *argument) noexcept nogil:
+    return c_ioctl(fd, request, argument)
+
+
+cdef Ioctl ask = linux
+
+
+def answer_with(unsigned long long address):
+    """Let the C function at this address answer every ioctl of this module; 0: the kernel again.
+
+    For tests: so the simulated kernel sees the very records that C makes.
+    """
+    global ask
+    ask = <Ioctl> <size_t> address if address else linux
 
 
 def ioctl_many(int fd, unsigned long request, records, Py_ssize_t stride):
@@ -58,7 +84,7 @@ def ioctl_many(int fd, unsigned long request, records, Py_ssize_t stride):
         # length, because the length is count * stride.
         with nogil:
             while index < count:
-                if c_ioctl(fd, request, <char *> view.buf + index * stride) < 0:
+                if ask(fd, request, <char *> view.buf + index * stride) < 0:
                     number = errno
                     break
                 index += 1
@@ -74,74 +100,402 @@ cdef inline unsigned long long whole(value) except? 0:
     return value
 
 
-def map_type1(
-    int fd, unsigned long request, book, unsigned int flags, iova, hva, size, entry
-):
-    """Make one VFIO_IOMMU_MAP_DMA and note it, with no Python code between; return an errno or 0.
+cdef enum:
+    ROOM = 64  # mappings of a block
 
-    `book` is a dict, the entry goes in at `iova`.
+cdef struct Mapped:
+    uint64_t size
+    uint64_t hva
+    PyObject *place
+    bint read
+    bint write
+
+cdef struct Block:
+    Py_ssize_t count
+    uint64_t at[ROOM]
+    Mapped *what[ROOM]
+
+cdef struct Place:
+    Py_ssize_t block
+    Py_ssize_t index
+
+
+cdef class Book:
+    """Mappings by their start, in order, in blocks: a change moves one block and the list of them.
+
+    What stands here is true between any two calls: no Python code runs inside of a change.
+    `kernel.book` has the same in Python.
     """
-    cdef Type1Map record
-    record.argsz = sizeof(Type1Map)
-    record.flags = flags
-    record.vaddr = whole(hva)
-    record.iova = whole(iova)
-    record.size = whole(size)
-    return noted(fd, request, &record, <dict?> book, iova, entry)
+
+    cdef readonly list unread
+    cdef Block **block
+    cdef uint64_t *first  # the first start of each block
+    cdef Py_ssize_t blocks, room, total
+
+    def __cinit__(self):
+        self.unread = []
+
+    def __dealloc__(self):
+        self.emptied()
+        free(self.first)
+
+    def __len__(self):
+        return self.total
+
+    def put(self, uint64_t start, uint64_t size, uint64_t hva, bint read, bint write, place):
+        """Note a mapping, in place of what began there."""
+        self.remove(start)
+        self.insert(start, size, hva, read, write, place)
+
+    cpdef read(self):
+        """Put all batches into the book."""
+        for pieces, place in self.unread:
+            for item in pieces:
+                self.remove(item.iova)
+                self.insert(item.iova, item.size, item.hva, item.read, item.write, place)
+        self.unread.clear()
+
+    def get(self, start):
+        """Return size, host address, rights and place of what begins there, or None."""
+        cdef Place found
+        cdef Mapped *what
+        if not isinstance(start, int) or not 0 <= start <= LAST:
+            return None
+        if not self.find(start, &found):
+            return None
+        what = self.mapped(found)
+        return what.size, what.hva, <bint> what.read, <bint> what.write, <object> what.place
+
+    def drop(self, uint64_t start):
+        """Forget what begins there, if anything does."""
+        self.remove(start)
+
+    def below(self, x):
+        """Return the highest start up to x, or -1."""
+        cdef unsigned long long at
+        cdef Place found
+        if not fits(x, &at):
+            if x < 0:
+                return -1
+            at = min(x, LAST)
+        self.find(at, &found)
+        return self.block[found.block].at[found.index] if found.index >= 0 else -1
+
+    def span(self, uint64_t first, uint64_t last):
+        """Return the starts from first to last."""
+        cdef Place here
+        cdef Block *block
+        cdef list found = []
+        if not self.find(first, &here):
+            here.index += 1
+        while here.block < self.blocks:
+            block = self.block[here.block]
+            while here.index < block.count:
+                if block.at[here.index] > last:
+                    return found
+                found.append(block.at[here.index])
+                here.index += 1
+            here.block += 1
+            here.index = 0
+        return found
+
+    def clear(self):
+        """Forget everything; return how many bytes that was."""
+        return self.emptied()
+
+    cdef object emptied(self):
+        cdef Py_ssize_t blocks = self.blocks, b, i
+        cdef Block **block = self.block
+        sizes = 0
+        self.block = NULL
+        self.blocks = self.room = self.total = 0
+        for b in range(blocks):
+            for i in range(block[b].count):
+                sizes += block[b].what[i].size
+                discard(block[b].what[i])
+            free(block[b])
+        free(block)
+        return sizes
+
+    cdef inline Mapped *mapped(self, Place place) noexcept:
+        return self.block[place.block].what[place.index]
+
+    cdef bint find(self, uint64_t x, Place *place) noexcept:
+        """Whether a mapping begins at x; its place, or that of the last below, which may be -1."""
+        cdef Block *block
+        place.block = place.index = -1
+        if not self.blocks:
+            place.block = 0
+            return False
+        place.block = upto(self.first, self.blocks, x) - 1
+        if place.block < 0:
+            place.block = 0
+        block = self.block[place.block]
+        place.index = upto(block.at, block.count, x) - 1
+        return place.index >= 0 and block.at[place.index] == x
+
+    cdef bint stands(self, Place place, uint64_t x) noexcept:
+        """Whether the mapping that begins at x still has this place."""
+        if place.block >= self.blocks or place.index >= self.block[place.block].count:
+            return False
+        return self.block[place.block].at[place.index] == x
+
+    cdef bint push(self, Py_ssize_t i) noexcept:
+        """Put an empty block at place i; False: no memory."""
+        cdef Py_ssize_t room = self.blocks * 2 + 8
+        cdef Block **block
+        cdef uint64_t *first
+        cdef Block *new
+        if self.blocks == self.room:
+            block = <Block **> realloc(self.block, room * sizeof(Block *))
+            if block == NULL:
+                return False
+            self.block = block
+            first = <uint64_t *> realloc(self.first, room * sizeof(uint64_t))
+            if first == NULL:
+                return False
+            self.first = first
+            self.room = room
+        new = <Block *> malloc(sizeof(Block))
+        if new == NULL:
+            return False
+        new.count = 0
+        memmove(self.block + i + 1, self.block + i, (self.blocks - i) * sizeof(Block *))
+        memmove(self.first + i + 1, self.first + i, (self.blocks - i) * sizeof(uint64_t))
+        self.block[i] = new
+        self.blocks += 1
+        return True
+
+    cdef bint insert(
+        self, uint64_t x, uint64_t size, uint64_t hva, bint read, bint write, place
+    ) except -1:
+        """Note a mapping, or do nothing and return False: something begins there."""
+        cdef Place here
+        cdef Block *block
+        cdef Block *next
+        cdef Mapped *what
+        cdef Py_ssize_t i
+        if self.find(x, &here):
+            return False
+        what = <Mapped *> malloc(sizeof(Mapped))
+        if what == NULL:
+            raise MemoryError
+        if not self.blocks or self.block[here.block].count == ROOM:
+            if not self.push(here.block + 1 if self.blocks else 0):
+                free(what)
+                raise MemoryError
+        what.size = size
+        what.hva = hva
+        what.read = read
+        what.write = write
+        what.place = <PyObject *> place
+        Py_INCREF(place)
+        block = self.block[here.block]
+        i = here.index + 1
+        if block.count == ROOM:
+            next = self.block[here.block + 1]
+            # What comes in ascending order leaves full blocks behind.
+            next.count = 1 if i == ROOM else ROOM // 2
+            block.count -= next.count
+            memcpy(next.at, block.at + block.count, next.count * sizeof(uint64_t))
+            memcpy(next.what, block.what + block.count, next.count * sizeof(Mapped *))
+            self.first[here.block + 1] = next.at[0]
+            if i > block.count:
+                i -= block.count
+                here.block += 1
+                block = next
+        memmove(block.at + i + 1, block.at + i, (block.count - i) * sizeof(uint64_t))
+        memmove(block.what + i + 1, block.what + i, (block.count - i) * sizeof(Mapped *))
+        block.at[i] = x
+        block.what[i] = what
+        block.count += 1
+        self.first[here.block] = block.at[0]
+        self.total += 1
+        return True
+
+    cdef void remove(self, uint64_t x) noexcept:
+        """Forget what begins at x, if anything does."""
+        cdef Place found
+        if self.find(x, &found):
+            self.cut(found)
+
+    cdef void cut(self, Place place) noexcept:
+        """Forget the mapping at a place."""
+        cdef Py_ssize_t b = place.block, i = place.index + 1
+        cdef Block *block = self.block[b]
+        cdef Mapped *what = block.what[i - 1]
+        memmove(block.at + i - 1, block.at + i, (block.count - i) * sizeof(uint64_t))
+        memmove(block.what + i - 1, block.what + i, (block.count - i) * sizeof(Mapped *))
+        block.count -= 1
+        self.total -= 1
+        if block.count:
+            self.first[b] = block.at[0]
+        else:
+            free(block)
+            self.blocks -= 1
+            memmove(self.block + b, self.block + b + 1, (self.blocks - b) * sizeof(Block *))
+            memmove(self.first + b, self.first + b + 1, (self.blocks - b) * sizeof(uint64_t))
+        discard(what)
 
 
-def map_ioas(
-    int fd, unsigned long request, book, unsigned int ioas_id, unsigned int flags, iova, hva, size,
-    entry,
-):
-    """Make one IOMMU_IOAS_MAP at a fixed place and note it; as `map_type1`."""
-    cdef IoasMap record
-    record.size = sizeof(IoasMap)
-    record.flags = flags
-    record.ioas_id = ioas_id
-    record.reserved = 0
-    record.user_va = whole(hva)
-    record.length = whole(size)
-    record.iova = whole(iova)
-    return noted(fd, request, &record, <dict?> book, iova, entry)
+cdef inline Py_ssize_t upto(const uint64_t *at, Py_ssize_t count, uint64_t x) noexcept:
+    """How many of some ascending numbers, at least one, are at most x."""
+    cdef const uint64_t *low = at
+    cdef Py_ssize_t half, i, found
+    # PERF: no branch, which would be mispredicted every other time; and the last few are compared
+    # all at once, as each halving waits for the one before.
+    while count > 8:
+        half = count >> 1
+        low += half & -<Py_ssize_t> (low[half - 1] <= x)
+        count -= half
+    found = low - at
+    for i in range(count):
+        found += low[i] <= x
+    return found
 
 
-cdef object noted(int fd, unsigned long request, void *record, dict book, iova, entry):
-    cdef int result, number = 0
+cdef void discard(Mapped *what) noexcept:
+    place = <object> what.place
+    free(what)
+    Py_DECREF(place)
+
+
+cdef class Direct:
+    """The map and unmap calls that the kernel grants, from the arguments to the book, in C.
+
+    All else is left to `_plain_map` and `_plain_unmap`: a closed file, what is no number, a mapping
+    that begins where one does. What the kernel refuses, `_map_refused` and `_unmap_refused` word.
+    CPython looks for signals at none of these lines, so
+    kernel and book change together.
+
+    The interpreter's lock is given away for every call, however small: docs/design.md says why.
+    """
+
+    cdef public unsigned int _ioas_id  # 0: a container, or an IOAS that is closed
+    cdef Book book
+    cdef list files
+    cdef unsigned long map_request, unmap_request
+    cdef bint ioas
+    cdef tuple last  # code and place in it of the last call
+    cdef int last_at
+
+    def _ask_directly(
+        self, Book book not None, list files not None, unsigned long map_request,
+        unsigned long unmap_request, bint ioas,
+    ):
+        """Make the calls from now on; `files` has the descriptor as long as it is open."""
+        self.book = book
+        self.files = files
+        self.map_request = map_request
+        self.unmap_request = unmap_request
+        self.ioas = ioas
+
+    cdef inline bint ready(self) except -1:
+        """Whether C may call, and the file is open; the book is read then."""
+        if self.book is None or not self.files or (self.ioas and not self._ioas_id):
+            return False
+        if self.book.unread:
+            self.book.read()
+        return True
+
+    cdef inline tuple spot(self, PyFrameObject *frame):
+        """Who calls; one that calls again, as in a loop, is known."""
+        cdef PyCodeObject *code = PyFrame_GetCode(frame)
+        cdef int at = PyFrame_GetLasti(frame)
+        Py_DECREF(<object> code)  # the frame has it
+        if self.last is None or self.last[0] is not <object> code or self.last_at != at:
+            self.last = outside(frame)
+            self.last_at = self.last[1]
+        return self.last
+
+    def map(self, iova, hva, size, *, read=True, write=True):
+        """Map memory of this process: all, or nothing."""
+        cdef Book book = self.book
+        cdef Map record
+        cdef unsigned long long where, address, length
+        cdef bint reads = read, writes = write
+        cdef int number, fd
+        cdef PyFrameObject *frame = PyEval_GetFrame()
+        if (
+            frame == NULL or not self.ready()
+            or not (fits(iova, &where) and fits(hva, &address) and fits(size, &length))
+        ):
+            return self._plain_map(iova, hva, size, read=read, write=write)
+        if self.ioas:
+            record.ioas.size = sizeof(IoasMap)
+            record.ioas.flags = 1 | (4 if reads else 0) | (2 if writes else 0)
+            record.ioas.ioas_id = self._ioas_id
+            record.ioas.reserved = 0
+            record.ioas.user_va = address
+            record.ioas.length = length
+            record.ioas.iova = where
+        else:
+            record.type1.argsz = sizeof(Type1Map)
+            record.type1.flags = (1 if reads else 0) | (2 if writes else 0)
+            record.type1.vaddr = address
+            record.type1.iova = where
+            record.type1.size = length
+        # Noted first, and taken back if it is refused: after the call nothing may fail any more.
+        if not book.insert(where, length, address, reads, writes, self.spot(frame)):
+            return self._plain_map(iova, hva, size, read=read, write=write)
+        fd = self.files[0]
+        number = made(fd, self.map_request, &record)
+        if number:
+            book.remove(where)
+            raise self._map_refused(iova, hva, size, number)
+
+    def unmap(self, iova, size):
+        """Unmap exactly one mapping and verify what the kernel removed; return its bytes."""
+        cdef Book book = self.book
+        cdef Unmap record
+        cdef Place place
+        cdef unsigned long long where, length
+        cdef int number, fd
+        if not self.ready() or not (fits(iova, &where) and fits(size, &length)):
+            return self._plain_unmap(iova, size)
+        if not book.find(where, &place) or book.mapped(place).size != length:
+            return self._plain_unmap(iova, size)
+        record.size = sizeof(Unmap)
+        record.second = self._ioas_id
+        record.iova = where
+        record.length = length
+        fd = self.files[0]
+        number = made(fd, self.unmap_request, &record)
+        if number:
+            raise self._unmap_refused(iova, size, number)
+        # Without the lock another thread may have changed the book.
+        if book.stands(place, where) or book.find(where, &place):
+            book.cut(place)
+        if record.length != length:
+            return self._whole(iova, size, record.length)
+        return size
+
+
+cdef inline bint fits(value, unsigned long long *field):
+    """Whether a value is a plain int from 0 to 2^63-1; then it is in the field.
+
+    The rest goes the long way, also what a field of 64 bits would take.
+    """
+    cdef int beyond
+    cdef long long number
+    if not PyLong_CheckExact(value):
+        return False
+    number = PyLong_AsLongLongAndOverflow(value, &beyond)  # -1 when it is beyond
+    field[0] = <unsigned long long> number
+    return number >= 0
+
+
+cdef inline int made(int fd, unsigned long request, void *record):
+    """Make an ioctl; return its errno, or 0."""
+    cdef int number = 0
     with nogil:
-        result = c_ioctl(fd, request, record)
-        if result < 0:
+        if ask(fd, request, record) < 0:
             number = errno
-    if number == 0:
-        book[iova] = entry
     return number
 
 
-def unmap_one(int fd, unsigned long request, dict book, unsigned int second, iova, size):
-    """Make one unmap of either kind and strike it out, with no Python code between.
-
-    The record is the same for both kinds but for its second field. Returns errno or 0, and the
-    bytes; errno -1 when the book has no such mapping, and then no call was made.
-    """
-    cdef Unmap record
-    entry = book.get(iova)
-    if entry is None or (<tuple?> entry)[0] != size:
-        return -1, 0
-    cdef int result, number = 0
-    record.size = sizeof(Unmap)
-    record.second = second
-    record.iova = whole(iova)
-    record.length = whole(size)
-    with nogil:
-        result = c_ioctl(fd, request, &record)
-        if result < 0:
-            number = errno
-    if number == 0:
-        book.pop(iova, None)
-    return number, record.length
-
-
 cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object, int *)
     ctypedef struct PyCodeObject  # its own type: GCC 14 takes no pointer for another
     ctypedef struct PyFrameObject
     PyFrameObject *PyEval_GetFrame()
@@ -156,19 +510,27 @@ def spot(int depth=2):
     cdef PyFrameObject *frame = PyEval_GetFrame()
     cdef PyFrameObject *back
     Py_INCREF(<object> frame)
-    depth -= 1
-    while True:
+    while depth > 1:
         back = PyFrame_GetBack(frame)
         if back == NULL:
             break
-        if depth <= 0:
-            scope = <object> PyFrame_GetGlobals(frame)
-            Py_DECREF(scope)
-            name = (<dict> scope).get("__name__")
-            if not isinstance(name, str) or not (<str> name).startswith("vmm_iova."):
-                Py_DECREF(<object> back)
-                break
+        Py_DECREF(<object> frame)
+        frame = back
         depth -= 1
+    try:
+        return outside(frame)
+    finally:
+        Py_DECREF(<object> frame)
+
+
+cdef tuple outside(PyFrameObject *frame):
+    """Code and place in it of the first frame from this one on that is not of this package."""
+    cdef PyFrameObject *back
+    Py_INCREF(<object> frame)
+    while ours(frame):
+        back = PyFrame_GetBack(frame)
+        if back == NULL:
+            break
         Py_DECREF(<object> frame)
         frame = back
     code = <object> PyFrame_GetCode(frame)
@@ -177,6 +539,13 @@ def spot(int depth=2):
     place = (code, PyFrame_GetLasti(frame))
     Py_DECREF(<object> frame)
     return place
+
+
+cdef inline bint ours(PyFrameObject *frame):
+    scope = <object> PyFrame_GetGlobals(frame)
+    Py_DECREF(scope)
+    name = (<dict> scope).get("__name__")
+    return isinstance(name, str) and (<str> name).startswith("vmm_iova.")
 
 
 def pack_type1(pieces):
@@ -211,177 +580,3 @@ def pack_ioas(pieces, unsigned int ioas_id):
         record[index].length = whole(piece.size)
         record[index].iova = whole(piece.iova)
     return out
-
-
-cdef enum:
-    ROOM = 256  # addresses of a block
-
-cdef struct Block:
-    Py_ssize_t count
-    uint64_t at[ROOM]
-
-
-cdef class Order:
-    """Addresses in ascending order, in blocks: a change moves at most one block and the list of them.
-
-    What the blocks hold is true between any two calls: no Python code runs inside of a change.
-    """
-
-    cdef Block **block
-    cdef uint64_t *first  # the first address of each block
-    cdef Py_ssize_t count, room
-
-    def __cinit__(self, starts):
-        cdef Py_ssize_t i, half = ROOM // 2
-        self.reserve(len(starts) // half + 1)
-        for i, start in enumerate(starts):
-            if i % half == 0:
-                self.push(self.count)
-            self.block[self.count - 1].at[i % half] = start
-            self.block[self.count - 1].count = i % half + 1
-            if i % half == 0:
-                self.first[self.count - 1] = start
-
-    def __dealloc__(self):
-        cdef Py_ssize_t i
-        for i in range(self.count):
-            free(self.block[i])
-        free(self.block)
-        free(self.first)
-
-    cdef int reserve(self, Py_ssize_t blocks) except -1:
-        cdef Block **block
-        cdef uint64_t *first
-        if blocks > self.room:
-            blocks = blocks * 2 + 8
-            block = <Block **> realloc(self.block, blocks * sizeof(Block *))
-            if block == NULL:
-                raise MemoryError
-            self.block = block
-            first = <uint64_t *> realloc(self.first, blocks * sizeof(uint64_t))
-            if first == NULL:
-                raise MemoryError
-            self.first = first
-            self.room = blocks
-        return 0
-
-    cdef int push(self, Py_ssize_t i) except -1:
-        """Put an empty block at place i."""
-        cdef Block *new
-        self.reserve(self.count + 1)
-        new = <Block *> malloc(sizeof(Block))
-        if new == NULL:
-            raise MemoryError
-        new.count = 0
-        memmove(self.block + i + 1, self.block + i, (self.count - i) * sizeof(Block *))
-        memmove(self.first + i + 1, self.first + i, (self.count - i) * sizeof(uint64_t))
-        self.block[i] = new
-        self.count += 1
-        return 0
-
-    cdef Py_ssize_t seek(self, uint64_t x) noexcept:
-        """The last block that begins at x or below; 0 when none does."""
-        cdef Py_ssize_t low = 0, high = self.count, middle
-        while low < high:
-            middle = (low + high) // 2
-            if self.first[middle] <= x:
-                low = middle + 1
-            else:
-                high = middle
-        return low - 1 if low else 0
-
-    cdef int add(self, uint64_t x) except -1:
-        cdef Py_ssize_t b, i
-        cdef Block *block
-        if not self.count:
-            self.push(0)
-        b = self.seek(x)
-        if self.block[b].count == ROOM:
-            self.push(b + 1)
-            block = self.block[b]
-            block.count = self.block[b + 1].count = ROOM // 2
-            memcpy(self.block[b + 1].at, block.at + ROOM // 2, ROOM // 2 * sizeof(uint64_t))
-            self.first[b + 1] = self.block[b + 1].at[0]
-            b = self.seek(x)
-        block = self.block[b]
-        i = after(block, x)
-        if i and block.at[i - 1] == x:
-            return 0
-        memmove(block.at + i + 1, block.at + i, (block.count - i) * sizeof(uint64_t))
-        block.at[i] = x
-        block.count += 1
-        self.first[b] = block.at[0]
-        return 0
-
-    cdef void drop(self, uint64_t x) noexcept:
-        cdef Py_ssize_t b, i
-        cdef Block *block
-        if not self.count:
-            return
-        b = self.seek(x)
-        block = self.block[b]
-        i = after(block, x)
-        if not i or block.at[i - 1] != x:
-            return
-        memmove(block.at + i - 1, block.at + i, (block.count - i) * sizeof(uint64_t))
-        block.count -= 1
-        if block.count:
-            self.first[b] = block.at[0]
-            return
-        free(block)
-        self.count -= 1
-        memmove(self.block + b, self.block + b + 1, (self.count - b) * sizeof(Block *))
-        memmove(self.first + b, self.first + b + 1, (self.count - b) * sizeof(uint64_t))
-
-    def update(self, list late, dict book):
-        """Bring these addresses up to date, and empty the list of them.
-
-        Those that are in the book are in the order then, and no others.
-        """
-        for start in late:
-            if start in book:
-                self.add(start)
-            else:
-                self.drop(start)
-        late.clear()
-
-    def below(self, uint64_t x):
-        """Return the highest address up to x, or -1."""
-        cdef Py_ssize_t b, i
-        if not self.count:
-            return -1
-        b = self.seek(x)
-        i = after(self.block[b], x)
-        return self.block[b].at[i - 1] if i else -1
-
-    def span(self, uint64_t first, uint64_t last):
-        """Return the addresses from first to last."""
-        cdef Py_ssize_t b, i
-        cdef list found = []
-        if not self.count or first > last:
-            return found
-        b = self.seek(first)
-        i = after(self.block[b], first)
-        if i and self.block[b].at[i - 1] == first:
-            i -= 1
-        while b < self.count:
-            while i < self.block[b].count:
-                if self.block[b].at[i] > last:
-                    return found
-                found.append(self.block[b].at[i])
-                i += 1
-            i = 0
-            b += 1
-        return found
-
-
-cdef Py_ssize_t after(const Block *block, uint64_t x) noexcept:
-    """How many addresses of a block are at most x."""
-    cdef Py_ssize_t low = 0, high = block.count, middle
-    while low < high:
-        middle = (low + high) // 2
-        if block.at[middle] <= x:
-            low = middle + 1
-        else:
-            high = middle
-    return low

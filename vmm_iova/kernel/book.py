@@ -18,7 +18,7 @@ from vmm_iova.ranges import ADDRESS_LAST, AddrRange, Hva, Iova
 from vmm_iova.record import record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from types import CodeType
 
 
@@ -71,8 +71,11 @@ Spot = tuple["CodeType", int]
 
 def plain_spot(depth: int = 2) -> Spot:
     """Return code and place in it of the nearest caller outside of this package."""
-    frame = sys._getframe(depth)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("vmm_iova."):
+    try:
+        frame = sys._getframe(depth)
+    except ValueError:  # nobody: a thread began with the method that asks
+        frame = sys._getframe(1)
+    while frame.f_globals.get("__name__", "").startswith("vmm_iova.") and frame.f_back is not None:
         frame = frame.f_back
     return frame.f_code, frame.f_lasti
 
@@ -96,146 +99,147 @@ Entry = tuple[int, Hva, bool, bool, Spot]
 """Size, host address, rights and place of a mapping."""
 
 
-class PlainOrder:
-    """Addresses in ascending order: `_ioctl.Order` where that is not compiled."""
+class PlainBook:
+    """Mappings by their start: `_ioctl.Book` where that is not compiled.
 
-    def __init__(self, starts: list[int]) -> None:
-        self._at = SortedList(starts)
+    Attributes:
+        unread: batches that are mapped and not put into the book before somebody asks.
+    """
 
-    def update(self, late: list[int], book: dict[int, Entry]) -> None:
-        """Bring these addresses up to date, and empty the list of them.
+    __slots__ = ("_entries", "_late", "_order", "unread")
 
-        Those that are in the book are in the order then, and no others.
-        """
-        for start in late:
-            here = start in self._at
-            if here != (start in book):
-                (self._at.remove if here else self._at.add)(start)
-        late.clear()
+    def __init__(self) -> None:
+        self.unread: list[tuple[Sequence[Mappable], Spot]] = []
+        self._entries: dict[int, Entry] = {}
+        # PERF: in order since somebody asked for it, but for what has changed since then. That
+        # stands in `_late`, before the change itself does: so an interrupt leaves nothing out.
+        self._order: SortedList[int] | None = None
+        self._late: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def put(self, start: int, size: int, hva: Hva, read: bool, write: bool, place: Spot) -> None:
+        """Note a mapping, in place of what began there."""
+        if self._order is not None:
+            self._note(start)
+        self._entries[start] = (size, hva, read, write, place)
+
+    def read(self) -> None:
+        """Put all batches into the book."""
+        for pieces, place in self.unread:
+            for item in pieces:
+                self.put(item.iova, item.size, item.hva, item.read, item.write, place)
+        self.unread.clear()
+
+    def get(self, start: int) -> Entry | None:
+        """Return what begins there."""
+        return self._entries.get(start)
+
+    def drop(self, start: int) -> None:
+        """Forget what begins there, if anything does."""
+        if self._order is not None:
+            self._note(start)
+        self._entries.pop(start, None)
+
+    def clear(self) -> int:
+        """Forget everything; return how many bytes that was."""
+        total = sum(item[0] for item in self._entries.values())
+        self._order = None
+        self._entries.clear()
+        return total
+
+    def _note(self, start: int) -> None:
+        self._late.append(start)
+        if len(self._late) > 2 * len(self._entries) + 1000:
+            self._order = None  # nobody asks: it need not be kept
+
+    def _ordered(self) -> SortedList[int]:
+        entries, order, late = self._entries, self._order, self._late
+        if order is None or (len(late) > 64 and len(late) > len(entries) // 4):
+            self._order = None
+            self._late = []
+            self._order = order = SortedList(entries)
+        elif late:
+            try:
+                for start in late:
+                    here = start in order
+                    if here != (start in entries):
+                        (order.remove if here else order.add)(start)
+                late.clear()
+            except BaseException:
+                self._order = None
+                raise
+        return order
 
     def below(self, x: int) -> int:
-        """Return the highest address up to x, or -1."""
-        at = self._at.bisect_right(x)
-        return self._at[at - 1] if at else -1
+        """Return the highest start up to x, or -1."""
+        order = self._ordered()
+        at = order.bisect_right(x)
+        return order[at - 1] if at else -1
 
     def span(self, first: int, last: int) -> list[int]:
-        """Return the addresses from first to last."""
-        return list(self._at.irange(first, last))
+        """Return the starts from first to last."""
+        return list(self._ordered().irange(first, last))
 
 
 try:
-    from vmm_iova.kernel._ioctl import Order as Order
+    from vmm_iova.kernel._ioctl import Book as Book
     from vmm_iova.kernel._ioctl import spot as spot
 except ImportError:  # not compiled
-    Order = PlainOrder  # type: ignore[misc, assignment]
-    spot = plain_spot
+    Book, spot = PlainBook, plain_spot  # type: ignore[misc, assignment]
 
 
 class LiveMappings:
     """The mappings of an address space, by IOVA.
 
-    Complexity: adding and removing O(1); a question O(log n + k), and O(log n) for each change
-        since the last one; the first question O(n log n).
+    Complexity: O(log n) for a change, O(log n + k) for a question. Where the package was not
+        compiled, O(1) for a change, O(log n) for each at the next question, and O(n log n) for the
+        first one.
     Synchronization: external.
+
+    Attributes:
+        book: the same in plain numbers, which C reads and writes, too.
     """
 
-    __slots__ = ("_by_start", "_late", "_order", "_unread")
+    __slots__ = ("book",)
 
     def __init__(self) -> None:
-        # PERF: bench/map_calls.py; plain tuples, made into LiveMapping when somebody asks, and
-        # batches that are not read into the book before somebody asks either. What has changed
-        # since the order was last asked for stands in `_late`, before the change itself does: so an
-        # interrupt leaves nothing out.
-        self._by_start: dict[int, Entry] = {}
-        self._unread: list[tuple[Sequence[Mappable], Spot]] = []
-        self._order: Order | None = None
-        self._late: list[int] = []
+        self.book = Book()
 
-    def _book(self) -> dict[int, Entry]:
-        if self._unread:
-            for pieces, place in self._unread:
-                self._note(item.iova for item in pieces)
-                self._by_start.update(
-                    (item.iova, (item.size, item.hva, item.read, item.write, place))
-                    for item in pieces
-                )
-            self._unread.clear()
-        return self._by_start
-
-    def _note(self, starts: Iterable[int]) -> None:
-        """Write down what is about to change, if there is an order that this concerns."""
-        if self._order is not None:
-            self._late.extend(starts)
-            if len(self._late) > 2 * len(self._by_start) + 1000:
-                self._order = None  # nobody asks: it need not be kept
-
-    def _ordered(self) -> Order:
-        book = self._book() if self._unread else self._by_start
-        order, late = self._order, self._late
-        if order is None or (len(late) > 64 and len(late) > len(book) // 4):
-            self._order = None
-            self._late = []
-            self._order = order = Order(sorted(book))
-        elif late:
-            try:
-                order.update(late, book)
-            except BaseException:
-                self._order = None
-                raise
-        return order
+    def _read(self) -> Book:
+        """Return the book, after all batches were put into it."""
+        book = self.book
+        if book.unread:
+            book.read()
+        return book
 
     def __repr__(self) -> str:
         total = sum(item.range.size for item in self)
         return f"<LiveMappings: {len(self)} of {total:#x} bytes>"
 
     def __len__(self) -> int:
-        return len(self._book())
+        return len(self._read())
 
     def __iter__(self) -> Iterator[LiveMapping]:
-        return iter([self.at(start) for start in self._ordered().span(0, ADDRESS_LAST)])
+        return iter([self.at(start) for start in self._read().span(0, ADDRESS_LAST)])
 
-    def __contains__(self, start: object) -> bool:
-        return start in self._book()
-
-    def add(self, iova: Iova, size: int, hva: Hva, place: Spot, *, read: bool, write: bool) -> None:
-        """Note a mapping that the kernel has taken."""
-        if self._order is not None:
-            self._note((iova,))
-        self._by_start[iova] = (size, hva, read, write, place)
+    def __contains__(self, start: int) -> bool:
+        return self._read().get(start) is not None
 
     def add_many(self, pieces: Sequence[Mappable], place: Spot) -> None:
         """Note mappings that the kernel has taken; the sequence must not change any more."""
         if pieces:
-            self._unread.append((pieces, place))
-
-    def opened(self, start: int) -> dict[int, Entry]:
-        """Return the book itself, to note a mapping at `start` in it or to strike it out.
-
-        For `_ioctl`, which does that where the call is made, so that nothing comes between.
-        """
-        book = self._book() if self._unread else self._by_start
-        if self._order is not None:
-            self._note((start,))
-        return book
-
-    def remove(self, start: int) -> None:
-        """Forget the mapping that begins at `start`."""
-        book = self._book()
-        if self._order is not None:
-            self._note((start,))
-        del book[start]
+            self.book.unread.append((pieces, place))
 
     def discard(self, start: int) -> None:
         """Forget the mapping that begins at `start`, if there is one."""
-        if start in self._book():
-            self.remove(start)
+        self._read().drop(start)
 
     def forget(self, window: AddrRange) -> None:
         """Forget every mapping that shares an address with `window`."""
-        gone = self._within(window)
-        self._note(gone)
-        for start in gone:
-            self._by_start.pop(start, None)
+        for start in self._within(window):
+            self.book.drop(start)
 
     def translate(self, iova: Iova, size: int) -> tuple[Hva, int]:
         """Return where in this process an IOVA is, and how many bytes from there are contiguous.
@@ -253,26 +257,23 @@ class LiveMappings:
 
         Complexity: O(log n + k) for k mappings that are crossed.
         """
-        start = self._ordered().below(iova)
-        book = self._by_start
-        got = start + book[start][0] - iova if start >= 0 else 0
-        if got <= 0:
+        book = self._read()
+        start = book.below(iova)
+        entry = book.get(start)
+        got = start + entry[0] - iova if entry is not None else 0
+        if entry is None or got <= 0:
             raise NotAllocatedError(f"nothing is mapped at {iova:#x}", address=iova)
-        hva = book[start][1] + (iova - start)
+        hva = entry[1] + (iova - start)
         while got < size:
-            item = book.get(iova + got)
-            if item is None or item[1] != hva + got:
+            entry = book.get(iova + got)
+            if entry is None or entry[1] != hva + got:
                 break
-            got += item[0]
+            got += entry[0]
         return Hva(hva), min(got, size)
 
     def clear(self) -> int:
         """Forget everything; return how many bytes that was."""
-        book = self._book()
-        total = sum(item[0] for item in book.values())
-        self._order = None
-        book.clear()
-        return total
+        return self._read().clear()
 
     def get(self, start: int, size: int) -> LiveMapping:
         """Return the mapping that is exactly `size` bytes at `start`.
@@ -283,14 +284,10 @@ class LiveMappings:
         self.demand(start, size)
         return self.at(start)
 
-    def holds(self, start: int, size: int) -> bool:
-        """Tell whether a mapping is exactly `size` bytes at `start`."""
-        entry = self._book().get(start)
-        return entry is not None and entry[0] == size
-
     def demand(self, start: int, size: int) -> None:
         """Make sure that a mapping is exactly `size` bytes at `start`; raises as `get`."""
-        if self.holds(start, size):
+        entry = self._read().get(start)
+        if entry is not None and entry[0] == size:
             return
         near = self.overlapping(AddrRange(start, min(start + max(size, 1) - 1, ADDRESS_LAST)))
         there = ", ".join(str(item.range) for item in near[:4]) or "nothing"
@@ -302,7 +299,7 @@ class LiveMappings:
 
     def at(self, start: int) -> LiveMapping:
         """Return the mapping that begins at `start`; raise NotAllocatedError if none does."""
-        entry = self._book().get(start)
+        entry = self._read().get(start)
         if entry is None:
             raise NotAllocatedError(f"no mapping begins at {start:#x}", address=start)
         size, hva, read, write, place = entry
@@ -314,10 +311,11 @@ class LiveMappings:
         return [self.at(start) for start in self._within(window)]
 
     def _within(self, window: AddrRange) -> list[int]:
-        order = self._ordered()
-        found = order.span(window.start, window.last)
-        below = order.below(window.start - 1) if window.start else -1
-        if below >= 0 and below + self._by_start[below][0] > window.start:
+        book = self._read()
+        found = book.span(window.start, window.last)
+        below = book.below(window.start - 1) if window.start else -1
+        entry = book.get(below)
+        if entry is not None and below + entry[0] > window.start:
             found.insert(0, below)
         return found
 
@@ -330,7 +328,8 @@ class LiveMappings:
         if size < 1 or iova + size - 1 > ADDRESS_LAST:
             return False  # the kernel maps no such thing
         window = AddrRange(iova, iova + size - 1)
-        return all(self._by_start[start][4] is place for start in self._within(window))
+        entries = map(self.book.get, self._within(window))
+        return all(entry is not None and entry[4] is place for entry in entries)
 
     def warn_if_any(self, what: str, source: object) -> None:
         """Warn of mappings that nobody took back, with the place that made the first."""

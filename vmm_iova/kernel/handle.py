@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import errno
-import os
 from typing import TYPE_CHECKING, Self
 
 from vmm_iova import remedies as say
 from vmm_iova.errors import ClosedError, DmaError
 from vmm_iova.kernel.book import caller
-from vmm_iova.kernel.syscalls import hold, is_direct
+from vmm_iova.kernel.syscalls import hold
 
 if TYPE_CHECKING:
     from vmm_iova.kernel.syscalls import Kernel, LockBudget
@@ -35,7 +34,6 @@ class Handle:
     def __init__(self, kernel: Kernel, path: str, what: str, hint: str | None) -> None:
         self._fds: list[int] = []  # one, or none: closed
         self._kernel = kernel
-        self.direct = is_direct(kernel)
         self._what = what
         self._place = "{}:{}".format(*caller())
         try:
@@ -97,7 +95,8 @@ class Handle:
 
     def ioctl(self, request: int, arg: int | bytearray) -> int:
         """Make an ioctl on this file; a refusal is a plain OSError."""
-        return self._kernel.ioctl(self.fd, request, arg)
+        # PERF: `fd` says what is wrong when there is none; a property takes longer than its list.
+        return self._kernel.ioctl(self._fds[0] if self._fds else self.fd, request, arg)
 
     def call_many(self, request: int, records: bytearray, stride: int) -> tuple[int, int]:
         """Make an ioctl for each record; return how many were taken, and the errno of the next."""
@@ -144,24 +143,6 @@ class Handle:
                 hva=hva,
                 hint=(hints or {}).get(number),
             ) from exc
-
-
-def map_refusal(
-    name: str, hints: dict[int, str], iova: Iova | None, hva: Hva, size: int, number: int
-) -> DmaError:
-    """Make the error of a map call that was refused; no IOVA is "anywhere"."""
-    where = "anywhere" if iova is None else f"to {iova:#x}"
-    refusal = DmaError(
-        f"the kernel does not map {size:#x} bytes at {hva:#x} {where}: {os.strerror(number)}",
-        errno=number,
-        ioctl=name,
-        iova=iova,
-        length=size,
-        hva=hva,
-        hint=hints.get(number),
-    )
-    refusal.__cause__ = OSError(number, os.strerror(number))
-    return refusal
 
 
 ATTACH_HINTS: dict[int, str] = {

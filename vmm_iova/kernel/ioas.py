@@ -16,21 +16,20 @@ from vmm_iova.kernel import uapi_iommufd as abi
 from vmm_iova.kernel.batch import IOAS_MAP, ioas_flags, pack_ioas
 from vmm_iova.kernel.book import LiveMappings, caller, spot
 from vmm_iova.kernel.dirty import DirtyTables
-from vmm_iova.kernel.handle import IOMMUFD_MAP_HINTS, map_refusal
+from vmm_iova.kernel.handle import IOMMUFD_MAP_HINTS
 from vmm_iova.kernel.registers import Device
 from vmm_iova.kernel.space import (
+    Calls,
     Doubtful,
     SpaceFacts,
+    calls_in_c,
     empty,
     no_number,
     no_numbers,
-    undo_directly,
     undo_doubtful,
-    unmap_directly,
     unmap_exactly,
-    unmap_refusal,
 )
-from vmm_iova.kernel.syscalls import Kernel, LockBudget, UserBuffer, _ioctl
+from vmm_iova.kernel.syscalls import Kernel, LockBudget, UserBuffer, is_direct
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, Hva, Iova, MappableRanges
 
 if TYPE_CHECKING:
@@ -40,12 +39,13 @@ if TYPE_CHECKING:
     from vmm_iova.kernel.book import Mappable, Spot
     from vmm_iova.kernel.iommufd import Iommufd, VfioCdev
 
-_MAP_NAME, _FILE_NAME, _COPY_NAME = "IOMMU_IOAS_MAP", "IOMMU_IOAS_MAP_FILE", "IOMMU_IOAS_COPY"
+_FILE_NAME, _COPY_NAME = "IOMMU_IOAS_MAP_FILE", "IOMMU_IOAS_COPY"
 _UNMAP = struct.Struct("=IIQQ")
 _ADDRESS = struct.Struct("=Q")
 
 
-class Ioas:
+@calls_in_c
+class Ioas(Calls):
     """One I/O address space of an iommufd with its devices and mappings: an `AddressSpace`.
 
     Its ranges are final only after ALL devices are attached: each adds what it reserves, and a
@@ -62,6 +62,8 @@ class Ioas:
     """
 
     kind: SpaceKind = "iommufd"
+    _map_name, _map_hints = "IOMMU_IOAS_MAP", IOMMUFD_MAP_HINTS
+    _unmap_name = "IOMMU_IOAS_UNMAP"
 
     def __init__(self, iommufd: Iommufd, *, owns: bool = False) -> None:
         self.iommufd = iommufd
@@ -71,8 +73,10 @@ class Ioas:
         self._owns = owns
         self.allowed: tuple[AddrRange, ...] = ()
         self._place = "{}:{}".format(*caller())
-        self._id = 0
-        self._id = iommufd.alloc_ioas()
+        self._ioas_id = 0
+        self._ioas_id = iommufd.alloc_ioas()
+        if is_direct(iommufd.kernel):
+            self._ask_directly(self.live.book, iommufd._fds, abi.IOAS_MAP, abi.IOAS_UNMAP, True)
 
     def __enter__(self) -> Self:
         return self
@@ -81,13 +85,13 @@ class Ioas:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_id", 0) and not self.iommufd.closed:
+        if getattr(self, "_ioas_id", 0) and not self.iommufd.closed:
             self.live.warn_if_any(f"the IOAS made at {self._place}", self)
             with contextlib.suppress(DmaError):
                 self.close()
 
     def __repr__(self) -> str:
-        return f"<Ioas {self._id}, {len(self.devices)} devices, {len(self.live)} mappings>"
+        return f"<Ioas {self._ioas_id}, {len(self.devices)} devices, {len(self.live)} mappings>"
 
     @property
     def id(self) -> int:
@@ -96,9 +100,9 @@ class Ioas:
         Raises:
             ClosedError: it is closed.
         """
-        if not self._id:
+        if not self._ioas_id:
             raise ClosedError(f"the IOAS made at {self._place} is closed")
-        return self._id
+        return self._ioas_id
 
     @property
     def kernel(self) -> Kernel:
@@ -108,7 +112,7 @@ class Ioas:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return not self._id
+        return not self._ioas_id
 
     def attach(self, name: str, device: VfioCdev, *, dirty: bool = False) -> SpaceFacts:
         """Attach a bound device; this object closes it. The ranges are read anew.
@@ -261,7 +265,7 @@ class Ioas:
 
         Source: iommufd_ioas_map, iopt_alloc_area_pages (Linux 7.3).
         """
-        self._map(True, hva, size, iova, read=read, write=write)
+        self._placed(True, hva, size, iova, read, write)
 
     def map_many(self, pieces: Sequence[Mappable]) -> tuple[int, DmaError | None]:
         """Map many at fixed places in one entry to C, in the order given, until one is refused.
@@ -287,7 +291,7 @@ class Ioas:
         if not number:
             return done, None
         bad = pieces[done]
-        return done, map_refusal(_MAP_NAME, IOMMUFD_MAP_HINTS, bad.iova, bad.hva, bad.size, number)
+        return done, self._map_refused(bad.iova, bad.hva, bad.size, number)
 
     def map_anywhere(self, hva: Hva, size: int, *, read: bool = True, write: bool = True) -> Iova:
         """Map memory where the kernel finds room; return the IOVA. Address 0 is never chosen.
@@ -297,25 +301,13 @@ class Ioas:
 
         Source: iopt_alloc_iova (Linux 7.3).
         """
-        return self._map(False, hva, size, Iova(0), read=read, write=write)
+        return self._placed(False, hva, size, Iova(0), read, write)
 
-    def _map(
-        self, fixed: bool, hva: Hva, size: int, iova: Iova, *, read: bool, write: bool
+    def _placed(
+        self, fixed: bool, hva: Hva, size: int, iova: Iova, read: bool, write: bool
     ) -> Iova:
         flags = ioas_flags(fixed, read, write)
         place = spot(3)
-        if fixed and self.iommufd.direct:
-            entry, book = (size, hva, read, write, place), self.live.opened(iova)
-            try:
-                number = _ioctl.map_ioas(
-                    self.iommufd.fd, abi.IOAS_MAP, book, self.id, flags, iova, hva, size, entry
-                )
-            except BaseException as exc:
-                undo_directly(self, exc, iova, entry)
-                raise
-            if number:
-                raise map_refusal(_MAP_NAME, IOMMUFD_MAP_HINTS, iova, hva, size, number)
-            return iova
         try:
             arg = bytearray(IOAS_MAP.pack(40, flags, self.id, 0, hva, size, iova))
         except struct.error as exc:
@@ -323,10 +315,10 @@ class Ioas:
         try:
             self.iommufd.ioctl(abi.IOAS_MAP, arg)
             placed: Iova = IOAS_MAP.unpack_from(arg)[6]
-            self.live.add(placed, size, hva, place, read=read, write=write)
+            self.live.book.put(placed, size, hva, read, write, place)
         except OSError as exc:
-            where, number = iova if fixed else None, exc.errno or 0
-            raise map_refusal(_MAP_NAME, IOMMUFD_MAP_HINTS, where, hva, size, number) from exc
+            where = iova if fixed else None
+            raise self._map_refused(where, hva, size, exc.errno or 0) from exc
         except BaseException:
             self._undo(fixed, IOAS_MAP.unpack_from(arg)[6], size, hva, place)
             raise
@@ -400,7 +392,7 @@ class Ioas:
         try:
             self.iommufd.call(name, request, arg, hints=IOMMUFD_MAP_HINTS, iova=iova, length=size)
             placed: Iova = _ADDRESS.unpack_from(arg, at)[0]
-            self.live.add(placed, size, hva, place, read=True, write=write)
+            self.live.book.put(placed, size, hva, True, write, place)
         except DmaError:
             raise
         except BaseException:
@@ -419,10 +411,7 @@ class Ioas:
             DmaError: `ENOENT`, `EBUSY`.
             PartialUnmapError: it removed another number of bytes.
         """
-        if self.iommufd.direct:
-            call = self.iommufd.fd, abi.IOAS_UNMAP, self.id
-            return unmap_directly(self, "IOMMU_IOAS_UNMAP", call, iova, size)
-        return unmap_exactly(self, "IOMMU_IOAS_UNMAP", iova, size)
+        return self._whole(iova, size, unmap_exactly(self, iova, size))
 
     def unmap_range(self, iova: Iova, size: int) -> int:
         """Make the bare ioctl, without the book of live mappings; return the bytes it removed.
@@ -435,7 +424,7 @@ class Ioas:
         except struct.error as exc:
             raise no_number(iova=iova, size=size) from exc
         except OSError as exc:
-            raise unmap_refusal("IOMMU_IOAS_UNMAP", iova, size, exc.errno or 0) from exc
+            raise self._unmap_refused(iova, size, exc.errno or 0) from exc
         return int(_UNMAP.unpack_from(arg)[3])
 
     def unmap_all(self) -> int:
@@ -491,10 +480,10 @@ class Ioas:
                 self.unmap_all()
                 self.iommufd.destroy(self.id)
         except DmaError:
-            self._id = 0
+            self._ioas_id = 0
             raise
         if self._owns:
             self.iommufd.close()
         self._dirty.by_device.clear()
         self.live.clear()
-        self._id = 0
+        self._ioas_id = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 from vmm_iova.errors import (
     DmaError,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmm_iova.host.facts import SpaceKind
-    from vmm_iova.kernel.book import Entry, LiveMappings, Mappable, Spot
+    from vmm_iova.kernel.book import LiveMappings, Mappable, Spot
     from vmm_iova.kernel.registers import Device
     from vmm_iova.kernel.syscalls import Kernel, LockBudget
 
@@ -59,6 +59,80 @@ class SpaceFacts:
     def largest_page(self) -> int:
         """The largest page that the IOMMU may use, bytes: 1 GiB where nothing tells (iommufd)."""
         return 1 << self.page_sizes.bit_length() - 1 if self.page_sizes else _LARGEST_IN_USE
+
+
+try:
+    from vmm_iova.kernel._ioctl import Direct as Direct
+except ImportError:  # not compiled
+
+    class Direct:  # type: ignore[no-redef]
+        """Where C makes no calls."""
+
+
+class Calls(Direct):
+    """Map and unmap calls of both kinds of address space: their names, and what is refused.
+
+    Where C was compiled, its `map` and `unmap` come first; see `calls_in_c`.
+    """
+
+    _map_name: ClassVar[str]
+    _map_hints: ClassVar[dict[int, str]]
+    _unmap_name: ClassVar[str]
+
+    def _map_refused(self, iova: Iova | None, hva: Hva, size: int, number: int) -> DmaError:
+        """Make the error of a map call; no IOVA is "anywhere"."""
+        where = "anywhere" if iova is None else f"to {iova:#x}"
+        why = os.strerror(number)
+        refusal = DmaError(
+            f"the kernel does not map {size:#x} bytes at {hva:#x} {where}: {why}",
+            errno=number,
+            ioctl=self._map_name,
+            iova=iova,
+            length=size,
+            hva=hva,
+            hint=self._map_hints.get(number),
+        )
+        refusal.__cause__ = OSError(number, why)
+        return refusal
+
+    def _unmap_refused(self, iova: Iova, size: int, number: int) -> DmaError:
+        """Make the error of an unmap call."""
+        why = os.strerror(number)
+        refusal = DmaError(
+            f"the kernel does not unmap {size:#x} bytes at {iova:#x}: {why}",
+            errno=number,
+            ioctl=self._unmap_name,
+            iova=iova,
+            length=size,
+        )
+        refusal.__cause__ = OSError(number, why)
+        return refusal
+
+    def _whole(self, iova: Iova, size: int, unmapped: int) -> int:
+        """Make sure that as much was unmapped as was to be; return it."""
+        if unmapped != size:
+            raise PartialUnmapError(
+                f"{self._unmap_name} at {iova:#x} removed {unmapped:#x} bytes instead of {size:#x}",
+                errno=0,
+                ioctl=self._unmap_name,
+                iova=iova,
+                length=size,
+                unmapped=unmapped,
+                hint="something else maps in this address space; unmap_all makes it empty",
+            )
+        return unmapped
+
+
+_C = TypeVar("_C", bound=type[Calls])
+
+
+def calls_in_c(cls: _C) -> _C:
+    """Let C's `map` and `unmap` come before those of a class, which serve for all that C leaves."""
+    if _ioctl is not None:
+        for name in ("map", "unmap"):
+            setattr(cls, f"_plain_{name}", getattr(cls, name))
+            delattr(cls, name)
+    return cls
 
 
 class Doubtful(NamedTuple):
@@ -174,30 +248,17 @@ def make_sure_unmapped(space: AddressSpace, iova: Iova, size: int) -> None:
     space.live.discard(iova)
 
 
-def unmap_refusal(name: str, iova: Iova, size: int, number: int) -> DmaError:
-    """Make the error of an unmap call that was refused."""
-    return DmaError(
-        f"the kernel does not unmap {size:#x} bytes at {iova:#x}: {os.strerror(number)}",
-        errno=number,
-        ioctl=name,
-        iova=iova,
-        length=size,
-    )
-
-
-def unmap_exactly(space: AddressSpace, ioctl: str, iova: Iova, size: int) -> int:
-    """Unmap one whole mapping; return its bytes.
+def unmap_exactly(space: AddressSpace, iova: Iova, size: int) -> int:
+    """Unmap one whole mapping; return the bytes that the kernel removed.
 
     Raises:
         NotAllocatedError: `size` bytes at `iova` are not one mapping; nothing was done.
         DmaError: the kernel refused.
-        PartialUnmapError: it removed another number of bytes; the address space is not as this
-            process believes.
     """
     space.live.demand(iova, size)
     try:
         unmapped = space.unmap_range(iova, size)
-        space.live.remove(iova)
+        space.live.discard(iova)
     except DmaError:
         raise
     except BaseException:
@@ -205,57 +266,6 @@ def unmap_exactly(space: AddressSpace, ioctl: str, iova: Iova, size: int) -> int
         with contextlib.suppress(DmaError):
             make_sure_unmapped(space, iova, size)
         raise
-    return _whole(ioctl, iova, size, unmapped)
-
-
-def undo_directly(space: AddressSpace, why: BaseException, iova: Iova, entry: Entry) -> None:
-    """Take back what an interrupted call of C has mapped; a number that is none has mapped nothing.
-
-    Raises:
-        RequestError: it was such a number.
-    """
-    size, hva, read, write, place = entry
-    if isinstance(why, (OverflowError, TypeError)):
-        raise no_number(iova=iova, hva=hva, size=size) from why
-    undo_doubtful(space, [Doubtful(iova, hva, size, read, write)], place)
-
-
-def unmap_directly(
-    space: AddressSpace, ioctl: str, call: tuple[int, int, int], iova: Iova, size: int
-) -> int:
-    """Do what `unmap_exactly` does through C, which looks into the book, unmaps and strikes out.
-
-    `call` is the descriptor, the request and the second field of its record.
-    """
-    live = space.live
-    fd, request, second = call
-    try:
-        number, unmapped = _ioctl.unmap_one(fd, request, live.opened(iova), second, iova, size)
-    except BaseException:
-        # An interrupt: what is still in the book was not unmapped, and is brought to its end.
-        if live.holds(iova, size):
-            with contextlib.suppress(DmaError):
-                make_sure_unmapped(space, iova, size)
-        raise
-    if number:
-        live.demand(iova, size)
-        why = OSError(number, os.strerror(number))
-        raise unmap_refusal(ioctl, iova, size, number) from why
-    return unmapped if unmapped == size else _whole(ioctl, iova, size, unmapped)
-
-
-def _whole(ioctl: str, iova: Iova, size: int, unmapped: int) -> int:
-    """Make sure that as much was unmapped as was to be."""
-    if unmapped != size:
-        raise PartialUnmapError(
-            f"{ioctl} at {iova:#x} removed {unmapped:#x} bytes instead of {size:#x}",
-            errno=0,
-            ioctl=ioctl,
-            iova=iova,
-            length=size,
-            unmapped=unmapped,
-            hint="something else maps in this address space; unmap_all makes it empty",
-        )
     return unmapped
 
 

@@ -18,21 +18,20 @@ from vmm_iova.kernel import caps, uapi
 from vmm_iova.kernel.batch import TYPE1_MAP, pack_type1
 from vmm_iova.kernel.book import LiveMappings, spot
 from vmm_iova.kernel.group import VfioGroup
-from vmm_iova.kernel.handle import ATTACH_HINTS, TYPE1_MAP_HINTS, Handle, map_refusal
+from vmm_iova.kernel.handle import ATTACH_HINTS, TYPE1_MAP_HINTS, Handle
 from vmm_iova.kernel.registers import Device
 from vmm_iova.kernel.space import (
+    Calls,
     Doubtful,
     SpaceFacts,
+    calls_in_c,
     empty,
     no_number,
     no_numbers,
-    undo_directly,
     undo_doubtful,
-    unmap_directly,
     unmap_exactly,
-    unmap_refusal,
 )
-from vmm_iova.kernel.syscalls import LINUX, Kernel, UserBuffer, _ioctl
+from vmm_iova.kernel.syscalls import LINUX, Kernel, UserBuffer, is_direct
 from vmm_iova.kernel.windows import Windows
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, Iova
 
@@ -43,12 +42,12 @@ if TYPE_CHECKING:
     from vmm_iova.kernel.book import Mappable
     from vmm_iova.ranges import Hva
 
-_MAP_NAME, _UNMAP_NAME = "VFIO_IOMMU_MAP_DMA", "VFIO_IOMMU_UNMAP_DMA"
 _UNMAP = struct.Struct("=IIQQ")
 _HALF = Iova(1 << 63)
 
 
-class Type1Container(Handle):
+@calls_in_c
+class Type1Container(Calls, Handle):
     """A container with its groups and mappings: an `AddressSpace`.
 
     The backend is chosen when the first group is added, because the kernel refuses it before.
@@ -67,6 +66,8 @@ class Type1Container(Handle):
     """
 
     kind: SpaceKind = "type1"
+    _map_name, _map_hints = "VFIO_IOMMU_MAP_DMA", TYPE1_MAP_HINTS
+    _unmap_name = "VFIO_IOMMU_UNMAP_DMA"
 
     def __init__(
         self, kernel: Kernel = LINUX, *, path: str = "/dev/vfio/vfio", version: int = 2
@@ -83,6 +84,10 @@ class Type1Container(Handle):
             "type1 container",
             "load the vfio modules, or give this user access to /dev/vfio",
         )
+        if is_direct(kernel):
+            self._ask_directly(
+                self.live.book, self._fds, uapi.IOMMU_MAP_DMA, uapi.IOMMU_UNMAP_DMA, False
+            )
         try:
             if self.call("VFIO_GET_API_VERSION", uapi.GET_API_VERSION) != 0:
                 raise DmaError(
@@ -324,24 +329,12 @@ class Type1Container(Handle):
         """
         place = spot()
         flags = (uapi.MAP_READ if read else 0) | (uapi.MAP_WRITE if write else 0)
-        if self.direct:
-            entry, book = (size, hva, read, write, place), self.live.opened(iova)
-            try:
-                number = _ioctl.map_type1(
-                    self.fd, uapi.IOMMU_MAP_DMA, book, flags, iova, hva, size, entry
-                )
-            except BaseException as exc:
-                undo_directly(self, exc, iova, entry)
-                raise
-            if number:
-                raise map_refusal(_MAP_NAME, TYPE1_MAP_HINTS, iova, hva, size, number)
-            return
         try:
             buffer = bytearray(TYPE1_MAP.pack(32, flags, hva, iova, size))
             self.ioctl(uapi.IOMMU_MAP_DMA, buffer)
-            self.live.add(iova, size, hva, place, read=read, write=write)
+            self.live.book.put(iova, size, hva, read, write, place)
         except OSError as exc:
-            raise map_refusal(_MAP_NAME, TYPE1_MAP_HINTS, iova, hva, size, exc.errno or 0) from exc
+            raise self._map_refused(iova, hva, size, exc.errno or 0) from exc
         except struct.error as exc:
             raise no_number(iova=iova, hva=hva, size=size) from exc
         except BaseException:
@@ -372,7 +365,7 @@ class Type1Container(Handle):
         if not number:
             return done, None
         bad = pieces[done]
-        return done, map_refusal(_MAP_NAME, TYPE1_MAP_HINTS, bad.iova, bad.hva, bad.size, number)
+        return done, self._map_refused(bad.iova, bad.hva, bad.size, number)
 
     def unmap(self, iova: Iova, size: int) -> int:
         """Unmap exactly one mapping of this container and verify what the kernel removed.
@@ -385,9 +378,7 @@ class Type1Container(Handle):
             DmaError: the kernel refused.
             PartialUnmapError: it removed another number of bytes.
         """
-        if self.direct:
-            return unmap_directly(self, _UNMAP_NAME, (self.fd, uapi.IOMMU_UNMAP_DMA, 0), iova, size)
-        return unmap_exactly(self, _UNMAP_NAME, iova, size)
+        return self._whole(iova, size, unmap_exactly(self, iova, size))
 
     def unmap_range(self, iova: Iova, size: int, *, flags: int = 0) -> int:
         """Make the bare ioctl, without the book of live mappings; return the bytes it removed."""
@@ -397,7 +388,7 @@ class Type1Container(Handle):
         except struct.error as exc:
             raise no_number(iova=iova, size=size) from exc
         except OSError as exc:
-            raise unmap_refusal(_UNMAP_NAME, iova, size, exc.errno or 0) from exc
+            raise self._unmap_refused(iova, size, exc.errno or 0) from exc
         return int(_UNMAP.unpack_from(buffer)[3])
 
     def unmap_all(self) -> int:
