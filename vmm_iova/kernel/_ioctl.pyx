@@ -392,11 +392,11 @@ cdef class Direct:
 
     cdef inline bint ready(self) except -1:
         """Whether C may call, and the file is open; the book is read then."""
-        if self.book is None or not self.files or (self.ioas and not self._ioas_id):
+        if self.book is None:
             return False
         if self.book.unread:
             self.book.read()
-        return True
+        return bool(self.files) and not (self.ioas and not self._ioas_id)
 
     cdef inline tuple spot(self, PyFrameObject *frame):
         """Who calls; one that calls again, as in a loop, is known."""
@@ -416,8 +416,10 @@ cdef class Direct:
         cdef bint reads = read, writes = write
         cdef int number, fd
         cdef PyFrameObject *frame = PyEval_GetFrame()
+        # First, as a tuple is made there: a collection may run finalizers, which may close the file.
+        cdef tuple spot = None if frame == NULL else self.spot(frame)
         if (
-            frame == NULL or not self.ready()
+            spot is None or not self.ready()
             or not (fits(iova, &where) and fits(hva, &address) and fits(size, &length))
         ):
             return self._plain_map(iova, hva, size, read=read, write=write)
@@ -436,7 +438,7 @@ cdef class Direct:
             record.type1.iova = where
             record.type1.size = length
         # Noted first, and taken back if it is refused: after the call nothing may fail any more.
-        if not book.insert(where, length, address, reads, writes, self.spot(frame)):
+        if not book.insert(where, length, address, reads, writes, spot):
             return self._plain_map(iova, hva, size, read=read, write=write)
         fd = self.files[0]
         number = made(fd, self.map_request, &record)
