@@ -470,6 +470,17 @@ class TestSizeCache:
             0x1_6000,
         ]
 
+    def test_batch_that_finds_nothing_when_it_has_taken_all_that_is_kept_keeps_it_again(self, make):
+        # Nothing was left to give back for want of space: so the one that was taken is kept.
+        usable = RangeSet([AddrRange(0x1000, 0x8FFF)])
+        allocator = make(usable, granule=PAGE, size_cache=True)
+        start = allocator.allocate(PAGE)
+        allocator.release(start)
+        with pytest.raises(NoSpaceError):
+            allocator.allocate_many(numbers(PAGE, 8 * PAGE))
+        assert list(allocator.allocate_many(numbers(2 * PAGE, PAGE))) == [start + PAGE, start]
+        allocator._check()
+
     def test_engines_agree_with_the_size_cache(self):
         pytest.importorskip("vmm_iova._fast")
         pair = [

@@ -87,7 +87,7 @@ class Model:
         else:
             place = self.choose(size, align or self.granule, policy, low, high)
             low, high = self.inward(low, high)
-            if place is None and low <= high:
+            if place is None and low <= high and self.kept:
                 self.kept.clear()
                 self.flushes += 1
                 place = self.choose(size, align or self.granule, policy, low, high)
