@@ -15,12 +15,12 @@ Neither can be taken for the other: they are different types and never compare e
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
 from itertools import pairwise
 from operator import attrgetter
 from typing import TYPE_CHECKING, NewType, overload
 
 from vmm_iova.errors import RangeOverflowError, RequestError
+from vmm_iova.record import ordered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -89,7 +89,7 @@ def align_down(value: int, align: int) -> int:
     return value & -check_granule(align, "align")
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@ordered
 class AddrRange:
     """A range of addresses, both ends inclusive. Immutable, ordered, never empty.
 

@@ -8,13 +8,15 @@ import dataclasses
 import inspect
 import pickle
 import re
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from vmm_iova.patterns import regex
-from vmm_iova.record import record
+from vmm_iova.record import collector, field, names, ordered, record, replace
 
 
 @record
@@ -23,8 +25,8 @@ class Base:
 
     name: str
     size: int = 0x1000
-    parts: list[int] = dataclasses.field(default_factory=list)
-    note: str = dataclasses.field(default="", compare=False)
+    parts: list[int] = field(default_factory=list)
+    note: str = field(default="", compare=False)
 
 
 @record
@@ -46,6 +48,23 @@ class Named:
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
+
+
+@ordered
+class Pair:
+    """One with an order."""
+
+    low: int
+    high: int = 0
+
+
+@collector
+class Heap:
+    """One that is filled."""
+
+    name: str
+    parts: list[int] = field(default_factory=list)
+    size: int = 0
 
 
 STANDARD = dataclasses.make_dataclass(
@@ -128,6 +147,57 @@ def test_record_is_replaced_matched_and_taken_apart_as_a_dataclass() -> None:
     assert dataclasses.asdict(Base("a")) == {"name": "a", "size": 0x1000, "parts": [], "note": ""}
     with pytest.raises(ValueError, match="-1"):
         dataclasses.replace(Checked("a"), low=-1)
+
+
+def test_record_is_replaced_as_dataclasses_do_it() -> None:
+    item = Checked("a", parts=(), note="n", low=3)  # type: ignore[arg-type]
+
+    assert replace(item, low=7) == dataclasses.replace(item, low=7)
+    assert replace(item, low=7).note == "n"
+    with pytest.raises(TypeError, match="unexpected keyword argument 'other'"):
+        replace(item, other=1)
+    with pytest.raises(ValueError, match="-1"):
+        replace(item, low=-1)
+
+
+def test_record_tells_its_fields_with_those_of_its_base_first() -> None:
+    told = dataclasses.fields(Checked)  # type: ignore[arg-type]
+
+    assert names(Checked) == tuple(item.name for item in told)
+    assert names(Checked) == ("name", "size", "parts", "note", "low")
+    assert [item.type for item in told] == ["str", "int", "list[int]", "str", "int"]
+    assert [item.compare for item in told] == [True, True, True, False, True]
+
+
+def test_ordered_record_sorts_by_its_fields_and_not_with_others() -> None:
+    pairs = [Pair(2), Pair(1, 5), Pair(1, 2)]
+
+    assert sorted(pairs) == [Pair(1, 2), Pair(1, 5), Pair(2)]
+    assert Pair(1) <= Pair(1) < Pair(1, 1)
+    assert Pair(1, 1) > Pair(1) >= Pair(1)
+    with pytest.raises(TypeError, match="not supported"):
+        assert Pair(1) < (1, 2)
+
+
+def test_collector_is_filled_and_compares_by_identity() -> None:
+    first, second = Heap("a"), Heap("a")
+    first.parts.append(1)
+    first.size = 1
+
+    assert (second.parts, second.size) == ([], 0)
+    assert Heap("a") != second
+    assert repr(first) == "Heap(name='a', parts=(1,), size=1)"
+    with pytest.raises(AttributeError):
+        first.other = 1  # type: ignore[attr-defined]
+
+
+def test_package_is_imported_without_dataclasses() -> None:
+    script = (
+        "import sys, vmm_iova.planning.plan, vmm_iova.host.load\n"
+        "sys.exit('dataclasses' in sys.modules)"
+    )
+
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_record_keeps_a_repr_of_its_own() -> None:

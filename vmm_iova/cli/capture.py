@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.cli.options import GENERATOR, add_host_options, host_of, write
@@ -12,6 +11,7 @@ from vmm_iova.cli.parser import command
 from vmm_iova.errors import HostUnavailableError, RequestError
 from vmm_iova.host.obstacles import iommu_hint
 from vmm_iova.host.snapshot import dump_snapshot
+from vmm_iova.record import replace
 from vmm_iova.report import data
 from vmm_iova.report.answer import answer_data, show_answer
 from vmm_iova.report.verdicts import capture_answer

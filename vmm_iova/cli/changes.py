@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.cli.definition import newest
@@ -15,6 +14,7 @@ from vmm_iova.errors import PlanError
 from vmm_iova.planning.budget import budget
 from vmm_iova.planning.guest import Guest
 from vmm_iova.planning.plan import plan
+from vmm_iova.record import replace
 from vmm_iova.report.answer import show_answer
 from vmm_iova.report.definition import definition_data, show_definition
 from vmm_iova.report.errors import error_document

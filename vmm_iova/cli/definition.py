@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.cli.guest import guest_of
@@ -12,6 +11,7 @@ from vmm_iova.host.load import read_text
 from vmm_iova.patterns import regex
 from vmm_iova.planning.guest import Guest, Reading
 from vmm_iova.planning.start import will_start
+from vmm_iova.record import names, replace
 
 if TYPE_CHECKING:
     import argparse
@@ -76,7 +76,7 @@ def asked_of(options: argparse.Namespace, definition: Definition | None) -> Gues
 
 def _overridden(guest: Guest, stated: Guest, options: argparse.Namespace) -> Guest:
     """Return a guest with every value that was stated beside the definition."""
-    given = {name: getattr(stated, name) for name in Guest.__dataclass_fields__}
+    given = {name: getattr(stated, name) for name in names(Guest)}
     changes: dict[str, Any] = {
         name: value for name, value in given.items() if value and name != "devices"
     }

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.cli.definition import asked_of, definition_of, newest
@@ -25,6 +24,7 @@ from vmm_iova.planning.difference import (
     host_changes,
     layout_changes,
 )
+from vmm_iova.record import replace
 from vmm_iova.report import data
 from vmm_iova.report.answer import answer_data, show_answer
 from vmm_iova.report.layout import show_difference

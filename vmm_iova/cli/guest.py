@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -16,6 +15,7 @@ from vmm_iova.planning.assigned import device_bars
 from vmm_iova.planning.guest import Bar, Doorbell, Guest, Node, Room
 from vmm_iova.planning.layout import OnHole, check_layout
 from vmm_iova.planning.request import machine_of
+from vmm_iova.record import replace
 from vmm_iova.units import parse_range
 
 if TYPE_CHECKING:

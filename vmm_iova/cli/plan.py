@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from vmm_iova.cli.definition import (
@@ -41,6 +40,7 @@ from vmm_iova.planning.budget import budget, compare_costs
 from vmm_iova.planning.memory_maps import FORMATS, write_map
 from vmm_iova.planning.plan import plan
 from vmm_iova.planning.start import Via
+from vmm_iova.record import replace
 from vmm_iova.report import text
 from vmm_iova.report.answer import show_answer
 from vmm_iova.report.layout import dump_layout, show_layout

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.errors import PlanError
@@ -13,7 +12,7 @@ from vmm_iova.planning.guest import Guest, Reading
 from vmm_iova.planning.plan import can_be, plan
 from vmm_iova.planning.request import VIOMMU_BITS, machine_of, resolve
 from vmm_iova.ranges import GIB, MIB
-from vmm_iova.record import record
+from vmm_iova.record import record, replace
 from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:

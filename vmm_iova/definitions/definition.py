@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, get_args
 
-from vmm_iova.record import record
+from vmm_iova.record import record, replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
 
 from vmm_iova.definitions.xml import start_tag
+from vmm_iova.record import collector, field
 
 if TYPE_CHECKING:
     from vmm_iova.definitions.xml import Element
 
 
-@dataclass(slots=True)
+@collector
 class Edits:
     """Edits of one document, each a span of its text and what stands there instead.
 

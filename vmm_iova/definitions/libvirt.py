@@ -8,7 +8,6 @@ is counted where it moves memory, and named where it might.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.definitions.definition import AssignedDevice, Definition
@@ -19,6 +18,7 @@ from vmm_iova.errors import HostDataError
 from vmm_iova.plain import one_line
 from vmm_iova.planning.guest import Reading
 from vmm_iova.readers.qemu import options_of
+from vmm_iova.record import replace
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ Source: qemu-options.hx and system/vl.c, QEMU 7.2 to 11.1.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import HostDataError
 from vmm_iova.patterns import regex
 from vmm_iova.plain import one_line
 from vmm_iova.readers.qemu import device, keys
+from vmm_iova.record import collector, field
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ OVMF = regex(r"OVMF|edk2|QEMU_EFI|efi[_-]code|uefi", re.IGNORECASE)
 """Names of files that hold UEFI firmware."""
 
 
-@dataclass(slots=True)
+@collector
 class Options:
     """The options of one start of QEMU, in groups as QEMU merges them.
 

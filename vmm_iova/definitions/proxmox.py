@@ -8,7 +8,6 @@ Memory.pm, get_max_mem() and config(), PVE/QemuServer/PCI.pm (9.0).
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.definitions.definition import AssignedDevice, Definition
@@ -19,6 +18,7 @@ from vmm_iova.patterns import regex
 from vmm_iova.plain import one_line
 from vmm_iova.readers.qemu import keys, options_of
 from vmm_iova.readers.shell import split_words
+from vmm_iova.record import replace
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ through here as the options that these programs write, with those behind them th
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.definitions.definition import AssignedDevice, Definition, Fault
@@ -21,6 +20,7 @@ from vmm_iova.plain import one_line
 from vmm_iova.planning.guest import Bar, Guest, Reading
 from vmm_iova.ranges import BASE_PAGE
 from vmm_iova.readers.qemu import size_of
+from vmm_iova.record import replace
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:

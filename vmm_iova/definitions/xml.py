@@ -7,7 +7,6 @@ fetch or expand to. Size, depth and number of elements are bounded here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 from xml.sax import SAXException
@@ -16,6 +15,7 @@ from xml.sax.xmlreader import InputSource
 
 from vmm_iova.errors import HostDataError
 from vmm_iova.plain import one_line
+from vmm_iova.record import collector, field
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ _DEEPEST = 64
 _MOST = 30_000  # elements; that domain has a tenth of it
 
 
-@dataclass(slots=True)
+@collector
 class Element:
     """An element of a document.
 

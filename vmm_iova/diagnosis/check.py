@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
@@ -11,7 +10,7 @@ from vmm_iova.diagnosis.filled_remedies import Advice, fill
 from vmm_iova.host.facts import RegionKind
 from vmm_iova.host.usable import Cause, CauseKind, Usable
 from vmm_iova.ranges import BASE_PAGE, AddrRange, RangeSet
-from vmm_iova.record import record
+from vmm_iova.record import record, replace
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:

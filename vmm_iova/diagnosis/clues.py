@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmm_iova.diagnosis.why import Api, Why
@@ -15,7 +14,7 @@ from vmm_iova.readers.iommu_groups import read_iommu_groups
 from vmm_iova.readers.kernel_log import KernelLog, read_kernel_log
 from vmm_iova.readers.lspci import PciDevice, read_lspci
 from vmm_iova.readers.qemu import QemuCommand, read_qemu
-from vmm_iova.record import record
+from vmm_iova.record import collector, field, record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -137,7 +136,7 @@ class Clues:
         return tuple(dict.fromkeys((*listed, *logged)))
 
 
-@dataclass(slots=True)
+@collector
 class ClueReader:
     """Clues as they are collected, line by line."""
 

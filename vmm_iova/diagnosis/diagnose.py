@@ -7,7 +7,6 @@ is *likely* or *possible* is said with what would settle it; nothing is guessed 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.diagnosis.advice import actions, others_of_group
@@ -23,6 +22,7 @@ from vmm_iova.diagnosis.why import Api, Certainty, Op, Part, Why
 from vmm_iova.errors import HostDataError
 from vmm_iova.host.facts import Platform, RegionKind
 from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, GIB, MIB, AddrRange
+from vmm_iova.record import replace
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:

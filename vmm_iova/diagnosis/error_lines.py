@@ -9,7 +9,6 @@ becomes one; what the lines state of the host (a width, a limit, a listing) is k
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.diagnosis.clues import HEX, WIDTH, ClueReader, Clues
@@ -22,7 +21,7 @@ from vmm_iova.errors import HostDataError
 from vmm_iova.patterns import regex
 from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE
 from vmm_iova.readers.failed_maps import FailedMap, read_failed_map
-from vmm_iova.record import record
+from vmm_iova.record import record, replace
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.diagnosis.why import Api, Op, Part, Why
 from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, AddrRange
-from vmm_iova.record import record
+from vmm_iova.record import record, replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

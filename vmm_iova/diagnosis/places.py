@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
@@ -14,6 +13,7 @@ from vmm_iova.host.facts import IommuUnit, KernelRanges, Source, StatedWidth
 from vmm_iova.host.host import Host
 from vmm_iova.host.usable import CauseKind
 from vmm_iova.ranges import MappableRanges
+from vmm_iova.record import replace
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import IovaError
@@ -13,7 +12,7 @@ from vmm_iova.host.facts import Limits, RegionKind, ReservedRegion, Source
 from vmm_iova.host.usable import Cause, CauseKind, Usable, cut_holes
 from vmm_iova.machines.catalogue import load_machine
 from vmm_iova.ranges import AddrRange, MappableRanges, RangeSet
-from vmm_iova.record import record
+from vmm_iova.record import record, replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -7,7 +7,6 @@ import hashlib
 import marshal
 import pickle
 from collections import Counter, OrderedDict
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova import files
@@ -17,6 +16,7 @@ from vmm_iova.fleet.survey import Problem, Survey, merge_all
 from vmm_iova.host.load import parse_hosts
 from vmm_iova.host.snapshot import read_snapshot
 from vmm_iova.plain import one_line, parse_json, whole_number
+from vmm_iova.record import replace
 
 if TYPE_CHECKING:
     from vmm_iova.fleet.request import FleetRequest

@@ -7,7 +7,6 @@ import enum
 import hashlib
 import json
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.errors import (
@@ -25,7 +24,7 @@ from vmm_iova.host.facts import RegionKind
 from vmm_iova.machines.model import Machine
 from vmm_iova.planning.describe import Reason
 from vmm_iova.planning.request import machine_of
-from vmm_iova.record import record
+from vmm_iova.record import record, replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.errors import MisalignedError, PlacementError, PlanError, RequestError
@@ -14,7 +13,7 @@ from vmm_iova.patterns import regex
 from vmm_iova.planning.plan import Guest, OnHole, Prefer, plan
 from vmm_iova.planning.request import machine_of
 from vmm_iova.ranges import check_granule
-from vmm_iova.record import record
+from vmm_iova.record import record, replace
 
 if TYPE_CHECKING:
     from vmm_iova.host.usable import Usable

@@ -9,14 +9,13 @@ kept was in every chunk's lowest, so its count is exact; only how many are kept 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import field, replace
 from functools import reduce
 from heapq import nsmallest
 from operator import and_
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
-from vmm_iova.record import brief, record
+from vmm_iova.record import brief, field, record, replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

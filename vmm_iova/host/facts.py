@@ -9,13 +9,12 @@ All types are immutable and pickle.
 from __future__ import annotations
 
 import enum
-from dataclasses import field, fields, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vmm_iova.errors import HostDataError, UnknownNameError
 from vmm_iova.host.state import State
 from vmm_iova.plain import by_number
-from vmm_iova.record import record
+from vmm_iova.record import field, names, record, replace
 
 if TYPE_CHECKING:
     from typing import Self
@@ -127,7 +126,7 @@ class Device:
 
     def joined(self, more: Device) -> Device:
         """Return this, with what another source knows of it where this one does not."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values = {name: getattr(self, name) for name in names(type(self))}
         return Device(**{k: getattr(more, k) if v is None else v for k, v in values.items()})
 
     @property

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import EvidenceError, HostDataError, HostUnavailableError
@@ -28,6 +27,7 @@ from vmm_iova.host.facts import (
 )
 from vmm_iova.host.usable import Cause, CauseKind, Unassignable
 from vmm_iova.ranges import AddrRange, RangeSet
+from vmm_iova.record import collector, field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -64,7 +64,7 @@ def find_holes(
     return holes
 
 
-@dataclass(slots=True)
+@collector
 class Holes:
     """What `find_holes` found.
 
@@ -84,7 +84,7 @@ class Holes:
     regions: list[ReservedRegion] = field(default_factory=list)
     relaxable: list[ReservedRegion] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
-    _x86: bool = field(default=False, init=False)
+    _x86: bool = False
 
     @property
     def all_listed(self) -> bool:

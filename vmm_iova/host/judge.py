@@ -17,7 +17,6 @@ The rules (docs/design.md, "Rules of truth"):
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -42,6 +41,7 @@ from vmm_iova.host.obstacles import find_obstacles, iommu_hint
 from vmm_iova.host.registers import vtd_page_sizes
 from vmm_iova.host.usable import Cause, CauseKind, Usable, cut_holes
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet, check_granule
+from vmm_iova.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

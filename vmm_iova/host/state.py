@@ -8,13 +8,12 @@ the same to a plan.
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from typing import TYPE_CHECKING, Protocol
 
 from vmm_iova.files import node_usable, nodes_below
 from vmm_iova.patterns import regex
 from vmm_iova.plain import whole_number
-from vmm_iova.record import record
+from vmm_iova.record import names, record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +84,7 @@ class State:
 
     def joined(self, more: State) -> State:
         """Return this, with what another source of the same host knows where this does not."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values = {name: getattr(self, name) for name in names(type(self))}
         return State(**{k: getattr(more, k) if v is None else v for k, v in values.items()})
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,7 @@ from vmm_iova.host.state import read_state
 from vmm_iova.patterns import regex
 from vmm_iova.plain import by_number, one_line, whole_number
 from vmm_iova.readers.cpu import read_cpu
+from vmm_iova.record import replace
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ reported, never dropped in silence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from vmm_iova.errors import HostDataError
@@ -45,6 +44,7 @@ from vmm_iova.patterns import regex
 from vmm_iova.plain import by_number, one_line
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 from vmm_iova.readers.failed_maps import read_failed_map
+from vmm_iova.record import collector, field
 from vmm_iova.units import shorten
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ _LOG_LINE = regex(r"(?:<\d+>)?\[[ \d.]+\]|\[?[A-Z][a-z]{2} .*kernel:|DMAR|ACPI|A
 _Region = TypeVar("_Region", ReservedRegion, EmptyRegion)
 
 
-@dataclass(slots=True)
+@collector
 class _Reading:
     """What has been read of one host so far."""
 

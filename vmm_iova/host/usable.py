@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import replace
 from heapq import heappop, heappush
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from vmm_iova import shown
 from vmm_iova.errors import ApertureError, PlacementError, ReservedError, StraddleError
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges, RangeSet
-from vmm_iova.record import record
+from vmm_iova.record import record, replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

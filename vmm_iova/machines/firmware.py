@@ -10,13 +10,12 @@ compares).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import RequestError
 from vmm_iova.machines.parts import FIRMWARE_KINDS
 from vmm_iova.ranges import GIB, MIB, AddrRange
-from vmm_iova.record import record
+from vmm_iova.record import ordered, record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,7 +36,7 @@ _SEABIOS_PORT = 2 * MIB  # PCI_BRIDGE_MEM_MIN (SeaBIOS src/fw/pciinit.c)
 _OVMF_PORT = MIB  # what a bridge decodes (PciBusDxe/PciResourceSupport.c)
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@ordered
 class Firmware:
     """A release of a firmware.
 

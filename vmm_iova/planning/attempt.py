@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.diagnosis.check import HOLES
@@ -18,6 +17,7 @@ from vmm_iova.planning.ram import place_ram
 from vmm_iova.planning.reasons import actions_of, reasons_of
 from vmm_iova.planning.windows import place_windows
 from vmm_iova.ranges import BASE_PAGE, AddrRange, RangeSet
+from vmm_iova.record import replace
 from vmm_iova.units import format_size
 
 if TYPE_CHECKING:

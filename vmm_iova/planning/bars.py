@@ -8,11 +8,10 @@ here.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.ranges import AddrRange
-from vmm_iova.record import record
+from vmm_iova.record import record, replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

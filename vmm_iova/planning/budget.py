@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from vmm_iova import remedies as say
@@ -13,7 +12,7 @@ from vmm_iova.planning.layout import ItemKind, Layout, OnHole
 from vmm_iova.planning.page_tables import ALL_LEAVES, LEAVES, PageTables, page_tables
 from vmm_iova.planning.plan import plan
 from vmm_iova.ranges import AddrRange, check_granule
-from vmm_iova.record import record
+from vmm_iova.record import record, replace
 from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.host.facts import Note
@@ -12,6 +11,7 @@ from vmm_iova.planning.guest import bar_title
 from vmm_iova.planning.layout import Item, ItemKind
 from vmm_iova.planning.misfit import BarMisfit, BarUnreached
 from vmm_iova.ranges import GIB, MIB, AddrRange, RangeSet
+from vmm_iova.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

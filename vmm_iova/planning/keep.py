@@ -7,7 +7,6 @@ also when the rules or the facts would now give others.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.host.facts import Note
@@ -18,6 +17,7 @@ from vmm_iova.planning.ram import PlacedRam
 from vmm_iova.planning.site import Placed
 from vmm_iova.planning.windows import PLUGGED
 from vmm_iova.ranges import AddrRange, RangeSet
+from vmm_iova.record import replace
 from vmm_iova.units import show_size
 
 if TYPE_CHECKING:

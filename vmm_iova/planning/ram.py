@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from vmm_iova.planning.misfit import (
 from vmm_iova.planning.page_tables import cost_of
 from vmm_iova.planning.site import HolePolicy, Preference, beyond
 from vmm_iova.ranges import ADDRESS_LAST, GIB, HUGE_PAGES, AddrRange, MappableRanges, RangeSet
-from vmm_iova.record import record
+from vmm_iova.record import record, replace
 from vmm_iova.units import format_size
 
 if TYPE_CHECKING:

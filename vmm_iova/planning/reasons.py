@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
 from vmm_iova.machines.firmware import RELEASES, BarNeed, Board, Firmware, place, windows
 from vmm_iova.ranges import GIB, MIB
-from vmm_iova.record import record
+from vmm_iova.record import record, replace
 from vmm_iova.units import format_size
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ Nothing else in planning tries again. A fix that names a number or a policy was 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova import remedies as say
@@ -39,6 +38,7 @@ from vmm_iova.planning.request import VIOMMU_BITS, AddressLimit
 from vmm_iova.planning.site import HolePolicy, Policy, site_of
 from vmm_iova.planning.trials import Trials
 from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, MIB, AddrRange
+from vmm_iova.record import replace
 from vmm_iova.units import format_size, show_size
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ need not ask again.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import MisalignedError, RequestError
@@ -20,7 +19,7 @@ from vmm_iova.machines.parts import CPU_VENDORS, FixedItem, OpenDoorbell, Pci64W
 from vmm_iova.planning.guest import Node
 from vmm_iova.planning.wanted_bars import bars_of, room_of
 from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, GIB, MIB, TIB, AddrRange, check_granule
-from vmm_iova.record import record
+from vmm_iova.record import record, replace
 from vmm_iova.units import format_size, parse_size
 
 if TYPE_CHECKING:

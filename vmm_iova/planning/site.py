@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from vmm_iova.diagnosis.check import HOLES
@@ -14,7 +13,7 @@ from vmm_iova.machines.firmware import Board
 from vmm_iova.planning.bars import room_for
 from vmm_iova.planning.layout import GUEST_WIDTH, Item, ItemKind, OnHole, kept_for
 from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange, MappableRanges, RangeSet
-from vmm_iova.record import record
+from vmm_iova.record import record, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.planning.misfit import Misfit
 from vmm_iova.planning.request import AddressLimit
 from vmm_iova.planning.site import HolePolicy, Policy, Site, site_of
 from vmm_iova.ranges import HUGE_PAGES
-from vmm_iova.record import record
+from vmm_iova.record import record, replace
 
 if TYPE_CHECKING:
     from vmm_iova.planning.bars import WantedBar

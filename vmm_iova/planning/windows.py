@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.host.facts import Note
@@ -22,6 +21,7 @@ from vmm_iova.planning.misfit import (
 from vmm_iova.planning.ram import check_start
 from vmm_iova.planning.site import HolePolicy, Placed
 from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange, RangeSet
+from vmm_iova.record import replace
 from vmm_iova.units import format_size, show_size
 
 if TYPE_CHECKING:

@@ -9,12 +9,11 @@ which prints `Group:  1  [8086:1901] [R] 00:01.0  PCI bridge ...`.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from vmm_iova.errors import IovaError
 from vmm_iova.patterns import regex
-from vmm_iova.record import record
+from vmm_iova.record import record, replace
 from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmm_iova.patterns import regex
+from vmm_iova.record import collector, field
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ _VALUE_OF = regex(r"\s--?(?:accel|name|machine|M|cpu)[ \t]+\Z")
 _USE = regex(r"\$(?:\{(\w+)(?:\[[@*]\])?(?::?-([^}]*))?\}|([A-Za-z_]\w*))")
 
 
-@dataclass(slots=True)
+@collector
 class _Reader:
     """Words of a text, with the variables that the text sets."""
 

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.host.facts import PASTED
 from vmm_iova.host.usable import Usable
 from vmm_iova.planning.request import NO_HOST
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange
-from vmm_iova.record import record
+from vmm_iova.record import record, replace
 from vmm_iova.report.fold import Folded, fold, fold_remarks, fold_translated
 from vmm_iova.report.picture import (
     Box,

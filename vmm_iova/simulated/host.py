@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import EvidenceError
@@ -20,6 +19,7 @@ from vmm_iova.host.host import Host
 from vmm_iova.host.state import State
 from vmm_iova.patterns import regex
 from vmm_iova.ranges import RangeSet
+from vmm_iova.record import replace
 from vmm_iova.simulated.model import SimGroup
 
 if TYPE_CHECKING:
