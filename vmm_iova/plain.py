@@ -95,8 +95,10 @@ def parse_json(text: str, name: str) -> Any:
 
     Complexity: O(size).
     """
-    # Where every character prints and none is escaped, so does every text of it.
-    plain = "\\" not in text and text.translate(_LAYOUT).isprintable()
+    # Where every character prints and none is escaped, so does every text of it. Of ASCII only DEL
+    # has to be looked for: json refuses other controls in a text.
+    prints = "\x7f" not in text if text.isascii() else text.translate(_LAYOUT).isprintable()
+    plain = prints and "\\" not in text
     try:
         return json.loads(text, object_hook=None if plain else _plain_object)
     except RecursionError as error:

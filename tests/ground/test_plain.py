@@ -68,6 +68,18 @@ def test_parse_json_gives_each_text_as_one_line_wherever_it_is() -> None:
     assert data == {r"a\n": r"\x1b", "l": [r"\n", [{"x": r"\ud800"}], 1], "n": None}
 
 
+@pytest.mark.parametrize("number", [*range(0x20), 0x7F, 0x85, 0xA0, 0xAD, 0x202E, 0xE000])
+def test_no_text_of_json_has_a_character_that_does_not_print(number: int) -> None:
+    try:
+        data = parse_json(f'{{"a{chr(number)}": ["b{chr(number)}"]}}', "f")
+    except HostDataError:
+        assert number < 0x20  # in a text, which json itself refuses
+    else:
+        ((key, (item,)),) = data.items()
+        assert key.isprintable()
+        assert item.isprintable()
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

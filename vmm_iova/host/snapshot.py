@@ -31,10 +31,11 @@ from vmm_iova.host.facts import (
     StatedWidth,
 )
 from vmm_iova.host.host import Host
-from vmm_iova.host.node import Node
+from vmm_iova.host.node import File, Node
 from vmm_iova.host.state import DeviceNode, Memory, PagePool, State
 from vmm_iova.plain import parse_json
 from vmm_iova.ranges import AddrRange, MappableRanges
+from vmm_iova.record import replace
 
 SCHEMA_NAME = "vmm-iova-host"
 SCHEMA_VERSION = 2
@@ -212,7 +213,7 @@ def load_snapshot(text: str, name: str) -> Host:
 
 def read_snapshot(data: Any, name: str) -> Host:
     """Read a snapshot whose JSON is parsed already; otherwise as `load_snapshot`."""
-    root = Node(data, name, "")
+    root = Node(data, File(name))
     schema = root.child("schema")
     if schema.field("name", str) != SCHEMA_NAME:
         raise schema.wrong("name", f"should be {SCHEMA_NAME!r}: this is no snapshot of a host")
@@ -238,29 +239,9 @@ def _host(root: Node, name: str, version: int) -> Host:
         arch=root.optional("arch", str),
         release=root.optional("release", str),
         page_size=root.power_of_two("page_size"),
-        groups=tuple(_read_group(node) for node in root.children("groups")),
-        devices=tuple(
-            Device(
-                node.field("name", str),
-                node.optional("group", str),
-                node.optional("iommu", str),
-                node.optional("dma_mask_bits", int),
-                node.optional("driver", str),
-                node.number("class"),
-                None if version < 2 else _read_bars(node),
-            )
-            for node in root.children("devices")
-        ),
-        units=tuple(
-            IommuUnit(
-                node.field("name", str),
-                node.number("cap"),
-                node.number("ecap"),
-                node.optional("features", str),
-                node.source(),
-            )
-            for node in root.children("iommus")
-        ),
+        groups=root.each("groups", _read_group),
+        devices=root.each("devices", _read_device if version < 2 else _read_device_bars),
+        units=root.each("iommus", _read_unit),
         kernel_ranges=tuple(_read_ranges(node) for node in root.children("iova_ranges")),
         windows=tuple(
             DmaWindow(node.field("device", str), node.span(), node.source())
@@ -310,16 +291,44 @@ def _read_info(node: Node) -> IommuInfo:
     )
 
 
+def _read_device(node: Node) -> Device:
+    return Device(
+        node.field("name", str),
+        node.optional("group", str),
+        node.optional("iommu", str),
+        node.optional("dma_mask_bits", int),
+        node.optional("driver", str),
+        node.number("class"),
+    )
+
+
+def _read_device_bars(node: Node) -> Device:
+    return replace(_read_device(node), bars=_read_bars(node))
+
+
+def _read_unit(node: Node) -> IommuUnit:
+    return IommuUnit(
+        node.field("name", str),
+        node.number("cap"),
+        node.number("ecap"),
+        node.optional("features", str),
+        node.source(),
+    )
+
+
 def _read_bars(device: Node) -> tuple[DeviceBar, ...] | None:
     if device.data.get("bars") is None:
         return None
     return tuple(_read_bar(node) for node in device.children("bars"))
 
 
+_BAR_KINDS = {item.value: item for item in BarKind}
+
+
 def _read_bar(node: Node) -> DeviceBar:
     kind, bits = node.field("kind", str), node.field("bits", int)
-    if kind not in (known := [item.value for item in BarKind]):
-        raise node.wrong("kind", f"{kind!r} is none of {', '.join(known)}")
+    if kind not in _BAR_KINDS:
+        raise node.wrong("kind", f"{kind!r} is none of {', '.join(_BAR_KINDS)}")
     if bits not in (32, 64):
         raise node.wrong("bits", f"{bits} is neither 32 nor 64")
     return DeviceBar(
@@ -327,7 +336,7 @@ def _read_bar(node: Node) -> DeviceBar:
         node.number("size"),
         64 if bits == 64 else 32,
         node.optional("prefetchable", bool) is True,
-        BarKind(kind),
+        _BAR_KINDS[kind],
         node.optional("assigned", bool) is not False,
         tuple(node.numbers("sizes")),
     )
@@ -363,19 +372,21 @@ def _read_state(root: Node) -> State:
 def _read_group(node: Node) -> Group:
     group = node.field("id", str)
     listed = node.value("reserved_regions") is not None
-    regions = tuple(_read_region(item, group) for item in node.children("reserved_regions"))
+    regions = tuple([_read_region(item, group) for item in node.children("reserved_regions")])
     return Group(
         group,
-        devices=tuple(node.strings("devices")),
-        regions=regions if listed else None,
-        empty_regions=tuple(
-            EmptyRegion(item.address("start"), *item.kind(), item.source(), group)
-            for item in node.children("empty_regions")
+        tuple(node.strings("devices")),
+        regions if listed else None,
+        tuple(
+            [
+                EmptyRegion(item.address("start"), *item.kind(), item.source(), group)
+                for item in node.children("empty_regions")
+            ]
         ),
-        unreadable=node.optional("unreadable", str),
-        damaged=node.optional("damaged", str),
-        type=node.optional("type", str),
-        translated=node.optional("translated", bool) is not False,
+        node.optional("unreadable", str),
+        node.optional("damaged", str),
+        node.optional("type", str),
+        node.optional("translated", bool) is not False,
     )
 
 
