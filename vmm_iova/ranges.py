@@ -189,10 +189,8 @@ class AddrRange:
 
     def align_inward(self, granule: int) -> AddrRange | None:
         """Return the largest range of whole granules inside, or None."""
-        check_granule(granule)
-        start = (self.start + granule - 1) & -granule
-        stop = (self.last + 1) & -granule
-        return AddrRange(start, stop - 1) if start < stop else None
+        whole = _whole((self,), check_granule(granule))
+        return whole[0] if whole else None
 
     def align_outward(self, granule: int) -> AddrRange:
         """Return the smallest range of whole granules around."""
@@ -207,16 +205,23 @@ class AddrRange:
 
 
 _start = attrgetter("start")
+_ends = attrgetter("start", "last")  # sorts as the ranges do, without a call for each pair
 
 _SHOWN = 4  # of a collection, in its repr
 
 _BISECTS = 32  # a step of a walk is that much cheaper than a search, about
 
 
+def _whole(ranges: Iterable[AddrRange], granule: int) -> list[AddrRange]:
+    """Cut ranges to whole granules; those without one go."""
+    cut = [((item.start + granule - 1) & -granule, (item.last + 1) & -granule) for item in ranges]
+    return [AddrRange(start, stop - 1) for start, stop in cut if start < stop]
+
+
 def _merge(ranges: Iterable[AddrRange]) -> tuple[AddrRange, ...]:
     """Sort, and join what overlaps or touches."""
     merged: list[AddrRange] = []
-    for item in sorted(ranges):
+    for item in sorted(ranges, key=_ends):
         if merged and item.start <= merged[-1].last + 1:
             if item.last > merged[-1].last:
                 merged[-1] = AddrRange(merged[-1].start, item.last)
@@ -373,8 +378,7 @@ class RangeSet(_Ranges):
         Raises:
             RequestError: it is not one.
         """
-        cut = (item.align_inward(granule) for item in self._ranges)
-        return RangeSet(item for item in cut if item is not None)
+        return RangeSet._of(_whole(self._ranges, check_granule(granule)))
 
     def align_outward(self, granule: int) -> RangeSet:
         """Widen to whole granules: what a hole costs with that granule."""
@@ -399,7 +403,7 @@ class MappableRanges(_Ranges):
     __slots__ = ()
 
     def __init__(self, ranges: Iterable[AddrRange] = ()) -> None:
-        self._ranges = tuple(sorted(ranges))
+        self._ranges = tuple(sorted(ranges, key=_ends))
         for below, above in pairwise(self._ranges):
             if above.start <= below.last:
                 raise RequestError(
@@ -434,8 +438,7 @@ class MappableRanges(_Ranges):
 
     def align_inward(self, granule: int) -> MappableRanges:
         """Keep only whole granules of each range; one that has none goes."""
-        cut = (item.align_inward(granule) for item in self._ranges)
-        return MappableRanges(item for item in cut if item is not None)
+        return MappableRanges(_whole(self._ranges, check_granule(granule)))
 
 
 def _set_of(other: RangeSet) -> tuple[AddrRange, ...]:

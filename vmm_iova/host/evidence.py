@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import enum
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from vmm_iova.errors import RequestError
@@ -79,6 +80,7 @@ class Findings:
     looked_at: tuple[str, ...]
 
 
+@lru_cache(64)
 def width_ranges(bits: int) -> MappableRanges:
     """Return `0 .. 2^bits-1`."""
     return MappableRanges([AddrRange(0, (1 << bits) - 1)])
@@ -121,23 +123,65 @@ def _stated(ranges: MappableRanges, source: Source) -> Evidence:
     return Evidence(EvidenceKind.STATED, ranges, f"stated: {shown or 'nothing'}", source)
 
 
-def search(host: Facts, groups: Iterable[Group | None]) -> Iterator[tuple[Group | None, Findings]]:
-    """Look for evidence of the aperture that each group has.
+_NONE = frozenset[str]()
+
+
+def in_front(
+    host: Facts, groups: Iterable[Group | None]
+) -> list[tuple[Group | None, frozenset[str]]]:
+    """Return each group with the names of the units that it is behind; none where nothing says it.
 
     Args:
         host: the facts.
         groups: the groups; None for a host whose facts name no groups.
 
-    Complexity: O(devices + groups), and each set of units is read once.
+    Complexity: O(devices + groups).
     """
-    behind = _units_of_devices(host)
-    read: dict[tuple[str, ...], Findings] = {}
-    for group in groups:
-        units = _in_front(host, group, behind)
-        key = tuple(unit.name for unit in units)
-        if key not in read:
-            read[key] = _registers(host, units)
-        yield group, _search(host, group, read[key])
+    units = frozenset(unit.name for unit in host.units)
+    sets: dict[str | None, frozenset[str]] = {name: frozenset((name,)) for name in units}
+    behind = {device.name: sets.get(device.iommu, _NONE) for device in host.devices}
+    return [(group, _in_front(group.devices if group else (), behind)) for group in groups]
+
+
+def _in_front(names: Sequence[str], behind: Mapping[str, frozenset[str]]) -> frozenset[str]:
+    if len(names) == 1:  # as most groups have
+        return behind.get(names[0], _NONE)
+    return _NONE.union(*(behind.get(name, _NONE) for name in names))
+
+
+def units_of(host: Facts, sets: Iterable[frozenset[str]]) -> Sequence[IommuUnit]:
+    """Return the units of some sets of names; all of the host stand for a set without any."""
+    found = {unit.name: unit for names in dict.fromkeys(sets) for unit in _named(host, names)}
+    return tuple(found.values())
+
+
+def _named(host: Facts, names: frozenset[str]) -> Sequence[IommuUnit]:
+    return [unit for unit in host.units if unit.name in names] if names else host.units
+
+
+def search(
+    host: Facts, groups: Iterable[tuple[Group | None, frozenset[str]]]
+) -> Iterator[tuple[Group | None, Findings]]:
+    """Look for evidence of the aperture that each group has.
+
+    Args:
+        host: the facts.
+        groups: the groups, as `in_front` returns them.
+
+    Returns:
+        A group, and what was found. Where registers alone tell, of the groups behind the same
+        units the first stands for all.
+
+    Complexity: O(groups x lists of the kernel), and each set of units is read once.
+    """
+    of_groups = bool(host.kernel_ranges or host.windows)
+    read: dict[frozenset[str], Findings] = {}
+    for group, names in groups:
+        if names not in read:
+            read[names] = _registers(host, _named(host, names))
+        elif not of_groups:
+            continue
+        yield group, _search(host, group, read[names])
 
 
 def _registers(host: Facts, units: Sequence[IommuUnit]) -> Findings:
@@ -246,26 +290,6 @@ def _widths(host: Facts, units: Iterable[IommuUnit], looked: list[str]) -> Itera
         yield _Width(width.bits, width.bits, True, text, width.source)
 
 
-def units_of(host: Facts, groups: Sequence[Group]) -> Sequence[IommuUnit]:
-    """The units in front of groups; all of them where the facts do not say which."""
-    behind = _units_of_devices(host)
-    each = groups or (None,)
-    found = {unit.name: unit for group in each for unit in _in_front(host, group, behind)}
-    return tuple(found.values())
-
-
-def _units_of_devices(host: Facts) -> dict[str, str | None]:
-    return {device.name: device.iommu for device in host.devices}
-
-
-def _in_front(
-    host: Facts, group: Group | None, behind: Mapping[str, str | None]
-) -> Sequence[IommuUnit]:
-    names = {behind.get(name) for name in group.devices} if group else set[str | None]()
-    chosen = [unit for unit in host.units if unit.name in names]
-    return chosen or host.units
-
-
 def _vtd(unit: IommuUnit, looked: list[str]) -> Iterator[_Width]:
     if unit.cap is None:
         return
@@ -352,13 +376,22 @@ _MASKS = 8  # device masks that are listed; a list of hundreds hides what limits
 
 
 def host_widths(
-    host: Facts, groups: Sequence[Group], evidence: Sequence[Evidence]
+    host: Facts,
+    groups: Sequence[Group],
+    units: Sequence[IommuUnit],
+    evidence: Sequence[Evidence],
 ) -> tuple[Width, ...]:
     """List the widths of the IOMMUs, the kernel, the CPU and the devices of a selection.
 
+    Args:
+        host: the facts.
+        groups: the selection.
+        units: those in front of it.
+        evidence: what counted for it.
+
     Units with the same registers are one entry, which says how many there are.
     """
-    widths = [*_units(host, groups)]
+    widths = [*_units(host, units)]
     for item in evidence:
         hull = item.ranges.hull
         if hull is None or item.kind is EvidenceKind.REGISTERS:
@@ -385,9 +418,9 @@ def host_widths(
     return tuple(dict.fromkeys(widths))
 
 
-def _units(host: Facts, groups: Sequence[Group]) -> Iterator[Width]:
+def _units(host: Facts, every: Sequence[IommuUnit]) -> Iterator[Width]:
     alike: dict[tuple[int | None, int | None, str | None, str], list[IommuUnit]] = {}
-    for unit in units_of(host, groups):
+    for unit in every:
         key = (unit.cap, unit.ecap, unit.features, unit.vendor)
         alike.setdefault(key, []).append(unit)
     for (cap, ecap, features, vendor), units in alike.items():

@@ -26,7 +26,7 @@ from vmm_iova.host.facts import (
     Source,
 )
 from vmm_iova.host.usable import Cause, CauseKind, Unassignable
-from vmm_iova.ranges import AddrRange, RangeSet
+from vmm_iova.ranges import RangeSet
 from vmm_iova.record import collector, field
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _RELAXED = (RegionKind.DIRECT_RELAXABLE, RegionKind.FIRMWARE)
 """Regions that no device has to keep while user space has it; `strict` keeps them."""
+_DIRECT = RegionKind.DIRECT
 _ARCHITECTURE = Source("fixed by the architecture")
 
 
@@ -218,6 +219,8 @@ class Holes:
     def _compare(self, regions: Sequence[ReservedRegion]) -> None:
         """Say where sysfs and the kernel's list disagree about a hole, and which one won."""
         lists = [item for item in self.evidence if item.kind is EvidenceKind.KERNEL_LIST]
+        if not lists:
+            return
         named = RangeSet(region.range for region in regions)
         for item in lists:
             listed = item.ranges.as_set()
@@ -249,12 +252,7 @@ class Holes:
 def unassignable(groups: Iterable[Group], *, x86: bool) -> Iterable[Unassignable]:
     """Name each group that current kernels keep from user space, by its first direct region."""
     for group in groups:
-        # An empty one counts too: require_direct does not look at the length.
-        every: Sequence[ReservedRegion | EmptyRegion] = (
-            *(group.regions or ()),
-            *group.empty_regions,
-        )
-        direct = next((item for item in every if item.kind is RegionKind.DIRECT), None)
+        direct = demanded(group)
         if direct is None:
             continue
         span = direct.range if isinstance(direct, ReservedRegion) else f"{direct.start:#x}+0"
@@ -266,9 +264,24 @@ def unassignable(groups: Iterable[Group], *, x86: bool) -> Iterable[Unassignable
         yield Unassignable(group, direct, text)
 
 
+def demanded(group: Group) -> ReservedRegion | EmptyRegion | None:
+    """Return the first direct region, for which current kernels keep a group from user space.
+
+    An empty one counts too: require_direct does not look at the length.
+    """
+    for item in group.regions or ():
+        if item.kind is _DIRECT:
+            return item
+    for empty in group.empty_regions:
+        if empty.kind is _DIRECT:
+            return empty
+    return None
+
+
 def _alike(regions: Iterable[ReservedRegion]) -> Iterable[list[ReservedRegion]]:
     """Put together the regions of several groups that say the same; keep the order."""
-    alike: dict[tuple[AddrRange, str], list[ReservedRegion]] = {}
+    alike: dict[tuple[int, int, str], list[ReservedRegion]] = {}
     for region in regions:
-        alike.setdefault((region.range, region.word), []).append(region)
+        span = region.range
+        alike.setdefault((span.start, span.last, region.word), []).append(region)
     return alike.values()

@@ -30,6 +30,7 @@ from vmm_iova.host.evidence import (
     architecture,
     familiar,
     host_widths,
+    in_front,
     is_x86,
     search,
     stated_evidence,
@@ -46,10 +47,13 @@ from vmm_iova.record import replace
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from vmm_iova.host.facts import IommuUnit
+
 _PAGE_X86 = 4096  # x86 and s390 have no other base page
 _PAGE_LARGEST = 65536  # largest base page of arm64, riscv64, ppc64: right on smaller ones too
 _TOP_PAGE = 4096
 _STRENGTH = list(EvidenceKind)
+_EVERYTHING = MappableRanges([AddrRange(0, ADDRESS_LAST)])
 
 
 def judge(
@@ -60,6 +64,7 @@ def judge(
     aperture: Aperture | None = None,
     granule: int | None = None,
     strict: bool = False,
+    beside: bool = True,
 ) -> Usable:
     """Judge which IOVAs may be mapped for these groups or devices together.
 
@@ -71,6 +76,8 @@ def judge(
             is known, and narrows what is.
         granule: smallest mapping unit in bytes, if the user knows it.
         strict: treat `direct-relaxable` regions as holes.
+        beside: say also what stands beside the addresses, `widths` and `obstacles`, which are text
+            for each group and device; a fleet asks for addresses alone.
 
     Returns:
         The usable ranges with granule, evidence and causes.
@@ -85,7 +92,9 @@ def judge(
     Complexity: O((ranges + regions) log) for a host; microseconds to a millisecond.
     Synchronization: none required.
     """
-    return _Judge(host, _select(host, groups, devices), strict).judge(aperture, granule)
+    return _Judge(host, _select(host, groups, devices), strict).judge(
+        aperture, granule, beside=beside
+    )
 
 
 def _select(
@@ -101,7 +110,8 @@ def _select(
                 hint=f"{iommu_hint(host.platform, host.arch)}; {say.OR_ANOTHER_HOST}",
             )
         return _translated(host.groups)
-    chosen = {group.id: group for group in (host.group(item) for item in groups or ())}
+    known = {group.id: group for group in host.groups}
+    chosen = {name: known.get(name) or host.group(name) for name in map(str, groups or ())}
     for name in devices or ():
         device = host.device(name)
         if device.group is None:
@@ -112,7 +122,7 @@ def _select(
         chosen[device.group] = host.group(device.group)
     if not chosen:
         raise RequestError("no group and no device was named", field="groups", value=())
-    return _translated(tuple(group for group in host.groups if group.id in chosen))
+    return _translated(tuple([group for group in host.groups if group.id in chosen]))
 
 
 def _translated(groups: tuple[Group, ...]) -> tuple[Group, ...]:
@@ -140,13 +150,14 @@ class _Judge:
         self.host = host
         self.groups = groups
         self.strict = strict
+        self.in_front = in_front(host, groups or (None,))
         self.notes: list[Note] = list(host.notes)
         self.causes: list[Cause] = []
         self.evidence: list[Evidence] = []
         self.caps: list[Evidence] = []
         self.listed: set[str | None] = set()  # groups whose holes the kernel's own list has
 
-    def judge(self, stated: Aperture | None, granule_stated: int | None) -> Usable:
+    def judge(self, stated: Aperture | None, granule_stated: int | None, *, beside: bool) -> Usable:
         aperture = self._aperture(stated)
         holes = find_holes(self.host, self.groups, self.evidence, self.listed, strict=self.strict)
         self.causes += holes.causes
@@ -170,6 +181,7 @@ class _Judge:
         if not ranges:
             self.notes.append(Note("nothing is usable: holes and aperture leave no whole granule"))
         parts = cut_holes(self.causes)
+        units = units_of(self.host, (names for _, names in self.in_front))
         return Usable(
             host=self.host.name,
             ranges=ranges,
@@ -180,7 +192,7 @@ class _Judge:
             granule=granule,
             granule_text=granule_text,
             granule_known=granule_known,
-            page_sizes=self._page_sizes(),
+            page_sizes=self._page_sizes(units),
             limits=self._limits(),
             evidence=tuple(self.evidence),
             unassignable=tuple(unassignable(self.groups, x86=is_x86(self.host))),
@@ -189,9 +201,9 @@ class _Judge:
             regions=tuple(holes.regions),
             groups=tuple(group.id for group in self.groups),
             notes=tuple(dict.fromkeys(self.notes)),
-            widths=host_widths(self.host, self.groups, self.evidence),
+            widths=host_widths(self.host, self.groups, units, self.evidence) if beside else (),
             cpu_bits=self.host.cpu_bits,
-            obstacles=tuple(find_obstacles(self.host, self.groups)),
+            obstacles=tuple(find_obstacles(self.host, self.groups)) if beside else (),
         )
 
     # -- aperture ------------------------------------------------------------------------------
@@ -199,7 +211,7 @@ class _Judge:
     def _aperture(self, stated: Aperture | None) -> MappableRanges:
         claim = stated_evidence(stated) if stated is not None else None
         looked: list[str] = []
-        for group, findings in search(self.host, self.groups or (None,)):
+        for group, findings in search(self.host, self.in_front):
             looked += (line for line in findings.looked_at if line not in looked)
             self.caps += (cap for cap in findings.caps if cap not in self.caps)
             if findings.evidence:
@@ -214,7 +226,7 @@ class _Judge:
         if claim is not None:
             self.evidence.append(claim)
         self.evidence.sort(key=_strength)
-        ranges = MappableRanges([AddrRange(0, ADDRESS_LAST)])
+        ranges = _EVERYTHING
         for item in self.evidence:
             ranges = ranges & item.ranges
         for cap in self.caps:
@@ -309,6 +321,8 @@ class _Judge:
 
     def _add_slivers(self, ranges: MappableRanges, granule: int, seams: dict[int, str]) -> None:
         """Give a cause to each granule that no hole touches but a seam cuts."""
+        if not seams:
+            return  # every other edge of a range is that of a cause
         taken = RangeSet(cause.range for cause in self.causes).align_outward(granule)
         for span in ~(ranges.as_set() | taken):
             cut = next((f": {text}" for seam, text in seams.items() if seam in span), "")
@@ -357,13 +371,13 @@ class _Judge:
             return replace(self.host.limits, memlock=None)
         return self.host.limits
 
-    def _page_sizes(self) -> int | None:
+    def _page_sizes(self, units: Iterable[IommuUnit]) -> int | None:
         """Page sizes that all units of the selection take: the kernel's bitmap, or registers."""
         bitmaps = [item.page_sizes for item in self.evidence if item.page_sizes]
         if not bitmaps:
             bitmaps = [
                 vtd_page_sizes(unit.cap)
-                for unit in units_of(self.host, self.groups)
+                for unit in units
                 if unit.vendor == "intel" and unit.cap is not None
             ]
         return reduce(int.__and__, bitmaps) if bitmaps else None

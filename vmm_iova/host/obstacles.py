@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 _SAFE_DRIVERS = ("pci-stub", "pcieport")  # they leave DMA to whoever owns the group
 _MODULE: dict[SpaceKind, str] = {"type1": "vfio_iommu_type1", "iommufd": "iommufd"}
 
+_NOT_VIABLE: tuple[tuple[SpaceKind, int], ...]
+_NOT_VIABLE = (("type1", errno.EINVAL), ("iommufd", errno.EPERM))
+_NO_NODE: tuple[tuple[SpaceKind, int], ...]
+_NO_NODE = (("type1", errno.ENOENT), ("iommufd", errno.ENOENT))
+
 
 def iommu_hint(platform: Platform, arch: str | None = None) -> Remedy:
     """Return how the IOMMU is switched on, on a machine of this sort."""
@@ -53,25 +58,22 @@ class Obstacle:
 
 def hinders(driver: str | None) -> bool:
     """Tell whether a device with this driver keeps its group from user space."""
-    return bool(driver) and "vfio" not in str(driver) and driver not in _SAFE_DRIVERS
+    return bool(driver and "vfio" not in driver and driver not in _SAFE_DRIVERS)
 
 
 def find_obstacles(host: Facts, groups: Iterable[Group]) -> Iterable[Obstacle]:
     """Name what keeps each group from user space, as far as the facts say."""
-    drivers = {device.name: device.driver for device in host.devices}
+    drivers = {device.name: device.driver or "" for device in host.devices}
+    foreign = {name: driver for name, driver in drivers.items() if hinders(driver)}
+    ready = {name for name, driver in drivers.items() if "vfio" in driver}
     for group in groups:
-        held = [(name, drivers.get(name)) for name in group.devices]
-        foreign = [f"{name} has driver {driver}" for name, driver in held if hinders(driver)]
-        if foreign:
-            text = f"group {group.id} is not viable: {', '.join(foreign)}"
-            yield Obstacle(
-                (("type1", errno.EINVAL), ("iommufd", errno.EPERM)), text, say.BIND_GROUP
-            )
-        elif host.sysfs and held and not any("vfio" in (driver or "") for _, driver in held):
+        held = [f"{name} has driver {foreign[name]}" for name in group.devices if name in foreign]
+        if held:
+            text = f"group {group.id} is not viable: {', '.join(held)}"
+            yield Obstacle(_NOT_VIABLE, text, say.BIND_GROUP)
+        elif host.sysfs and group.devices and ready.isdisjoint(group.devices):
             text = f"no device of {group.title} is bound to vfio-pci, so it has no node"
-            yield Obstacle(
-                (("type1", errno.ENOENT), ("iommufd", errno.ENOENT)), text, say.BIND_GROUP
-            )
+            yield Obstacle(_NO_NODE, text, say.BIND_GROUP)
     state = host.state
     if state.remaps_interrupts is False:
         told = {"type1": state.unsafe_interrupts, "iommufd": state.unsafe_iommufd}
