@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import marshal
-import pickle
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova import files
 from vmm_iova.errors import HostDataError, IovaError
 from vmm_iova.fleet.outcome import HostRow, Outcome, Status, fixes_of, joined, judge_host
+from vmm_iova.fleet.request import written
 from vmm_iova.fleet.survey import Problem, Survey, merge_all
 from vmm_iova.host.load import parse_hosts
 from vmm_iova.host.snapshot import read_snapshot
@@ -70,7 +70,8 @@ def survey_text(
     except Exception as error:  # one strange file does not end the survey of a fleet
         return damaged(name, f"defect of vmm-iova: {type(error).__name__}: {one_line(str(error))}")
     named = [_named(outcome, host) for host, outcome in outcomes]
-    return merge_all(survey for survey, _ in named), tuple(row for _, row in named)
+    rows = tuple(row for _, row in named)
+    return named[0][0] if len(named) == 1 else merge_all(survey for survey, _ in named), rows
 
 
 def _without_name(message: str, name: str) -> str:
@@ -112,24 +113,12 @@ def _key(data: dict[str, Any], request: FleetRequest) -> bytes | None:
     """Digest what the answer depends on: not the names and the moment that make hosts different."""
     data = {key: value for key, value in data.items() if key not in _OWN}
     try:
-        # By value alone, as version 2 has no references; it is the fastest that there is.
-        facts = marshal.dumps(data, 2)
+        facts = marshal.dumps(data)  # by value, and the fastest that there is
     except ValueError:  # what nobody reads may be nested as deep as it can be
         return None
-    return hashlib.blake2b(facts + _of_request(request), digest_size=16).digest()
-
-
-def _of_request(request: FleetRequest) -> bytes:
-    """Return all of a request as bytes: its repr leaves out what is long."""
-    global _REQUEST
-    known, written = _REQUEST
-    if known is not request:
-        written = pickle.dumps(request)
-        _REQUEST = request, written
-    return written
-
-
-_REQUEST: tuple[FleetRequest | None, bytes] = None, b""
+    digest = hashlib.blake2b(facts, digest_size=16)
+    digest.update(written(request))
+    return digest.digest()
 
 
 def _named(outcome: Outcome, name: str) -> tuple[Survey, HostRow]:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
 
 from vmm_iova.errors import (
     EvidenceError,
@@ -18,9 +18,11 @@ from vmm_iova.errors import (
     RequestError,
     UnknownNameError,
 )
+from vmm_iova.fleet.request import written
 from vmm_iova.fleet.survey import Allowed, DeviceCount, Hole, HostClass, Problem, Share, Survey
 from vmm_iova.host.evidence import architecture
-from vmm_iova.host.facts import RegionKind
+from vmm_iova.host.holes import demanded
+from vmm_iova.host.judge import judge
 from vmm_iova.machines.model import Machine
 from vmm_iova.planning.describe import Reason
 from vmm_iova.planning.request import machine_of
@@ -30,9 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_iova.fleet.request import FleetRequest
-    from vmm_iova.host.facts import Device, Group
+    from vmm_iova.host.facts import Device, RegionKind
     from vmm_iova.host.host import Host
-    from vmm_iova.host.usable import Usable
+    from vmm_iova.host.usable import Cause, Usable
     from vmm_iova.planning.layout import Layout
     from vmm_iova.ranges import AddrRange
 
@@ -100,7 +102,7 @@ class Outcome:
 def judge_host(host: Host, request: FleetRequest) -> Outcome:
     """Say what the facts of a host allow: a survey and a row without the host's name."""
     host = replace(host, name="this host")  # the same facts give the same words
-    blocked = {group.id for group in host.groups if _direct(group)}
+    blocked = {group.id for group in host.groups if demanded(group) is not None}
     row = HostRow(
         "",
         Status.DAMAGED,  # until it is judged
@@ -121,13 +123,67 @@ def judge_host(host: Host, request: FleetRequest) -> Outcome:
         # RequestError: the stated granule is below the one that this host has.
         text = error.message.removeprefix("host this host: ")
         return _without(host, blocked, row, Status.UNSETTLED, text, fixes_of(error))
-    layout, refusal = None, None
+    place, refusal = None, None
     try:
         _check_arch(request, usable)
-        layout = request.plan(usable)
+        place = _place(usable, request)
     except IovaError as error:
         refusal = error
-    return _judged(host, blocked, row, usable, layout, refusal)
+    return _judged(host, blocked, row, usable, place, refusal)
+
+
+@record
+class _Place:
+    """What a fleet keeps of the layout that a guest has on a host.
+
+    Attributes:
+        allowed: names what may be mapped there.
+        digest: names the layout.
+        pieces: pieces of RAM.
+        address_bits: bits that it needs.
+    """
+
+    allowed: str
+    digest: str
+    pieces: int
+    address_bits: int
+
+
+_PLACES: dict[object, _Place] = {}
+_MOST_PLACES = 1 << 10
+
+
+def _place(usable: Usable, request: FleetRequest) -> _Place:
+    """Plan, once for hosts that differ in nothing that places depend on.
+
+    Raises:
+        PlanError: there is no layout; its words depend on more, so that it is not kept.
+    """
+    key = (
+        written(request),
+        tuple([(item.start, item.last) for item in usable.ranges]),
+        tuple(
+            [
+                (cause.kind, cause.range.start, cause.range.last, _kind(cause))
+                for cause in usable.causes
+            ]
+        ),
+        tuple(usable.seams),
+        usable.granule,
+        usable.page_sizes,
+        usable.cpu_bits,
+        usable.arch,
+    )
+    place = _PLACES.get(key)
+    if place is None:
+        layout = request.plan(usable)
+        place = _Place(
+            _allowed_digest(usable), layout_digest(layout), len(layout.ram), layout.address_bits
+        )
+        if len(_PLACES) >= _MOST_PLACES:
+            _PLACES.clear()
+        _PLACES[key] = place
+    return place
 
 
 def _machine(host: Host, request: FleetRequest) -> str | None:
@@ -140,11 +196,13 @@ def _machine(host: Host, request: FleetRequest) -> str | None:
 
 
 def _usable(host: Host, request: FleetRequest, groups: list[str] | None) -> Usable:
-    return host.usable(
+    return judge(
+        host,
         groups=groups,
         aperture=request.aperture,
         granule=request.granule,
         strict=request.strict,
+        beside=False,
     )
 
 
@@ -237,11 +295,6 @@ def _group_of(device: Device) -> str:
     return device.group
 
 
-def _direct(group: Group) -> bool:
-    every: tuple[Any, ...] = (*(group.regions or ()), *group.empty_regions)
-    return any(item.kind is RegionKind.DIRECT for item in every)
-
-
 def _without(
     host: Host,
     blocked: set[str],
@@ -267,30 +320,16 @@ def _judged(
     blocked: set[str],
     row: HostRow,
     usable: Usable,
-    layout: Layout | None,
+    place: _Place | None,
     refusal: IovaError | None,
 ) -> Outcome:
-    status = Status.FITS if layout is not None else Status.REFUSED
+    status = Status.REFUSED if place is None else Status.FITS
     holes = tuple(
-        Hole(
-            span.start,
-            span.last,
-            usable.hole_causes[span].kind.name,
-            _word(usable.hole_causes[span]),
-            usable.hole_causes[span].text,
-        )
-        for span in usable.holes
+        Hole(span.start, span.last, cause.kind.name, _word(cause), cause.text)
+        for span, cause in usable.hole_causes.items()
     )
     allowed = Allowed(usable.ranges, usable.granule, usable.cpu_bits, usable.page_sizes)
-    digest = _digest(
-        [
-            [(item.start, item.last) for item in usable.ranges],
-            [usable.granule, usable.cpu_bits, usable.page_sizes],
-            usable.arch,
-            [(item.start, item.last, item.kind) for item in holes],
-        ]
-    )
-    laid = None if layout is None else layout_digest(layout)
+    digest = place.allowed if place else _allowed_digest(usable)
     machine = row.machine or str(usable.arch)
     host_class = HostClass(
         digest,
@@ -299,7 +338,7 @@ def _judged(
         machine,
         allowed,
         holes,
-        laid,
+        place.digest if place else None,
         refusal.message if refusal else None,
         () if refusal is None else fixes_of(refusal),
         _obstacle(refusal),
@@ -309,16 +348,16 @@ def _judged(
         count,
         {digest: host_class},
         usable.ranges,
-        {machine: Share(count, Allowed() if layout is None else allowed)},
-        devices=_devices(host, blocked, layout is not None),
+        {machine: Share(count, Allowed() if place is None else allowed)},
+        devices=_devices(host, blocked, place is not None),
     )
     row = replace(
         row,
         status=status,
-        layout=laid,
+        layout=place.digest if place else None,
         usable=digest,
-        pieces=len(layout.ram) if layout else 0,
-        address_bits=layout.address_bits if layout else 0,
+        pieces=place.pieces if place else 0,
+        address_bits=place.address_bits if place else 0,
         top_bits=usable.ranges[-1].last.bit_length() if usable.ranges else 0,
         granule=usable.granule,
         reason=host_class.refusal,
@@ -334,17 +373,21 @@ def _obstacle(refusal: IovaError | None) -> tuple[str, int] | None:
     return reasons[0].cause.kind.name, reasons[0].cause.range.start
 
 
-def _word(cause: Any) -> str | None:
+def _word(cause: Cause) -> str | None:
     return cause.region.word if cause.region else None
+
+
+def _kind(cause: Cause) -> RegionKind | None:
+    return cause.region.kind if cause.region else None
 
 
 def _devices(host: Host, blocked: set[str], fits: bool) -> dict[tuple[str, str], DeviceCount]:
     """Count groups by the class and driver of their devices."""
-    seen: dict[tuple[str, str], set[str]] = {}
+    seen: defaultdict[tuple[int | None, str], set[str]] = defaultdict(set)
     for device in host.devices:
         if device.group is not None:
-            known = "" if device.pci_class is None else f"{device.pci_class >> 8:04x}"
-            seen.setdefault((known, device.driver or ""), set()).add(device.group)
+            code = device.pci_class
+            seen[None if code is None else code >> 8, device.driver or ""].add(device.group)
     texts = {
         group.id: f"direct region of {group.title}"
         if group.id in blocked
@@ -353,12 +396,12 @@ def _devices(host: Host, blocked: set[str], fits: bool) -> dict[tuple[str, str],
         if group.id in blocked or not group.translated
     }
     counts = {}
-    for key, groups in seen.items():
-        held = sorted(groups & set(texts))
+    for (known, driver), groups in seen.items():
+        held = sorted(groups & texts.keys())
         free = len(groups) - len(held)
         example = ("", texts[held[0]]) if held else None
         there = fits and free > 0
-        counts[key] = DeviceCount(
+        counts["" if known is None else f"{known:04x}", driver] = DeviceCount(
             len(groups),
             free,
             free if fits else 0,
@@ -367,7 +410,22 @@ def _devices(host: Host, blocked: set[str], fits: bool) -> dict[tuple[str, str],
             ("",) if there else (),
             example,
         )
-    return counts
+    return dict(sorted(counts.items()))
+
+
+def _allowed_digest(usable: Usable) -> str:
+    """Name what may be mapped: equal for hosts of one class."""
+    return _digest(
+        [
+            [(item.start, item.last) for item in usable.ranges],
+            [usable.granule, usable.cpu_bits, usable.page_sizes],
+            usable.arch,
+            [
+                (span.start, span.last, cause.kind.name)
+                for span, cause in usable.hole_causes.items()
+            ],
+        ]
+    )
 
 
 def layout_digest(layout: Layout) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 from typing import TYPE_CHECKING, Any
 
 from vmm_iova.errors import MisalignedError, PlacementError, PlanError, RequestError
@@ -113,3 +114,16 @@ class FleetRequest:
             others = f" (and {len(more)} more changes)" if more else ""
             raise PlanError(f"the saved layout cannot be kept: {first}{others}")
         return layout
+
+
+def written(request: FleetRequest) -> bytes:
+    """Return all of a request as bytes: its repr leaves out what is long."""
+    global _WRITTEN
+    known, content = _WRITTEN
+    if known is not request:
+        content = pickle.dumps(request)
+        _WRITTEN = request, content
+    return content
+
+
+_WRITTEN: tuple[FleetRequest | None, bytes] = None, b""

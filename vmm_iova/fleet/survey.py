@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections import Counter
 from functools import reduce
 from heapq import nsmallest
-from operator import and_
+from itertools import chain
+from operator import and_, attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, MappableRanges
 from vmm_iova.record import brief, field, record, replace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 MAX_CLASSES = 2048
 """Classes that are kept by themselves; a fleet of one maker has dozens."""
@@ -120,11 +121,13 @@ class HostClass:
     fixes: tuple[str, ...]
     obstacle: tuple[str, int] | None
 
-    def merge(self, other: HostClass) -> HostClass:
-        """Join two parts of the same class."""
-        first = self if self.names <= other.names else other
-        names = tuple(nsmallest(MAX_NAMES, (*self.names, *other.names)))
-        return replace(first, hosts=self.hosts + other.hosts, names=names)
+    @staticmethod
+    def of_all(parts: Sequence[HostClass]) -> HostClass:
+        """Join the parts of one class."""
+        if len(parts) == 1:
+            return parts[0]
+        first = min(parts, key=_names)
+        return replace(first, hosts=sum(part.hosts for part in parts), names=_lowest(parts))
 
 
 @record
@@ -162,18 +165,28 @@ class DeviceCount:
     names: tuple[str, ...] = ()
     blocked: tuple[str, str] | None = None
 
-    def merge(self, other: DeviceCount) -> DeviceCount:
-        """Add two counts."""
-        blocked = [item for item in (self.blocked, other.blocked) if item]
+    @staticmethod
+    def of_all(parts: Sequence[DeviceCount]) -> DeviceCount:
+        """Add counts."""
+        if len(parts) == 1:
+            return parts[0]
         return DeviceCount(
-            self.groups + other.groups,
-            self.assignable + other.assignable,
-            self.fits + other.fits,
-            self.hosts + other.hosts,
-            self.fit_hosts + other.fit_hosts,
-            tuple(nsmallest(MAX_NAMES, (*self.names, *other.names))),
-            min(blocked, default=None),
+            sum(part.groups for part in parts),
+            sum(part.assignable for part in parts),
+            sum(part.fits for part in parts),
+            sum(part.hosts for part in parts),
+            sum(part.fit_hosts for part in parts),
+            _lowest(parts),
+            min((part.blocked for part in parts if part.blocked), default=None),
         )
+
+
+_names = attrgetter("names")
+
+
+def _lowest(parts: Iterable[HostClass | DeviceCount]) -> tuple[str, ...]:
+    """The lowest names of several."""
+    return tuple(nsmallest(MAX_NAMES, chain.from_iterable(map(_names, parts))))
 
 
 @record
@@ -220,17 +233,16 @@ def merge_all(surveys: Iterable[Survey]) -> Survey:
     Complexity: O(sum of their classes and ranges).
     """
     counts: Counter[str] = Counter()
-    classes: dict[str, HostClass] = {}
+    classes: dict[str, list[HostClass]] = {}
     every: list[MappableRanges | None] = []
     shares: dict[str, list[Share]] = {}
     truncated = False
     problems: dict[str, list[Problem]] = {}
-    devices: dict[tuple[str, str], DeviceCount] = {}
+    devices: dict[tuple[str, str], list[DeviceCount]] = {}
     for survey in surveys:
         counts.update(survey.counts)
         for digest, item in survey.classes.items():
-            known = classes.get(digest)
-            classes[digest] = item if known is None else known.merge(item)
+            classes.setdefault(digest, []).append(item)
         every.append(survey.all_ranges)
         for name, share in survey.shares.items():
             shares.setdefault(name, []).append(share)
@@ -238,17 +250,17 @@ def merge_all(surveys: Iterable[Survey]) -> Survey:
         for status, named in survey.problems.items():
             problems.setdefault(status, []).extend(named)
         for key, count in survey.devices.items():
-            devices[key] = devices.get(key, DeviceCount()).merge(count)
+            devices.setdefault(key, []).append(count)
     if len(classes) > MAX_CLASSES:
         truncated = True
         classes = {key: classes[key] for key in nsmallest(MAX_CLASSES, classes)}
     return Survey(
         counts,
-        dict(sorted(classes.items())),
+        {key: HostClass.of_all(parts) for key, parts in sorted(classes.items())},
         intersect_all(every),
         {name: _joined(of) for name, of in sorted(shares.items())},
         {key: tuple(nsmallest(MAX_PROBLEMS, hosts)) for key, hosts in sorted(problems.items())},
-        dict(sorted(devices.items())),
+        {key: DeviceCount.of_all(parts) for key, parts in sorted(devices.items())},
         truncated,
     )
 
