@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import vmm_iova as vi
@@ -12,6 +14,7 @@ from vmm_iova.planning.misfit import Misfit, RamBlocked, RamLeft, RamTooMuch, Ra
 from vmm_iova.planning.ram import PlacedRam, place_ram
 from vmm_iova.planning.request import resolve
 from vmm_iova.planning.site import HolePolicy, Policy, Preference, Site, site_of
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 
 GIB = 1 << 30
 HOLE = "0x0 - 0xfedfffff\n0xfef00000 - 0x17fffffff\n0x200000000 - 0xffffffffff\n"
@@ -92,6 +95,17 @@ class TestFewest:
         assert [len(choice.items) for choice in choices] == [2, 3]
         assert str(choices[0].items[1].place) == "0x200000000-0x29fffffff"
 
+    def test_pieces_are_fewest_where_ram_spills_out_of_its_window(self) -> None:
+        ranges = (
+            "0x0-0xfffff\n0x200000-0x3fffffff\n0x40001000-0x7fffffff\n0x100000000-0x1ffffffff\n"
+        )
+        site = _site(vi.Guest("q35", "1.5G"), ranges.replace("-", " - "))
+        placed = _first(site, Policy(HolePolicy.SPLIT, Preference.FEWEST))
+        assert [str(item.place) for item in placed.items] == [
+            "0x0-0xfffff",
+            "0x100000000-0x15fefffff",
+        ]
+
     def test_choosing_leaves_the_site_as_it_was(self) -> None:
         site = _site(vi.Guest("q35", "4.5G"))
         before = site.usable.ranges
@@ -145,6 +159,18 @@ class TestTranslated:
         misfit = _misfit(site, REFUSE)
         assert isinstance(misfit, RamBlocked)
         assert misfit.item == "ram in one piece"
+
+    def test_nodes_are_cut_where_they_end_above_an_address_that_is_not_0(self) -> None:
+        machine = vi.load_machine("s390x")
+        window = replace(machine.ram[0], range=AddrRange(GIB, ADDRESS_LAST))
+        guest = vi.Guest(replace(machine, ram=(window,)), nodes=["1G", "0.5G"])
+        site = _site(guest, "0x10000 - 0x3000ffff\n0x80000000 - 0xbfffffff\n")
+        placed = _first(site, SPLIT)
+        assert [(item.node, str(item.gpa), str(item.iova)) for item in placed.items] == [
+            ("0", "0x40000000-0x6fffffff", "0x10000-0x3000ffff"),
+            ("0", "0x70000000-0x7fffffff", "0x80000000-0x8fffffff"),
+            ("1", "0x80000000-0x9fffffff", "0x90000000-0xafffffff"),
+        ]
 
     def test_ram_beyond_the_guests_addresses_is_a_misfit(self) -> None:
         misfit = _misfit(_site(vi.Guest("s390x", "8G", phys_bits=32)), SPLIT)

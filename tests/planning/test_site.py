@@ -305,3 +305,24 @@ def test_window_goes_to_the_first_range_that_holds_it(ranges: str, size: str, st
     (window,) = [item for item in layout.items if item.name == "64-bit PCI window"]
     assert window.place.start == start * GIB
     assert window.iova == window.place
+
+
+@pytest.mark.parametrize(
+    ("guest", "spare"),
+    [
+        # QEMU moves RAM from 1012 GiB on; above RAM is its window of 32 GiB, at a whole GiB.
+        (vi.Guest("q35", "976G", cpu="amd"), 2 * GIB),
+        (vi.Guest("q35", "977G", cpu="amd", maxmem="2T"), GIB),
+        (vi.Guest("q35", "978G", cpu="amd"), 0),
+        (vi.Guest("q35", "979G", cpu="amd"), -GIB),
+        (vi.Guest("q35", (8 << 30) + 5, cpu="amd", pci64=0), 1001 * GIB),
+        (vi.Guest("q35", "977G", cpu="intel"), 0),
+        (vi.Guest("own-x86", "977G", cpu="amd"), 0),
+    ],
+)
+def test_area_for_plugged_memory_may_be_as_large_as_leaves_ram_where_it_is(
+    guest: vi.Guest, spare: int
+) -> None:
+    usable = vi.Host("h").usable(aperture=48, granule=1)
+    site = site_of(resolve(guest, usable), usable)
+    assert site.spare() == spare

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import vmm_iova as vi
 from vmm_iova.host.text import parse_text
 from vmm_iova.host.usable import CauseKind
+from vmm_iova.planning.bars import rest_above
 from vmm_iova.planning.layout import Item, ItemKind
 from vmm_iova.planning.misfit import BarMisfit, Misfit, RoomMisfit, TopUnknown, WindowMisfit
 from vmm_iova.planning.ram import PlacedRam
@@ -128,3 +131,34 @@ def test_room_that_does_not_fit_says_what_would() -> None:
     assert isinstance(misfit, RoomMisfit)
     assert misfit.fits == (1 << 40) - 0xA_8000_0000
     assert misfit.above == 0xA_8000_0000
+
+
+def test_rooms_begin_at_the_first_byte_above_and_leave_none_out() -> None:
+    usable = vi.Host("h").usable(aperture=40, granule=1)
+    rooms = [vi.Room("a", 1), vi.Room("b", 3, 2), vi.Room("c", 1), vi.Room("d", 1, 4)]
+    layout = vi.plan(vi.Guest("own-x86", 5, pci64=0, rooms=rooms), usable)
+    found = {item.name: item.place for item in layout.items if item.kind is ItemKind.ROOM}
+    assert found == {
+        "a": AddrRange(5, 5),
+        "b": AddrRange(6, 8),
+        "c": AddrRange(9, 9),
+        "d": AddrRange(12, 12),
+    }
+
+
+def test_what_is_above_an_address_begins_at_the_next_one() -> None:
+    spans = [AddrRange(0, 4), AddrRange(5, 5), AddrRange(6, 9)]
+    for last, left in ((-1, spans), (3, [AddrRange(4, 4), *spans[1:]]), (4, spans[1:])):
+        assert rest_above(spans, last) == left
+    assert rest_above(spans, 6) == [AddrRange(7, 9)]
+    assert rest_above(spans, 9) == []
+
+
+def test_window_up_to_the_top_is_left_out_where_ram_ends_there() -> None:
+    machine = vi.load_machine("microvm")
+    assert machine.pci64 is not None
+    machine = replace(machine, pci64=replace(machine.pci64, share=None, hides_ram=False))
+    site = _site(vi.Guest(machine, "8G", phys_bits=34))
+    placed = place_windows(site, _ram((1 << 34) - 1), SPLIT)
+    assert _places(placed, ItemKind.WINDOW) == []
+    assert "left out: guest physical address bits: 34" in placed.notes[0].text

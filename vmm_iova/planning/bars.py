@@ -62,6 +62,11 @@ def without(spans: Iterable[AddrRange], taken: AddrRange) -> list[AddrRange]:
     return [part for span in spans for part in span.subtract(taken)]
 
 
+def rest_above(spans: Iterable[AddrRange], last: int) -> list[AddrRange]:
+    """Return what of the spans lies above `last`; seams between spans stay."""
+    return [AddrRange(max(span.start, last + 1), span.last) for span in spans if span.last > last]
+
+
 def spread(bar: WantedBar, place: AddrRange) -> Iterator[tuple[WantedBar, AddrRange]]:
     """Yield each BAR with its place: behind a port, the largest first from where its window is."""
     at = place.start

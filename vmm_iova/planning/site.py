@@ -180,6 +180,18 @@ class Site:
             return None
         return window if self.reach(ram_last) >= window.move_past else None
 
+    def spare(self) -> int:
+        """Return how large the area for plugged memory may be for the VMM not to move RAM.
+
+        It is 0 or less where RAM itself is too large, and 0 where the VMM moves none.
+        """
+        window = self.wanted.machine.ram[-1]
+        if window.move_past is None or window.move_cpu not in (None, self.wanted.cpu):
+            return 0
+        pieces, _ = self.as_machine()
+        alone = replace(self, wanted=replace(self.wanted, hotplug=0))
+        return window.move_past - 1 - alone.reach(pieces[-1].span.last)
+
     def reach(self, ram_last: int) -> int:
         """Return the highest address that the VMM gives to anything when RAM ends there.
 
