@@ -94,6 +94,16 @@ def test_misfit_says_where_and_how_much_fits(
         assert ("fit there" in str(reason)) is bool(fits)
 
 
+def test_bar_without_any_window_has_nothing_that_fits() -> None:
+    bar = WantedBar("b", GIB, GIB, 64, True)
+    for here in (site("own-x86", ALL), site("own-x86", ALL, phys_bits=40)):
+        message, (reason,) = describe(BarMisfit(bar, [], 64), here)
+        assert (reason.fits, reason.range) == (0, AddrRange(0, 0))
+        assert message.startswith("BAR b (1 GiB, that peers must reach at a multiple of ")
+    _, (reason,) = describe(BarMisfit(bar, [AddrRange(1, GIB)], 64), here)
+    assert (reason.fits, reason.range) == (GIB, AddrRange(1, GIB))
+
+
 @pytest.mark.parametrize(
     ("usable", "bits", "refused"),
     [(NARROW, 39, False), (NARROW, 48, True), (NARROW, None, False), (ALL, 48, False)],

@@ -11,6 +11,7 @@ import pytest
 
 import vmm_iova as vi
 from vmm_iova.host.facts import RegionKind, ReservedRegion, Source
+from vmm_iova.host.bars import BarBits
 from vmm_iova.host.text import parse_text
 from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.planning.attempt import attempt
@@ -148,10 +149,12 @@ def test_most_ram_that_works_is_found_to_a_256th_or_a_gib(most: int, part: float
         return site.wanted.ram <= limit << 20
 
     found = _trials(vi.Guest("q35", "8G"), works).most_ram(most)
-    assert found <= limit
-    assert min(limit, most) - found < max(1, min(most >> 8, 1024), 1024 if found >= 1024 else 0)
-    if most < 512:
-        assert found == min(limit, most)
+    if limit >= most:
+        assert found == most
+    elif limit >= 1024:
+        assert found == limit >> 10 << 10  # GiB read better
+    else:
+        assert 0 <= limit - found < max(1, most >> 8)
     assert len(tried) <= most.bit_length() + 3
     assert max(tried) <= most << 20
 
@@ -311,6 +314,46 @@ def test_smaller_bar_is_the_largest_that_the_device_has_and_has_room(
     found = [fix for fix in caught.value.fixes if fix.startswith("a BAR of")]
     expected = f"a BAR of {smaller} has room (resizable BAR on the device)"
     assert found == ([] if smaller is None else [expected])
+
+
+def _fixes(guest: vi.Guest) -> tuple[str, ...]:
+    """Of a host that has room for all of it."""
+    with pytest.raises(vi.PlanError) as caught:
+        vi.plan(guest, _site(guest, "0x0 - 0xffffffffff\n").host)
+    return caught.value.fixes
+
+
+@pytest.mark.parametrize(
+    ("window", "size", "says"), [("1G", "2G", "1 GiB has {}10 >"), ("1M", "2M", "1 MiB has {}0 >")]
+)
+def test_smaller_bar_that_the_host_can_size_says_what_to_write(
+    window: str, size: str, says: str
+) -> None:
+    bar = vi.Bar("b", size, required=True, sized_by="/sys/b/resource0_resize")
+    (fix,) = [
+        fix
+        for fix in _fixes(vi.Guest("own-x86", "5G", pci64=window, bars=[bar]))
+        if "resource0_resize" in fix
+    ]
+    text = says.format("room: on the host, with no driver bound, echo ")
+    assert fix.startswith(f"a BAR of {text} /sys/b/resource0_resize")
+
+
+@pytest.mark.parametrize(
+    ("size", "bits", "port", "offered"),
+    [
+        ("64M", 64, None, True),
+        ("2G", 64, None, False),  # the gap below 4 GiB has less
+        ("2G", 32, None, False),
+        ("64M", 64, "p", False),  # of a port each BAR is its own
+    ],
+)
+def test_bar_without_room_may_be_one_below_4_gib_if_that_has_room(
+    size: str, bits: BarBits, port: str | None, offered: bool
+) -> None:
+    bar = vi.Bar("b", size, bits, required=True, port=port)
+    fixes = _fixes(vi.Guest("own-x86", "5G", pci64="1M", bars=[bar]))
+    assert any(fix == f"--bar b={size}iB,32 has room" for fix in fixes) is offered
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,8 @@ class TestNodes:
         ) as caught:
             vi.plan(vi.Guest("own-x86", "2.5G", page_size="1GiB"), amd)
         assert caught.value.hint == "0x80000000 or 0xc0000000 are"
+        with pytest.raises(vi.errors.MisalignedError, match=r"granule 0x1000 \(base page"):
+            vi.plan(vi.Guest("own-x86", 4097, page_size="4KiB"), amd)  # the host itself asks so
 
     def test_alignment_that_keeps_ram_from_its_first_mib_is_refused_with_one_that_works(
         self,

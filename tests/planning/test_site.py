@@ -225,6 +225,25 @@ def test_window_that_is_aligned_to_its_size_grows_by_powers_of_two(
     assert place == AddrRange.from_size(size * GIB, size * GIB)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "place"),
+    [
+        ("virt", None, (512 * GIB, LIMIT - 1)),
+        ("firecracker", 256 * GIB, (256 * GIB, 512 * GIB - 1)),
+    ],
+)
+def test_window_up_to_the_top_or_at_a_fixed_place_does_not_grow(
+    name: str, size: int | None, place: tuple[int, int]
+) -> None:
+    machine = vi.load_machine(name)
+    assert machine.pci64 is not None
+    window = replace(machine.pci64, size=size, self_aligned=False)
+    own = replace(machine, pci64=window, options=(("pci64", "--window {size}"),))
+    for bars in ([], [vi.Bar("b", "1T")]):
+        site = _site(vi.Guest(own, "8G", phys_bits=40, bars=bars), WIDE)
+        assert site.window_place(9 * GIB) == AddrRange(*place)
+
+
 @pytest.mark.parametrize(("bits", "left"), [(40, 2), (39, 2), (38, 0)])
 def test_what_does_not_fit_above_ram_is_left_out(bits: int, left: int) -> None:
     site = _site(vi.Guest("virt", "8G", phys_bits=bits), WIDE)

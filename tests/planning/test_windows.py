@@ -162,3 +162,13 @@ def test_window_up_to_the_top_is_left_out_where_ram_ends_there() -> None:
     placed = place_windows(site, _ram((1 << 34) - 1), SPLIT)
     assert _places(placed, ItemKind.WINDOW) == []
     assert "left out: guest physical address bits: 34" in placed.notes[0].text
+
+
+def test_bar_that_no_place_reaches_stays_in_the_first_that_has_room_for_it() -> None:
+    """RAM ends at 8 GiB, behind it are holes; from 13 GiB on no multiple of 4 GiB is in range."""
+    ranges = "0x0 - 0xbfffffff\n0x100000000 - 0x23fffffff\n0x340000000 - 0x43fffffff\n"
+    usable = parse_text(ranges, "list", "iova_ranges")[0].usable()
+    guest = vi.Guest("own-x86", "6G", pci64="4G", bars=[vi.Bar("b", "4G")])
+    items = {item.name: item for item in vi.plan(guest, usable, "split").items}
+    assert items["64-bit PCI window"].place == AddrRange(8 * GIB, 12 * GIB - 1)
+    assert (items["b"].place, items["b"].iova) == (AddrRange(8 * GIB, 12 * GIB - 1), None)

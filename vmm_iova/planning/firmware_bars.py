@@ -243,7 +243,7 @@ def _below(
     titles = ", ".join(bar_title(bar.name) for bar in every if bar.name in beyond)
     names = f"to have {titles} below 2^{bits}, where peers reach it"
     option = machine.option("phys_bits", bits=bits)
-    starts = site.reach(max(span.last for span in ram)) < 1 << bits
+    starts = site.reach(max(span.last for span in ram)).bit_length() <= bits
     if option is not None and starts and helped(replace(board, bits=bits)):
         yield Note(f"{names}: {option}")
     ovmf = any(firmware.kind == "ovmf" for firmware in site.wanted.firmware)

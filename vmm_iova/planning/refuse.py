@@ -119,14 +119,12 @@ def _fixes_of_blocked(misfit: RamBlocked, reasons: list[Reason], trials: Trials)
         for policy, places in policies.items()
     ]
     fixes += region_fixes([reason.cause for reason in reasons], trials.site.host)
-    most = _most_below(misfit, reasons, trials)
-    if most >= MIB:
-        fixes.append(say.RAM_BELOW.format(ram=_ram(most)))
+    fixes += _below(misfit, reasons, trials)
     if not fixes:
         fixes.append(say.HOLELESS_DEVICE)
     if not policies and trials.policy.on_hole is not HolePolicy.SPLIT:
         fixes = [*_less(trials), *fixes]
-    if trials.policy.on_hole is HolePolicy.AUTO and not most:
+    if trials.policy.on_hole is HolePolicy.AUTO:
         less = trials.most_ram(trials.site.wanted.ram >> 20)
         fixes = [*([say.RAM_FITS.format(ram=_ram(less << 20))] if less else []), *fixes]
     return fixes
@@ -144,19 +142,19 @@ def _less(trials: Trials) -> Iterator[str]:
         yield say.SPLIT_FITS.format(mib=fits >> 20)
 
 
-def _most_below(misfit: RamBlocked, reasons: list[Reason], trials: Trials) -> int:
-    """RAM that stays below a single obstacle in the topmost window; else 0."""
+def _below(misfit: RamBlocked, reasons: list[Reason], trials: Trials) -> Iterator[str]:
+    """RAM that stays below a single obstacle in the topmost window."""
     site = trials.site
     refuses = trials.policy.on_hole is HolePolicy.REFUSE
     if not refuses or len(reasons) != 1 or not site.wanted.machine.identity:
-        return 0
+        return
     pieces, _ = site.as_machine()
     spans = [piece.span for piece in pieces if piece.window is pieces[-1].window]
     if misfit.span != AddrRange(spans[0].start, spans[-1].last):
-        return 0
-    most = site.wanted.ram - misfit.span.size + misfit.fits if misfit.fits else 0
-    whole = most >> 20 << 20 or most  # as the fix says it
-    return most if trials.ram_works(whole) else 0
+        return
+    most = site.wanted.ram - misfit.span.size + misfit.fits
+    if misfit.fits and trials.ram_works(most // MIB * MIB):  # as the fix says it
+        yield say.RAM_BELOW.format(ram=_ram(most))
 
 
 def _fixes_of_left(misfit: RamLeft, trials: Trials) -> list[str]:

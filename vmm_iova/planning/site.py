@@ -144,9 +144,7 @@ class Site:
                 if not left:
                     break
                 for span, ragged in room(window, node.align):
-                    start = span.start
-                    if index == at and cursor > start:
-                        start = -(-cursor // node.align) * node.align
+                    start = max(span.start, -(-cursor // node.align) * node.align)
                     if start > span.last:
                         continue
                     size = min(span.last - start + 1, left)
@@ -285,7 +283,7 @@ class Site:
         """Return the 64-bit PCI window as the machine has it; None if it has none, or no room."""
         if self.pci64 is None:
             return None
-        top, floor = self.wanted.address_last, self.floor(ram_top)
+        stop, floor = self.wanted.address_last + 1, self.floor(ram_top)
         window = self.pci64
         if not self.wanted.machine.pci64_placed:
             bars = [bar for bar in self.wanted.bars if bar.bits == 64]
@@ -297,14 +295,14 @@ class Site:
             if not self.wanted.limits:
                 return None  # "all up to the top" has no meaning without a top
             if window.share is not None:
-                start = max(start, top + 1 - (top + 1) // window.share)
-            room = top + 1 - window.top_free - start
+                start = max(start, stop - stop // window.share)
+            room = stop - window.top_free - start
             size = room - room % window.step if window.step else room
             return AddrRange.from_size(start, size) if size > 0 else None
-        if start + window.size - 1 > top:
+        if start + window.size > stop:
             return None
-        last = -(-(start + window.size) // window.last_align) * window.last_align - 1
-        return AddrRange(start, min(last, top))
+        end = -(-(start + window.size) // window.last_align) * window.last_align
+        return AddrRange(start, min(end, stop) - 1)
 
     def window_meets_hole(self, ram_last: int) -> bool:
         """Tell whether the 64-bit PCI window behind RAM would lie over a hole of the host."""

@@ -77,10 +77,10 @@ def _decides(site: Site) -> bool:
 
 def _check_hidden(site: Site, ram: PlacedRam) -> None:
     """Refuse RAM under a window that lies where it is."""
-    window, last = site.wanted.machine.pci64, site.wanted.address_last
+    window, stop = site.wanted.machine.pci64, site.wanted.address_last + 1
     if window is None or not window.hides_ram or window.share is None or site.pci64 is None:
         return
-    start = last + 1 - (last + 1) // window.share
+    start = stop - stop // window.share
     if site.wanted.limits and ram.last >= start:
         raise RamHidden("RAM", AddrRange(start, ram.last), fits=start)
 
