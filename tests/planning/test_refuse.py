@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 import vmm_iova as vi
-from vmm_iova.host.facts import RegionKind, ReservedRegion, Source
 from vmm_iova.host.bars import BarBits
+from vmm_iova.host.facts import RegionKind, ReservedRegion, Source
 from vmm_iova.host.text import parse_text
 from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.planning.attempt import attempt
