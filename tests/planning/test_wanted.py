@@ -313,7 +313,7 @@ def test_firmware_finds_amds_hole_reserved_from_40_bits_on(
         ([(0, GIB - 1), (4 * GIB, 6 * GIB - 1)], {"maxmem": "9G"}, (GIB, 6 * GIB, 7 * GIB, 0)),
         ([(0, GIB - 1), (2 * GIB, 3 * GIB - 1)], {"phys_bits": 40}, (3 * GIB, 4 * GIB, 0, 40)),
         ([(4 * GIB, 6 * GIB - 1)], {}, (0, 6 * GIB, 0, 0)),
-        ([(4 * GIB, 4 * GIB)], {}, (0, 4 * GIB + 1, 0, 0)),
+        ([(4 * GIB, 4 * GIB)], {"maxmem": "9G"}, (0, 4 * GIB + 1, 6 * GIB, 0)),
     ],
 )
 def test_firmware_finds_ram_below_and_above_4_gib(

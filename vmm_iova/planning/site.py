@@ -147,9 +147,8 @@ class Site:
                     start = max(span.start, -(-cursor // node.align) * node.align)
                     if start > span.last:
                         continue
-                    size = min(span.last - start + 1, left)
-                    if size < left <= ragged - start + 1:
-                        size = left  # the end of all RAM may be ragged where no hole is
+                    # The end of all RAM may be ragged where no hole is.
+                    size = left if left <= ragged - start + 1 else span.last - start + 1
                     left -= size
                     pieces.append(Piece(window, node, AddrRange.from_size(start, size), left))
                     at, cursor = index, start + size
@@ -264,15 +263,16 @@ class Site:
         Args:
             top: last address of RAM and of the area for hotplugged memory.
         """
-        behind = [item.place.last + 1 for item in self.above(top)]
+        return max([self._foot(top), *(item.place.last + 1 for item in self.above(top))])
+
+    def _foot(self, top: int) -> int:
         window = self.wanted.machine.pci64
-        return max([top + 1, window.floor if window else 0, *behind])
+        return max(top + 1, window.floor) if window else top + 1
 
     def above(self, top: int) -> Iterator[Item]:
         """Yield what the machine has between RAM and the window, in order, also without one."""
-        machine = self.wanted.machine
-        at = max(top + 1, machine.pci64.floor if machine.pci64 else 0)
-        for item in machine.above:
+        at = self._foot(top)
+        for item in self.wanted.machine.above:
             at = -(-at // item.align) * item.align
             if at + item.size - 1 > self.wanted.address_last:
                 return  # as QEMU does: what does not fit is left out
@@ -320,7 +320,7 @@ class Site:
         if window.size is None or window.start is not None or not self.grows or not bars:
             return window
         if window.self_aligned:
-            size = 1 << (max(room_for(bars, 1), window.size) - 1).bit_length()
+            size = 1 << (max(room_for(bars, window.align), window.size) - 1).bit_length()
             return replace(window, size=size, align=size)
         start = -(-floor // window.align) * window.align
         needed = room_for(bars, window.align, start)
@@ -422,9 +422,9 @@ def _windows(wanted: Wanted) -> tuple[RamWindow, ...]:
     last = first.range.last
     if whole is not None and wanted.ram < whole:
         last, rest = whole - 1, ()
-    if cap is not None and cap - 1 < last:
+    if cap is not None:
         # hw/i386/pc_q35.c, pc_q35_init(): the smaller of QEMU's own limit and the stated one
-        last = cap - 1
+        last = min(last, cap - 1)
         rest = wanted.machine.ram[1:] if wanted.ram > cap else rest
     range_ = AddrRange(first.range.start, last)
     return (replace(first, range=range_, whole_below=None if rest else whole), *rest)
