@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmm_iova.ranges import AddrRange
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 from vmm_iova.record import record
 
 if TYPE_CHECKING:
@@ -127,6 +127,6 @@ def room_for(bars: Sequence[WantedBar], align: int, start: int = 0) -> int:
     """Return the bytes that the BARs need together from `start`; 0 suits the largest."""
     if not bars:
         return 0
-    packed = Packing(bars, [AddrRange(start, (1 << 64) - 1)], (), False)
+    packed = Packing(bars, [AddrRange(start, ADDRESS_LAST)], (), False)
     last = max((place.last for place in packed.places.values()), default=start)
     return -(-(last + 1 - start) // align) * align
