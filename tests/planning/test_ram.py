@@ -10,11 +10,12 @@ import pytest
 import vmm_iova as vi
 from vmm_iova.host.text import parse_text
 from vmm_iova.host.usable import CauseKind
+from vmm_iova.machines.parts import RamWindow
 from vmm_iova.planning.misfit import Misfit, RamBlocked, RamLeft, RamTooMuch, RamTooWide
 from vmm_iova.planning.ram import PlacedRam, place_ram
 from vmm_iova.planning.request import resolve
 from vmm_iova.planning.site import HolePolicy, Policy, Preference, Site, site_of
-from vmm_iova.ranges import ADDRESS_LAST, AddrRange
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
 
 GIB = 1 << 30
 HOLE = "0x0 - 0xfedfffff\n0xfef00000 - 0x17fffffff\n0x200000000 - 0xffffffffff\n"
@@ -83,9 +84,11 @@ class TestSplit:
         machine = vi.load_machine("s390x")
         assert machine.ram_max is None
         small = vi.Machine("small", "small", "x86_64", machine.ram, ram_max=GIB)
-        misfit = _misfit(_site(vi.Guest(small, "2G")), SPLIT)
-        assert isinstance(misfit, RamTooMuch)
-        assert misfit.fits == GIB
+        for ram in ("2G", GIB + 0x10000):
+            misfit = _misfit(_site(vi.Guest(small, ram)), SPLIT)
+            assert isinstance(misfit, RamTooMuch)
+            assert misfit.fits == GIB
+        assert sum(span.size for span in _first(_site(vi.Guest(small, "1G")), SPLIT).spans) == GIB
 
 
 class TestFewest:
@@ -105,6 +108,14 @@ class TestFewest:
             "0x0-0xfffff",
             "0x100000000-0x15fefffff",
         ]
+
+    def test_of_many_choices_eight_are_tried_and_the_lowest(self) -> None:
+        anywhere = RamWindow("ram", AddrRange(0, ADDRESS_LAST))
+        machine = vi.Machine("any", "any", "x86_64", (anywhere,))
+        ranges = (f"{2 * n * GIB:#x} - {(2 * n + 1) * GIB - 1:#x}\n" for n in range(14))
+        site = _site(vi.Guest(machine, "1G"), "".join(ranges))
+        found = list(place_ram(site, Policy(HolePolicy.SPLIT, Preference.FEWEST)))
+        assert [choice.spans[0].start // GIB for choice in found] == [*range(0, 16, 2), 0]
 
     def test_choosing_leaves_the_site_as_it_was(self) -> None:
         site = _site(vi.Guest("q35", "4.5G"))
@@ -172,7 +183,27 @@ class TestTranslated:
             ("1", "0x80000000-0x9fffffff", "0x90000000-0xafffffff"),
         ]
 
+    def test_ram_is_spread_from_the_first_byte_above_address_zero(self) -> None:
+        free = RangeSet([AddrRange(0, 4), AddrRange(10, 14)])
+        usable = vi.Host("h").usable(aperture=free, granule=1)
+        guest = vi.Guest("s390x", nodes=[7, 1])
+        items = _first(site_of(resolve(guest, usable), usable), SPLIT).items
+        assert [(i.node, str(i.gpa), str(i.iova)) for i in items] == [
+            ("0", "0x0-0x3", "0x1-0x4"),
+            ("0", "0x4-0x6", "0xa-0xc"),
+            ("1", "0x7-0x7", "0xd-0xd"),
+        ]
+
     def test_ram_beyond_the_guests_addresses_is_a_misfit(self) -> None:
         misfit = _misfit(_site(vi.Guest("s390x", "8G", phys_bits=32)), SPLIT)
         assert isinstance(misfit, RamTooWide)
         assert misfit.fits == 4 * GIB
+
+
+def test_window_that_qemu_moves_without_ram_behind_it_ends_at_the_last_address() -> None:
+    """All RAM is below 4 GiB; a window of 1 TiB would reach AMD's hole, and begins above it."""
+    guest = vi.Guest("q35", "2G", cpu="amd", pci64="1T", phys_bits=41)
+    site = _site(guest, "0x0 - 0xffffffffffff\n")
+    placed = _first(site, AUTO)
+    assert (placed.done, placed.base, placed.last) == ("move", 1 << 40, (1 << 40) - 1)
+    assert site.window_place(placed.last) == AddrRange(1 << 40, (1 << 41) - 1)

@@ -243,7 +243,7 @@ def _items(site: Site, pieces: Sequence[Piece]) -> list[Item]:
         span, window = piece.span, piece.window
         home = site.usable.ranges.range_at(span.start)
         start_cause = last_cause = None
-        if span.start > window.range.start and home != before:
+        if home != before:
             start_cause = site.pushed(span.start, window.range.start)
         if (piece.left or index + 1 < len(pieces)) and span.last < window.range.last:
             above = pieces[index + 1].span.start if index + 1 < len(pieces) else None
