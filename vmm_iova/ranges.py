@@ -89,6 +89,11 @@ def align_down(value: int, align: int) -> int:
     return value & -check_granule(align, "align")
 
 
+def power_up(size: int) -> int:
+    """Return the smallest power of two that is `size` or more; `size` is at least 1."""
+    return 1 << (size - 1).bit_length()
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class AddrRange:
     """A range of addresses, both ends inclusive. Immutable, ordered, never empty.

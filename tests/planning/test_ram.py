@@ -182,6 +182,8 @@ class TestTranslated:
             ("0", "0x70000000-0x7fffffff", "0x80000000-0x8fffffff"),
             ("1", "0x80000000-0x9fffffff", "0x90000000-0xafffffff"),
         ]
+        edges = [(item.start_cause is None, item.last_cause is None) for item in placed.items]
+        assert edges == [(False, False), (False, True), (True, True)]
 
     def test_ram_is_spread_from_the_first_byte_above_address_zero(self) -> None:
         free = RangeSet([AddrRange(0, 4), AddrRange(10, 14)])

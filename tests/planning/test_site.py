@@ -127,6 +127,7 @@ class TestWindow:
     def test_window_beyond_the_guests_addresses_has_no_place(self) -> None:
         site = _site(vi.Guest("q35", "8G", phys_bits=34))
         assert site.window_place(0x2_7FFF_FFFF) is None
+        assert not site.window_meets_hole(0x2_7FFF_FFFF)
 
     def test_window_grows_for_its_bars(self) -> None:
         site = _site(vi.Guest("own-x86", "4G", bars=[vi.Bar("gpu", "64G")]))

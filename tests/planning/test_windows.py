@@ -11,6 +11,7 @@ import vmm_iova as vi
 from vmm_iova.host.text import parse_text
 from vmm_iova.host.usable import CauseKind
 from vmm_iova.planning.bars import rest_above
+from vmm_iova.planning.firmware_bars import _below
 from vmm_iova.planning.layout import Item, ItemKind
 from vmm_iova.planning.misfit import BarMisfit, Misfit, RoomMisfit, TopUnknown, WindowMisfit
 from vmm_iova.planning.ram import PlacedRam
@@ -172,3 +173,34 @@ def test_bar_that_no_place_reaches_stays_in_the_first_that_has_room_for_it() -> 
     items = {item.name: item for item in vi.plan(guest, usable, "split").items}
     assert items["64-bit PCI window"].place == AddrRange(8 * GIB, 12 * GIB - 1)
     assert (items["b"].place, items["b"].iova) == (AddrRange(8 * GIB, 12 * GIB - 1), None)
+
+
+def test_window_of_firmware_begins_at_its_lowest_bar_from_4_gib_on() -> None:
+    bars = [vi.Bar(name, "4G") for name in "ab"]
+    guest = vi.Guest("q35", "2G", bars=bars, firmware="seabios-1.16.3", phys_bits=40)
+    items = {item.name: item.place for item in vi.plan(guest, _site(guest).host).items}
+    assert items["a"] == AddrRange.from_size(4 * GIB, 4 * GIB)
+    assert items["b"] == AddrRange.from_size(8 * GIB, 4 * GIB)
+    assert items["64-bit PCI window"] == AddrRange.from_size(4 * GIB, 32 * GIB)
+
+
+@pytest.mark.parametrize(("bars", "pushed"), [([], True), ([vi.Bar("b", "1G")], False)])
+def test_window_of_firmware_was_pushed_only_where_ram_ends_at_a_hole(
+    bars: list[vi.Bar], pushed: bool
+) -> None:
+    """RAM ends at 8.5 GiB, where a hole begins that ends before the next GiB."""
+    ranges = "0x0 - 0xfedfffff\n0xfef00000 - 0x21fffffff\n0x228000000 - 0xffffffffff\n"
+    guest = vi.Guest("q35", "6.5G", bars=bars, firmware="ovmf", phys_bits=40)
+    layout = vi.plan(guest, _site(guest, ranges).host)
+    (window,) = [item for item in layout.items if item.name == "64-bit PCI window"]
+    assert (window.start_cause is not None) is pushed
+
+
+@pytest.mark.parametrize(("more", "said"), [(0, False), (1, True)])
+def test_bar_that_ends_where_the_host_does_is_reached(more: int, said: bool) -> None:
+    guest = vi.Guest("q35", "2G", bars=[vi.Bar("b", "1G")], firmware="ovmf", phys_bits=46)
+    site = _site(guest)
+    last = site.host.ranges[-1].last + more
+    (bar,) = site.wanted.bars
+    notes = list(_below(site, _ram().spans, [bar], {"b": AddrRange(last - GIB, last)}))
+    assert bool(notes) is said

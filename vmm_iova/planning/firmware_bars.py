@@ -11,7 +11,7 @@ from vmm_iova.machines.firmware import BarNeed, Firmware, place, windows
 from vmm_iova.planning.guest import bar_title
 from vmm_iova.planning.layout import Item, ItemKind
 from vmm_iova.planning.misfit import BarMisfit, BarUnreached
-from vmm_iova.ranges import GIB, MIB, AddrRange, RangeSet
+from vmm_iova.ranges import GIB, MIB, AddrRange, RangeSet, power_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -259,4 +259,4 @@ def _below(
 def ovmf_megabytes(bars: Sequence[WantedBar]) -> int:
     """Return what opt/ovmf/X-PciMmio64Mb has to say for these BARs: a power of two."""
     size = sum(-(-bar.size // bar.align) * bar.align for bar in bars)
-    return max(1 << (size - 1).bit_length(), 32 * GIB) // MIB
+    return max(power_up(size), 32 * GIB) // MIB

@@ -13,7 +13,7 @@ from vmm_iova.host.usable import Cause, CauseKind, Usable
 from vmm_iova.machines.firmware import Board
 from vmm_iova.planning.bars import room_for
 from vmm_iova.planning.layout import GUEST_WIDTH, Item, ItemKind, OnHole, kept_for
-from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange, MappableRanges, RangeSet
+from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange, MappableRanges, RangeSet, power_up
 from vmm_iova.record import record
 
 if TYPE_CHECKING:
@@ -320,7 +320,7 @@ class Site:
         if window.size is None or window.start is not None or not self.grows or not bars:
             return window
         if window.self_aligned:
-            size = 1 << (max(room_for(bars, window.align), window.size) - 1).bit_length()
+            size = power_up(max(room_for(bars, window.align), window.size))
             return replace(window, size=size, align=size)
         start = -(-floor // window.align) * window.align
         needed = room_for(bars, window.align, start)
