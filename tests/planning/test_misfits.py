@@ -11,11 +11,12 @@ import pytest
 import vmm_iova as vi
 from tests.planning.test_wanted import ALL, AMD, site, wanted
 from vmm_iova.host.text import parse_text
+from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.planning.attempt import attempt
 from vmm_iova.planning.bars import Packing, WantedBar, fit, room_for, spread
 from vmm_iova.planning.describe import describe
 from vmm_iova.planning.firmware_bars import ovmf_megabytes
-from vmm_iova.planning.misfit import BarMisfit, Misfit
+from vmm_iova.planning.misfit import BarMisfit, BarUnreached, Misfit
 from vmm_iova.planning.ram import place_ram
 from vmm_iova.planning.reasons import reasons_of
 from vmm_iova.planning.site import HolePolicy, Policy
@@ -538,3 +539,15 @@ def test_bar_that_fits_nowhere_names_three_causes(count: int) -> None:
         vi.plan(vi.Guest("own-x86", "1G", pci64="28G", bars=[bar]), usable, "refuse")
     assert caught.value.message.count("reserved region") == min(count, 3)
     assert len(caught.value.reasons) == count
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_bar_that_firmware_puts_out_of_reach_names_three_causes(count: int) -> None:
+    here = site("q35", ALL, firmware="ovmf")
+    bar, span = WantedBar("b", GIB, GIB, 64, True), AddrRange(0, 9)
+    causes = [Cause(CauseKind.REGION, AddrRange(n, n), f"cause {n}") for n in range(count)]
+    misfit = BarUnreached(bar, here.wanted.firmware[-1], span, causes)
+    message, reasons = describe(misfit, here)
+    named = "; ".join(f"cause {n}" for n in range(min(count, 3)))
+    assert message.endswith(f" puts BAR b (1 GiB) at 0x0-0x9, where peers do not reach it: {named}")
+    assert [reason.cause for reason in reasons] == causes

@@ -430,6 +430,13 @@ def test_high_devices_of_virt_stay_at_256_gib_without_a_64_bit_window() -> None:
     assert _item(layout, "high PCIe configuration space").place.start == 256 * GIB + (256 << 20)
 
 
+def test_text_has_sizes_in_bytes_only_where_it_is_asked_for(amd: vi.Usable) -> None:
+    layout = vi.plan(vi.Guest("own-x86", "4G"), amd)
+    for made in (layout, amd):
+        assert made.text() == made.text(verbose=False)
+        assert made.text() != made.text(verbose=True)
+
+
 # -- of several guests that may be meant -----------------------------------------------------------
 
 

@@ -109,6 +109,19 @@ class TestFewest:
             "0x100000000-0x15fefffff",
         ]
 
+    @pytest.mark.parametrize(("can", "pieces"), [(("split",), 1), ((), 2)])
+    def test_vmm_that_can_split_takes_the_fewest_pieces_by_itself(
+        self, can: tuple[str, ...], pieces: int
+    ) -> None:
+        windows = (
+            RamWindow("low", AddrRange(0, GIB - 1)),
+            RamWindow("high", AddrRange(4 * GIB, ADDRESS_LAST)),
+        )
+        machine = vi.Machine("any", "any", "x86_64", windows, can=can)  # type: ignore[arg-type]
+        site = _site(vi.Guest(machine, "2G"), "0x0 - 0xffffffffff\n")
+        placed = _first(site, Policy(HolePolicy.AUTO, Preference.FEWEST))
+        assert len(placed.items) == pieces
+
     def test_of_many_choices_eight_are_tried_and_the_lowest(self) -> None:
         anywhere = RamWindow("ram", AddrRange(0, ADDRESS_LAST))
         machine = vi.Machine("any", "any", "x86_64", (anywhere,))

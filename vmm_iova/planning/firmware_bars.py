@@ -65,7 +65,7 @@ def place_bars(site: Site, ram: Sequence[AddrRange], top: int) -> Iterator[Item 
         # hw/pci-host/q35.c, q35_host_get_pci_hole64_end(): it begins at the lowest BAR
         start = min(place.start for place in above)
         last = max(start + natural.size - 1, *(place.last for place in above))
-        natural = AddrRange(start, -(-(last + 1) // GIB) * GIB - 1)
+        natural = AddrRange(start, last | (GIB - 1))
     if natural is not None:
         reached = natural in site.usable.ranges
         if not reached and not above:
@@ -246,10 +246,9 @@ def _below(
     starts = site.reach(max(span.last for span in ram)).bit_length() <= bits
     if option is not None and starts and helped(replace(board, bits=bits)):
         yield Note(f"{names}: {option}")
-    ovmf = any(firmware.kind == "ovmf" for firmware in site.wanted.firmware)
     mib = ovmf_megabytes(high)
     option = machine.option("ovmf_window", mib=mib)
-    if option is not None and ovmf and board.ovmf_window is None:
+    if option is not None and board.ovmf_window is None:  # no other firmware heeds it
         told = helped(replace(board, ovmf_window=mib << 20))
         since = f", from {told[0]} on" if told and told != list(site.wanted.firmware) else ""
         if told:
