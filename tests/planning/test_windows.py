@@ -204,3 +204,14 @@ def test_bar_that_ends_where_the_host_does_is_reached(more: int, said: bool) -> 
     (bar,) = site.wanted.bars
     notes = list(_below(site, _ram().spans, [bar], {"b": AddrRange(last - GIB, last)}))
     assert bool(notes) is said
+
+
+@pytest.mark.parametrize(("firmware", "said"), [("ovmf", True), (None, False)])
+def test_window_of_ovmf_is_no_switch_of_seabios(firmware: str | None, said: bool) -> None:
+    """One release of SeaBIOS has the BAR where it is reached, the newest has not."""
+    usable = vi.load_host("intel-dmar-edk2-minipc").usable(aperture=39)
+    bars = [vi.Bar("gpu", "128G")]
+    guest = vi.Guest("q35", "30G", bars=bars, firmware=firmware, phys_bits=48)
+    notes = [note.text for note in vi.plan(guest, usable).notes]
+    assert any(text.startswith("to have BAR gpu below 2^39") for text in notes)
+    assert any("X-PciMmio64Mb" in text for text in notes) is said

@@ -246,9 +246,10 @@ def _below(
     starts = site.reach(max(span.last for span in ram)).bit_length() <= bits
     if option is not None and starts and helped(replace(board, bits=bits)):
         yield Note(f"{names}: {option}")
+    ovmf = any(firmware.kind == "ovmf" for firmware in site.wanted.firmware)
     mib = ovmf_megabytes(high)
     option = machine.option("ovmf_window", mib=mib)
-    if option is not None and board.ovmf_window is None:  # no other firmware heeds it
+    if option is not None and ovmf and board.ovmf_window is None:
         told = helped(replace(board, ovmf_window=mib << 20))
         since = f", from {told[0]} on" if told and told != list(site.wanted.firmware) else ""
         if told:
