@@ -215,3 +215,20 @@ def test_window_of_ovmf_is_no_switch_of_seabios(firmware: str | None, said: bool
     notes = [note.text for note in vi.plan(guest, usable).notes]
     assert any(text.startswith("to have BAR gpu below 2^39") for text in notes)
     assert any("X-PciMmio64Mb" in text for text in notes) is said
+
+
+@pytest.mark.parametrize(("told", "window"), [(True, (64, 72)), (False, (9, 72))])
+def test_window_is_as_wide_as_it_takes_to_reach_a_bar_beyond_a_hole(
+    told: bool, window: tuple[int, int]
+) -> None:
+    """A VMM that is told where its window begins has it there; another has it right above RAM."""
+    machine = vi.load_machine("own-x86")
+    if not told:
+        machine = replace(machine, options=(("pci64", "--window-size {size}"),))
+    ranges = "0x0 - 0xbfffffff\n0x100000000 - 0x21fffffff\n0x1000000000 - 0x167fffffff\n"
+    guest = vi.Guest(machine, "6.5G", bars=[vi.Bar("b", "8G", required=True)])
+    layout = vi.plan(guest, _site(guest, ranges).host, "split")
+    items = {item.name: item for item in layout.items}
+    assert items["b"].place == items["b"].iova == AddrRange.from_size(64 * GIB, 8 * GIB)
+    place = items["64-bit PCI window"].place
+    assert (place.start, place.last + 1) == (window[0] * GIB, window[1] * GIB)
