@@ -12,13 +12,14 @@ import vmm_iova as vi
 from tests.planning.test_wanted import ALL, AMD, site, wanted
 from vmm_iova.host.text import parse_text
 from vmm_iova.host.usable import Cause, CauseKind
+from vmm_iova.machines.firmware import BarNeed
 from vmm_iova.planning.attempt import attempt
 from vmm_iova.planning.bars import Packing, WantedBar, fit, room_for, spread
 from vmm_iova.planning.describe import describe
 from vmm_iova.planning.firmware_bars import ovmf_megabytes
 from vmm_iova.planning.misfit import BarMisfit, BarUnreached, Misfit
 from vmm_iova.planning.ram import place_ram
-from vmm_iova.planning.reasons import reasons_of
+from vmm_iova.planning.reasons import _device, reasons_of
 from vmm_iova.planning.site import HolePolicy, Policy
 from vmm_iova.ranges import GIB, MIB, AddrRange
 
@@ -551,3 +552,10 @@ def test_bar_that_firmware_puts_out_of_reach_names_three_causes(count: int) -> N
     named = "; ".join(f"cause {n}" for n in range(min(count, 3)))
     assert message.endswith(f" puts BAR b (1 GiB) at 0x0-0x9, where peers do not reach it: {named}")
     assert [reason.cause for reason in reasons] == causes
+
+
+def test_device_behind_a_port_takes_room_for_a_second_bar() -> None:
+    bar, second = WantedBar("b", 3 * GIB, 4 * GIB, 64, True), BarNeed(32 * MIB, 32 * MIB)
+    alone = BarNeed(3 * GIB, 4 * GIB)
+    assert _device(bar, port=False) == alone
+    assert _device(bar, port=True) == BarNeed(3 * GIB + 32 * MIB, 4 * GIB, (alone, second))
