@@ -151,6 +151,17 @@ class TestWhole:
         assert _first(_amd("978G"), MOVE).done == "as is"
         assert _first(_amd("979G"), MOVE).done == "move"
 
+    def test_ram_that_cannot_be_moved_stays_where_only_the_window_behind_it_meets_a_hole(
+        self,
+    ) -> None:
+        """A model of one's own, without QEMU's rule; a window over a hole costs peers alone."""
+        own = vi.load_machine("own-x86")
+        high = replace(own.ram[1], move_to=1 << 40, movable=True)
+        guest = vi.Guest(replace(own, ram=(own.ram[0], high)), "6G")
+        ranges = "0x0 - 0xbfffffff\n0x100000000 - 0x23fffffff\n0x300000000 - 0x{:x}\n"
+        assert _first(_site(guest, ranges.format((1 << 40) - 1)), MOVE).done == "as is"
+        assert _first(_site(guest, ranges.format((1 << 41) - 1)), MOVE).done == "move"
+
     def test_refuse_names_every_part_in_the_way(self) -> None:
         ranges = "0x0 - 0x3fffffff\n0x50000000 - 0x17fffffff\n0x200000000 - 0xffffffffff\n"
         misfit = _misfit(_site(vi.Guest("q35", "8G"), ranges), REFUSE)
