@@ -168,6 +168,7 @@ class TestRangeSet:
         assert _addresses(a ^ b) == _addresses(a) ^ _addresses(b)
         assert _addresses(a.complement(AddrRange(0, SMALL))) == everything - _addresses(a)
         assert (a <= b) == (_addresses(a) <= _addresses(b))
+        assert (a >= b) == (_addresses(a) >= _addresses(b))
         assert a.isdisjoint(b) == _addresses(a).isdisjoint(_addresses(b))
         assert ~~a == a
 
