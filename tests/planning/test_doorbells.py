@@ -148,6 +148,11 @@ def test_largest_gap_for_a_doorbell_leaves_the_first_page_out() -> None:
     with pytest.raises(DoorbellMisfit) as caught:
         list(place_doorbells(site, ()))
     assert caught.value.fits == 0x4_F000
+    taken = replace(bell, range=AddrRange(0x5_0000, 0x5_FFFF))
+    site = site_of(replace(wanted, doorbells=(taken,)), usable)
+    with pytest.raises(DoorbellMisfit) as caught:
+        list(place_doorbells(site, ()))
+    assert caught.value.fits == 0
     small = replace(bell, size=4096, align=4096)
     site = site_of(replace(wanted, doorbells=(small, small)), usable)
     assert [item.place.start for item in place_doorbells(site, ())] == [0x1000, 0x2000]

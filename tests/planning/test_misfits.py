@@ -552,6 +552,10 @@ def test_bar_that_firmware_puts_out_of_reach_names_three_causes(count: int) -> N
     named = "; ".join(f"cause {n}" for n in range(min(count, 3)))
     assert message.endswith(f" puts BAR b (1 GiB) at 0x0-0x9, where peers do not reach it: {named}")
     assert [reason.cause for reason in reasons] == causes
+    inside = BarUnreached(bar, here.wanted.firmware[-1], span, causes, "inside RAM")
+    message, more = describe(inside, here)
+    assert message.endswith(" puts BAR b (1 GiB) at 0x0-0x9, inside RAM")
+    assert all(reason.fits == 0 for reason in (*reasons, *more))
 
 
 def test_device_behind_a_port_takes_room_for_a_second_bar() -> None:

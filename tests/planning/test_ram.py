@@ -69,11 +69,13 @@ class TestSplit:
 
     def test_alignment_that_leaves_needed_ram_out_is_a_misfit(self) -> None:
         site = _site(
-            vi.Guest("q35", "2G", align="1GiB"), "0x0 - 0xfffff\n0x40000000 - 0xffffffff\n"
+            vi.Guest("q35", "2G", align="1GiB"), "0x0 - 0x1fffff\n0x40000000 - 0xffffffff\n"
         )
         misfit = _misfit(site, SPLIT)
         assert isinstance(misfit, RamBlocked)
         assert misfit.rule == "aligned to 1 GiB"
+        assert (misfit.span, misfit.fits) == (AddrRange(0, 0xF_FFFF), 0x20_0000)
+        assert [cause.range for cause in misfit.causes] == [AddrRange(0x20_0000, 0x3FFF_FFFF)]
 
     def test_ram_that_is_left_over_says_how_much_has_a_place(self) -> None:
         misfit = _misfit(_site(vi.Guest("q35", "8G"), "0x0 - 0x7fffffff\n"), SPLIT)
@@ -233,3 +235,13 @@ def test_window_that_qemu_moves_without_ram_behind_it_ends_at_the_last_address()
     placed = _first(site, AUTO)
     assert (placed.done, placed.base, placed.last) == ("move", 1 << 40, (1 << 40) - 1)
     assert site.window_place(placed.last) == AddrRange(1 << 40, (1 << 41) - 1)
+
+
+def test_ram_does_not_move_to_where_it_would_end_beyond_the_space() -> None:
+    own = vi.load_machine("own-x86")
+    guest = vi.Guest(replace(own, ram=(own.ram[0], replace(own.ram[1], movable=True))), "12G")
+    top = (1 << 64) - 8 * GIB  # room for 8 GiB, and 10 are to be moved
+    ranges = f"0x0 - 0xbfffffff\n{top:#x} - {ADDRESS_LAST - 4096:#x}\n"
+    misfit = _misfit(_site(guest, ranges), MOVE)
+    assert isinstance(misfit, RamBlocked)
+    assert misfit.item == "high RAM"

@@ -18,7 +18,7 @@ from vmm_iova.planning.ram import PlacedRam
 from vmm_iova.planning.request import resolve
 from vmm_iova.planning.site import HolePolicy, Placed, Policy, Site, site_of
 from vmm_iova.planning.windows import place_windows
-from vmm_iova.ranges import AddrRange
+from vmm_iova.ranges import AddrRange, RangeSet
 
 GIB = 1 << 30
 OPEN = "0x0 - 0xfedfffff\n0xfef00000 - 0xffffffffff\n"
@@ -147,6 +147,16 @@ def test_rooms_begin_at_the_first_byte_above_and_leave_none_out() -> None:
     }
 
 
+def test_room_behind_a_hole_of_a_byte_was_pushed_by_it() -> None:
+    for hole in (range(5, 6), range(5, 5)):
+        free = RangeSet([AddrRange(0, 4), AddrRange(hole.stop, 99)])
+        usable = vi.Host("h").usable(aperture=free, granule=1)
+        guest = vi.Guest("own-x86", 5, pci64=0, rooms=[vi.Room("a", 1)])
+        (room,) = [i for i in vi.plan(guest, usable, "split").items if i.kind is ItemKind.ROOM]
+        assert room.place.start == hole.stop
+        assert (room.start_cause is not None) is bool(hole)
+
+
 def test_what_is_above_an_address_begins_at_the_next_one() -> None:
     spans = [AddrRange(0, 4), AddrRange(5, 5), AddrRange(6, 9)]
     for last, left in ((-1, spans), (3, [AddrRange(4, 4), *spans[1:]]), (4, spans[1:])):
@@ -232,3 +242,13 @@ def test_window_is_as_wide_as_it_takes_to_reach_a_bar_beyond_a_hole(
     assert items["b"].place == items["b"].iova == AddrRange.from_size(64 * GIB, 8 * GIB)
     place = items["64-bit PCI window"].place
     assert (place.start, place.last + 1) == (window[0] * GIB, window[1] * GIB)
+
+
+def test_window_at_a_fixed_place_stays_there_though_the_vmm_could_be_told() -> None:
+    machine = vi.load_machine("firecracker")
+    options = (*machine.options, ("pci64_start", "--window {start}"))
+    ranges = "0x0 - 0xbfffffff\n0x100000000 - 0x4fffffffff\n0x8000000000 - 0xffffffffff\n"
+    guest = vi.Guest(replace(machine, options=options), "4G", phys_bits=40)
+    items = {item.name: item for item in vi.plan(guest, _site(guest, ranges).host, "split").items}
+    window = items["64-bit PCI window"]
+    assert (window.place, window.iova) == (AddrRange(256 * GIB, 512 * GIB - 1), None)

@@ -65,7 +65,7 @@ def place_bars(site: Site, ram: Sequence[AddrRange], top: int) -> Iterator[Item 
         # hw/pci-host/q35.c, q35_host_get_pci_hole64_end(): it begins at the lowest BAR
         start = min(place.start for place in above)
         last = max(start + natural.size - 1, *(place.last for place in above))
-        natural = AddrRange(start, last | (GIB - 1))
+        natural = AddrRange(start, AddrRange(start, last).align_outward(GIB).last)
     if natural is not None:
         reached = natural in site.usable.ranges
         if not reached and not above:

@@ -240,15 +240,14 @@ def _items(site: Site, pieces: Sequence[Piece]) -> list[Item]:
     """Pieces of RAM as items, with what cut them: nothing where machine or size did."""
     items: list[Item] = []
     before: AddrRange | None = None
-    for index, piece in enumerate(pieces):
+    for piece, after in zip(pieces, [*pieces[1:], None], strict=True):
         span, window = piece.span, piece.window
         home = site.usable.ranges.range_at(span.start)
         start_cause = last_cause = None
         if home != before:
             start_cause = site.pushed(span.start, window.range.start)
-        if (piece.left or index + 1 < len(pieces)) and span.last < window.range.last:
-            above = pieces[index + 1].span.start if index + 1 < len(pieces) else None
-            same_home = above is not None and home is not None and above in home
+        if after is not None and span.last < window.range.last:
+            same_home = home is not None and after.span.start in home
             last_cause = None if same_home else site.cause_above(span.last)
         before = home
         items.append(

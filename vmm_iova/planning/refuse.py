@@ -85,7 +85,7 @@ def explain(misfit: Misfit, site: Site, policy: Policy, attempt: Attempt) -> Pla
         fixes, widths = _with_widths(fixes, reasons, trials)
         detail = "; ".join(filter(None, (detail, widths))) or None
     if isinstance(misfit, RamLeft) and not fixes:
-        fixes = _next(misfit.fits >> 20, trials)
+        fixes = _next(misfit.fits // MIB, trials)
     if not fixes:
         fixes = [
             say.ANOTHER_OR_DEVICE
@@ -204,7 +204,7 @@ def _next(fits: int, trials: Trials) -> list[str]:
     """Where less RAM alone is not enough: what is in the way then."""
     if not fits:
         return [say.ANOTHER_OR_DEVICE]
-    less = site_of(trials.with_ram(fits << 20), trials.site.host, trials.site)
+    less = site_of(trials.with_ram(fits * MIB), trials.site.host, trials.site)
     try:
         trials.attempt(less, Policy(trials.policy.on_hole, own=True))
     except Misfit as misfit:
