@@ -19,7 +19,7 @@ from vmm_iova.planning.describe import describe
 from vmm_iova.planning.firmware_bars import ovmf_megabytes
 from vmm_iova.planning.misfit import BarMisfit, BarUnreached, Misfit
 from vmm_iova.planning.ram import place_ram
-from vmm_iova.planning.reasons import _device, reasons_of
+from vmm_iova.planning.reasons import _device, _larger, reasons_of
 from vmm_iova.planning.site import HolePolicy, Policy
 from vmm_iova.ranges import GIB, MIB, AddrRange
 
@@ -492,6 +492,16 @@ def test_window_that_ovmf_is_told_is_within_the_hosts_cpu(cpu: int | None, said:
     action = text.split("|")[2]
     assert said in action
     assert ("phys-bits=39" in action) is (cpu != 38)
+
+
+@pytest.mark.parametrize(("bits", "more"), [(38, True), (39, False), (40, False)])
+def test_window_that_ovmf_is_told_asks_for_the_bits_that_are_missing(bits: int, more: bool) -> None:
+    here = site("q35", ALL, phys_bits=bits, firmware="ovmf-2022.11", ram="4G")
+    board = here.board([AddrRange(0, 2 * GIB - 1), AddrRange(4 * GIB, 6 * GIB - 1)])
+    action = _larger(here, board, here.wanted.firmware[0], 128 * GIB)
+    assert action is not None
+    assert "string=262144" in action
+    assert ("phys-bits=39" in action) is more
 
 
 @pytest.mark.parametrize(("ram", "said"), [("478G", True), ("479G", False)])
