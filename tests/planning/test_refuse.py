@@ -18,8 +18,8 @@ from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.planning.attempt import attempt
 from vmm_iova.planning.describe import describe
 from vmm_iova.planning.layout import Layout
-from vmm_iova.planning.misfit import DoorbellMisfit, Misfit
-from vmm_iova.planning.refuse import _wider, _worth, explain
+from vmm_iova.planning.misfit import DoorbellMisfit, Misfit, RamLeft
+from vmm_iova.planning.refuse import _more_room, _wider, _worth, explain
 from vmm_iova.planning.request import resolve
 from vmm_iova.planning.site import HolePolicy, Policy, Site, site_of
 from vmm_iova.planning.trials import Trials
@@ -519,3 +519,20 @@ def test_plugged_memory_that_takes_the_guest_beyond_its_addresses_is_better_left
     site = _site(guest, "0x0 - 0xffffffffffff\n")
     fixes = explain(_misfit(site, AUTO), site, AUTO, attempt).fixes
     assert (str(say.MAXMEM_LESS) in fixes) is helps
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        ([], [str(say.ANOTHER_MACHINE)]),
+        ([CauseKind.GUEST_WIDTH], []),  # more bits of the guest are another fix
+        ([CauseKind.KERNEL_GAP], []),  # a hole of a page is not worth giving back
+        ([CauseKind.APERTURE], [str(say.ROOMIER_DEVICE.format(better="more address bits"))]),
+    ],
+)
+def test_another_machine_is_named_only_where_nothing_of_the_host_is_in_the_way(
+    kinds: list[CauseKind], said: list[str]
+) -> None:
+    causes = [Cause(kind, AddrRange(1 << 40, (1 << 40) + 0xFFF), "text") for kind in kinds]
+    misfit = RamLeft("ram", AddrRange(0, 9), causes, GIB)
+    assert list(_more_room(misfit, _site(vi.Guest("q35", "8G")))) == said
