@@ -89,6 +89,11 @@ def align_down(value: int, align: int) -> int:
     return value & -check_granule(align, "align")
 
 
+def power_up(size: int) -> int:
+    """Return the smallest power of two that is `size` or more; `size` is at least 1."""
+    return 1 << (size - 1).bit_length()
+
+
 @ordered
 class AddrRange:
     """A range of addresses, both ends inclusive. Immutable, ordered, never empty.
@@ -111,8 +116,12 @@ class AddrRange:
 
     def __post_init__(self) -> None:
         start, last = self.start, self.last
-        if type(start) is type(last) is int and 0 <= start <= last <= ADDRESS_LAST:
-            return  # what follows only says what is wrong, or takes a subclass of int
+        if not type(start) is type(last) is int:  # a subclass of int will do
+            self._check_types()
+        if not 0 <= start <= last <= ADDRESS_LAST:
+            raise self._wrong()
+
+    def _check_types(self) -> None:
         for field, value in (("start", self.start), ("last", self.last)):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise RequestError(
@@ -120,19 +129,22 @@ class AddrRange:
                     field=field,
                     value=value,
                 )
+
+    def _wrong(self) -> RequestError:
+        """Say which end is wrong."""
+        for field, value in (("start", self.start), ("last", self.last)):
             if not 0 <= value <= ADDRESS_LAST:
-                raise RangeOverflowError(
+                return RangeOverflowError(
                     f"{field} {value:#x} of a range is outside of 0 to 2^64-1",
                     field=field,
                     value=value,
                 )
-        if self.last < self.start:
-            raise RequestError(
-                f"last {self.last:#x} of a range is below its start {self.start:#x}",
-                field="last",
-                value=self.last,
-                hint="last is inclusive: a range of one byte has last equal to start",
-            )
+        return RequestError(
+            f"last {self.last:#x} of a range is below its start {self.start:#x}",
+            field="last",
+            value=self.last,
+            hint="last is inclusive: a range of one byte has last equal to start",
+        )
 
     @classmethod
     def from_size(cls, start: int, size: int) -> AddrRange:
@@ -223,8 +235,7 @@ def _merge(ranges: Iterable[AddrRange]) -> tuple[AddrRange, ...]:
     merged: list[AddrRange] = []
     for item in sorted(ranges, key=_ends):
         if merged and item.start <= merged[-1].last + 1:
-            if item.last > merged[-1].last:
-                merged[-1] = AddrRange(merged[-1].start, item.last)
+            merged[-1] = AddrRange(merged[-1].start, max(item.last, merged[-1].last))
         else:
             merged.append(item)
     return tuple(merged)

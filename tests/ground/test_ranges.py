@@ -20,6 +20,7 @@ from vmm_iova.ranges import (
     align_down,
     align_up,
     check_granule,
+    power_up,
 )
 
 TOP = ADDRESS_LAST
@@ -167,6 +168,7 @@ class TestRangeSet:
         assert _addresses(a ^ b) == _addresses(a) ^ _addresses(b)
         assert _addresses(a.complement(AddrRange(0, SMALL))) == everything - _addresses(a)
         assert (a <= b) == (_addresses(a) <= _addresses(b))
+        assert (a >= b) == (_addresses(a) >= _addresses(b))
         assert a.isdisjoint(b) == _addresses(a).isdisjoint(_addresses(b))
         assert ~~a == a
 
@@ -263,6 +265,13 @@ def test_number_beyond_a_limit_is_refused_by_its_name(make: Any, field: str) -> 
     with pytest.raises(RequestError) as caught:
         make()
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("size", "power"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (TOP, TOP + 1), (TOP + 1, TOP + 1)]
+)
+def test_power_of_two_that_holds_a_size_is_the_smallest(size: int, power: int) -> None:
+    assert power_up(size) == power
 
 
 def test_number_at_a_limit_is_taken() -> None:

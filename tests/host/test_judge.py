@@ -993,9 +993,10 @@ def test_granule_stated_counts_where_none_is_known():
     assert "stated" in found.granule_text
 
 
-def test_granule_stated_larger_than_known_is_taken():
-    found = host(group("1"), page_size=PAGE).usable(aperture=48, granule=PAGE_64K)
-    assert found.granule == PAGE_64K
+@pytest.mark.parametrize("granule", [PAGE, 2 * PAGE, PAGE_64K])
+def test_granule_stated_that_is_known_or_larger_is_taken(granule):
+    found = host(group("1"), page_size=PAGE).usable(aperture=48, granule=granule)
+    assert (found.granule, found.granule_text) == (granule, "stated by the user")
 
 
 def test_granule_stated_smaller_than_known_is_refused():

@@ -29,7 +29,7 @@ from tests.kit.hosts import (
     warnings_of,
     x86,
 )
-from vmm_iova.errors import ApertureError, RequestError, ReservedError, StraddleError
+from vmm_iova.errors import ApertureError, EvidenceError, RequestError, ReservedError, StraddleError
 from vmm_iova.host.evidence import architecture, is_x86, stated_evidence
 from vmm_iova.host.facts import DmaWindow, Group, IommuUnit, StatedWidth
 from vmm_iova.host.usable import Cause, CauseKind, Usable, cut_holes
@@ -315,6 +315,23 @@ def test_architecture_is_what_only_it_has(facts: Any, known: bool, arch: str | N
 
 
 MASK = "dma_mask_bits in sysfs"
+
+
+def test_unit_that_publishes_nothing_has_no_width() -> None:
+    units = (IommuUnit("ivhd0"), IommuUnit("dmar0"))
+    facts = x86(group("1", msi()), units=units)
+    found = facts.usable(aperture=40)
+    assert [(item.what, item.bits) for item in found.widths] == [("aperture as stated", 40)]
+    with pytest.raises(EvidenceError) as caught:
+        facts.usable()
+    said = {"ivhd0: publishes no width", "dmar0: publishes no width"}
+    assert said <= set(caught.value.looked_at)
+    pair = tuple(IommuUnit(f"dmar{n}", cap=CAP_48) for n in range(2))
+    widths = x86(group("1", msi()), units=pair).usable().widths
+    assert [item.what for item in widths] == [
+        "MGAW of dmar0 and 1 alike",
+        "deepest page table of dmar0 and 1 alike",
+    ]
 
 
 def test_widths_are_listed_with_how_many_are_alike() -> None:

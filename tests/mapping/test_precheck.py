@@ -371,6 +371,8 @@ def test_list_of_nothing_is_said_to_translate_nothing() -> None:
     [
         ([(0, 0x1FFF), (0x2000, 0x2FFF)], []),  # they touch
         ([(0, 0x2FFF), (0x2000, 0x3FFF)], ["0"]),
+        ([(0, 4), (4, 8)], ["0"]),
+        ([(0, 4), (5, 8)], []),
         # The one that reaches highest is named; of two that reach as high, the first.
         ([(0, 0x3FFF), (0x1000, 0x3FFF), (0x3000, 0x3FFF)], ["0", "0"]),
         ([(0, 0x1FFF), (0x1000, 0x3FFF), (0x3000, 0x3FFF)], ["0", "1"]),
@@ -380,7 +382,7 @@ def test_overlap_names_the_piece_that_reaches_highest(
     spans: list[tuple[int, int]], owners: list[str]
 ) -> None:
     pieces = [Piece(a, b - a + 1, 0, str(n)) for n, (a, b) in enumerate(spans)]
-    assert said(stub(), *pieces) == [("OccupiedError", owner) for owner in owners]
+    assert said(stub(granule=1), *pieces) == [("OccupiedError", owner) for owner in owners]
 
 
 @pytest.mark.parametrize(("start", "free"), [(0x0, True), (0x1000, False), (0x2000, True)])

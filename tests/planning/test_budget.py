@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import vmm_iova as vi
 from vmm_iova.diagnosis.causes import SLOT_MAX
+from vmm_iova.host.facts import Limits
 from vmm_iova.planning.budget import _chunks, _settings
 from vmm_iova.planning.page_tables import ALL_LEAVES, page_tables
 from vmm_iova.ranges import GIB, AddrRange
@@ -101,6 +102,7 @@ def test_bar_that_peers_reach_is_a_map_call_but_no_locked_memory() -> None:
         ({"chunk": 1024}, "less than a page"),
         ({"containers": 0}, "containers 0 is not positive"),
         ({"entry_limit": -1}, "entry_limit -1 is not positive"),
+        ({"entry_limit": 0}, "entry_limit 0 is not positive"),
     ],
 )
 def test_nonsense_in_a_budget_is_refused(given: dict[str, object], said: str) -> None:
@@ -110,8 +112,6 @@ def test_nonsense_in_a_budget_is_refused(given: dict[str, object], said: str) ->
 
 
 def test_limit_of_the_process_gives_the_exact_setting() -> None:
-    from vmm_iova.host.facts import Limits
-
     usable = vi.load_host("amd-epyc-1tb").usable()
     tight = replace(usable, limits=Limits(dma_entries=2, memlock=1 << 30))
     layout = vi.plan(vi.Guest("own-x86", "4G", viommu=True, devices=3, nodes=["2G", "2G"]), tight)
@@ -119,6 +119,12 @@ def test_limit_of_the_process_gives_the_exact_setting() -> None:
     assert not cost.fits
     assert cost.settings[0].startswith("dma_entry_limit=4 (")
     assert cost.settings[1].startswith(f"ulimit -l {3 * 4 << 20} (KiB)")
+
+
+def test_host_that_lets_nothing_be_mapped_is_a_fact_and_no_mistake_of_the_caller() -> None:
+    usable = replace(vi.load_host("amd-epyc-1tb").usable(), limits=Limits(dma_entries=0))
+    cost = vi.budget(vi.plan(vi.Guest("own-x86", "4G"), usable))
+    assert (cost.entry_limit, cost.entry_limit_known, cost.fits) == (0, True, False)
 
 
 def test_policies_and_page_sizes_are_compared() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,12 @@ from hypothesis import strategies as st
 
 import vmm_iova as vi
 from vmm_iova.host.text import parse_text
+from vmm_iova.machines.parts import OpenDoorbell
+from vmm_iova.planning.doorbells import place_doorbells
 from vmm_iova.planning.layout import ItemKind
+from vmm_iova.planning.misfit import DoorbellMisfit
+from vmm_iova.planning.request import resolve
+from vmm_iova.planning.site import site_of
 from vmm_iova.ranges import AddrRange, RangeSet
 
 ARM = "0x8000000 0x80fffff msi\n0xc6010000 0xc601ffff msi\n"
@@ -129,3 +135,24 @@ def test_doorbells_are_aligned_and_meet_nothing(
         assert RangeSet([place]) <= usable.ranges.as_set()
         assert RangeSet([place]).isdisjoint(others)
     assert RangeSet(placed.values()).size == sum(sizes) + (128 << 10)
+
+
+def test_largest_gap_for_a_doorbell_leaves_the_first_page_out() -> None:
+    """Address 0 is not chosen by itself, and nothing is smaller than a page."""
+    usable = parse_text("0x0 - 0x4ffff\n0x40000000 - 0xffffffffff\n", "l", "iova_ranges")[
+        0
+    ].usable()
+    wanted = resolve(vi.Guest("own-arm", "1G"), usable)
+    bell = OpenDoorbell("d", 1 << 20, 1 << 20, AddrRange(0, 0x3FFF_FFFF))
+    site = site_of(replace(wanted, doorbells=(bell,)), usable)
+    with pytest.raises(DoorbellMisfit) as caught:
+        list(place_doorbells(site, ()))
+    assert caught.value.fits == 0x4_F000
+    taken = replace(bell, range=AddrRange(0x5_0000, 0x5_FFFF))
+    site = site_of(replace(wanted, doorbells=(taken,)), usable)
+    with pytest.raises(DoorbellMisfit) as caught:
+        list(place_doorbells(site, ()))
+    assert caught.value.fits == 0
+    small = replace(bell, size=4096, align=4096)
+    site = site_of(replace(wanted, doorbells=(small, small)), usable)
+    assert [item.place.start for item in place_doorbells(site, ())] == [0x1000, 0x2000]

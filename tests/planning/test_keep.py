@@ -437,6 +437,17 @@ def test_each_place_that_cannot_stay_is_named(
     assert wide.ram != old.ram
 
 
+def test_every_place_that_cannot_stay_is_named() -> None:
+    usable = _usable("0x0 - 0x1ffffffff\n0x300000000 - 0x1ffffffffff\n")
+    old = vi.plan(FULL, usable, "split")
+    site = site_of(resolve(FULL, usable), usable)
+    (gpu,) = [item for item in old.items if item.name == "gpu"]
+    far = replace(gpu, gpa=AddrRange(1 << 40, 1 << 40))
+    found = list(_blocked(site, (), (far, replace(gpu, gpa=HIGH, iova=None), far)))
+    said = ["ends beyond", "cannot stay", "ends beyond"]
+    assert [text for text, part in zip(found, said, strict=True) if part in text] == found
+
+
 def test_cause_of_an_edge_goes_where_nothing_ends_there_any_more() -> None:
     saved = vi.plan(GUEST, _usable(CUT))
     site = site_of(resolve(GUEST, _usable(CUT)), _usable(CUT))

@@ -12,7 +12,7 @@ import pytest
 import vmm_iova as vi
 from vmm_iova.host.text import parse_text
 from vmm_iova.planning.layout import ItemKind
-from vmm_iova.planning.memory_maps import map_data, viommu_lines, write_map
+from vmm_iova.planning.memory_maps import iomem, map_data, viommu_lines, write_map
 from vmm_iova.ranges import AddrRange, RangeSet
 
 
@@ -301,3 +301,14 @@ def test_what_the_guest_leaves_alone_is_told_once_and_in_order() -> None:
         ((span.start, span.last) for span in spans), vi.exclude(layout), strict=True
     ):
         assert f"{start:#x}-{last:#x} {cause}\n" in write_map(layout, "exclude")
+
+
+def test_wider_part_stands_before_what_begins_where_it_does() -> None:
+    bars = [vi.Bar(name, "4G") for name in "ab"]
+    guest = vi.Guest("q35", "2G", bars=bars, firmware="seabios-1.16.3", phys_bits=40)
+    lines = iomem(vi.plan(guest, vi.Host("h").usable(aperture=40))).splitlines()
+    at = lines.index("100000000-8ffffffff : 64-bit PCI window")
+    assert lines[at + 1 : at + 3] == [
+        "  100000000-1ffffffff : a",
+        "  200000000-2ffffffff : b",
+    ]

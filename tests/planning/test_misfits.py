@@ -11,13 +11,15 @@ import pytest
 import vmm_iova as vi
 from tests.planning.test_wanted import ALL, AMD, site, wanted
 from vmm_iova.host.text import parse_text
+from vmm_iova.host.usable import Cause, CauseKind
+from vmm_iova.machines.firmware import BarNeed
 from vmm_iova.planning.attempt import attempt
 from vmm_iova.planning.bars import Packing, WantedBar, fit, room_for, spread
 from vmm_iova.planning.describe import describe
 from vmm_iova.planning.firmware_bars import ovmf_megabytes
-from vmm_iova.planning.misfit import BarMisfit, Misfit
+from vmm_iova.planning.misfit import BarMisfit, BarUnreached, Misfit
 from vmm_iova.planning.ram import place_ram
-from vmm_iova.planning.reasons import reasons_of
+from vmm_iova.planning.reasons import _device, _larger, reasons_of
 from vmm_iova.planning.site import HolePolicy, Policy
 from vmm_iova.ranges import GIB, MIB, AddrRange
 
@@ -92,6 +94,16 @@ def test_misfit_says_where_and_how_much_fits(
         assert reason.item.startswith(item)
         assert reason.fits == fits
         assert ("fit there" in str(reason)) is bool(fits)
+
+
+def test_bar_without_any_window_has_nothing_that_fits() -> None:
+    bar = WantedBar("b", GIB, GIB, 64, True)
+    for here in (site("own-x86", ALL), site("own-x86", ALL, phys_bits=40)):
+        message, (reason,) = describe(BarMisfit(bar, [], 64), here)
+        assert (reason.fits, reason.range) == (0, AddrRange(0, 0))
+        assert message.startswith("BAR b (1 GiB, that peers must reach at a multiple of ")
+    _, (reason,) = describe(BarMisfit(bar, [AddrRange(1, GIB)], 64), here)
+    assert (reason.fits, reason.range) == (GIB, AddrRange(1, GIB))
 
 
 @pytest.mark.parametrize(
@@ -482,6 +494,16 @@ def test_window_that_ovmf_is_told_is_within_the_hosts_cpu(cpu: int | None, said:
     assert ("phys-bits=39" in action) is (cpu != 38)
 
 
+@pytest.mark.parametrize(("bits", "more"), [(38, True), (39, False), (40, False)])
+def test_window_that_ovmf_is_told_asks_for_the_bits_that_are_missing(bits: int, more: bool) -> None:
+    here = site("q35", ALL, phys_bits=bits, firmware="ovmf-2022.11", ram="4G")
+    board = here.board([AddrRange(0, 2 * GIB - 1), AddrRange(4 * GIB, 6 * GIB - 1)])
+    action = _larger(here, board, here.wanted.firmware[0], 128 * GIB)
+    assert action is not None
+    assert "string=262144" in action
+    assert ("phys-bits=39" in action) is more
+
+
 @pytest.mark.parametrize(("ram", "said"), [("478G", True), ("479G", False)])
 def test_fewer_bits_are_named_for_bars_only_if_the_guest_starts_with_them(
     ram: str, said: bool
@@ -528,3 +550,26 @@ def test_bar_that_fits_nowhere_names_three_causes(count: int) -> None:
         vi.plan(vi.Guest("own-x86", "1G", pci64="28G", bars=[bar]), usable, "refuse")
     assert caught.value.message.count("reserved region") == min(count, 3)
     assert len(caught.value.reasons) == count
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_bar_that_firmware_puts_out_of_reach_names_three_causes(count: int) -> None:
+    here = site("q35", ALL, firmware="ovmf")
+    bar, span = WantedBar("b", GIB, GIB, 64, True), AddrRange(0, 9)
+    causes = [Cause(CauseKind.REGION, AddrRange(n, n), f"cause {n}") for n in range(count)]
+    misfit = BarUnreached(bar, here.wanted.firmware[-1], span, causes)
+    message, reasons = describe(misfit, here)
+    named = "; ".join(f"cause {n}" for n in range(min(count, 3)))
+    assert message.endswith(f" puts BAR b (1 GiB) at 0x0-0x9, where peers do not reach it: {named}")
+    assert [reason.cause for reason in reasons] == causes
+    inside = BarUnreached(bar, here.wanted.firmware[-1], span, causes, "inside RAM")
+    message, more = describe(inside, here)
+    assert message.endswith(" puts BAR b (1 GiB) at 0x0-0x9, inside RAM")
+    assert all(reason.fits == 0 for reason in (*reasons, *more))
+
+
+def test_device_behind_a_port_takes_room_for_a_second_bar() -> None:
+    bar, second = WantedBar("b", 3 * GIB, 4 * GIB, 64, True), BarNeed(32 * MIB, 32 * MIB)
+    alone = BarNeed(3 * GIB, 4 * GIB)
+    assert _device(bar, port=False) == alone
+    assert _device(bar, port=True) == BarNeed(3 * GIB + 32 * MIB, 4 * GIB, (alone, second))

@@ -19,7 +19,10 @@ from vmm_iova.host.host import Host
 from vmm_iova.host.text import parse_text
 from vmm_iova.machines.model import Machine
 from vmm_iova.machines.parts import RamWindow
+from vmm_iova.planning.guest import Reading
+from vmm_iova.planning.plan import can_be
 from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
+from vmm_iova.record import record
 
 GIB = 1 << 30
 TIB = 1 << 40
@@ -425,3 +428,65 @@ def test_high_devices_of_virt_stay_at_256_gib_without_a_64_bit_window() -> None:
     layout = vi.plan(vi.Guest("virt", "64G", pci64=0), usable)
     assert _item(layout, "GIC redistributors 2").place.start == 256 * GIB
     assert _item(layout, "high PCIe configuration space").place.start == 256 * GIB + (256 << 20)
+
+
+def test_text_has_sizes_in_bytes_only_where_it_is_asked_for(amd: vi.Usable) -> None:
+    layout = vi.plan(vi.Guest("own-x86", "4G"), amd)
+    for made in (layout, amd):
+        assert made.text() == made.text(verbose=False)
+        assert made.text() != made.text(verbose=True)
+
+
+# -- of several guests that may be meant -----------------------------------------------------------
+
+
+@record
+class Asked:
+    """What was asked for: guests that may be meant, the newest last."""
+
+    sizes: tuple[str, ...]
+
+    def readings_on(self, arch: str | None) -> list[Reading]:
+        assert arch == "x86_64"
+        return [Reading(f"v{n}", vi.Guest("own-x86", s)) for n, s in enumerate(self.sizes)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ram", "message"),
+    [
+        (("1G",), 1, None),
+        (("1G", "2G", "3G"), 3, None),
+        (("9TiB",), 0, "9 TiB of RAM does not fit"),
+        (("9TiB", "8TiB"), 0, "8 TiB of RAM does not fit"),
+        (("9TiB", "1G"), 0, r"with v0: 9 TiB .*; it fits with v1\n"),
+        (("1G", "9TiB", "2G"), 0, r"with v1: 9 TiB .*; it fits with v0, or v2\n"),
+        (
+            ("1G", "9TiB", "2G", "3G"),
+            0,
+            r"with v1: 9 TiB .*; it fits with each of the 3 others that may be meant\n",
+        ),
+    ],
+)
+def test_every_guest_that_may_be_meant_has_to_fit_and_the_newest_is_laid_out(
+    sizes: tuple[str, ...], ram: int, message: str | None
+) -> None:
+    usable = vi.Host("h", arch="x86_64").usable(aperture=40)
+    if message is None:
+        assert vi.plan(Asked(sizes), usable).ram_bytes == ram << 30
+        return
+    with pytest.raises(vi.PlanError, match=message) as caught:
+        vi.plan(Asked(sizes), usable)
+    assert caught.value.reasons
+    assert caught.value.fixes
+
+
+@pytest.mark.parametrize(
+    ("guest", "can"),
+    [
+        (vi.Guest("own-x86", "1G"), True),
+        (vi.Guest("own-x86", "9TiB"), False),
+        (vi.Guest("own-x86", 4095), False),  # no whole pages: it makes no sense
+    ],
+)
+def test_guest_can_be_where_a_plan_has_a_place_for_it(guest: vi.Guest, can: bool) -> None:
+    assert can_be(guest, vi.Host("h", arch="x86_64").usable(aperture=40)) is can

@@ -357,6 +357,54 @@ def test_optional_bar_never_costs_a_plan_and_is_reached_where_it_can_be(
     assert reached == ([_has_room(free, [bar], min(tops))] if bar else [])
 
 
+# Bytes around the ends of two windows: what is one off by a byte is another answer.
+_BYTES = Machine(
+    "bytes",
+    "bytes",
+    "x",
+    (
+        RamWindow("low", AddrRange(0, _PAGE - 1)),
+        RamWindow("high", AddrRange(2 * _PAGE, ADDRESS_LAST)),
+    ),
+)
+_NEAR = (*range(_PAGE - 6, _PAGE), *range(2 * _PAGE, 2 * _PAGE + 12))
+
+
+@examples(25)
+@given(
+    holes=st.frozensets(st.sampled_from(_NEAR), max_size=9),
+    nodes=st.lists(st.integers(1, 6), min_size=1, max_size=2),
+    rooms=st.lists(st.integers(1, 3), max_size=2),
+)
+def test_split_takes_the_lowest_bytes_and_rooms_the_next_that_hold_them(
+    holes: frozenset[int], nodes: list[int], rooms: list[int]
+) -> None:
+    free = [at for at in _NEAR if at not in holes]
+    usable = Host("made").usable(aperture=RangeSet(AddrRange(at, at) for at in free), granule=1)
+    guest = vi.Guest(
+        _BYTES, nodes=nodes, rooms=[vi.Room(str(n), size) for n, size in enumerate(rooms)]
+    )
+    ram, cursor, places = free[: sum(nodes)], 0, list[int]()
+    for size in rooms:
+        above = [at for at in free if at > max([*ram, cursor - 1])]
+        fits = [at for at in above if set(range(at, at + size)) <= set(above)]
+        places += fits[:1]
+        cursor = fits[0] + size if fits else ADDRESS_LAST
+    try:
+        layout = vi.plan(guest, usable, "split")
+    except vi.PlanError:
+        assert len(ram) < sum(nodes) or len(places) < len(rooms)
+        return
+    assert [at for item in layout.ram for at in _pages(item.place, 1)] == ram
+    assert [item.node for item in layout.ram for _ in _pages(item.place, 1)] == [
+        str(n) for n, size in enumerate(nodes) for _ in range(size)
+    ]
+    cut = sum(above != below + 1 for below, above in pairwise(ram))
+    assert len(layout.ram) - cut in range(1, len(nodes) + 1)
+    found = [item.place for item in layout.items if item.kind is vi.ItemKind.ROOM]
+    assert found == [AddrRange.from_size(at, size) for at, size in zip(places, rooms, strict=True)]
+
+
 def _runs(pages: tuple[int, ...]) -> int:
     return sum(1 for n, page in enumerate(pages) if n == 0 or pages[n - 1] != page - 1)
 

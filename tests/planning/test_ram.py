@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import vmm_iova as vi
 from vmm_iova.host.text import parse_text
 from vmm_iova.host.usable import CauseKind
+from vmm_iova.machines.parts import RamWindow
 from vmm_iova.planning.misfit import Misfit, RamBlocked, RamLeft, RamTooMuch, RamTooWide
 from vmm_iova.planning.ram import PlacedRam, place_ram
 from vmm_iova.planning.request import resolve
 from vmm_iova.planning.site import HolePolicy, Policy, Preference, Site, site_of
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange, RangeSet
 
 GIB = 1 << 30
 HOLE = "0x0 - 0xfedfffff\n0xfef00000 - 0x17fffffff\n0x200000000 - 0xffffffffff\n"
@@ -65,11 +69,13 @@ class TestSplit:
 
     def test_alignment_that_leaves_needed_ram_out_is_a_misfit(self) -> None:
         site = _site(
-            vi.Guest("q35", "2G", align="1GiB"), "0x0 - 0xfffff\n0x40000000 - 0xffffffff\n"
+            vi.Guest("q35", "2G", align="1GiB"), "0x0 - 0x1fffff\n0x40000000 - 0xffffffff\n"
         )
         misfit = _misfit(site, SPLIT)
         assert isinstance(misfit, RamBlocked)
         assert misfit.rule == "aligned to 1 GiB"
+        assert (misfit.span, misfit.fits) == (AddrRange(0, 0xF_FFFF), 0x20_0000)
+        assert [cause.range for cause in misfit.causes] == [AddrRange(0x20_0000, 0x3FFF_FFFF)]
 
     def test_ram_that_is_left_over_says_how_much_has_a_place(self) -> None:
         misfit = _misfit(_site(vi.Guest("q35", "8G"), "0x0 - 0x7fffffff\n"), SPLIT)
@@ -80,9 +86,11 @@ class TestSplit:
         machine = vi.load_machine("s390x")
         assert machine.ram_max is None
         small = vi.Machine("small", "small", "x86_64", machine.ram, ram_max=GIB)
-        misfit = _misfit(_site(vi.Guest(small, "2G")), SPLIT)
-        assert isinstance(misfit, RamTooMuch)
-        assert misfit.fits == GIB
+        for ram in ("2G", GIB + 0x10000):
+            misfit = _misfit(_site(vi.Guest(small, ram)), SPLIT)
+            assert isinstance(misfit, RamTooMuch)
+            assert misfit.fits == GIB
+        assert sum(span.size for span in _first(_site(vi.Guest(small, "1G")), SPLIT).spans) == GIB
 
 
 class TestFewest:
@@ -91,6 +99,38 @@ class TestFewest:
         choices = list(place_ram(site, Policy(HolePolicy.SPLIT, Preference.FEWEST)))
         assert [len(choice.items) for choice in choices] == [2, 3]
         assert str(choices[0].items[1].place) == "0x200000000-0x29fffffff"
+
+    def test_pieces_are_fewest_where_ram_spills_out_of_its_window(self) -> None:
+        ranges = (
+            "0x0-0xfffff\n0x200000-0x3fffffff\n0x40001000-0x7fffffff\n0x100000000-0x1ffffffff\n"
+        )
+        site = _site(vi.Guest("q35", "1.5G"), ranges.replace("-", " - "))
+        placed = _first(site, Policy(HolePolicy.SPLIT, Preference.FEWEST))
+        assert [str(item.place) for item in placed.items] == [
+            "0x0-0xfffff",
+            "0x100000000-0x15fefffff",
+        ]
+
+    @pytest.mark.parametrize(("can", "pieces"), [(("split",), 1), ((), 2)])
+    def test_vmm_that_can_split_takes_the_fewest_pieces_by_itself(
+        self, can: tuple[str, ...], pieces: int
+    ) -> None:
+        windows = (
+            RamWindow("low", AddrRange(0, GIB - 1)),
+            RamWindow("high", AddrRange(4 * GIB, ADDRESS_LAST)),
+        )
+        machine = vi.Machine("any", "any", "x86_64", windows, can=can)  # type: ignore[arg-type]
+        site = _site(vi.Guest(machine, "2G"), "0x0 - 0xffffffffff\n")
+        placed = _first(site, Policy(HolePolicy.AUTO, Preference.FEWEST))
+        assert len(placed.items) == pieces
+
+    def test_of_many_choices_eight_are_tried_and_the_lowest(self) -> None:
+        anywhere = RamWindow("ram", AddrRange(0, ADDRESS_LAST))
+        machine = vi.Machine("any", "any", "x86_64", (anywhere,))
+        ranges = (f"{2 * n * GIB:#x} - {(2 * n + 1) * GIB - 1:#x}\n" for n in range(14))
+        site = _site(vi.Guest(machine, "1G"), "".join(ranges))
+        found = list(place_ram(site, Policy(HolePolicy.SPLIT, Preference.FEWEST)))
+        assert [choice.spans[0].start // GIB for choice in found] == [*range(0, 16, 2), 0]
 
     def test_choosing_leaves_the_site_as_it_was(self) -> None:
         site = _site(vi.Guest("q35", "4.5G"))
@@ -112,6 +152,17 @@ class TestWhole:
     def test_move_happens_for_the_window_behind_ram_alone(self) -> None:
         assert _first(_amd("978G"), MOVE).done == "as is"
         assert _first(_amd("979G"), MOVE).done == "move"
+
+    def test_ram_that_cannot_be_moved_stays_where_only_the_window_behind_it_meets_a_hole(
+        self,
+    ) -> None:
+        """A model of one's own, without QEMU's rule; a window over a hole costs peers alone."""
+        own = vi.load_machine("own-x86")
+        high = replace(own.ram[1], move_to=1 << 40, movable=True)
+        guest = vi.Guest(replace(own, ram=(own.ram[0], high)), "6G")
+        ranges = "0x0 - 0xbfffffff\n0x100000000 - 0x23fffffff\n0x300000000 - 0x{:x}\n"
+        assert _first(_site(guest, ranges.format((1 << 40) - 1)), MOVE).done == "as is"
+        assert _first(_site(guest, ranges.format((1 << 41) - 1)), MOVE).done == "move"
 
     def test_refuse_names_every_part_in_the_way(self) -> None:
         ranges = "0x0 - 0x3fffffff\n0x50000000 - 0x17fffffff\n0x200000000 - 0xffffffffff\n"
@@ -146,7 +197,51 @@ class TestTranslated:
         assert isinstance(misfit, RamBlocked)
         assert misfit.item == "ram in one piece"
 
+    def test_nodes_are_cut_where_they_end_above_an_address_that_is_not_0(self) -> None:
+        machine = vi.load_machine("s390x")
+        window = replace(machine.ram[0], range=AddrRange(GIB, ADDRESS_LAST))
+        guest = vi.Guest(replace(machine, ram=(window,)), nodes=["1G", "0.5G"])
+        site = _site(guest, "0x10000 - 0x3000ffff\n0x80000000 - 0xbfffffff\n")
+        placed = _first(site, SPLIT)
+        assert [(item.node, str(item.gpa), str(item.iova)) for item in placed.items] == [
+            ("0", "0x40000000-0x6fffffff", "0x10000-0x3000ffff"),
+            ("0", "0x70000000-0x7fffffff", "0x80000000-0x8fffffff"),
+            ("1", "0x80000000-0x9fffffff", "0x90000000-0xafffffff"),
+        ]
+        edges = [(item.start_cause is None, item.last_cause is None) for item in placed.items]
+        assert edges == [(False, False), (False, True), (True, True)]
+
+    def test_ram_is_spread_from_the_first_byte_above_address_zero(self) -> None:
+        free = RangeSet([AddrRange(0, 4), AddrRange(10, 14)])
+        usable = vi.Host("h").usable(aperture=free, granule=1)
+        guest = vi.Guest("s390x", nodes=[7, 1])
+        items = _first(site_of(resolve(guest, usable), usable), SPLIT).items
+        assert [(i.node, str(i.gpa), str(i.iova)) for i in items] == [
+            ("0", "0x0-0x3", "0x1-0x4"),
+            ("0", "0x4-0x6", "0xa-0xc"),
+            ("1", "0x7-0x7", "0xd-0xd"),
+        ]
+
     def test_ram_beyond_the_guests_addresses_is_a_misfit(self) -> None:
         misfit = _misfit(_site(vi.Guest("s390x", "8G", phys_bits=32)), SPLIT)
         assert isinstance(misfit, RamTooWide)
         assert misfit.fits == 4 * GIB
+
+
+def test_window_that_qemu_moves_without_ram_behind_it_ends_at_the_last_address() -> None:
+    """All RAM is below 4 GiB; a window of 1 TiB would reach AMD's hole, and begins above it."""
+    guest = vi.Guest("q35", "2G", cpu="amd", pci64="1T", phys_bits=41)
+    site = _site(guest, "0x0 - 0xffffffffffff\n")
+    placed = _first(site, AUTO)
+    assert (placed.done, placed.base, placed.last) == ("move", 1 << 40, (1 << 40) - 1)
+    assert site.window_place(placed.last) == AddrRange(1 << 40, (1 << 41) - 1)
+
+
+def test_ram_does_not_move_to_where_it_would_end_beyond_the_space() -> None:
+    own = vi.load_machine("own-x86")
+    guest = vi.Guest(replace(own, ram=(own.ram[0], replace(own.ram[1], movable=True))), "12G")
+    top = (1 << 64) - 8 * GIB  # room for 8 GiB, and 10 are to be moved
+    ranges = f"0x0 - 0xbfffffff\n{top:#x} - {ADDRESS_LAST - 4096:#x}\n"
+    misfit = _misfit(_site(guest, ranges), MOVE)
+    assert isinstance(misfit, RamBlocked)
+    assert misfit.item == "high RAM"

@@ -10,14 +10,16 @@ from types import SimpleNamespace
 import pytest
 
 import vmm_iova as vi
+from vmm_iova import remedies as say
+from vmm_iova.host.bars import BarBits
 from vmm_iova.host.facts import RegionKind, ReservedRegion, Source
 from vmm_iova.host.text import parse_text
 from vmm_iova.host.usable import Cause, CauseKind
 from vmm_iova.planning.attempt import attempt
 from vmm_iova.planning.describe import describe
 from vmm_iova.planning.layout import Layout
-from vmm_iova.planning.misfit import Misfit
-from vmm_iova.planning.refuse import _wider, _worth, explain
+from vmm_iova.planning.misfit import DoorbellMisfit, Misfit, RamLeft
+from vmm_iova.planning.refuse import _more_room, _wider, _worth, explain
 from vmm_iova.planning.request import resolve
 from vmm_iova.planning.site import HolePolicy, Policy, Site, site_of
 from vmm_iova.planning.trials import Trials
@@ -147,12 +149,16 @@ def test_most_ram_that_works_is_found_to_a_256th_or_a_gib(most: int, part: float
         tried.append(site.wanted.ram)
         return site.wanted.ram <= limit << 20
 
-    found = _trials(vi.Guest("q35", "8G"), works).most_ram(most)
-    assert found <= limit
-    assert min(limit, most) - found < max(1, min(most >> 8, 1024), 1024 if found >= 1024 else 0)
-    if most < 512:
-        assert found == min(limit, most)
+    found = _trials(vi.Guest("q35", "8G"), works).most_ram(most << 20) >> 20
+    if limit >= most:
+        assert found == most
+    elif limit >= 1024:
+        assert found == limit >> 10 << 10  # GiB read better
+    else:
+        assert 0 <= limit - found < max(1, most >> 8)
     assert len(tried) <= most.bit_length() + 3
+    if most // 2 < limit:  # to a part in 256 or a GiB, and two sizes that read better
+        assert len(tried) <= 1 + max(9, (most >> 11).bit_length()) + 2
     assert max(tried) <= most << 20
 
 
@@ -167,7 +173,22 @@ def test_most_ram_of_whole_gib_is_found_exactly(most: int) -> None:
         trials = _trials(
             vi.Guest("q35", "8G"), lambda site, _, at=limit: site.wanted.ram <= at << 20
         )
-        assert trials.most_ram(most) == limit
+        assert trials.most_ram(most << 20) == limit << 20
+
+
+def test_most_ram_is_of_what_is_wanted_in_whole_mib() -> None:
+    tried = list[int]()
+
+    def works(site: Site, policy: Policy) -> bool:
+        tried.append(site.wanted.ram)
+        return site.wanted.ram <= 100 << 20
+
+    trials = _trials(vi.Guest("q35", (8 << 30) + 4096), works)
+    assert trials.most_ram() == 100 << 20
+    assert (max(tried), min(tried) >= 64 << 20) == (8 << 30, True)
+    assert all(ram % (1 << 20) == 0 for ram in tried)
+    assert trials.most_ram((99 << 20) + 5) == 99 << 20
+    assert trials.most_ram((1 << 20) - 1) == 0
 
 
 @pytest.mark.parametrize(
@@ -313,6 +334,46 @@ def test_smaller_bar_is_the_largest_that_the_device_has_and_has_room(
     assert found == ([] if smaller is None else [expected])
 
 
+def _fixes(guest: vi.Guest) -> tuple[str, ...]:
+    """Of a host that has room for all of it."""
+    with pytest.raises(vi.PlanError) as caught:
+        vi.plan(guest, _site(guest, "0x0 - 0xffffffffff\n").host)
+    return caught.value.fixes
+
+
+@pytest.mark.parametrize(
+    ("window", "size", "says"), [("1G", "2G", "1 GiB has {}10 >"), ("1M", "2M", "1 MiB has {}0 >")]
+)
+def test_smaller_bar_that_the_host_can_size_says_what_to_write(
+    window: str, size: str, says: str
+) -> None:
+    bar = vi.Bar("b", size, required=True, sized_by="/sys/b/resource0_resize")
+    (fix,) = [
+        fix
+        for fix in _fixes(vi.Guest("own-x86", "5G", pci64=window, bars=[bar]))
+        if "resource0_resize" in fix
+    ]
+    text = says.format("room: on the host, with no driver bound, echo ")
+    assert fix.startswith(f"a BAR of {text} /sys/b/resource0_resize")
+
+
+@pytest.mark.parametrize(
+    ("size", "bits", "port", "offered"),
+    [
+        ("64M", 64, None, True),
+        ("2G", 64, None, False),  # the gap below 4 GiB has less
+        ("2G", 32, None, False),
+        ("64M", 64, "p", False),  # of a port each BAR is its own
+    ],
+)
+def test_bar_without_room_may_be_one_below_4_gib_if_that_has_room(
+    size: str, bits: BarBits, port: str | None, offered: bool
+) -> None:
+    bar = vi.Bar("b", size, bits, required=True, port=port)
+    fixes = _fixes(vi.Guest("own-x86", "5G", pci64="1M", bars=[bar]))
+    assert any(fix == f"--bar b={size}iB,32 has room" for fix in fixes) is offered
+
+
 @pytest.mark.parametrize(
     ("need", "cpu", "machine", "said"),
     [
@@ -376,3 +437,102 @@ def test_ram_of_a_host_where_nothing_is_usable_is_left_from_address_0_on() -> No
         vi.plan(vi.Guest("s390x", "1G"), usable, "split")
     assert {reason.range.start for reason in caught.value.reasons} == {0}
     assert {reason.fits for reason in caught.value.reasons} == {0}
+
+
+# -- what helps, at its limits ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fits", "size"),
+    [(0, None), (4095, None), (4096, "4 KiB"), (0x4_F000, "256 KiB"), (1 << 20, "1 MiB")],
+)
+def test_doorbell_without_room_may_be_the_largest_power_of_two_that_has(
+    fits: int, size: str | None
+) -> None:
+    site = _site(vi.Guest("own-arm", "1G"))
+    misfit = DoorbellMisfit("doorbell d", AddrRange(0, 0xFFFF), (), fits)
+    trials = _trials(vi.Guest("own-arm", "1G"), lambda site, policy: False)
+    fixes = explain(misfit, site, SPLIT, trials.attempt).fixes
+    assert [fix for fix in fixes if "doorbell" in fix] == (
+        [] if size is None else [f"a doorbell of {size} or less"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("machine", "policy", "said"),
+    [
+        ("own-x86", REFUSE, True),
+        ("own-x86", MOVE, True),
+        ("own-x86", SPLIT, False),
+        ("q35", REFUSE, False),  # it cannot split
+    ],
+)
+def test_ram_that_fits_around_the_holes_is_said_where_the_vmm_can_split(
+    machine: str, policy: Policy, said: bool
+) -> None:
+    """2 GiB below 4 GiB, 2 GiB to the hole from 6 to 8 GiB, and from there to 1 TiB."""
+    site = _site(vi.Guest(machine, "2TiB", pci64=0))
+    fixes = explain(_misfit(site, policy), site, policy, attempt).fixes
+    split = f"with --on-hole split, --ram {1020 << 10}MiB fits"
+    assert [fix for fix in fixes if "split" in fix] == [split] * said
+
+
+@pytest.mark.parametrize(
+    ("size", "align", "bits"), [("512G", None, 40), ("1T", None, 41), ("256G", "512G", 40)]
+)
+def test_bar_beyond_the_host_says_how_many_bits_a_device_would_need(
+    size: str, align: str | None, bits: int
+) -> None:
+    usable = _site(vi.Guest("own-x86", "5G"), "0x0 - 0x7fffffffff\n").host
+    bar = vi.Bar("b", size, align=align, required=True)
+    with pytest.raises(vi.PlanError) as caught:
+        vi.plan(vi.Guest("own-x86", "5G", bars=[bar]), usable)
+    (fix,) = [fix for fix in caught.value.fixes if "address bits" in fix]
+    assert f"{bits} address bits" in fix
+
+
+def test_bar_that_has_no_room_though_optional_is_not_said_to_have() -> None:
+    bar = vi.Bar("b", "2G", 32, required=True)
+    assert not any("optional" in fix for fix in _fixes(vi.Guest("own-x86", "5G", bars=[bar])))
+    ranges = "0x0 - 0xbfffffff\n0xfef00000 - 0xffffffffff\n"
+    bar = vi.Bar("b", "256M", 32, required=True)
+    with pytest.raises(vi.PlanError) as caught:
+        vi.plan(vi.Guest("own-x86", "5G", bars=[bar]), _site(vi.Guest("q35", "1G"), ranges).host)
+    assert any("optional" in fix for fix in caught.value.fixes)
+    assert not any("address bits" in fix for fix in caught.value.fixes)
+
+
+def test_area_for_plugged_memory_in_a_hole_is_better_left_out() -> None:
+    """The hole begins where the area would, at 6 GiB; less RAM brings it below."""
+    guest = vi.Guest("q35", "4G", maxmem="8G", pci64=0)
+    site = _site(guest)
+    fixes = explain(_misfit(site, AUTO), site, AUTO, attempt).fixes
+    assert fixes[0] == str(say.MAXMEM_NONE)
+
+
+@pytest.mark.parametrize(("ram", "helps"), [("990G", True), ("991G", False)])
+def test_plugged_memory_that_takes_the_guest_beyond_its_addresses_is_better_left_out(
+    ram: str, helps: bool
+) -> None:
+    """Without it the window of 32 GiB ends at the last address exactly, behind 990 GiB."""
+    guest = vi.Guest("q35", ram, maxmem="992G", cpu="intel", phys_bits=40)
+    site = _site(guest, "0x0 - 0xffffffffffff\n")
+    fixes = explain(_misfit(site, AUTO), site, AUTO, attempt).fixes
+    assert (str(say.MAXMEM_LESS) in fixes) is helps
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        ([], [str(say.ANOTHER_MACHINE)]),
+        ([CauseKind.GUEST_WIDTH], []),  # more bits of the guest are another fix
+        ([CauseKind.KERNEL_GAP], []),  # a hole of a page is not worth giving back
+        ([CauseKind.APERTURE], [str(say.ROOMIER_DEVICE.format(better="more address bits"))]),
+    ],
+)
+def test_another_machine_is_named_only_where_nothing_of_the_host_is_in_the_way(
+    kinds: list[CauseKind], said: list[str]
+) -> None:
+    causes = [Cause(kind, AddrRange(1 << 40, (1 << 40) + 0xFFF), "text") for kind in kinds]
+    misfit = RamLeft("ram", AddrRange(0, 9), causes, GIB)
+    assert list(_more_room(misfit, _site(vi.Guest("q35", "8G")))) == said

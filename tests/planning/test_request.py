@@ -11,7 +11,8 @@ import vmm_iova as vi
 from vmm_iova.host.facts import Group, IommuUnit, RegionKind, ReservedRegion, Source
 from vmm_iova.host.host import Host
 from vmm_iova.host.text import parse_text
-from vmm_iova.ranges import AddrRange
+from vmm_iova.machines.parts import RamWindow
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 
 GIB, TIB = 1 << 30, 1 << 40
 
@@ -99,6 +100,8 @@ class TestNodes:
         ) as caught:
             vi.plan(vi.Guest("own-x86", "2.5G", page_size="1GiB"), amd)
         assert caught.value.hint == "0x80000000 or 0xc0000000 are"
+        with pytest.raises(vi.errors.MisalignedError, match=r"granule 0x1000 \(base page"):
+            vi.plan(vi.Guest("own-x86", 4097, page_size="4KiB"), amd)  # the host itself asks so
 
     def test_alignment_that_keeps_ram_from_its_first_mib_is_refused_with_one_that_works(
         self,
@@ -386,6 +389,15 @@ class TestPreferAndAlign:
             for align in (None, "2MiB", "1GiB")
         ]
         assert len(layout.ram) == min(len(one.ram) for one in by_hand)
+
+    def test_auto_alignment_takes_the_cheaper_of_two(self) -> None:
+        """By whole GiB it would be two pieces; pages of 2 MiB leave one."""
+        anywhere = (RamWindow("ram", vi.AddrRange(0, ADDRESS_LAST)),)
+        machine = vi.Machine("any", "any", "x86_64", anywhere)
+        usable = parse_text("0x0 - 0x9fffffff\n0xc0000000 - 0x1ffffffff\n", "l", "iova_ranges")[0]
+        guest = vi.Guest(machine, "2.5G", align="auto", page_size="2MiB")
+        (piece,) = vi.plan(guest, usable.usable()).ram
+        assert piece.place == vi.AddrRange(0, 0x9FFF_FFFF)
 
     def test_auto_alignment_that_no_choice_satisfies_is_refused(self, laptop: vi.Usable) -> None:
         with pytest.raises(vi.PlanError, match="does not fit"):

@@ -71,6 +71,7 @@ def test_small_guest_is_whole_below_the_gap_and_may_spill_over_it() -> None:
     site = _site(vi.Guest("q35", "2.5G"))
     assert [window.name for window in site.windows] == ["low"]
     assert [window.name for window in site.spill] == ["high"]
+    assert _site(vi.Guest("q35", "8G")).spill == ()
 
 
 def test_required_ram_is_cut_to_what_there_is() -> None:
@@ -81,6 +82,7 @@ def test_required_ram_is_cut_to_what_there_is() -> None:
 class TestEdges:
     def test_place_that_begins_at_the_lowest_address_is_not_pushed(self) -> None:
         assert _site(vi.Guest("q35", "1G")).pushed(0x1_0000_0000, 0x1_0000_0000) is None
+        assert _site(vi.Guest("q35", "1G")).pushed(0x2_0000_0000, 0x2_0000_0000) is None
 
     def test_place_behind_a_hole_is_pushed_by_it(self) -> None:
         cause = _site(vi.Guest("q35", "1G")).pushed(0x2_0000_0000, 0x1_9000_0000)
@@ -125,6 +127,7 @@ class TestWindow:
     def test_window_beyond_the_guests_addresses_has_no_place(self) -> None:
         site = _site(vi.Guest("q35", "8G", phys_bits=34))
         assert site.window_place(0x2_7FFF_FFFF) is None
+        assert not site.window_meets_hole(0x2_7FFF_FFFF)
 
     def test_window_grows_for_its_bars(self) -> None:
         site = _site(vi.Guest("own-x86", "4G", bars=[vi.Bar("gpu", "64G")]))
@@ -138,6 +141,16 @@ class TestWindow:
         usable = vi.load_host("amd-epyc-1tb").usable()
         site = site_of(resolve(vi.Guest("q35", "8G"), usable), usable)
         assert site.window_meets_hole(ram_last) is meets
+
+    def test_window_to_the_top_or_at_a_fixed_place_is_none_that_moves_ram(self) -> None:
+        low, high = "0x0 - 0xfedfffff\n0xfef00000 - 0x4fffffffff\n", "0xf000000000 - 0xffffffffff\n"
+        for machine in ("microvm", "firecracker"):
+            guest = vi.Guest(machine, "8G", phys_bits=40)
+            site = _site(guest, f"{low}0x6000000000 - 0xdfffffffff\n{high}")
+            place = site.window_place(0x2_7FFF_FFFF)
+            assert place is not None
+            assert site.usable.causes_of(place)
+            assert not site.window_meets_hole(0x2_7FFF_FFFF)
 
     def test_guest_without_a_window_has_none(self) -> None:
         site = _site(vi.Guest("q35", "8G", pci64=0))
@@ -194,23 +207,23 @@ def test_window_up_to_the_top_has_no_place_where_nothing_states_the_top() -> Non
 
 
 @pytest.mark.parametrize(
-    ("sizes", "stated", "size"),
+    ("sizes", "stated", "size", "align"),
     [
-        (["32G"], None, 32 * GIB),
-        (["32G", "1M"], None, 33 * GIB),
-        (["64G"], None, 64 * GIB),
-        (["64G"], "40G", 40 * GIB),
-        ([], None, 32 * GIB),
+        (["32G"], None, 32 * GIB, GIB),
+        (["32G", "1M"], None, 33 * GIB, 32 * GIB),
+        (["64G"], None, 64 * GIB, 64 * GIB),
+        (["64G"], "40G", 40 * GIB, GIB),
+        ([], None, 32 * GIB, GIB),
     ],
 )
 def test_window_grows_for_its_bars_unless_its_size_was_stated(
-    sizes: list[str], stated: str | None, size: int
+    sizes: list[str], stated: str | None, size: int, align: int
 ) -> None:
     bars = [vi.Bar(str(n), s) for n, s in enumerate(sizes)] + [vi.Bar("low", "1G", bits=32)]
     site = _site(vi.Guest("own-x86", "4G", bars=bars, pci64=stated), WIDE)
     assert site.pci64 is not None
     assert site.pci64.size == size
-    assert site.pci64.align == (64 * GIB if size == 64 * GIB else max(GIB, site.pci64.align))
+    assert site.pci64.align == align
 
 
 @pytest.mark.parametrize(
@@ -223,6 +236,25 @@ def test_window_that_is_aligned_to_its_size_grows_by_powers_of_two(
     bars = [vi.Bar(str(n), s) for n, s in enumerate(sizes)]
     place = _site(vi.Guest("virt", "8G", bars=bars), WIDE).window_place(9 * GIB)
     assert place == AddrRange.from_size(size * GIB, size * GIB)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "place"),
+    [
+        ("virt", None, (512 * GIB, LIMIT - 1)),
+        ("firecracker", 256 * GIB, (256 * GIB, 512 * GIB - 1)),
+    ],
+)
+def test_window_up_to_the_top_or_at_a_fixed_place_does_not_grow(
+    name: str, size: int | None, place: tuple[int, int]
+) -> None:
+    machine = vi.load_machine(name)
+    assert machine.pci64 is not None
+    window = replace(machine.pci64, size=size, self_aligned=False)
+    own = replace(machine, pci64=window, options=(("pci64", "--window {size}"),))
+    for bars in ([], [vi.Bar("b", "1T")]):
+        site = _site(vi.Guest(own, "8G", phys_bits=40, bars=bars), WIDE)
+        assert site.window_place(9 * GIB) == AddrRange(*place)
 
 
 @pytest.mark.parametrize(("bits", "left"), [(40, 2), (39, 2), (38, 0)])
@@ -305,3 +337,34 @@ def test_window_goes_to_the_first_range_that_holds_it(ranges: str, size: str, st
     (window,) = [item for item in layout.items if item.name == "64-bit PCI window"]
     assert window.place.start == start * GIB
     assert window.iova == window.place
+
+
+@pytest.mark.parametrize(
+    ("guest", "spare"),
+    [
+        # QEMU moves RAM from 1012 GiB on; above RAM is its window of 32 GiB, at a whole GiB.
+        (vi.Guest("q35", "976G", cpu="amd"), 2 * GIB),
+        (vi.Guest("q35", "977G", cpu="amd", maxmem="2T"), GIB),
+        (vi.Guest("q35", "978G", cpu="amd"), 0),
+        (vi.Guest("q35", "979G", cpu="amd"), -GIB),
+        (vi.Guest("q35", (8 << 30) + 5, cpu="amd", pci64=0), 1001 * GIB),
+        (vi.Guest("q35", "977G", cpu="intel"), 0),
+        (vi.Guest("own-x86", "977G", cpu="amd"), 0),
+    ],
+)
+def test_area_for_plugged_memory_may_be_as_large_as_leaves_ram_where_it_is(
+    guest: vi.Guest, spare: int
+) -> None:
+    usable = vi.Host("h").usable(aperture=48, granule=1)
+    site = site_of(resolve(guest, usable), usable)
+    assert site.spare() == spare
+
+
+@pytest.mark.parametrize(("bits", "cpu", "first"), [(63, 64, 63), (63, 63, 63), (64, 64, None)])
+def test_addresses_beyond_the_guests_are_one_cause_where_there_are_any(
+    bits: int, cpu: int, first: int | None
+) -> None:
+    usable = vi.Host("h", cpu_bits=cpu).usable(aperture=64, granule=4096)
+    site = site_of(resolve(vi.Guest("own-x86", "8G", phys_bits=bits), usable), usable)
+    beyond = [cause.range for cause in site.usable.causes if cause.kind is CauseKind.GUEST_WIDTH]
+    assert beyond == ([] if first is None else [AddrRange(1 << first, (1 << 64) - 1)])

@@ -645,3 +645,22 @@ class TestFalseYes:
         with pytest.raises(vi.RequestError, match="is not planned") as caught:
             vi.plan(vi.Guest(machine, "4G"), OPEN)
         assert word in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("size", "bits", "beyond"),
+    [("4G", 33, False), ("4G", 34, False), ("8G", 33, True), ("8G", 34, False)],
+)
+def test_bar_of_firmware_ends_at_the_guests_last_address_at_most(
+    size: str, bits: int, beyond: bool
+) -> None:
+    """SeaBIOS has it at the first multiple of its size from 4 GiB on."""
+    bars = [vi.Bar("b", size, required=True)]
+    guest = vi.Guest("q35", "2G", pci64=0, bars=bars, firmware="seabios-1.16.3", phys_bits=bits)
+    usable = vi.Host("h", arch="x86_64").usable(aperture=40)
+    if beyond:
+        with pytest.raises(vi.PlanError, match=f"beyond guest physical address bits: {bits}"):
+            vi.plan(guest, usable)
+        return
+    (bar,) = [item for item in vi.plan(guest, usable).items if item.name == "b"]
+    assert bar.place.start == bar.place.size == vi.parse_size(size)

@@ -10,6 +10,7 @@ import pytest
 
 import vmm_iova as vi
 from vmm_iova.host.text import parse_text
+from vmm_iova.planning.bars import WantedBar
 from vmm_iova.planning.ram import _in_one, _of_nodes
 from vmm_iova.planning.request import Wanted, WantedNode, bare_usable, resolve
 from vmm_iova.planning.site import Site, site_of
@@ -144,6 +145,8 @@ def test_numbers_of_a_guest_are_those_that_were_asked_for() -> None:
     assert (plain.maxmem, plain.viommu, plain.devices, plain.hotplug) == (0, False, 1, 0)
     assert (plain.pci64_stated, plain.firmware_open) == (True, False)
     assert (wanted("q35").cpu, wanted("q35", AMD).cpu) == ("intel", "amd")
+    (room,) = wanted("own-x86", rooms=[vi.Room("r", 5000)]).rooms
+    assert room == WantedBar("r", 8192, 4096, 64, True)
     assert wanted("virt", pci64="1T").pci64 == replace(
         wanted("virt").pci64,
         size=TIB,
@@ -310,6 +313,7 @@ def test_firmware_finds_amds_hole_reserved_from_40_bits_on(
         ([(0, GIB - 1), (4 * GIB, 6 * GIB - 1)], {"maxmem": "9G"}, (GIB, 6 * GIB, 7 * GIB, 0)),
         ([(0, GIB - 1), (2 * GIB, 3 * GIB - 1)], {"phys_bits": 40}, (3 * GIB, 4 * GIB, 0, 40)),
         ([(4 * GIB, 6 * GIB - 1)], {}, (0, 6 * GIB, 0, 0)),
+        ([(4 * GIB, 4 * GIB)], {"maxmem": "9G"}, (0, 4 * GIB + 1, 6 * GIB, 0)),
     ],
 )
 def test_firmware_finds_ram_below_and_above_4_gib(

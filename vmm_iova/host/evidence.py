@@ -407,10 +407,10 @@ def host_widths(
     if host.cpu_bits is not None:
         widths.append(Width("CPU, physical", host.cpu_bits, host.cpu_source))
     members = {name for group in groups for name in group.devices}
-    masks = [item for item in host.devices if item.name in members and item.dma_mask_bits]
     of_bits: dict[int, list[str]] = {}
-    for device in masks:
-        of_bits.setdefault(device.dma_mask_bits or 0, []).append(device.name)
+    for device in host.devices:
+        if device.name in members and device.dma_mask_bits:
+            of_bits.setdefault(device.dma_mask_bits, []).append(device.name)
     for bits, names in sorted(of_bits.items())[:_MASKS]:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         what = f"DMA mask of the host's driver, {names[0]}{more}"

@@ -291,8 +291,7 @@ class _Judge:
 
     def _outside(self, item: Evidence, gap: AddrRange) -> Cause:
         hull = item.ranges.hull
-        inner = hull is not None and hull.start < gap.start and gap.last < hull.last
-        if not inner:
+        if hull is None or gap not in hull:
             side = "below" if gap.start == 0 and hull is not None else "above"
             edge = hull and (hull.start if side == "below" else hull.last)
             bound = item.bound and side == "above"  # which says itself up to where

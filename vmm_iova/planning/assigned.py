@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from vmm_iova.host.bars import BarKind
 from vmm_iova.host.facts import Device, Note
 from vmm_iova.planning.guest import Bar
-from vmm_iova.ranges import BASE_PAGE
+from vmm_iova.ranges import BASE_PAGE, power_up
 from vmm_iova.record import record
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _bar(device: Device, bar: DeviceBar, size: int, port: str | None) -> Bar:
     file = f"/sys/bus/pci/devices/{device.name}/resource{bar.index}_resize" if bar.sizes else ""
     return Bar(
         f"{device.name} {bar.title}",
-        max(1 << (size - 1).bit_length(), BASE_PAGE),  # firmware gives each a page of its own
+        max(power_up(size), BASE_PAGE),  # firmware gives each a page of its own
         64 if wide else 32,
         emulated=rom,
         port=port if wide else None,

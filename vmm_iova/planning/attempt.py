@@ -120,7 +120,7 @@ def _settings(site: Site, items: Sequence[Item]) -> Iterator[str]:
     """What the VMM has to be told; a CPU model of QEMU has 40 address bits unless it is told."""
     machine, wanted = site.wanted.machine, site.wanted
     # As many as were asked for: firmware goes by them.
-    bits = max(bits_of(items, wanted.phys_bits or 64), wanted.phys_bits or 0)
+    bits = max(bits_of(items, wanted.phys_bits), wanted.phys_bits or _MODEL_BITS)
     if bits > _MODEL_BITS:
         yield machine.option("least_bits", bits=bits) or ""
     if wanted.pci64_stated:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_iova.ranges import AddrRange
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 from vmm_iova.record import record, replace
 
 if TYPE_CHECKING:
@@ -59,6 +59,11 @@ def fit(spans: Sequence[AddrRange], size: int, align: int, downward: bool) -> Ad
 def without(spans: Iterable[AddrRange], taken: AddrRange) -> list[AddrRange]:
     """Return the spans without what was taken; seams between spans stay."""
     return [part for span in spans for part in span.subtract(taken)]
+
+
+def rest_above(spans: Iterable[AddrRange], last: int) -> list[AddrRange]:
+    """Return what of the spans lies above `last`; seams between spans stay."""
+    return [AddrRange(max(span.start, last + 1), span.last) for span in spans if span.last > last]
 
 
 def spread(bar: WantedBar, place: AddrRange) -> Iterator[tuple[WantedBar, AddrRange]]:
@@ -121,6 +126,6 @@ def room_for(bars: Sequence[WantedBar], align: int, start: int = 0) -> int:
     """Return the bytes that the BARs need together from `start`; 0 suits the largest."""
     if not bars:
         return 0
-    packed = Packing(bars, [AddrRange(start, (1 << 64) - 1)], (), False)
+    packed = Packing(bars, [AddrRange(start, ADDRESS_LAST)], (), False)
     last = max((place.last for place in packed.places.values()), default=start)
     return -(-(last + 1 - start) // align) * align

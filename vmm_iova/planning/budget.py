@@ -132,8 +132,8 @@ def budget(
         raise RequestError(f"chunk {size:#x} is less than a page", field="chunk", value=chunk)
     if containers is None:
         containers = layout.devices if layout.viommu else 1
-    for name, value in (("containers", containers), ("entry_limit", limit or 1)):
-        if value < 1:
+    for name, value in (("containers", containers), ("entry_limit", entry_limit)):
+        if value is not None and value < 1:
             raise RequestError(f"{name} {value} is not positive", field=name, value=value)
     every = [*spans, *bars]
     cost = Budget(

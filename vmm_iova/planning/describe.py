@@ -27,7 +27,7 @@ from vmm_iova.planning.misfit import (
 )
 from vmm_iova.planning.site import beyond
 from vmm_iova.planning.windows import NO_TOP
-from vmm_iova.ranges import ADDRESS_LAST, MIB, AddrRange
+from vmm_iova.ranges import ADDRESS_LAST, AddrRange
 from vmm_iova.record import record
 from vmm_iova.units import show_size
 
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from vmm_iova.host.usable import Usable
     from vmm_iova.planning.bars import WantedBar
     from vmm_iova.planning.site import Site
-
-_LEAST_BITS = 36  # fewer address bits make no guest that starts
-_LEAST_BAR = MIB  # smallest size that a resizable BAR can have (PCIe specification, 7.8.6)
 
 
 @record

@@ -10,7 +10,7 @@ from vmm_iova.machines.firmware import BarNeed, Firmware, place, windows
 from vmm_iova.planning.guest import bar_title
 from vmm_iova.planning.layout import Item, ItemKind
 from vmm_iova.planning.misfit import BarMisfit, BarUnreached
-from vmm_iova.ranges import GIB, MIB, AddrRange, RangeSet
+from vmm_iova.ranges import GIB, MIB, AddrRange, RangeSet, power_up
 from vmm_iova.record import replace
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def place_bars(site: Site, ram: Sequence[AddrRange], top: int) -> Iterator[Item 
         # hw/pci-host/q35.c, q35_host_get_pci_hole64_end(): it begins at the lowest BAR
         start = min(place.start for place in above)
         last = max(start + natural.size - 1, *(place.last for place in above))
-        natural = AddrRange(start, -(-(last + 1) // GIB) * GIB - 1)
+        natural = AddrRange(start, AddrRange(start, last).align_outward(GIB).last)
     if natural is not None:
         reached = natural in site.usable.ranges
         if not reached and not above:
@@ -243,7 +243,7 @@ def _below(
     titles = ", ".join(bar_title(bar.name) for bar in every if bar.name in beyond)
     names = f"to have {titles} below 2^{bits}, where peers reach it"
     option = machine.option("phys_bits", bits=bits)
-    starts = site.reach(max(span.last for span in ram)) < 1 << bits
+    starts = site.reach(max(span.last for span in ram)).bit_length() <= bits
     if option is not None and starts and helped(replace(board, bits=bits)):
         yield Note(f"{names}: {option}")
     ovmf = any(firmware.kind == "ovmf" for firmware in site.wanted.firmware)
@@ -259,4 +259,4 @@ def _below(
 def ovmf_megabytes(bars: Sequence[WantedBar]) -> int:
     """Return what opt/ovmf/X-PciMmio64Mb has to say for these BARs: a power of two."""
     size = sum(-(-bar.size // bar.align) * bar.align for bar in bars)
-    return max(1 << (size - 1).bit_length(), 32 * GIB) // MIB
+    return max(power_up(size), 32 * GIB) // MIB

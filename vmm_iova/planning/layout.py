@@ -112,7 +112,7 @@ GUEST_WIDTH = "guest, physical"
 """Among `Layout.widths`: the guest's own address bits, where they are stated."""
 
 
-def bits_of(items: Iterable[Item], stated: int) -> int:
+def bits_of(items: Iterable[Item], stated: int | None) -> int:
     """Guest physical address bits that these need.
 
     Where firmware has put BARs into a window, QEMU tells of its whole size from the lowest of them
@@ -120,15 +120,11 @@ def bits_of(items: Iterable[Item], stated: int) -> int:
 
     Args:
         items: of a layout.
-        stated: the guest's own address bits; 64 where none are stated.
+        stated: the guest's own address bits, or None.
     """
+    ends = ((item.gpa.last.bit_length(), item.kind) for item in items if item.gpa)
     return max(
-        (
-            min(item.gpa.last.bit_length(), stated if item.kind is ItemKind.WINDOW else 64)
-            for item in items
-            if item.gpa
-        ),
-        default=0,
+        min(bits, stated) if stated and kind is ItemKind.WINDOW else bits for bits, kind in ends
     )
 
 
@@ -201,7 +197,7 @@ class Layout:
     def address_bits(self) -> int:
         """Guest physical address bits that the layout needs."""
         stated = (width.bits for width in self.widths if width.what == GUEST_WIDTH)
-        return bits_of(self.items, next(stated, 64))
+        return bits_of(self.items, next(stated, None))
 
     def text(self, *, verbose: bool = False) -> str:
         """Return what `vmm-iova plan` prints of it: verdict, map, cuts, cost, evidence.

@@ -186,12 +186,11 @@ def iomem(layout: Layout) -> str:
         (item.gpa, names.get(item.kind, item.name)) for item in layout.items if item.gpa is not None
     ]
     lines += dict.fromkeys((item.range, "Reserved") for item in layout.host_holes)
-    width = max((len(f"{span.last:x}") for span, _ in lines), default=8)
+    digits = max([8, *(len(f"{span.last:x}") for span, _ in lines)])
     text, open_ = [], list[AddrRange]()
     for span, name in sorted(lines, key=lambda line: (line[0].start, -line[0].last)):
         while open_ and span.start > open_[-1].last:
             open_.pop()
-        digits = max(width, 8)
         text.append(
             f"{'  ' * len(open_)}{span.start:0{digits}x}-{span.last:0{digits}x} : {one_line(name)}"
         )

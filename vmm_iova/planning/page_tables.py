@@ -60,7 +60,7 @@ def page_tables(
     Complexity: O(spans).
     """
     rest = RangeSet(spans)
-    width = max((item.last.bit_length() for item in rest), default=0)
+    width = max([_ROOT_BITS, *(item.last.bit_length() for item in rest)])
     leaves, tables = [], 0
     by_size: dict[int, RangeSet] = {}
     for size in LEAVES:
@@ -74,7 +74,7 @@ def page_tables(
             rest = rest - mapped
             leaves.append((size, mapped.size // size))
     below = RangeSet()  # what is mapped by leaves of this level and the levels below it
-    for shift in range(12, max(width, _ROOT_BITS), _LEVEL_BITS):
+    for shift in range(12, width, _LEVEL_BITS):
         # One table for each block of 512 entries of this level that holds anything.
         below = below | by_size.get(1 << shift, RangeSet())
         tables += sum(_blocks(below, shift + _LEVEL_BITS))
@@ -83,8 +83,8 @@ def page_tables(
 
 def _blocks(covered: RangeSet, shift: int) -> Iterable[int]:
     """Count the blocks of 2^shift bytes that the set touches."""
-    seen = -1
+    uncounted = 0
     for item in covered:
         first, last = item.start >> shift, item.last >> shift
-        yield last - max(first, seen + 1) + 1
-        seen = last
+        yield last + 1 - max(first, uncounted)
+        uncounted = last + 1

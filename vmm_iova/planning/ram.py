@@ -101,11 +101,12 @@ def _by_itself(site: Site) -> PlacedRam:
         raise _left_over(site, over)
     last = pieces[-1].span.last
     window = site.moves(last)
-    base = 0 if window is None or window.move_to is None else window.move_to
-    shift = 0 if window is None or not base else base - window.range.start
-    check_start(site, max(last + shift if last >= base - shift else last, base - 1))
-    if window is None or not base:
+    if window is None or window.move_to is None:  # what is moved has a place to go to
+        check_start(site, last)
         return _unblocked(site, pieces, "as is", (), "it stands there")
+    base = window.move_to
+    shift = base - window.range.start
+    check_start(site, max(last + shift if last >= window.range.start else last, base - 1))
     # Windows are made for a size of RAM, so that they are told apart by their names.
     pieces = [_shifted(p, shift) if p.window.name == window.name else p for p in pieces]
     placed = _unblocked(site, pieces, "move", (), f"{site.wanted.machine.title} moves it there")
@@ -238,15 +239,14 @@ def _items(site: Site, pieces: Sequence[Piece]) -> list[Item]:
     """Pieces of RAM as items, with what cut them: nothing where machine or size did."""
     items: list[Item] = []
     before: AddrRange | None = None
-    for index, piece in enumerate(pieces):
+    for piece, after in zip(pieces, [*pieces[1:], None], strict=True):
         span, window = piece.span, piece.window
         home = site.usable.ranges.range_at(span.start)
         start_cause = last_cause = None
-        if span.start > window.range.start and home != before:
+        if home != before:
             start_cause = site.pushed(span.start, window.range.start)
-        if (piece.left or index + 1 < len(pieces)) and span.last < window.range.last:
-            above = pieces[index + 1].span.start if index + 1 < len(pieces) else None
-            same_home = above is not None and home is not None and above in home
+        if after is not None and span.last < window.range.last:
+            same_home = home is not None and after.span.start in home
             last_cause = None if same_home else site.cause_above(span.last)
         before = home
         items.append(
@@ -293,11 +293,6 @@ def _whole(site: Site, policy: Policy) -> PlacedRam:
                 notes.append(Note(window.movable_note))
         elif in_hole:
             blocked.append(_blocked(site, _ram_of(window.name), hull))
-        elif site.wanted.machine.pci64 is not None and window.move_to is not None:
-            # QEMU moves RAM in this case whatever the host allows, and then fails.
-            place = site.window_place(site.top(hull.last))
-            assert place is not None  # it meets a hole
-            blocked.append(_blocked(site, "the 64-bit PCI window behind RAM", place))
     if blocked:
         raise RamBlocked(blocked, f"on-hole {policy.on_hole.text}")
     return _unblocked(site, pieces, done, notes, f"on-hole {policy.on_hole.text}")
@@ -382,9 +377,9 @@ def _of_nodes(site: Site, span: AddrRange, offset: int) -> Iterator[tuple[AddrRa
 def _in_one(allocator: IovaAllocator, ram: int, align: int) -> int:
     """Allocate all RAM in one piece, so that the largest pages can map it if there is room."""
     for page in HUGE_PAGES:
-        if ram >= page > align:
+        if ram >= page:
             try:
-                return allocator.allocate(ram, align=page)
+                return allocator.allocate(ram, align=max(page, align))
             except NoSpaceError:
                 continue
     return allocator.allocate(ram, align=align)

@@ -52,13 +52,9 @@ def _moved(site: Site, ram: PlacedRam) -> Iterator[Reason]:
     guests.
     """
     wanted, window = site.wanted, site.wanted.machine.ram[-1]
-    if window.move_past is None or window.move_to is None:
-        return
-    if window.move_cpu not in (None, wanted.cpu):
-        return
-    spare = _spare(site)
-    if spare < GIB:
-        return  # RAM itself is too large
+    spare = site.spare()
+    if spare < GIB or window.move_to is None:
+        return  # the VMM moves none, or RAM itself is too large
     limit = f"{window.move_past:#x}"
     if ram.done == "move" and wanted.hotplug:
         slots = wanted.hotplug - (wanted.maxmem - wanted.ram)
@@ -86,17 +82,6 @@ def _moved(site: Site, ram: PlacedRam) -> Iterator[Reason]:
 
 _FAILS = "where NVIDIA's driver on Windows was seen to fail (Code 43)"
 """RHEL-98247."""
-
-
-def _spare(site: Site) -> int:
-    """How large the area for plugged memory may be, for RAM to stay where it is."""
-    window = site.wanted.machine.ram[-1]
-    assert window.move_past is not None
-    pieces, over = site.as_machine()
-    if over:
-        return 0
-    alone = replace(site, wanted=replace(site.wanted, hotplug=0))
-    return window.move_past - 1 - alone.reach(pieces[-1].span.last)
 
 
 # -- BARs behind root ports ------------------------------------------------------------------------

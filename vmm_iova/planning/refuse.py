@@ -16,6 +16,7 @@ from vmm_iova.host.evidence import EvidenceKind
 from vmm_iova.host.facts import RegionKind
 from vmm_iova.host.registers import width_line
 from vmm_iova.host.usable import Cause, CauseKind
+from vmm_iova.planning.bars import fit
 from vmm_iova.planning.describe import Reason, describe, holes_of, limit_of, roomy_windows
 from vmm_iova.planning.firmware_bars import ovmf_megabytes
 from vmm_iova.planning.misfit import (
@@ -84,7 +85,7 @@ def explain(misfit: Misfit, site: Site, policy: Policy, attempt: Attempt) -> Pla
         fixes, widths = _with_widths(fixes, reasons, trials)
         detail = "; ".join(filter(None, (detail, widths))) or None
     if isinstance(misfit, RamLeft) and not fixes:
-        fixes = _next(misfit.fits >> 20, trials)
+        fixes = _next(misfit.fits // MIB, trials)
     if not fixes:
         fixes = [
             say.ANOTHER_OR_DEVICE
@@ -119,55 +120,49 @@ def _fixes_of_blocked(misfit: RamBlocked, reasons: list[Reason], trials: Trials)
         for policy, places in policies.items()
     ]
     fixes += region_fixes([reason.cause for reason in reasons], trials.site.host)
-    most = _most_below(misfit, reasons, trials)
-    if most >= MIB:
-        fixes.append(say.RAM_BELOW.format(ram=_ram(most)))
+    fixes += _below(misfit, reasons, trials)
     if not fixes:
         fixes.append(say.HOLELESS_DEVICE)
     if not policies and trials.policy.on_hole is not HolePolicy.SPLIT:
         fixes = [*_less(trials), *fixes]
-    if trials.policy.on_hole is HolePolicy.AUTO and not most:
-        less = trials.most_ram(trials.site.wanted.ram >> 20)
-        fixes = [*([say.RAM_FITS.format(ram=_ram(less << 20))] if less else []), *fixes]
+    if trials.policy.on_hole is HolePolicy.AUTO:
+        fixes = [*_fitting_ram(trials), *fixes]
     return fixes
 
 
 def _less(trials: Trials) -> Iterator[str]:
     """What fits with `split`."""
     site = trials.site
-    pieces, over = site.around_holes()
-    fits = (site.wanted.ram - over) >> 20 << 20
+    _, over = site.around_holes()
+    fits = (site.wanted.ram - over) // MIB * MIB
     machine = site.wanted.machine
-    if not pieces or not fits or not machine.identity or "split" not in machine.can:
-        return
-    if trials.ram_works(fits, HolePolicy.SPLIT):
-        yield say.SPLIT_FITS.format(mib=fits >> 20)
+    if machine.identity and "split" in machine.can and trials.ram_works(fits, HolePolicy.SPLIT):
+        yield say.SPLIT_FITS.format(mib=fits // MIB)
 
 
-def _most_below(misfit: RamBlocked, reasons: list[Reason], trials: Trials) -> int:
-    """RAM that stays below a single obstacle in the topmost window; else 0."""
+def _below(misfit: RamBlocked, reasons: list[Reason], trials: Trials) -> Iterator[str]:
+    """RAM that stays below a single obstacle in the topmost window."""
     site = trials.site
     refuses = trials.policy.on_hole is HolePolicy.REFUSE
     if not refuses or len(reasons) != 1 or not site.wanted.machine.identity:
-        return 0
+        return
     pieces, _ = site.as_machine()
     spans = [piece.span for piece in pieces if piece.window is pieces[-1].window]
     if misfit.span != AddrRange(spans[0].start, spans[-1].last):
-        return 0
-    most = site.wanted.ram - misfit.span.size + misfit.fits if misfit.fits else 0
-    whole = most >> 20 << 20 or most  # as the fix says it
-    return most if trials.ram_works(whole) else 0
+        return
+    most = site.wanted.ram - misfit.span.size + misfit.fits
+    if misfit.fits and trials.ram_works(most // MIB * MIB):  # as the fix says it
+        yield say.RAM_BELOW.format(ram=_ram(most))
 
 
 def _fixes_of_left(misfit: RamLeft, trials: Trials) -> list[str]:
     """How much fits, or what gives room back."""
     fixes = list(_more_room(misfit, trials.site))
-    if misfit.fits >= MIB:
-        most = trials.most_ram(misfit.fits >> 20)
-        if most:
-            exact = most << 20 == misfit.fits // MIB * MIB
-            ram = _ram(misfit.fits) if exact else f"--ram {most}MiB"
-            fixes.insert(0, say.RAM_FITS.format(ram=ram))
+    most = trials.most_ram(misfit.fits)
+    if most:
+        exact = most == misfit.fits // MIB * MIB
+        ram = _ram(most) if exact else f"--ram {most // MIB}MiB"
+        fixes.insert(0, say.RAM_FITS.format(ram=ram))
     return fixes
 
 
@@ -209,7 +204,7 @@ def _next(fits: int, trials: Trials) -> list[str]:
     """Where less RAM alone is not enough: what is in the way then."""
     if not fits:
         return [say.ANOTHER_OR_DEVICE]
-    less = site_of(trials.with_ram(fits << 20), trials.site.host, trials.site)
+    less = site_of(trials.with_ram(fits * MIB), trials.site.host, trials.site)
     try:
         trials.attempt(less, Policy(trials.policy.on_hole, own=True))
     except Misfit as misfit:
@@ -226,9 +221,9 @@ def _fixes_of_bar(misfit: BarMisfit, reasons: list[Reason], trials: Trials) -> I
     for policy in trials.policies():
         yield say.ON_HOLE_ROOM.format(policy=policy.value)
     if roomy and any(reason.cause.kind is CauseKind.APERTURE for reason in reasons):
-        start = -(-roomy[0].start // bar.align) * bar.align
-        bits = (start + bar.size - 1).bit_length()
-        yield say.BITS_DEVICE.format(bits=bits)
+        place = fit(roomy[:1], bar.size, bar.align, downward=False)
+        assert place is not None  # that is what roomy means
+        yield say.BITS_DEVICE.format(bits=place.last.bit_length())
     below = replace(bar, bits=32)
     if bar.bits == 64 and not bar.behind and trials.works(trials.with_bar(bar, below)):
         yield say.BAR_BELOW_4G.format(name=name, size=_size(bar.size))
@@ -257,9 +252,9 @@ def _smaller_bar(bar: WantedBar, trials: Trials) -> Iterator[str]:
 
 
 def _less_ram(trials: Trials) -> Iterator[str]:
-    most = trials.most_ram(trials.site.wanted.ram >> 20)
+    most = trials.most_ram()
     if most:
-        yield say.RAM_LEAVES.format(size=_size(most << 20))
+        yield say.RAM_LEAVES.format(size=_size(most))
 
 
 def _fixes_of_room(misfit: RoomMisfit, trials: Trials) -> Iterator[str]:
@@ -271,9 +266,9 @@ def _fixes_of_room(misfit: RoomMisfit, trials: Trials) -> Iterator[str]:
 def _other_fixes(misfit: Misfit, trials: Trials) -> Iterator[str]:
     machine = trials.site.wanted.machine
     if isinstance(misfit, RamTooMuch):
-        most = trials.most_ram(misfit.fits >> 20)
+        most = trials.most_ram(misfit.fits)
         if most:
-            yield say.RAM_MOST.format(size=_size(most << 20))
+            yield say.RAM_MOST.format(size=_size(most))
         yield say.ANOTHER_MACHINE
     elif isinstance(misfit, TopUnknown):
         yield _phys_bits("N", _more_bits(machine, "N"))
@@ -307,9 +302,9 @@ def _other_fixes(misfit: Misfit, trials: Trials) -> Iterator[str]:
 
 
 def _fitting_ram(trials: Trials) -> Iterator[str]:
-    most = trials.most_ram(trials.site.wanted.ram >> 20)
+    most = trials.most_ram()
     if most:
-        yield say.RAM_FITS.format(ram=_ram(most << 20))
+        yield say.RAM_FITS.format(ram=_ram(most))
 
 
 def _fixes_of_place(misfit: BarUnreached, trials: Trials) -> Iterator[str]:

@@ -243,7 +243,7 @@ def _ovmf_window(guest: Guest, firmware: Sequence[Firmware]) -> int | None:
     if guest.ovmf_window is None:
         return None
     size = parse_size(guest.ovmf_window, "ovmf_window")
-    if size % MIB or not 0 < size <= 16 * TIB:  # MemDetect.c, PlatformGetFirstNonAddress()
+    if size % MIB or size > 16 * TIB:  # MemDetect.c, PlatformGetFirstNonAddress()
         raise RequestError(
             f"ovmf_window {format_size(size)} is not whole MiB up to 16 TiB",
             field="ovmf_window",

@@ -12,7 +12,7 @@ from vmm_iova.host.usable import Cause, CauseKind, Usable
 from vmm_iova.machines.firmware import Board
 from vmm_iova.planning.bars import room_for
 from vmm_iova.planning.layout import GUEST_WIDTH, Item, ItemKind, OnHole, kept_for
-from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange, MappableRanges, RangeSet
+from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange, MappableRanges, RangeSet, power_up
 from vmm_iova.record import record, replace
 
 if TYPE_CHECKING:
@@ -143,14 +143,11 @@ class Site:
                 if not left:
                     break
                 for span, ragged in room(window, node.align):
-                    start = span.start
-                    if index == at and cursor > start:
-                        start = -(-cursor // node.align) * node.align
+                    start = max(span.start, -(-cursor // node.align) * node.align)
                     if start > span.last:
                         continue
-                    size = min(span.last - start + 1, left)
-                    if size < left <= ragged - start + 1:
-                        size = left  # the end of all RAM may be ragged where no hole is
+                    # The end of all RAM may be ragged where no hole is.
+                    size = left if left <= ragged - start + 1 else span.last - start + 1
                     left -= size
                     pieces.append(Piece(window, node, AddrRange.from_size(start, size), left))
                     at, cursor = index, start + size
@@ -178,6 +175,18 @@ class Site:
         if window.move_past is None or window.move_cpu not in (None, self.wanted.cpu):
             return None
         return window if self.reach(ram_last) >= window.move_past else None
+
+    def spare(self) -> int:
+        """Return how large the area for plugged memory may be for the VMM not to move RAM.
+
+        It is 0 or less where RAM itself is too large, and 0 where the VMM moves none.
+        """
+        window = self.wanted.machine.ram[-1]
+        if window.move_past is None or window.move_cpu not in (None, self.wanted.cpu):
+            return 0
+        pieces, _ = self.as_machine()
+        alone = replace(self, wanted=replace(self.wanted, hotplug=0))
+        return window.move_past - 1 - alone.reach(pieces[-1].span.last)
 
     def reach(self, ram_last: int) -> int:
         """Return the highest address that the VMM gives to anything when RAM ends there.
@@ -253,15 +262,16 @@ class Site:
         Args:
             top: last address of RAM and of the area for hotplugged memory.
         """
-        behind = [item.place.last + 1 for item in self.above(top)]
+        return max([self._foot(top), *(item.place.last + 1 for item in self.above(top))])
+
+    def _foot(self, top: int) -> int:
         window = self.wanted.machine.pci64
-        return max([top + 1, window.floor if window else 0, *behind])
+        return max(top + 1, window.floor) if window else top + 1
 
     def above(self, top: int) -> Iterator[Item]:
         """Yield what the machine has between RAM and the window, in order, also without one."""
-        machine = self.wanted.machine
-        at = max(top + 1, machine.pci64.floor if machine.pci64 else 0)
-        for item in machine.above:
+        at = self._foot(top)
+        for item in self.wanted.machine.above:
             at = -(-at // item.align) * item.align
             if at + item.size - 1 > self.wanted.address_last:
                 return  # as QEMU does: what does not fit is left out
@@ -272,7 +282,7 @@ class Site:
         """Return the 64-bit PCI window as the machine has it; None if it has none, or no room."""
         if self.pci64 is None:
             return None
-        top, floor = self.wanted.address_last, self.floor(ram_top)
+        stop, floor = self.wanted.address_last + 1, self.floor(ram_top)
         window = self.pci64
         if not self.wanted.machine.pci64_placed:
             bars = [bar for bar in self.wanted.bars if bar.bits == 64]
@@ -284,14 +294,14 @@ class Site:
             if not self.wanted.limits:
                 return None  # "all up to the top" has no meaning without a top
             if window.share is not None:
-                start = max(start, top + 1 - (top + 1) // window.share)
-            room = top + 1 - window.top_free - start
+                start = max(start, stop - stop // window.share)
+            room = stop - window.top_free - start
             size = room - room % window.step if window.step else room
             return AddrRange.from_size(start, size) if size > 0 else None
-        if start + window.size - 1 > top:
+        if start + window.size > stop:
             return None
-        last = -(-(start + window.size) // window.last_align) * window.last_align - 1
-        return AddrRange(start, min(last, top))
+        end = -(-(start + window.size) // window.last_align) * window.last_align
+        return AddrRange(start, min(end, stop) - 1)
 
     def window_meets_hole(self, ram_last: int) -> bool:
         """Tell whether the 64-bit PCI window behind RAM would lie over a hole of the host."""
@@ -309,7 +319,7 @@ class Site:
         if window.size is None or window.start is not None or not self.grows or not bars:
             return window
         if window.self_aligned:
-            size = 1 << (max(room_for(bars, 1), window.size) - 1).bit_length()
+            size = power_up(max(room_for(bars, window.align), window.size))
             return replace(window, size=size, align=size)
         start = -(-floor // window.align) * window.align
         needed = room_for(bars, window.align, start)
@@ -411,9 +421,9 @@ def _windows(wanted: Wanted) -> tuple[RamWindow, ...]:
     last = first.range.last
     if whole is not None and wanted.ram < whole:
         last, rest = whole - 1, ()
-    if cap is not None and cap - 1 < last:
+    if cap is not None:
         # hw/i386/pc_q35.c, pc_q35_init(): the smaller of QEMU's own limit and the stated one
-        last = cap - 1
+        last = min(last, cap - 1)
         rest = wanted.machine.ram[1:] if wanted.ram > cap else rest
     range_ = AddrRange(first.range.start, last)
     return (replace(first, range=range_, whole_below=None if rest else whole), *rest)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vmm_iova.planning.misfit import Misfit
 from vmm_iova.planning.request import AddressLimit
 from vmm_iova.planning.site import HolePolicy, Policy, Site, site_of
-from vmm_iova.ranges import HUGE_PAGES
+from vmm_iova.ranges import GIB, HUGE_PAGES, MIB
 from vmm_iova.record import record, replace
 
 if TYPE_CHECKING:
@@ -62,24 +62,30 @@ class Trials:
 
     def ram_works(self, ram: int, on_hole: HolePolicy | None = None) -> bool:
         """Tell whether all can be planned with so much RAM."""
-        pages = max(node.page_size or 1 for node in self.site.wanted.nodes)
-        if not ram or ram % max(pages, self.site.host.granule):
+        granule, nodes = self.site.host.granule, self.site.wanted.nodes
+        if not ram or ram % max([granule, *(node.page_size or granule for node in nodes)]):
             return False
         return self.works(self.with_ram(ram), on_hole)
 
-    def most_ram(self, most: int) -> int:
-        """Return the largest RAM up to `most` MiB that can be planned with all the rest; else 0."""
-        if self.ram_works(most << 20):
+    def most_ram(self, most: int | None = None) -> int:
+        """Return the largest RAM of whole MiB that can be planned with all the rest; 0 for none.
+
+        Args:
+            most: bytes up to which it is looked for; default what is wanted.
+        """
+        most = (self.site.wanted.ram if most is None else most) // MIB * MIB
+        if self.ram_works(most):
             return most
         works, fails = 0, most
-        while fails - works > max(1, min(fails >> 8, 1 << 10)):  # to a part in 256, or a GiB
-            middle = (works + fails) // 2
-            if self.ram_works(middle << 20):
+        while fails - works > max(MIB, min(fails >> 8, GIB)):  # to a part in 256, or a GiB
+            middle = (works + fails) // 2 // MIB * MIB
+            if self.ram_works(middle):
                 works = middle
             else:
                 fails = middle
-        for whole in ((works >> 10) + 1 << 10, works >> 10 << 10):  # GiB read better
-            if 0 < whole < most and self.ram_works(whole << 20):
+        below = works // GIB * GIB
+        for whole in (below + GIB, below):  # GiB read better
+            if whole < most and self.ram_works(whole):
                 return whole
         return works
 
@@ -100,7 +106,7 @@ class Trials:
     def smaller_align(self) -> int | None:
         """Return the largest smaller alignment with which all fits."""
         nodes, granule = self.site.wanted.nodes, self.site.host.granule
-        least = max(granule, *(node.page_size or 1 for node in nodes))
+        least = max([granule, *(node.page_size or granule for node in nodes)])
         largest = max(node.align for node in nodes)
         for align in (*HUGE_PAGES, granule):
             if least <= align < largest and self.works(self.site.wanted.aligned(align)):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmm_iova.errors import RequestError
 from vmm_iova.planning.bars import WantedBar, room_for
-from vmm_iova.ranges import BASE_PAGE, MIB, check_granule
+from vmm_iova.ranges import BASE_PAGE, MIB, check_granule, power_up
 from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _bar(bar: Bar) -> WantedBar:
         raise RequestError(
             f"BAR {bar.name}: bits {bar.bits!r} is neither 32 nor 64", field="bits", value=bar.bits
         )
-    align = 1 << (size - 1).bit_length()
+    align = power_up(size)
     if bar.align is not None:
         align = check_granule(parse_size(bar.align, f"align of BAR {bar.name}"), "align")
     if align < BASE_PAGE or size % BASE_PAGE:  # it is mapped by whole pages

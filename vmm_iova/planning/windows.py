@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_iova.host.facts import Note
-from vmm_iova.planning.bars import Packing, fit, spread, without
+from vmm_iova.planning.bars import Packing, fit, rest_above, spread
 from vmm_iova.planning.firmware_bars import bar_item, place_bars, unreached
 from vmm_iova.planning.guest import bar_title
 from vmm_iova.planning.layout import Item, ItemKind
@@ -21,7 +21,6 @@ from vmm_iova.planning.misfit import (
 from vmm_iova.planning.ram import check_start
 from vmm_iova.planning.site import HolePolicy, Placed
 from vmm_iova.ranges import ADDRESS_LAST, GIB, AddrRange, RangeSet
-from vmm_iova.record import replace
 from vmm_iova.units import format_size, show_size
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def place_windows(site: Site, ram: PlacedRam, policy: Policy) -> Placed:
     items = [part for part in parts if isinstance(part, Item)]
     last = max([ram.last, *(item.place.last for item in items)])
     return Placed(
-        (*items, *_rooms(site, last + 1)),
+        (*items, *_rooms(site, last)),
         tuple(part for part in parts if not isinstance(part, Item)),
     )
 
@@ -78,10 +77,10 @@ def _decides(site: Site) -> bool:
 
 def _check_hidden(site: Site, ram: PlacedRam) -> None:
     """Refuse RAM under a window that lies where it is."""
-    window, last = site.wanted.machine.pci64, site.wanted.address_last
+    window, stop = site.wanted.machine.pci64, site.wanted.address_last + 1
     if window is None or not window.hides_ram or window.share is None or site.pci64 is None:
         return
-    start = last + 1 - (last + 1) // window.share
+    start = stop - stop // window.share
     if site.wanted.limits and ram.last >= start:
         raise RamHidden("RAM", AddrRange(start, ram.last), fits=start)
 
@@ -96,8 +95,8 @@ def _hotplug_area(site: Site, ram: PlacedRam, policy: Policy) -> Iterator[Item |
     splits = "split" in site.wanted.machine.can and policy.on_hole in _SPLITTING
     if splits and not RangeSet([area]) <= free and site.wanted.machine.hotplug is not None:
         align = site.wanted.machine.hotplug.align
-        above = without(free, AddrRange(0, area.start))  # its own range may begin below, with RAM
-        other = fit(above, area.size, align, downward=False)
+        # Its own range may begin below, with RAM.
+        other = fit(rest_above(free, area.start), area.size, align, downward=False)
         if other is not None:
             cause, area = site.pushed(other.start, area.start), other
     if not RangeSet([area]) <= free:
@@ -109,15 +108,8 @@ def _hotplug_area(site: Site, ram: PlacedRam, policy: Policy) -> Iterator[Item |
 
 def _unmoved(site: Site) -> Iterator[Note]:
     """How much memory may be plugged in, for the VMM not to move RAM."""
-    window, area = site.wanted.machine.ram[-1], site.wanted.machine.hotplug
-    if window.move_past is None or area is None:
-        return
-    if window.move_cpu not in (None, site.wanted.cpu):
-        return
-    pieces, _ = site.as_machine()
-    without = replace(site, wanted=replace(site.wanted, hotplug=0))
-    spare = window.move_past - 1 - without.reach(pieces[-1].span.last)
-    if spare >= GIB:
+    area, spare = site.wanted.machine.hotplug, site.spare()
+    if area is not None and spare >= GIB:
         size = format_size(spare // GIB * GIB)
         yield Note(
             f"RAM stays where it is if the area for plugged memory (maxmem less RAM, and "
@@ -175,7 +167,7 @@ def _high(site: Site, top: int, bars: Sequence[WantedBar], policy: Policy) -> It
         return
     yield from _window_notes(site, place)
     lowest = site.floor(top) if natural is None else natural.start
-    cause = site.pushed(place.start, lowest) if place.start > lowest else None
+    cause = site.pushed(place.start, lowest)
     if place.start > lowest and site.wanted.machine.pci64_placed:
         option = site.wanted.machine.option("pci64_start", start=f"{place.start:#x}")
         yield Note(f"the 64-bit PCI window begins at {place.start:#x}: {option}")
@@ -284,17 +276,15 @@ def _scattered(site: Site, top: int, bars: Sequence[WantedBar]) -> tuple[AddrRan
 # -- rooms -----------------------------------------------------------------------------------------
 
 
-def _rooms(site: Site, cursor: int) -> Iterator[Item]:
-    """Keep room above everything, upward in the order given."""
-    free = list(site.usable.ranges)
-    if cursor:
-        free = without(free, AddrRange(0, cursor - 1))
+def _rooms(site: Site, last: int) -> Iterator[Item]:
+    """Keep room above everything, which ends at `last`, upward in the order given."""
+    free = rest_above(site.usable.ranges, last)
     for room in site.wanted.rooms:
         place = fit(free, room.size, room.align, False)
         if place is None:
-            raise _no_room(site, room, cursor, free)
-        free = without(free, AddrRange(0, place.last))
-        below = site.pushed(place.start, cursor) if place.start > cursor else None
+            raise _no_room(site, room, last + 1, free)
+        free = rest_above(free, place.last)
+        below = site.pushed(place.start, last + 1)
         yield Item(ItemKind.ROOM, room.name, place, place, below, required=True)
 
 
