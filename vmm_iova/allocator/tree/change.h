@@ -28,43 +28,21 @@ static void plane_build(iova_tree *t, iova_inner *n, int level, int k)
 		plane->top[g] = max8(plane->at + 8 * g);
 }
 
-static size_t gaps_count(const iova_gaps *g, int level)
-{
-	size_t number = 1;
-
-	for (uint64_t i = 0; level > 1 && i < g->count; i++)
-		number += gaps_count(g->child[i], level - 1);
-	return level ? number : 0;
-}
-
-static void gaps_build(iova_tree *t, iova_gaps *g, int level, int k)
-{
-	if (!level)
-		return;
-	if (!g->more) {
-		g->more = pool_take(&t->blocks);
-		memset(g->more, 0, IOVA_MORE * sizeof *g->more);
-	}
-	g->more[k] = pool_take(&t->blocks);
-	for (uint64_t i = 0; i < g->count; i++) {
-		gaps_build(t, g->child[i], level - 1, k);
-		g->more[k]->at[i] = gaps_number(t, level - 1, g->child[i], k);
-	}
-}
-
 IOVA_RARE int tree_class(iova_tree *t, int shift)
 {
 	size_t nodes = inner_number(t->root, t->height);
 	int k = t->classes;
 
 	if (t->sizes)
-		nodes += gaps_count(t->sizes->root, t->sizes->height);
+		nodes += gaps_count(t->sizes->all.root, t->sizes->all.height);
 	if (!pool_reserve(t, &t->blocks, 2 * nodes))
 		return 0;
 	t->mask[k] = ((uint64_t)1 << shift) - 1;
 	plane_build(t, t->root, t->height, k);
-	if (t->sizes)
-		gaps_build(t, t->sizes->root, t->sizes->height, k);
+	if (t->sizes) {
+		gaps_build(t, &t->sizes->all, t->sizes->all.root, t->sizes->all.height, k);
+		t->sizes->all.classes++;
+	}
 	t->class_of[shift] = (uint8_t)k;
 	t->classes++;
 	return 1;

@@ -81,7 +81,8 @@ static const char *check_inner(const iova_tree *t, const iova_inner *n, int leve
 	return NULL;
 }
 
-static const char *check_gaps(const iova_tree *t, const iova_gaps *g, int level, uint64_t *keys)
+static const char *check_gaps(const iova_tree *t, const iova_zone *z, const iova_gaps *g, int level,
+			      uint64_t *keys)
 {
 	MUST(g->count <= SIZES_LANES && (g->count || !level), "a node of gaps has 1 to 32 keys");
 	for (uint64_t i = 0; i < SIZES_LANES; i++) {
@@ -97,17 +98,60 @@ static const char *check_gaps(const iova_tree *t, const iova_gaps *g, int level,
 			++*keys;
 			continue;
 		}
-		for (int k = 1; k < t->classes; k++)
-			MUST(g->more[k]->at[i] == gaps_number(t, level - 1, g->child[i], k),
-			     "a plane of gaps tells the most that can be had below");
+		for (int k = !z->masked; k < z->classes; k++)
+			MUST(g->more[k]->at[i] == gaps_number(t, z, level - 1, g->child[i], k),
+			     "a plane of gaps tells the most that can be had below, or the slots");
 		{
-			const char *wrong = check_gaps(t, g->child[i], level - 1, keys);
+			const char *wrong = check_gaps(t, z, g->child[i], level - 1, keys);
 
 			if (wrong)
 				return wrong;
 		}
 	}
 	return NULL;
+}
+
+/* Check a zone, which has the gaps that start in [low, last], and those that were made of its slots. */
+static const char *check_zone(const iova_tree *t, const iova_zone *z, uint64_t low, uint64_t last)
+{
+	const char *wrong;
+	uint64_t keys = 0, gaps = 0;
+	iova_path p;
+	int more = 1;
+
+	wrong = check_gaps(t, z, z->root, z->height, &keys);
+	if (wrong)
+		return wrong;
+	memset(&p, 0, sizeof p);
+	for (path_down(t, &p, low); more; more = path_step(t, &p, 1)) {
+		for (uint32_t i = 0; i < p.leaf->count; i++) {
+			uint64_t size = leaf_gap(p.leaf, i), start = leaf_stop(p.leaf, i);
+			uint64_t same_size = size, same_start = start;
+			iova_gaps_path found;
+
+			if (!size || start < low || start > last)
+				continue;
+			gaps++;
+			MUST(zone_holds(z, start), "a zone has room for its gaps");
+			MUST(zone_next(t, z, &found, 0, 1, ~(uint64_t)0, &same_size,
+				       &same_start) >= 0 &&
+				     same_size == size && same_start == start,
+			     "every gap is in the order by size");
+		}
+		if (leaf_start(p.leaf, 0) > last)
+			break;
+	}
+	MUST(gaps == keys && keys == z->count, "the order by size has no gap that is gone");
+	for (uint64_t i = 0; i < 64 && !wrong; i++) {
+		uint64_t first = z->low + (i << z->shift);
+		uint64_t end = first + (((uint64_t)1 << z->shift) - 1);
+
+		if (z->slot[i]) {
+			MUST(z->masked && z->slot[i]->shift < z->shift, "a slot's zone is smaller");
+			wrong = check_zone(t, z->slot[i], first, end < last ? end : last);
+		}
+	}
+	return wrong;
 }
 
 static const char *check_pool(const iova_pool *p)
@@ -124,8 +168,6 @@ static const char *check_pool(const iova_pool *p)
 const char *iova_check(const iova_tree *t)
 {
 	const char *wrong = check_inner(t, t->root, t->height, t->top, 1);
-	uint64_t keys = 0, gaps = 0;
-	iova_path p;
 
 	if (!wrong)
 		wrong = check_pool(&t->blocks);
@@ -133,24 +175,5 @@ const char *iova_check(const iova_tree *t)
 		wrong = check_pool(&t->inners);
 	if (wrong || !t->sizes)
 		return wrong;
-	wrong = check_gaps(t, t->sizes->root, t->sizes->height, &keys);
-	if (wrong)
-		return wrong;
-	memset(&p, 0, sizeof p);
-	path_down(t, &p, 0);
-	do {
-		for (uint32_t i = 0; i < p.leaf->count; i++) {
-			uint64_t size = leaf_gap(p.leaf, i), start = leaf_stop(p.leaf, i);
-			uint64_t same_size = size, same_start = start;
-
-			if (!size)
-				continue;
-			gaps++;
-			MUST(sizes_next(t, 0, 1, &same_size, &same_start) && same_size == size &&
-				     same_start == start,
-			     "every gap is in the order by size");
-		}
-	} while (path_step(t, &p, 1));
-	MUST(gaps == keys, "the order by size has no gap that is gone");
-	return NULL;
+	return check_zone(t, &t->sizes->all, 0, ~(uint64_t)0);
 }

@@ -108,8 +108,10 @@ struct iova_tree {
 #include "inner.h"
 #include "shape.h"
 #include "sizes.h"
+#include "zones.h"
 #include "change.h"
 #include "search.h"
+#include "best.h"
 
 /* --- what the engine calls --- */
 
