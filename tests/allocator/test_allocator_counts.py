@@ -27,6 +27,7 @@ def test_counts_of_a_pair_are_those_recorded(program, live):
 
     assert found.layout == tree_counts.START[live].layout
     assert found.instructions == pytest.approx(recorded.instructions, rel=tree_counts.MARGIN)
+    assert found.bytes <= recorded.bytes + 0.1
     # Branches whose addresses meet share a place in callgrind's predictor: 0.03 comes and goes.
     assert found.mispredictions <= recorded.mispredictions * (1 + tree_counts.MARGIN) + 0.05
 

@@ -55,7 +55,7 @@ static int best_in_turns(const iova_tree *t, iova_best *b, uint64_t need, int k,
 	iova_path p;
 	uint32_t i;
 
-	while (sizes_next(t, k, need, &size, &start)) {
+	while (sizes_next(t, mask ? k : 0, need, &size, &start)) {
 		if (b->found &&
 		    (size > b->gap.size || (size == b->gap.size && start >= b->gap.start)))
 			return 1;
@@ -84,11 +84,11 @@ static int best_in_turns(const iova_tree *t, iova_best *b, uint64_t need, int k,
 	return 1;
 }
 
-static void best_of_zone(iova_tree *t, iova_best *b, iova_zone *z, uint64_t need, uint64_t low,
-			 uint64_t last);
+static void best_of_zone(iova_tree *t, iova_best *b, iova_zone *z, uint64_t need, int k,
+			 uint64_t low, uint64_t last);
 
 /* The best of the gaps that start in [low, last], which is a part of slot i of a zone. */
-static void best_of_slot(iova_tree *t, iova_best *b, iova_zone *z, uint32_t i, uint64_t need,
+static void best_of_slot(iova_tree *t, iova_best *b, iova_zone *z, uint32_t i, uint64_t need, int k,
 			 uint64_t low, uint64_t last)
 {
 	iova_zone *part = z->slot[i];
@@ -97,7 +97,7 @@ static void best_of_slot(iova_tree *t, iova_best *b, iova_zone *z, uint32_t i, u
 	uint32_t entry;
 
 	for (int looked = 0; !part; looked++) {
-		if (from > last || !choose_first(t, &p, &entry, need, 0, from, ~(uint64_t)0, &place))
+		if (from > last || !choose_first(t, &p, &entry, need, k, from, ~(uint64_t)0, &place))
 			return;
 		from = leaf_next(p.leaf, entry);
 		place = leaf_stop(p.leaf, entry);
@@ -114,12 +114,12 @@ static void best_of_slot(iova_tree *t, iova_best *b, iova_zone *z, uint32_t i, u
 	if (last >= low && !zone_holds(part, last))
 		last = part->low + ((uint64_t)64 << part->shift) - 1;
 	if (last >= low)
-		best_of_zone(t, b, part, need, low, last);
+		best_of_zone(t, b, part, need, k, low, last);
 }
 
 /* The best of the gaps of a zone that start in [low, last], which the zone has. */
-static void best_of_zone(iova_tree *t, iova_best *b, iova_zone *z, uint64_t need, uint64_t low,
-			 uint64_t last)
+static void best_of_zone(iova_tree *t, iova_best *b, iova_zone *z, uint64_t need, int k,
+			 uint64_t low, uint64_t last)
 {
 	uint64_t rest = ((uint64_t)1 << z->shift) - 1, size = need, start = 0;
 	uint32_t i = (uint32_t)((low - z->low) >> z->shift);
@@ -134,17 +134,19 @@ static void best_of_zone(iova_tree *t, iova_best *b, iova_zone *z, uint64_t need
 		best_take(b, start, size, start);
 	if (i == j) {
 		if (!slots)
-			best_of_slot(t, b, z, i, need, low, last);
+			best_of_slot(t, b, z, i, need, k, low, last);
 		return;
 	}
 	if (cut_low)
-		best_of_slot(t, b, z, i, need, low, z->low + ((uint64_t)(i + 1) << z->shift) - 1);
+		best_of_slot(t, b, z, i, need, k, low,
+			     z->low + ((uint64_t)(i + 1) << z->shift) - 1);
 	if (cut_last)
-		best_of_slot(t, b, z, j, need, z->low + ((uint64_t)j << z->shift), last);
+		best_of_slot(t, b, z, j, need, k, z->low + ((uint64_t)j << z->shift), last);
 }
 
 /* The best of the gaps that lie in the window whole. */
-static void best_whole(iova_tree *t, iova_best *b, uint64_t need, uint64_t low, uint64_t high)
+static void best_whole(iova_tree *t, iova_best *b, uint64_t need, int k, uint64_t low,
+		       uint64_t high)
 {
 	iova_path p;
 	uint32_t i;
@@ -157,7 +159,7 @@ static void best_whole(iova_tree *t, iova_best *b, uint64_t need, uint64_t low, 
 			return;
 		high = leaf_stop(p.leaf, i) - 1;
 	}
-	best_of_zone(t, b, &t->sizes->all, need, low, high);
+	best_of_zone(t, b, &t->sizes->all, need, k, low, high);
 }
 
 /* Begin to keep the slots of all gaps. */
@@ -179,16 +181,16 @@ static int choose_best(iova_tree *t, iova_path *p, uint32_t *entry, uint64_t nee
 	iova_best b = { { 0, 0 }, 0, 0 };
 
 	if (low == 0 && high == t->top - 1) {
-		if (!sizes_next(t, k, need, &size, &start))
+		if (!sizes_next(t, mask ? k : 0, need, &size, &start))
 			return 0;
 		best_take(&b, start, size, (start + mask) & ~mask);
 	} else {
-		uint64_t turns = k ? ~(uint64_t)0 : ZONE_MANY;
+		uint64_t turns = mask ? ~(uint64_t)0 : ZONE_MANY;
 
 		best_of_edges(t, &b, need, mask, low, high);
 		if (!best_in_turns(t, &b, need, k, low, high, turns)) {
 			if (t->sizes->all.masked || zones_begin(t))
-				best_whole(t, &b, need, low, high);
+				best_whole(t, &b, need, k, low, high);
 			else
 				best_in_turns(t, &b, need, k, low, high, ~(uint64_t)0);
 		}

@@ -48,25 +48,26 @@ static const char *check_inner(const iova_tree *t, const iova_inner *n, int leve
 	MUST(n->count >= 1 && n->count <= IOVA_LANES && (level == 1 || !is_root || n->count > 1),
 	     "an inner node has 1 to 64 children, the root at least 2");
 	for (uint32_t i = 0; i < IOVA_LANES; i++) {
-		uint64_t next = i + 1 < n->count ? n->key.at[i + 1] : above, key;
+		uint64_t next = i + 1 < n->count ? (uint64_t)key_of((uint64_t)n->key.at[i + 1]) : above;
+		int64_t key;
 		const char *wrong;
 
 		if (i >= n->count) {
-			MUST(n->key.at[i] == ~(uint64_t)0, "unused keys are the highest");
+			MUST(n->key.at[i] == key_of(~(uint64_t)0), "unused keys are the highest");
 			for (int k = 0; k < t->classes; k++)
-				MUST(plane_of(n, k)->at[i] == 0, "unused numbers are 0");
+				MUST(inner_number(n, k, i) == 0, "unused numbers are 0");
 			continue;
 		}
 		wrong = level == 1 ? check_leaf(n->child[i], next)
 				   : check_inner(t, n->child[i], level - 1, next, 0);
 		if (wrong)
 			return wrong;
-		key = level == 1 ? ((iova_leaf *)n->child[i])->base
+		key = level == 1 ? key_of(((iova_leaf *)n->child[i])->base)
 				 : ((iova_inner *)n->child[i])->key.at[0];
 		MUST(n->key.at[i] == key, "a key is where the first entry below starts");
 		MUST(i == 0 || n->key.at[i - 1] < key, "keys are ascending");
 		for (int k = 0; k < t->classes; k++)
-			MUST(plane_of(n, k)->at[i] == child_number(t, level, n->child[i], k),
+			MUST(inner_number(n, k, i) == child_number(t, level, n->child[i], k),
 			     "a plane tells the most that can be had below");
 		MUST(!t->sums || n->more[IOVA_SUM]->at[i] ==
 					 child_number(t, level, n->child[i], IOVA_SUM),
@@ -74,8 +75,10 @@ static const char *check_inner(const iova_tree *t, const iova_inner *n, int leve
 	}
 	for (int g = 0; g < 8; g++) {
 		MUST(n->key.top[g] == n->key.at[8 * g], "the short list of keys is up to date");
-		for (int k = 0; k < t->classes; k++)
-			MUST(plane_of(n, k)->top[g] == max8(plane_of(n, k)->at + 8 * g),
+		MUST(n->max.top[g] == near_max8(n->max.at + 8 * g),
+		     "the short list of the largest gaps is up to date");
+		for (int k = 1; k < t->classes; k++)
+			MUST(n->more[k]->top[g] == max8(n->more[k]->at + 8 * g),
 			     "the short list of a plane is up to date");
 	}
 	return NULL;

@@ -144,6 +144,7 @@ IOVA_RARE int sizes_build(iova_tree *t)
 	t->sizes = calloc(1, sizeof *t->sizes);
 	if (!t->sizes)
 		return 0;
+	t->upkeep = 1;
 	t->sizes->inners.size = (sizeof(iova_gaps) + 63) / 64 * 64;
 	t->sizes->found_at = -1;
 	z = &t->sizes->all;
