@@ -6,6 +6,7 @@
  *
  *   tree_counts N PAIRS [STRETCHES]    prints a sum of the layout, and ns a pair if timed
  *   tree_counts window N PAIRS         best fit in a window, at its worst
+ *   tree_counts aligned N PAIRS        the same at an alignment of two units
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -74,15 +75,15 @@ static int by_number(const void *a, const void *b)
 }
 
 static __attribute__((noinline)) uint64_t measured_window(iova_tree *t, const uint64_t (*windows)[2],
-							  size_t pairs)
+							  size_t pairs, int shift)
 {
 	uint64_t sum = 0;
 
 	for (size_t i = 0; i < pairs; i++) {
 		uint64_t place, len = 0;
 
-		if (iova_now->allocate(t, 1, 0, IOVA_BEST, windows[i][0], windows[i][1], &place) !=
-			    IOVA_OK ||
+		if (iova_now->allocate(t, 1, shift, IOVA_BEST, windows[i][0], windows[i][1],
+				       &place) != IOVA_OK ||
 		    iova_now->release(t, place, &len) != IOVA_OK)
 			abort();
 		sum = (sum ^ place) * 0x100000001b3;
@@ -93,7 +94,7 @@ static __attribute__((noinline)) uint64_t measured_window(iova_tree *t, const ui
 /* N gaps of as many sizes, all of which fit. Those in the middle third are larger than the others: so
  * a window there leaves two thirds out that fit better, and has a third that fit.
  */
-static int window(size_t gaps, size_t pairs)
+static int window(size_t gaps, size_t pairs, int shift)
 {
 	const iova_entry bounds[] = { { 0, 16, 1 } };
 	iova_tree *t = iova_tree_new(bounds, 1, TOP, 0);
@@ -119,13 +120,13 @@ static int window(size_t gaps, size_t pairs)
 		windows[i][0] = from + draw() % tenth;
 		windows[i][1] = to - draw() % tenth;
 		/* What is made when it is first needed is made before. */
-		if (iova_now->allocate(t, 1, 0, IOVA_BEST, windows[i][0], windows[i][1], &place) !=
-		    IOVA_OK)
+		if (iova_now->allocate(t, 1, shift, IOVA_BEST, windows[i][0], windows[i][1],
+				       &place) != IOVA_OK)
 			abort();
 		iova_now->release(t, place, &(uint64_t){ 0 });
 	}
 	printf("layout %016llx bytes %.1f\n",
-	       (unsigned long long)measured_window(t, (const uint64_t(*)[2])windows, pairs),
+	       (unsigned long long)measured_window(t, (const uint64_t(*)[2])windows, pairs, shift),
 	       (double)iova_bytes(t) / (double)gaps);
 	return 0;
 }
@@ -133,7 +134,9 @@ static int window(size_t gaps, size_t pairs)
 int main(int argc, char **argv)
 {
 	if (argc == 4 && !strcmp(argv[1], "window"))
-		return window(strtoul(argv[2], NULL, 0), strtoul(argv[3], NULL, 0));
+		return window(strtoul(argv[2], NULL, 0), strtoul(argv[3], NULL, 0), 0);
+	if (argc == 4 && !strcmp(argv[1], "aligned"))
+		return window(strtoul(argv[2], NULL, 0), strtoul(argv[3], NULL, 0), 1);
 
 	size_t live = strtoul(argc > 1 ? argv[1] : "1000", NULL, 0);
 	size_t pairs = strtoul(argc > 2 ? argv[2] : "20000", NULL, 0);

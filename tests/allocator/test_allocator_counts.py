@@ -33,8 +33,11 @@ def test_counts_of_a_pair_are_those_recorded(program, live):
 
 
 @pytest.mark.slow
-def test_best_fit_in_a_window_at_its_worst_grows_as_a_logarithm(program):
+@pytest.mark.parametrize("workload", ["window", "aligned"])
+def test_best_fit_in_a_window_at_its_worst_grows_as_a_logarithm(program, workload):
     # Of any compiler. Two thirds of the gaps fit better and lie outside, a third fits.
-    few, many = (tree_counts.count_window(program, gaps).instructions for gaps in (1000, 100_000))
+    few, many = (
+        tree_counts.count_window(program, gaps, workload).instructions for gaps in (1000, 100_000)
+    )
 
     assert many < few * tree_counts.WINDOW_GROWTH

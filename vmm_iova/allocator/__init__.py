@@ -213,9 +213,7 @@ class IovaAllocator(Contract):
 
         Complexity: O(log n) in the fast engine, and O(n) once for each alignment and for "best"
             when they are first asked for, and for the parts of the space where the edges of
-            windows of "best" lie. "best" with both a window and an alignment is O(k log n), where
-            k is the lesser of how many spans of the window fit and how many sizes fit better that
-            no span of the window has. In the pure engine "first" and "last" may look at every span
+            windows of "best" lie. In the pure engine "first" and "last" may look at every span
             that is at least as large as the request and below the next power of two, and "best" at
             every large enough span that the alignment or the window rejects.
         Synchronization: internally locked; one call is atomic.

@@ -104,15 +104,15 @@ static void best_of_slot(iova_tree *t, iova_best *b, iova_zone *z, uint32_t i, u
 		if (place > last)
 			return;
 		if (place >= low)
-			best_take(b, place, from - place, place);
+			best_take(b, place, from - place, (place + t->mask[k]) & ~t->mask[k]);
 		if (from == 0)
 			return;
 		if (looked == ZONE_MANY)
 			part = zone_make(t, z, i);
 	}
+	/* The slot has no gaps outside of its zone. */
 	low = low > part->low ? low : part->low;
-	if (last >= low && !zone_holds(part, last))
-		last = part->low + ((uint64_t)64 << part->shift) - 1;
+	last = last < part->last ? last : part->last;
 	if (last >= low)
 		best_of_zone(t, b, part, need, k, low, last);
 }
@@ -121,27 +121,38 @@ static void best_of_slot(iova_tree *t, iova_best *b, iova_zone *z, uint32_t i, u
 static void best_of_zone(iova_tree *t, iova_best *b, iova_zone *z, uint64_t need, int k,
 			 uint64_t low, uint64_t last)
 {
-	uint64_t rest = ((uint64_t)1 << z->shift) - 1, size = need, start = 0;
+	uint64_t size = need, start = 0, mask = t->mask[k];
 	uint32_t i = (uint32_t)((low - z->low) >> z->shift);
 	uint32_t j = (uint32_t)((last - z->low) >> z->shift);
 	/* Slots that lie in it wholly, from i + cut_low on and up to j - cut_last. */
-	uint32_t cut_low = ((low - z->low) & rest) != 0, cut_last = ((last - z->low) & rest) != rest;
+	uint32_t cut_low = low != slot_low(z, i), cut_last = last != slot_last(z, j);
 	uint64_t slots = ~(uint64_t)0 << i & ~(uint64_t)0 >> (63 - j);
 	iova_gaps_path p;
 
 	slots &= ~((uint64_t)cut_low << i) & ~((uint64_t)cut_last << j);
-	if (slots && zone_next(t, z, &p, 0, need, slots, &size, &start) >= 0)
-		best_take(b, start, size, start);
+	if (!mask) {
+		if (slots && zone_next(t, z, &p, 0, need, slots, &size, &start) >= 0)
+			best_take(b, start, size, start);
+	} else if (!(zone_slots(t, z) & ~slots)) {
+		if (zone_next(t, z, &p, k, need, ~(uint64_t)0, &size, &start) >= 0)
+			best_take(b, start, size, (start + mask) & ~mask);
+	} else {
+		/* No node tells of slot and alignment together: each slot by itself. */
+		for (uint64_t rest = slots & zone_slots(t, z); rest; rest &= rest - 1) {
+			uint32_t s = (uint32_t)__builtin_ctzll(rest);
+
+			best_of_slot(t, b, z, s, need, k, slot_low(z, s), slot_last(z, s));
+		}
+	}
 	if (i == j) {
 		if (!slots)
 			best_of_slot(t, b, z, i, need, k, low, last);
 		return;
 	}
 	if (cut_low)
-		best_of_slot(t, b, z, i, need, k, low,
-			     z->low + ((uint64_t)(i + 1) << z->shift) - 1);
+		best_of_slot(t, b, z, i, need, k, low, slot_last(z, i));
 	if (cut_last)
-		best_of_slot(t, b, z, j, need, k, z->low + ((uint64_t)j << z->shift), last);
+		best_of_slot(t, b, z, j, need, k, slot_low(z, j), last);
 }
 
 /* The best of the gaps that lie in the window whole. */
@@ -185,10 +196,8 @@ static int choose_best(iova_tree *t, iova_path *p, uint32_t *entry, uint64_t nee
 			return 0;
 		best_take(&b, start, size, (start + mask) & ~mask);
 	} else {
-		uint64_t turns = mask ? ~(uint64_t)0 : ZONE_MANY;
-
 		best_of_edges(t, &b, need, mask, low, high);
-		if (!best_in_turns(t, &b, need, k, low, high, turns)) {
+		if (!best_in_turns(t, &b, need, k, low, high, ZONE_MANY)) {
 			if (t->sizes->all.masked || zones_begin(t))
 				best_whole(t, &b, need, k, low, high);
 			else

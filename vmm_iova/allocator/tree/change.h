@@ -42,6 +42,7 @@ IOVA_RARE int tree_class(iova_tree *t, int shift)
 	t->mask[k] = ((uint64_t)1 << shift) - 1;
 	plane_build(t, t->root, t->height, k);
 	if (t->sizes) {
+		zones_free(t); /* what is made again has the plane */
 		gaps_build(t, &t->sizes->all, t->sizes->all.root, t->sizes->all.height, k);
 		t->sizes->all.classes++;
 	}

@@ -145,13 +145,10 @@ static const char *check_zone(const iova_tree *t, const iova_zone *z, uint64_t l
 			break;
 	}
 	MUST(gaps == keys && keys == z->count, "the order by size has no gap that is gone");
-	for (uint64_t i = 0; i < 64 && !wrong; i++) {
-		uint64_t first = z->low + (i << z->shift);
-		uint64_t end = first + (((uint64_t)1 << z->shift) - 1);
-
+	for (uint32_t i = 0; i < 64 && !wrong; i++) {
 		if (z->slot[i]) {
 			MUST(z->masked && z->slot[i]->shift < z->shift, "a slot's zone is smaller");
-			wrong = check_zone(t, z->slot[i], first, end < last ? end : last);
+			wrong = check_zone(t, z->slot[i], slot_low(z, i), slot_last(z, i));
 		}
 	}
 	return wrong;

@@ -25,10 +25,10 @@ typedef struct {
 typedef struct iova_zone {
 	iova_gaps *root;
 	int height; /* levels of inner nodes, 0 or more */
-	int classes; /* planes of alignments: all of them in the zone of all, else 1, which is none */
+	int classes; /* planes of classes, as in the tree */
 	int masked; /* the plane of slots exists */
 	int shift; /* a slot is 1 << shift units */
-	uint64_t low; /* where the first slot begins */
+	uint64_t low, last; /* where the first slot begins, and where its part ends */
 	uint64_t count;
 	struct iova_zone *slot[64]; /* the zones that were made of slots */
 } iova_zone;

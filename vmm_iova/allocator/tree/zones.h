@@ -8,7 +8,8 @@
  * in slots that lie wholly in a window is one way down. An edge of the window lies in one slot more,
  * of which the same is asked: it is a zone of its own if so many gaps are in it that to look at them
  * one by one would take longer. A slot has a 64th of its zone at most, so that there are 9 zones at
- * most on the way to an edge with pages of 4 KiB, and 11 with bytes.
+ * most on the way to an edge with pages of 4 KiB, and 11 with bytes. With an alignment no node can
+ * tell of both: so each slot is asked by itself.
  *
  * Zones are made where an edge of a window needs them, in one pass over the gaps of the slot, and then
  * kept. Nothing depends on them: when there is no memory for one, all are given back.
@@ -20,10 +21,29 @@ enum {
 
 _Static_assert(sizeof(iova_zone) <= sizeof(iova_leaf), "a zone lies in a block");
 
-/* Whether a zone made of a slot has the place. The zone of all has every place. */
+/* Whether gaps that start here are in the zone. */
 IOVA_INLINE int zone_holds(const iova_zone *z, uint64_t start)
 {
-	return start >= z->low && (start - z->low) >> z->shift < 64;
+	return start >= z->low && start <= z->last;
+}
+
+/* Where slot i begins, and where it ends. */
+IOVA_INLINE uint64_t slot_low(const iova_zone *z, uint32_t i)
+{
+	return z->low + ((uint64_t)i << z->shift);
+}
+
+IOVA_INLINE uint64_t slot_last(const iova_zone *z, uint32_t i)
+{
+	uint64_t low = slot_low(z, i), inside = ((uint64_t)1 << z->shift) - 1;
+
+	return z->last - low < inside ? z->last : low + inside;
+}
+
+/* The slots that have gaps. */
+static uint64_t zone_slots(const iova_tree *t, const iova_zone *z)
+{
+	return gaps_number(t, z, z->height, z->root, 0);
 }
 
 static void zone_free(iova_tree *t, iova_zone *z)
@@ -48,7 +68,8 @@ static int zone_try(iova_tree *t, iova_zone *z, uint64_t start, uint64_t size)
 {
 	size_t nodes = (size_t)z->height + 2;
 
-	if (!pool_reserve(t, &t->sizes->inners, nodes) || !pool_reserve(t, &t->blocks, 3 * nodes))
+	if (!pool_reserve(t, &t->sizes->inners, nodes) ||
+	    !pool_reserve(t, &t->blocks, nodes * ((size_t)z->classes + 2)))
 		return 0;
 	zone_add(t, z, start, size);
 	return 1;
@@ -149,8 +170,9 @@ IOVA_RARE int sizes_build(iova_tree *t)
 	t->sizes->found_at = -1;
 	z = &t->sizes->all;
 	z->classes = t->classes;
+	z->last = t->top - 1;
 	/* As many units to a slot as 64 of them need for all of the space. */
-	while ((t->top - 1) >> z->shift > 63)
+	while (z->last >> z->shift > 63)
 		z->shift++;
 	z->root = gaps_take(t, z, 0);
 	gaps_fill(z->root);
@@ -200,8 +222,7 @@ static int zone_walk(iova_tree *t, uint64_t low, uint64_t last, iova_zone *z, ui
 /* Make a zone of slot i of a zone. It has the part of the slot in which there are gaps now. */
 IOVA_RARE iova_zone *zone_make(iova_tree *t, iova_zone *up, uint32_t i)
 {
-	uint64_t low = up->low + ((uint64_t)i << up->shift), ends[2] = { low, low };
-	uint64_t last = low + (((uint64_t)1 << up->shift) - 1);
+	uint64_t low = slot_low(up, i), last = slot_last(up, i), ends[2] = { low, low };
 	iova_zone *z;
 
 	if (!pool_reserve(t, &t->blocks, 2))
@@ -209,11 +230,14 @@ IOVA_RARE iova_zone *zone_make(iova_tree *t, iova_zone *up, uint32_t i)
 	zone_walk(t, low, last, NULL, ends);
 	z = pool_take(&t->blocks);
 	memset(z, 0, sizeof *z);
-	z->classes = 1;
+	z->classes = t->classes;
 	z->masked = 1;
 	z->low = ends[0];
 	while ((ends[1] - ends[0]) >> z->shift > 63)
 		z->shift++;
+	z->last = last;
+	if ((last - z->low) >> z->shift > 63)
+		z->last = z->low + ((uint64_t)64 << z->shift) - 1;
 	z->root = gaps_take(t, z, 0);
 	gaps_fill(z->root);
 	if (!zone_walk(t, low, last, z, ends)) {
