@@ -5,9 +5,12 @@
  * so that a profiler counts them alone. bench/tree_counts.py builds and counts.
  *
  *   tree_counts N PAIRS [STRETCHES]    prints a sum of the layout, and ns a pair if timed
+ *   tree_counts window N PAIRS         best fit in a window, at its worst
+ *   tree_counts aligned N PAIRS        the same at an alignment of two units
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "tree.h"
@@ -71,8 +74,70 @@ static int by_number(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
+static __attribute__((noinline)) uint64_t measured_window(iova_tree *t, const uint64_t (*windows)[2],
+							  size_t pairs, int shift)
+{
+	uint64_t sum = 0;
+
+	for (size_t i = 0; i < pairs; i++) {
+		uint64_t place, len = 0;
+
+		if (iova_now->allocate(t, 1, shift, IOVA_BEST, windows[i][0], windows[i][1],
+				       &place) != IOVA_OK ||
+		    iova_now->release(t, place, &len) != IOVA_OK)
+			abort();
+		sum = (sum ^ place) * 0x100000001b3;
+	}
+	return sum;
+}
+
+/* N gaps of as many sizes, all of which fit. Those in the middle third are larger than the others: so
+ * a window there leaves two thirds out that fit better, and has a third that fit.
+ */
+static int window(size_t gaps, size_t pairs, int shift)
+{
+	const iova_entry bounds[] = { { 0, 16, 1 } };
+	iova_tree *t = iova_tree_new(bounds, 1, TOP, 0);
+	uint64_t(*windows)[2] = malloc(pairs * sizeof *windows), at = 16, from = 0, to = 0, place;
+
+	if (!t || !windows)
+		abort();
+	for (size_t i = 0; i < gaps; i++) {
+		/* All numbers below `gaps`, in no order. */
+		uint64_t size = 1 + i * 7919 % gaps;
+
+		if (i == gaps / 3)
+			from = at;
+		if (i == gaps * 2 / 3)
+			to = at - 1;
+		at += size + (i >= gaps / 3 && i < gaps * 2 / 3 ? gaps : 0);
+		if (iova_now->insert(t, at++, 1) != IOVA_OK)
+			abort();
+	}
+	for (size_t i = 0; i < pairs; i++) {
+		uint64_t tenth = (to - from) / 10;
+
+		windows[i][0] = from + draw() % tenth;
+		windows[i][1] = to - draw() % tenth;
+		/* What is made when it is first needed is made before. */
+		if (iova_now->allocate(t, 1, shift, IOVA_BEST, windows[i][0], windows[i][1],
+				       &place) != IOVA_OK)
+			abort();
+		iova_now->release(t, place, &(uint64_t){ 0 });
+	}
+	printf("layout %016llx bytes %.1f\n",
+	       (unsigned long long)measured_window(t, (const uint64_t(*)[2])windows, pairs, shift),
+	       (double)iova_bytes(t) / (double)gaps);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
+	if (argc == 4 && !strcmp(argv[1], "window"))
+		return window(strtoul(argv[2], NULL, 0), strtoul(argv[3], NULL, 0), 0);
+	if (argc == 4 && !strcmp(argv[1], "aligned"))
+		return window(strtoul(argv[2], NULL, 0), strtoul(argv[3], NULL, 0), 1);
+
 	size_t live = strtoul(argc > 1 ? argv[1] : "1000", NULL, 0);
 	size_t pairs = strtoul(argc > 2 ? argv[2] : "20000", NULL, 0);
 	size_t stretches = strtoul(argc > 3 ? argv[3] : "1", NULL, 0);

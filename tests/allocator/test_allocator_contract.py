@@ -8,6 +8,7 @@ import pydoc
 import threading
 from array import array
 from dataclasses import dataclass
+from random import Random
 
 import pytest
 
@@ -1207,6 +1208,79 @@ def test_best_in_a_window_passes_over_better_spans_outside(make):
         allocator.release(start)
     assert allocator.allocate(2 * PAGE, policy="best", within=window) == starts[161]
     assert allocator.allocate(2 * PAGE, policy="best") == starts[0]
+    allocator._check()
+
+
+@pytest.mark.parametrize("policy", ["first", "last", "best"])
+def test_spans_about_the_size_where_numbers_are_capped_are_told_apart(make, policy):
+    # The fast tree keeps sizes below 2^31 - 1 units in 32 bits, and larger ones elsewhere.
+    half = 1 << 31
+    sizes = [half - 2, half - 1, half, half + 1]
+    allocator, starts = make(RangeSet([AddrRange(1, 2 * half * len(sizes))]), granule=1), {}
+    at = 1
+    for size in sizes:
+        starts[size] = at
+        at += size
+        allocator.allocate_at(at, 1)
+        at += 1
+    allocator.allocate_at(at, 2 * half * len(sizes) - at + 1)
+    for size in sizes:
+        taken = starts[size]
+        others = [allocator.allocate_at(starts[one], one) for one in sizes if one < size]
+        assert len(others) == sizes.index(size)
+        if policy == "last":
+            taken = starts[sizes[-1]] + sizes[-1] - size
+        assert allocator.allocate(size, policy=policy) == taken
+        allocator.release(taken)
+        for one in sizes[: len(others)]:
+            allocator.release(starts[one])
+        window = AddrRange(1, starts[size] + size - 2)  # cuts the first that would do
+        with pytest.raises(NoSpaceError) as caught:
+            allocator.allocate(size, policy=policy, within=window)
+        assert caught.value.largest_free.size == size - 1
+    with pytest.raises(NoSpaceError) as caught:
+        allocator.allocate(half + 2, policy=policy)
+    assert caught.value.largest_aligned == half + 1
+    allocator._check()
+
+
+def test_best_in_a_window_among_spans_of_all_sizes_is_the_smallest_that_lies_in_it(make):
+    # One span of each size up to 600 pages, in no order: so many that fit lie out of each window.
+    allocator, chance = make(RangeSet([AddrRange(0, (1 << 44) - 1)]), granule=PAGE), Random(5)
+    spans, at = [], PAGE
+    for number in range(600):
+        pages = 1 + number * 7919 % 600
+        spans.append((pages * PAGE, at))
+        at += pages * PAGE
+        allocator.allocate_at(at, PAGE)
+        at += PAGE
+    for step in range(300):
+        low, high = sorted(chance.randrange(at) for _ in range(2))
+        if step % 4 == 0:
+            low = chance.choice(spans)[1]  # edges that cut nothing
+            high = max(low, chance.choice(spans)[1] - 1)
+        window, need = AddrRange(low, high), PAGE * chance.randint(1, 80)
+        cut = [
+            (min(start + size, (high + 1) & -PAGE) - max(start, -(-low // PAGE) * PAGE), start)
+            for size, start in spans
+        ]
+        inside = sorted(item for item in cut if item[0] >= need)
+        if not inside:
+            with pytest.raises(NoSpaceError):
+                allocator.allocate(need, policy="best", within=window)
+            continue
+        start = max(inside[0][1], -(-low // PAGE) * PAGE)
+        assert allocator.allocate(need, policy="best", within=window) == start
+        if step % 3:
+            allocator.release(start)
+            continue
+        # What is left of the span, below the window and above the allocation.
+        size, first = next(item for item in spans if item[1] == inside[0][1])
+        spans.remove((size, first))
+        rest = [(start - first, first), (first + size - start - need, start + need)]
+        spans += [item for item in rest if item[0]]
+        if step % 60 == 0:
+            allocator._check()
     allocator._check()
 
 

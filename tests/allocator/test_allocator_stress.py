@@ -49,6 +49,14 @@ WORLDS = {
         [1, 5, 4096, 1 << 31, 1 << 32, (1 << 32) + 1, 1 << 40, 1 << 52],
         [1, 1, 4096, 1 << 33, 1 << 50],
     ),
+    # Best fit in a window has many sizes to pass over: the compiled engine makes zones.
+    "all sizes": (
+        4 * KIB,
+        [(64 * KIB, 2 * GIB - 1), (2 * GIB, 6 * GIB - 1)],
+        2000,
+        [*range(1, 300)],
+        [4 * KIB, 4 * KIB, 16 * KIB],
+    ),
     "full": (4 * KIB, [(0, 8 * MIB - 1)], 4000, [1, 1, 2, 3], [4 * KIB, 8 * KIB, 16 * KIB]),
 }
 

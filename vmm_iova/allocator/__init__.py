@@ -212,11 +212,10 @@ class IovaAllocator(Contract):
             RequestError: an argument makes no sense.
 
         Complexity: O(log n) in the fast engine, and O(n) once for each alignment and for "best"
-            when they are first asked for; "best" in a window is O(k log n), where k is the lesser
-            of how many spans of the window fit and how many sizes fit better that no span of the
-            window has. In the pure engine "first" and "last" may look at every span that is at
-            least as large as the request and below the next power of two, and "best" at every
-            large enough span that the alignment or the window rejects.
+            when they are first asked for, and for the parts of the space where the edges of
+            windows of "best" lie. In the pure engine "first" and "last" may look at every span
+            that is at least as large as the request and below the next power of two, and "best" at
+            every large enough span that the alignment or the window rejects.
         Synchronization: internally locked; one call is atomic.
         Source: never choosing 0 follows iommufd, drivers/iommu/iommufd/io_pagetable.c,
             iopt_alloc_iova(), Linux 6.2.

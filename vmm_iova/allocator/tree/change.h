@@ -4,12 +4,12 @@
  */
 /* --- planes that come to be when they are first needed --- */
 
-static size_t inner_number(const iova_inner *n, int level)
+static size_t inners_count(const iova_inner *n, int level)
 {
 	size_t number = 1;
 
 	for (uint32_t i = 0; level > 1 && i < n->count; i++)
-		number += inner_number(n->child[i], level - 1);
+		number += inners_count(n->child[i], level - 1);
 	return number;
 }
 
@@ -17,6 +17,8 @@ static void plane_build(iova_tree *t, iova_inner *n, int level, int k)
 {
 	iova_plane *plane;
 
+	if (!n->more)
+		inner_more(t, n);
 	plane = n->more[k] = pool_take(&t->blocks);
 	memset(plane, 0, sizeof *plane);
 	for (uint32_t i = 0; i < n->count; i++) {
@@ -28,45 +30,25 @@ static void plane_build(iova_tree *t, iova_inner *n, int level, int k)
 		plane->top[g] = max8(plane->at + 8 * g);
 }
 
-static size_t gaps_count(const iova_gaps *g, int level)
-{
-	size_t number = 1;
-
-	for (uint64_t i = 0; level > 1 && i < g->count; i++)
-		number += gaps_count(g->child[i], level - 1);
-	return level ? number : 0;
-}
-
-static void gaps_build(iova_tree *t, iova_gaps *g, int level, int k)
-{
-	if (!level)
-		return;
-	if (!g->more) {
-		g->more = pool_take(&t->blocks);
-		memset(g->more, 0, IOVA_MORE * sizeof *g->more);
-	}
-	g->more[k] = pool_take(&t->blocks);
-	for (uint64_t i = 0; i < g->count; i++) {
-		gaps_build(t, g->child[i], level - 1, k);
-		g->more[k]->at[i] = gaps_number(t, level - 1, g->child[i], k);
-	}
-}
-
 IOVA_RARE int tree_class(iova_tree *t, int shift)
 {
-	size_t nodes = inner_number(t->root, t->height);
+	size_t nodes = inners_count(t->root, t->height);
 	int k = t->classes;
 
 	if (t->sizes)
-		nodes += gaps_count(t->sizes->root, t->sizes->height);
+		nodes += gaps_count(t->sizes->all.root, t->sizes->all.height);
 	if (!pool_reserve(t, &t->blocks, 2 * nodes))
 		return 0;
 	t->mask[k] = ((uint64_t)1 << shift) - 1;
 	plane_build(t, t->root, t->height, k);
-	if (t->sizes)
-		gaps_build(t, t->sizes->root, t->sizes->height, k);
+	if (t->sizes) {
+		zones_free(t); /* what is made again has the plane */
+		gaps_build(t, &t->sizes->all, t->sizes->all.root, t->sizes->all.height, k);
+		t->sizes->all.classes++;
+	}
 	t->class_of[shift] = (uint8_t)k;
 	t->classes++;
+	t->upkeep = 1;
 	return 1;
 }
 
@@ -110,13 +92,50 @@ IOVA_RARE int tree_make_room(iova_tree *t, iova_path *p, uint64_t start, uint32_
 	return 1;
 }
 
+/* Upkeep of what not every tree has: an entry has come into the gap from `stop` to `above`, or has gone
+ * from it. PERF: six arguments, for which there are registers.
+ */
+static __attribute__((noinline)) void tree_lose(iova_tree *t, const iova_path *p, uint64_t stop,
+						uint64_t above, uint64_t start, uint64_t len)
+{
+	iova_gap gap = { stop, above - stop - (above == stop) }; /* or all 2^64 units */
+
+	for (int k = 1; k < t->classes; k++) {
+		uint64_t mask = t->mask[k];
+
+		if (usable(gap.start, gap.size, mask) == p->node[1]->more[k]->at[p->at[1]])
+			path_lower(t, p, k, leaf_max(p->leaf, mask));
+	}
+	if (t->sums)
+		path_add(t, p, 0 - len);
+	if (t->sizes)
+		sizes_change(t, gap, (iova_gap){ 0, 0 }, (iova_gap){ stop, start - stop },
+			     (iova_gap){ start + len, above - (start + len) });
+}
+
+static __attribute__((noinline)) void tree_gain(iova_tree *t, const iova_path *p, uint64_t stop,
+						uint64_t above, uint64_t start, uint64_t len)
+{
+	iova_gap gap = { stop, above - stop - (above == stop) };
+
+	for (int k = 1; k < t->classes; k++)
+		path_raise(t, p, k, usable(gap.start, gap.size, t->mask[k]));
+	if (t->sums)
+		path_add(t, p, len);
+	if (t->sizes)
+		sizes_change(t, (iova_gap){ stop, start - stop },
+			     (iova_gap){ start + len, above - (start + len) }, gap,
+			     (iova_gap){ 0, 0 });
+}
+
 /* Put an entry into the gap above entry i of the path's leaf. */
 IOVA_INLINE int tree_put(iova_tree *t, iova_path *p, uint32_t i, uint64_t start, uint64_t len)
 {
 	iova_leaf *l = p->leaf;
-	uint64_t stop, gap, above, most;
+	uint64_t stop, above, most;
+	int upkeep = __builtin_expect(t->upkeep, 0);
 
-	if (__builtin_expect(t->sizes != NULL, 0) && !sizes_ready(t))
+	if (upkeep && t->sizes && !sizes_ready(t))
 		return IOVA_NOMEM;
 	if (__builtin_expect(start - l->base >= IOVA_FAR, 0))
 		return tree_put_far(t, start, len);
@@ -127,8 +146,6 @@ IOVA_INLINE int tree_put(iova_tree *t, iova_path *p, uint32_t i, uint64_t start,
 	}
 	stop = leaf_stop(l, i);
 	above = leaf_next(l, i);
-	gap = above - stop;
-	gap -= gap == 0; /* all 2^64 units */
 	most = (uint64_t)lanes_open(l, i, (int32_t)(start - l->base),
 				    len < IOVA_FAR ? near(start + len - l->base) : IOVA_FAR);
 	leaf_set_lines(l);
@@ -136,13 +153,9 @@ IOVA_INLINE int tree_put(iova_tree *t, iova_path *p, uint32_t i, uint64_t start,
 	l->fixed += l->fixed & (0 - ((uint64_t)2 << i)); /* one up, those above entry i */
 	l->count++;
 	most = larger_of(most, larger_of(start - stop, above - (start + len)));
-	path_lose(t, p, stop, gap, larger_of(most, l->above - l->tail));
-	if (__builtin_expect(t->sums, 0))
-		path_add(t, p, 0 - len);
-	if (__builtin_expect(t->sizes != NULL, 0))
-		sizes_change(t, (iova_gap){ stop, gap }, (iova_gap){ 0, 0 },
-			     (iova_gap){ stop, start - stop },
-			     (iova_gap){ start + len, leaf_gap(l, i + 1) });
+	path_lower(t, p, 0, larger_of(most, l->above - l->tail));
+	if (upkeep)
+		tree_lose(t, p, stop, above, start, len);
 	return IOVA_OK;
 }
 
@@ -173,37 +186,27 @@ IOVA_RARE int tree_set_zero(iova_tree *t, uint64_t len, int fixed)
 	return IOVA_OK;
 }
 
-/* Make one leaf of the path's and a neighbour, if both are sparse. */
+/* Give the leaves around the path's one leaf less, if they can do with that. */
 IOVA_RARE void tree_join(iova_tree *t, iova_path *p)
 {
 	iova_inner *n = p->node[1];
+	uint32_t left, leaves, entries;
+	iova_run r;
 
-	for (uint32_t step = 0; step < 2; step++) {
-		uint32_t left = p->at[1] - step;
-		iova_leaf *a, *b;
-		iova_run r;
-
-		if (left >= n->count - 1)
-			continue;
-		a = n->child[left];
-		b = n->child[left + 1];
-		r.count = 0;
-		if (a->count + b->count > IOVA_JOIN || !run_add(&r, a) || !run_add(&r, b))
-			continue;
-		run_write(&r, a, 0, r.count);
-		inner_note(t, n, 1, left, a);
-		pool_give(&t->blocks, b);
-		p->at[1] = left + 1;
-		shape_drop(t, p, 1);
+	left = run_around(n, p->at[1], &leaves, &entries);
+	if (entries > (leaves - 1) * IOVA_JOIN || !run_take(&r, n, left, leaves))
 		return;
-	}
+	leaves--;
+	run_deal(t, &r, n, left, leaves, r.count / leaves);
+	pool_give(&t->blocks, n->child[left + leaves]);
+	p->at[1] = left + leaves;
+	shape_drop(t, p, 1);
 }
 
 /* Take out entry 0 of a leaf that is not the first: its space goes to the leaf before. */
 IOVA_RARE void tree_cut_first(iova_tree *t, iova_path *p)
 {
 	iova_leaf *l = p->leaf, *a;
-	iova_run r;
 	iova_path q = *p;
 	uint64_t stop, gap, mine_stop = leaf_stop(l, 0), mine = leaf_gap(l, 0);
 
@@ -212,10 +215,8 @@ IOVA_RARE void tree_cut_first(iova_tree *t, iova_path *p)
 	stop = a->tail;
 	gap = leaf_gap(a, a->count - 1);
 	if (l->count > 1) {
-		r.count = 0;
-		run_add(&r, l);
-		run_write(&r, l, 1, l->count - 1);
-		path_set_key(t, p, 1, l->base);
+		leaf_cut_first(l);
+		path_set_key(t, p, 1, key_of(l->base));
 		leaf_set_above(a, l->base);
 		path_refresh(t, p);
 		path_refresh(t, &q);
@@ -237,34 +238,32 @@ IOVA_RARE void tree_cut_first(iova_tree *t, iova_path *p)
 /* Take out entry i of the path's leaf. This cannot fail: where there is no memory to note the gap by
  * size, the order by size goes, and is built again when it is next asked for.
  */
-IOVA_INLINE int tree_cut(iova_tree *t, iova_path *p, uint32_t i)
+IOVA_INLINE int tree_cut(iova_tree *t, iova_path *p, uint32_t i, uint64_t start, uint64_t len,
+			 const lanes *below)
 {
 	iova_leaf *l = p->leaf;
-	uint64_t stop, gap, mine, mine_stop;
+	uint64_t stop, above, gap;
+	int upkeep = __builtin_expect(t->upkeep, 0);
 
-	if (__builtin_expect(t->sizes != NULL, 0) && !sizes_ready(t))
+	if (upkeep && t->sizes && !sizes_ready(t))
 		sizes_free(t);
 	if (__builtin_expect(i == 0, 0)) {
 		tree_cut_first(t, p);
 		return IOVA_OK;
 	}
 	stop = l->base + (uint64_t)l->stop[i - 1];
-	gap = (uint64_t)(l->next[i - 1] - l->stop[i - 1]);
-	mine_stop = leaf_stop(l, i);
-	mine = leaf_gap(l, i);
-	lanes_down(l->next, i - 1);
+	above = leaf_next(l, i);
+	gap = above - stop;
+	gap -= gap == 0; /* all 2^64 units */
+	lanes_close(l, (int32_t)(start - l->base), below);
 	leaf_set_lines(l);
-	lanes_down(l->stop, i);
 	l->tail = either(i + 1 == l->count, stop, l->tail);
 	l->fixed -= (l->fixed & (0 - ((uint64_t)1 << i))) >> 1; /* entry i itself is not */
 	l->count--;
-	path_gain(t, p, stop, leaf_gap(l, i - 1));
-	if (__builtin_expect(t->sums, 0))
-		path_add(t, p, mine_stop - stop - gap);
-	if (__builtin_expect(t->sizes != NULL, 0))
-		sizes_change(t, (iova_gap){ stop, gap }, (iova_gap){ mine_stop, mine },
-			     (iova_gap){ stop, leaf_gap(l, i - 1) }, (iova_gap){ 0, 0 });
-	if (__builtin_expect(l->count <= IOVA_SPARSE, 0))
+	path_raise(t, p, 0, gap);
+	if (upkeep)
+		tree_gain(t, p, stop, above, start, len);
+	if (__builtin_expect(l->count % IOVA_SPARSE == 0, 0))
 		tree_join(t, p);
 	return IOVA_OK;
 }

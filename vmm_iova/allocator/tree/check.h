@@ -48,25 +48,26 @@ static const char *check_inner(const iova_tree *t, const iova_inner *n, int leve
 	MUST(n->count >= 1 && n->count <= IOVA_LANES && (level == 1 || !is_root || n->count > 1),
 	     "an inner node has 1 to 64 children, the root at least 2");
 	for (uint32_t i = 0; i < IOVA_LANES; i++) {
-		uint64_t next = i + 1 < n->count ? n->key.at[i + 1] : above, key;
+		uint64_t next = i + 1 < n->count ? (uint64_t)key_of((uint64_t)n->key.at[i + 1]) : above;
+		int64_t key;
 		const char *wrong;
 
 		if (i >= n->count) {
-			MUST(n->key.at[i] == ~(uint64_t)0, "unused keys are the highest");
+			MUST(n->key.at[i] == key_of(~(uint64_t)0), "unused keys are the highest");
 			for (int k = 0; k < t->classes; k++)
-				MUST(plane_of(n, k)->at[i] == 0, "unused numbers are 0");
+				MUST(inner_number(n, k, i) == 0, "unused numbers are 0");
 			continue;
 		}
 		wrong = level == 1 ? check_leaf(n->child[i], next)
 				   : check_inner(t, n->child[i], level - 1, next, 0);
 		if (wrong)
 			return wrong;
-		key = level == 1 ? ((iova_leaf *)n->child[i])->base
+		key = level == 1 ? key_of(((iova_leaf *)n->child[i])->base)
 				 : ((iova_inner *)n->child[i])->key.at[0];
 		MUST(n->key.at[i] == key, "a key is where the first entry below starts");
 		MUST(i == 0 || n->key.at[i - 1] < key, "keys are ascending");
 		for (int k = 0; k < t->classes; k++)
-			MUST(plane_of(n, k)->at[i] == child_number(t, level, n->child[i], k),
+			MUST(inner_number(n, k, i) == child_number(t, level, n->child[i], k),
 			     "a plane tells the most that can be had below");
 		MUST(!t->sums || n->more[IOVA_SUM]->at[i] ==
 					 child_number(t, level, n->child[i], IOVA_SUM),
@@ -74,14 +75,17 @@ static const char *check_inner(const iova_tree *t, const iova_inner *n, int leve
 	}
 	for (int g = 0; g < 8; g++) {
 		MUST(n->key.top[g] == n->key.at[8 * g], "the short list of keys is up to date");
-		for (int k = 0; k < t->classes; k++)
-			MUST(plane_of(n, k)->top[g] == max8(plane_of(n, k)->at + 8 * g),
+		MUST(n->max.top[g] == near_max8(n->max.at + 8 * g),
+		     "the short list of the largest gaps is up to date");
+		for (int k = 1; k < t->classes; k++)
+			MUST(n->more[k]->top[g] == max8(n->more[k]->at + 8 * g),
 			     "the short list of a plane is up to date");
 	}
 	return NULL;
 }
 
-static const char *check_gaps(const iova_tree *t, const iova_gaps *g, int level, uint64_t *keys)
+static const char *check_gaps(const iova_tree *t, const iova_zone *z, const iova_gaps *g, int level,
+			      uint64_t *keys)
 {
 	MUST(g->count <= SIZES_LANES && (g->count || !level), "a node of gaps has 1 to 32 keys");
 	for (uint64_t i = 0; i < SIZES_LANES; i++) {
@@ -97,17 +101,57 @@ static const char *check_gaps(const iova_tree *t, const iova_gaps *g, int level,
 			++*keys;
 			continue;
 		}
-		for (int k = 1; k < t->classes; k++)
-			MUST(g->more[k]->at[i] == gaps_number(t, level - 1, g->child[i], k),
-			     "a plane of gaps tells the most that can be had below");
+		for (int k = !z->masked; k < z->classes; k++)
+			MUST(g->more[k]->at[i] == gaps_number(t, z, level - 1, g->child[i], k),
+			     "a plane of gaps tells the most that can be had below, or the slots");
 		{
-			const char *wrong = check_gaps(t, g->child[i], level - 1, keys);
+			const char *wrong = check_gaps(t, z, g->child[i], level - 1, keys);
 
 			if (wrong)
 				return wrong;
 		}
 	}
 	return NULL;
+}
+
+/* Check a zone, which has the gaps that start in [low, last], and those that were made of its slots. */
+static const char *check_zone(const iova_tree *t, const iova_zone *z, uint64_t low, uint64_t last)
+{
+	const char *wrong;
+	uint64_t keys = 0, gaps = 0;
+	iova_path p;
+	int more = 1;
+
+	wrong = check_gaps(t, z, z->root, z->height, &keys);
+	if (wrong)
+		return wrong;
+	memset(&p, 0, sizeof p);
+	for (path_down(t, &p, low); more; more = path_step(t, &p, 1)) {
+		for (uint32_t i = 0; i < p.leaf->count; i++) {
+			uint64_t size = leaf_gap(p.leaf, i), start = leaf_stop(p.leaf, i);
+			uint64_t same_size = size, same_start = start;
+			iova_gaps_path found;
+
+			if (!size || start < low || start > last)
+				continue;
+			gaps++;
+			MUST(zone_holds(z, start), "a zone has room for its gaps");
+			MUST(zone_next(t, z, &found, 0, 1, ~(uint64_t)0, &same_size,
+				       &same_start) >= 0 &&
+				     same_size == size && same_start == start,
+			     "every gap is in the order by size");
+		}
+		if (leaf_start(p.leaf, 0) > last)
+			break;
+	}
+	MUST(gaps == keys && keys == z->count, "the order by size has no gap that is gone");
+	for (uint32_t i = 0; i < 64 && !wrong; i++) {
+		if (z->slot[i]) {
+			MUST(z->masked && z->slot[i]->shift < z->shift, "a slot's zone is smaller");
+			wrong = check_zone(t, z->slot[i], slot_low(z, i), slot_last(z, i));
+		}
+	}
+	return wrong;
 }
 
 static const char *check_pool(const iova_pool *p)
@@ -124,8 +168,6 @@ static const char *check_pool(const iova_pool *p)
 const char *iova_check(const iova_tree *t)
 {
 	const char *wrong = check_inner(t, t->root, t->height, t->top, 1);
-	uint64_t keys = 0, gaps = 0;
-	iova_path p;
 
 	if (!wrong)
 		wrong = check_pool(&t->blocks);
@@ -133,24 +175,5 @@ const char *iova_check(const iova_tree *t)
 		wrong = check_pool(&t->inners);
 	if (wrong || !t->sizes)
 		return wrong;
-	wrong = check_gaps(t, t->sizes->root, t->sizes->height, &keys);
-	if (wrong)
-		return wrong;
-	memset(&p, 0, sizeof p);
-	path_down(t, &p, 0);
-	do {
-		for (uint32_t i = 0; i < p.leaf->count; i++) {
-			uint64_t size = leaf_gap(p.leaf, i), start = leaf_stop(p.leaf, i);
-			uint64_t same_size = size, same_start = start;
-
-			if (!size)
-				continue;
-			gaps++;
-			MUST(sizes_next(t, 0, 1, &same_size, &same_start) && same_size == size &&
-				     same_start == start,
-			     "every gap is in the order by size");
-		}
-	} while (path_step(t, &p, 1));
-	MUST(gaps == keys, "the order by size has no gap that is gone");
-	return NULL;
+	return check_zone(t, &t->sizes->all, 0, ~(uint64_t)0);
 }

@@ -11,8 +11,9 @@
  * at any alignment, from any address on.
  *
  * What costs upkeep exists from the moment it is first needed, and is then kept: the plane of an
- * alignment, the plane of sums that counts what is free in a window, and the tree of gaps by size
- * that best fit searches. Each is built in one pass over the entries.
+ * alignment, or of sizes from 2^31 - 1 units on; the plane of sums that counts what is free in a
+ * window; the tree of gaps by size that best fit searches, and the zones that it searches in a window.
+ * Each is built in one pass over the entries.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -31,20 +32,33 @@ enum {
 	IOVA_LANES = 64, /* entries of a leaf, children of an inner node */
 	IOVA_DEEP = 16, /* levels: a node of three or more halves what is above */
 	IOVA_FILL = 56, /* children that bulk building gives a node */
-	IOVA_SHARE = 48, /* a leaf with more takes no entries from a full neighbour */
-	IOVA_JOIN = 56, /* two leaves with more together stay two */
-	IOVA_SPARSE = 30, /* a leaf with more does not look for one to join */
-	IOVA_SUM = 64, /* number of the plane of sums; the others are alignment classes */
+	IOVA_RUN = 7, /* neighbouring leaves that are dealt anew together */
+	IOVA_SHARE = 58, /* a run of leaves with more, on average, gets one leaf more */
+	IOVA_JOIN = 57, /* a run of leaves that would not have more, on average, gets one leaf less */
+	IOVA_SPARSE = 16, /* a leaf that has come down to a multiple of that looks for it */
+	IOVA_SUM = 71, /* number of the plane of sums; the others are alignment classes */
 	IOVA_MORE = 72,
 	IOVA_NEAR = 4 << 20 /* bytes of leaves that the nearest caches hold anyway */
 };
 #define IOVA_FAR 0x7fffffff /* a distance of 2^31 - 1 units or more */
 
-/* One number for each child, and one for each eight of them: the largest, or of keys the first. */
+/* One key for each child, and of each eight of them the first. */
+typedef struct {
+	int64_t top[8];
+	int64_t at[IOVA_LANES];
+} iova_keys;
+
+/* One number for each child, and of each eight of them the largest. */
 typedef struct {
 	uint64_t top[8];
 	uint64_t at[IOVA_LANES];
 } iova_plane;
+
+/* The same, of numbers that are capped at IOVA_FAR: one vector holds eight of them. */
+typedef struct {
+	int32_t top[8];
+	int32_t at[IOVA_LANES];
+} iova_near;
 
 typedef struct {
 	uint64_t base; /* where entry 0 starts */
@@ -61,11 +75,11 @@ typedef struct {
 } iova_leaf;
 
 typedef struct {
-	iova_plane key; /* where the first entry below a child starts */
-	iova_plane max; /* largest gap below a child */
+	iova_keys key; /* where the first entry below a child starts */
+	iova_near max; /* largest gap below a child */
 	void *child[IOVA_LANES];
+	iova_plane **more; /* planes of the other classes and of the sums, by number */
 	uint32_t count;
-	iova_plane *more[IOVA_MORE]; /* planes of the other alignments and of the sums, by number */
 } iova_inner;
 
 /* Where an entry is: node[1] holds the leaf, node[height] is the root. */
@@ -91,10 +105,11 @@ struct iova_sizes;
 struct iova_tree {
 	iova_inner *root;
 	int height; /* levels of inner nodes, 1 or more */
-	int classes; /* alignments in use; number 0 is one unit */
-	uint64_t mask[IOVA_LANES]; /* alignment - 1, by class */
-	uint8_t class_of[IOVA_LANES]; /* by log2 of the alignment; 0 is "none" but for log2 0 */
+	int classes; /* alignments in use; number 0 is one unit, and sizes below IOVA_FAR */
+	uint64_t mask[IOVA_LANES + 1]; /* alignment - 1, by class */
+	uint8_t class_of[IOVA_LANES]; /* by log2 of the alignment: a class of all sizes, or 0 */
 	int sums; /* the plane of sums exists */
+	int upkeep; /* there is, or was, more than plane 0 to keep true */
 	int keep_zero; /* the entry at 0 is the unit that must not be chosen */
 	uint64_t top;
 	struct iova_sizes *sizes; /* the gaps by size, or NULL */
@@ -108,8 +123,10 @@ struct iova_tree {
 #include "inner.h"
 #include "shape.h"
 #include "sizes.h"
+#include "zones.h"
 #include "change.h"
 #include "search.h"
+#include "best.h"
 
 /* --- what the engine calls --- */
 
@@ -138,27 +155,30 @@ static int iova_insert(iova_tree *t, uint64_t start, uint64_t len)
 IOVA_INLINE int allocate_first(iova_tree *t, uint64_t len, int k, uint64_t mask, uint64_t *place)
 {
 	iova_path p;
-	uint32_t i = first8(plane_of(t->root, k)->top, len);
+	uint64_t at;
+	uint32_t i;
 
-	if (i == 8)
+	if (!groups_least(t->root, k, len))
 		return IOVA_NONE;
+	i = inner_hit(t->root, k, len);
 	p.node[t->height] = t->root;
-	p.at[t->height] = 8 * i + first8(plane_of(t->root, k)->at + 8 * i, len);
+	p.at[t->height] = i;
 	path_down_to(&p, t->height, k, len, 0);
 	i = leaf_first(p.leaf, mask, len, 0);
-	*place = (leaf_stop(p.leaf, i) + mask) & ~mask;
-	return tree_put(t, &p, i, *place, len);
+	at = (leaf_stop(p.leaf, i) + mask) & ~mask;
+	*place = at;
+	return tree_put(t, &p, i, at, len);
 }
 
 static __attribute__((noinline)) int allocate_any(iova_tree *t, uint64_t len, int shift, int policy,
 						  uint64_t low, uint64_t high, uint64_t *place)
 {
 	iova_path p;
-	uint32_t i, k = t->class_of[shift];
+	uint32_t i, k = 0;
 	int found;
 
-	if (__builtin_expect(shift && !k, 0)) {
-		if (!tree_class(t, shift))
+	if (shift || len >= IOVA_FAR) {
+		if (__builtin_expect(!t->class_of[shift], 0) && !tree_class(t, shift))
 			return IOVA_NOMEM;
 		k = t->class_of[shift];
 	}
@@ -176,29 +196,31 @@ static __attribute__((noinline)) int allocate_any(iova_tree *t, uint64_t len, in
 	return found ? tree_put(t, &p, i, *place, len) : IOVA_NONE;
 }
 
-/* Own the place that the policy chooses for len units aligned to 1 << shift in [low, high].
- * PERF: what is asked for most is compiled by itself, with the numbers that it has.
- */
+/* PERF: what is asked for most is compiled by itself, with the numbers that it has. */
+static __attribute__((noinline)) int allocate_plain(iova_tree *t, uint64_t len, uint64_t *place)
+{
+	return allocate_first(t, len, 0, 0, place);
+}
+
+/* Own the place that the policy chooses for len units aligned to 1 << shift in [low, high]. */
 static int iova_allocate(iova_tree *t, uint64_t len, int shift, int policy, uint64_t low,
 			 uint64_t high, uint64_t *place)
 {
-	if (shift == 0 && policy == IOVA_FIRST && low == 0 && high == t->top - 1)
-		return allocate_first(t, len, 0, 0, place);
+	if (!(shift | policy | low) && high == t->top - 1 && len < IOVA_FAR)
+		return allocate_plain(t, len, place);
 	return allocate_any(t, len, shift, policy, low, high, place);
 }
 
 /* Take out the entry at start; *len is 0 for any length, and its length afterwards. */
 static int iova_release(iova_tree *t, uint64_t start, uint64_t *len)
 {
+	lanes below[IOVA_LANES / IOVA_WIDTH];
 	iova_path p;
 	uint64_t held;
 	uint32_t i;
 
 	path_down(t, &p, start);
-	/* PERF: the lanes of `next` are read at once; these are asked for only when they have told. */
-	for (size_t line = 0; line < sizeof p.leaf->stop; line += 64)
-		__builtin_prefetch((const char *)p.leaf->stop + line);
-	i = leaf_seek(p.leaf, start);
+	i = leaf_seek_lanes(p.leaf, start, below);
 	if (leaf_start(p.leaf, i) != start || (p.leaf->fixed >> i & 1))
 		return IOVA_NONE;
 	held = leaf_stop(p.leaf, i) - start;
@@ -207,7 +229,7 @@ static int iova_release(iova_tree *t, uint64_t start, uint64_t *len)
 	*len = held;
 	if (__builtin_expect(start == 0 && t->keep_zero, 0))
 		return tree_set_zero(t, 1, 1);
-	return tree_cut(t, &p, i);
+	return tree_cut(t, &p, i, start, held, below);
 }
 
 /* The last entry that starts at x or below. */
@@ -288,7 +310,7 @@ static void iova_find_many(const iova_tree *t, const uint64_t *x, size_t count, 
 			const iova_leaf *l = node[j];
 			uint64_t unit = x[at + j] >> shift, start, len;
 			int32_t d = leaf_distance(l, unit);
-			uint32_t i = place[j] + atmost(l->next + place[j], d, 16);
+			uint32_t i = place[j] + atmost16(l->next + place[j], d);
 			int none;
 
 			start = leaf_start(l, i);

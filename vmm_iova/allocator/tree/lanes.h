@@ -17,6 +17,7 @@ enum { IOVA_WIDTH = 4 };
 typedef int32_t lanes __attribute__((vector_size(4 * IOVA_WIDTH)));
 typedef int32_t lanes_at __attribute__((vector_size(4 * IOVA_WIDTH), aligned(4), may_alias));
 
+typedef uint32_t bare_lanes __attribute__((vector_size(4 * IOVA_WIDTH)));
 typedef uint64_t words __attribute__((vector_size(4 * IOVA_WIDTH)));
 
 IOVA_INLINE lanes load(const void *at)
@@ -85,15 +86,46 @@ IOVA_INLINE int32_t total(lanes v)
 	return v[0] + v[1];
 }
 
-/* How many of `count` ascending numbers are at most x, which is not the largest that there is. */
-IOVA_INLINE uint32_t atmost(const int32_t *numbers, int32_t x, int count)
+/* How many of 16 ascending numbers are at most x, which is not the largest that there is. */
+IOVA_INLINE uint32_t atmost16(const int32_t *numbers, int32_t x)
 {
 	lanes found = all(0), above = all(x + 1);
 
-#pragma GCC unroll 16
-	for (int c = 0; c < count; c += IOVA_WIDTH)
+#pragma GCC unroll 4
+	for (int c = 0; c < 16; c += IOVA_WIDTH)
 		found -= above > load(numbers + c);
 	return (uint32_t)total(found);
+}
+
+/* The same of 64 numbers, and which they are. */
+IOVA_INLINE uint32_t atmost(const int32_t *numbers, int32_t x, lanes *which)
+{
+	lanes above = all(x + 1);
+
+#pragma GCC unroll 16
+	for (int c = 0; c < IOVA_LANES / IOVA_WIDTH; c++)
+		which[c] = above > load(numbers + c * IOVA_WIDTH);
+#ifdef IOVA_WIDE
+	{
+		__m256i a = _mm256_packs_epi32((__m256i)which[0], (__m256i)which[1]);
+		__m256i b = _mm256_packs_epi32((__m256i)which[2], (__m256i)which[3]);
+		__m256i c = _mm256_packs_epi32((__m256i)which[4], (__m256i)which[5]);
+		__m256i d = _mm256_packs_epi32((__m256i)which[6], (__m256i)which[7]);
+		unsigned low = (unsigned)_mm256_movemask_epi8(_mm256_packs_epi16(a, b));
+		unsigned high = (unsigned)_mm256_movemask_epi8(_mm256_packs_epi16(c, d));
+
+		return (uint32_t)(__builtin_popcount(low) + __builtin_popcount(high));
+	}
+#else
+	{
+		lanes found = all(0);
+
+#pragma GCC unroll 16
+		for (int c = 0; c < IOVA_LANES / IOVA_WIDTH; c++)
+			found -= which[c];
+		return (uint32_t)total(found);
+	}
+#endif
 }
 
 #define EIGHT(n) n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7
@@ -212,28 +244,59 @@ IOVA_INLINE int32_t lanes_open(iova_leaf *l, uint32_t i, int32_t start, int32_t 
 	return largest(most);
 }
 
-/* Move the lanes above `from` down by one, onto it; the last becomes IOVA_FAR. */
-IOVA_INLINE void lanes_down(int32_t *numbers, uint32_t from)
+/* Lanes c to c + IOVA_WIDTH, each from one above; the last is IOVA_FAR. */
+IOVA_INLINE lanes lanes_above(const int32_t *numbers, int c)
 {
-	lanes at = all((int32_t)from);
+	if (c + IOVA_WIDTH < IOVA_LANES)
+		return load(numbers + c + 1);
+#ifdef IOVA_WIDE
+	return __builtin_shufflevector(load(numbers + c), all(IOVA_FAR), 1, 2, 3, 4, 5, 6, 7, 8);
+#else
+	return __builtin_shufflevector(load(numbers + c), all(IOVA_FAR), 1, 2, 3, 4);
+#endif
+}
+
+/* Take out the entry that starts at a distance, which is not the first: the lanes of `next` that are
+ * less stay, and the lanes of `stop` where `next` is at most that, which `below` tells.
+ */
+IOVA_INLINE void lanes_close(iova_leaf *l, int32_t start, const lanes *below)
+{
+	lanes here = all(start);
 
 #pragma GCC unroll 16
 	for (int c = 0; c < IOVA_LANES; c += IOVA_WIDTH) {
-		lanes kept = load(numbers + c), moved;
+		lanes n = load(l->next + c), s = load(l->stop + c);
 
-		if (c + IOVA_WIDTH < IOVA_LANES)
-			moved = load(numbers + c + 1);
-		else
-#ifdef IOVA_WIDE
-			moved = __builtin_shufflevector(kept, all(IOVA_FAR), 1, 2, 3, 4, 5, 6, 7, 8);
-#else
-			moved = __builtin_shufflevector(kept, all(IOVA_FAR), 1, 2, 3, 4);
-#endif
-		store(numbers + c, lanes_from(c, at, moved, kept));
+		store(l->next + c, pick(here > n, n, lanes_above(l->next, c)));
+		store(l->stop + c, pick(below[c / IOVA_WIDTH], s, lanes_above(l->stop, c)));
 	}
 }
 
-/* The same for 32 numbers of 64 bits, which are 64 lanes in pairs: put one in at `from`. */
+/* Write 64 lanes with a distance added to the first `count`; the others become IOVA_FAR, whatever
+ * they were: so they may wrap.
+ */
+IOVA_INLINE void lanes_move(int32_t *to, const int32_t *from, int32_t add, uint32_t count)
+{
+	lanes below = all((int32_t)count);
+
+	for (int c = 0; c < IOVA_LANES; c += IOVA_WIDTH) {
+		lanes moved = (lanes)((bare_lanes)load(from + c) + (bare_lanes)all(add));
+
+		store(to + c, lanes_from(c, below, all(IOVA_FAR), moved));
+	}
+}
+
+/* Take out the first lane, and a distance from the others. */
+IOVA_INLINE void lanes_first(int32_t *numbers, int32_t distance)
+{
+	for (int c = 0; c < IOVA_LANES; c += IOVA_WIDTH) {
+		lanes v = lanes_above(numbers, c);
+
+		store(numbers + c, pick(v == all(IOVA_FAR), v, v - all(distance)));
+	}
+}
+
+/* Put one of 32 numbers of 64 bits, which are 64 lanes in pairs, in at `from`. */
 IOVA_INLINE void pairs_open(void *pairs, uint32_t from, uint64_t value)
 {
 	lanes at = all(2 * (int32_t)from), at_next = all(2 * (int32_t)from + 2), here;
@@ -276,39 +339,31 @@ IOVA_INLINE unsigned below8(const uint64_t *v, uint64_t x)
 	return bits;
 }
 
-#ifdef IOVA_WIDE
-/* AVX2 compares with a sign only. */
-IOVA_INLINE __m256i signed_at(const uint64_t *v)
+/* A key: in the order of numbers with a sign, for AVX2 compares no others. */
+IOVA_INLINE int64_t key_of(uint64_t x)
 {
-	return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)v),
-				_mm256_set1_epi64x(INT64_MIN));
-}
-
-IOVA_INLINE __m256i signed_all(uint64_t x)
-{
-	return _mm256_set1_epi64x((int64_t)(x ^ (uint64_t)1 << 63));
+	return (int64_t)(x ^ (uint64_t)1 << 63);
 }
 
 /* Bit i: v[i] is above x. */
-IOVA_INLINE unsigned above8(const uint64_t *v, uint64_t x)
+IOVA_INLINE unsigned above8(const int64_t *v, int64_t x)
 {
-	__m256i low = _mm256_cmpgt_epi64(signed_at(v), signed_all(x));
-	__m256i high = _mm256_cmpgt_epi64(signed_at(v + 4), signed_all(x));
+#ifdef IOVA_WIDE
+	__m256i all = _mm256_set1_epi64x(x);
+	__m256i low = _mm256_cmpgt_epi64(_mm256_loadu_si256((const __m256i *)v), all);
+	__m256i high = _mm256_cmpgt_epi64(_mm256_loadu_si256((const __m256i *)(v + 4)), all);
 
 	return (unsigned)_mm256_movemask_pd((__m256d)low) |
 	       (unsigned)_mm256_movemask_pd((__m256d)high) << 4;
-}
 #else
-IOVA_INLINE unsigned above8(const uint64_t *v, uint64_t x)
-{
 	unsigned bits = 0;
 
 #pragma GCC unroll 8
 	for (int i = 0; i < 8; i++)
 		bits |= (unsigned)(v[i] > x) << i;
 	return bits;
-}
 #endif
+}
 
 IOVA_INLINE uint64_t max8(const uint64_t *v)
 {
@@ -326,14 +381,69 @@ IOVA_INLINE uint32_t least8(const uint64_t *v, uint64_t x)
 	return ~below8(v, x) & 0xff;
 }
 
-/* The first of eight that is at least x, or 8. */
-IOVA_INLINE uint32_t first8(const uint64_t *v, uint64_t x)
+/* --- the same of numbers of 32 bits ---
+ * PERF: one vector, written as it is read: a store that is narrower would make the next search wait.
+ */
+#ifdef IOVA_WIDE
+IOVA_INLINE uint32_t near_least8(const int32_t *v, int32_t x)
 {
-	return (uint32_t)__builtin_ctz(~below8(v, x));
+	return (uint32_t)_mm256_movemask_ps((__m256)(load(v) > all(x - 1)));
 }
 
+IOVA_INLINE int32_t near_max8(const int32_t *v)
+{
+	return largest(load(v));
+}
+
+/* Set number i of eight, and return the largest. */
+IOVA_INLINE int32_t near_set8(int32_t *v, uint32_t i, int32_t value)
+{
+	lanes now = pick(all((int32_t)i) == load(iova_number), all(value), load(v));
+
+	store(v, now);
+	return largest(now);
+}
+
+/* Make number i of eight at least so large. */
+IOVA_INLINE void near_raise8(int32_t *v, uint32_t i, int32_t value)
+{
+	store(v, larger(load(v), all(value) & (all((int32_t)i) == load(iova_number))));
+}
+#else
+IOVA_INLINE uint32_t near_least8(const int32_t *v, int32_t x)
+{
+	uint32_t bits = 0;
+
+#pragma GCC unroll 8
+	for (int i = 0; i < 8; i++)
+		bits |= (uint32_t)(v[i] >= x) << i;
+	return bits;
+}
+
+IOVA_INLINE int32_t near_max8(const int32_t *v)
+{
+	int32_t a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
+	int32_t c = v[4] > v[5] ? v[4] : v[5], d = v[6] > v[7] ? v[6] : v[7];
+
+	a = a > b ? a : b;
+	c = c > d ? c : d;
+	return a > c ? a : c;
+}
+
+IOVA_INLINE int32_t near_set8(int32_t *v, uint32_t i, int32_t value)
+{
+	v[i] = value;
+	return near_max8(v);
+}
+
+IOVA_INLINE void near_raise8(int32_t *v, uint32_t i, int32_t value)
+{
+	v[i] = value > v[i] ? value : v[i];
+}
+#endif
+
 /* How many of eight ascending numbers are at most x. */
-IOVA_INLINE uint32_t atmost8(const uint64_t *v, uint64_t x)
+IOVA_INLINE uint32_t atmost8(const int64_t *v, int64_t x)
 {
 	return (uint32_t)__builtin_ctz(above8(v, x) | 0x100);
 }

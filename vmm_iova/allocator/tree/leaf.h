@@ -7,7 +7,7 @@
 
 IOVA_RARE int pool_grow(iova_tree *t, iova_pool *p, size_t wanted)
 {
-	size_t count = p->bytes / p->size / 32 + 8;
+	size_t count = p->bytes / p->size / 64 + 4;
 	char *chunk;
 
 	if (count > 1024)
@@ -78,7 +78,7 @@ static void pool_clear(iova_pool *p)
 /* PERF: no branch, for what this is asked with is a coin toss. */
 IOVA_INLINE uint64_t either(int first, uint64_t a, uint64_t b)
 {
-	return b ^ ((a ^ b) & (0 - (uint64_t)first));
+	return first ? a : b;
 }
 
 IOVA_INLINE uint64_t larger_of(uint64_t a, uint64_t b)
@@ -168,10 +168,17 @@ IOVA_INLINE int32_t leaf_distance(const iova_leaf *l, uint64_t x)
 	return distance < IOVA_FAR ? (int32_t)distance : IOVA_FAR - 1;
 }
 
-/* The last entry that starts at x or below. */
+/* The last entry that starts at x or below; the lanes below it. */
+IOVA_INLINE uint32_t leaf_seek_lanes(const iova_leaf *l, uint64_t x, lanes *below)
+{
+	return atmost(l->next, leaf_distance(l, x), below);
+}
+
 IOVA_INLINE uint32_t leaf_seek(const iova_leaf *l, uint64_t x)
 {
-	return atmost(l->next, leaf_distance(l, x), IOVA_LANES);
+	lanes below[IOVA_LANES / IOVA_WIDTH];
+
+	return leaf_seek_lanes(l, x, below);
 }
 
 /* Bit i: the lanes tell of `need` usable units in the gap above entry i. The last may have them too. */
@@ -260,22 +267,37 @@ static void leaf_write(iova_leaf *l, const iova_entry *e, uint32_t count, uint64
 	leaf_set_above(l, above);
 }
 
-/* The entries of one leaf or of two neighbours, taken out to be dealt anew. Distances are from the
- * base of the first.
+/* Take out the first of several entries: distances are from the second from then on. */
+static void leaf_cut_first(iova_leaf *l)
+{
+	int32_t first = l->next[0];
+
+	lanes_first(l->next, first);
+	lanes_first(l->stop, first);
+	l->base += (uint64_t)first;
+	l->fixed >>= 1;
+	l->count--;
+	leaf_set_tail(l, l->tail);
+	leaf_set_above(l, l->above);
+}
+
+/* The entries of neighbouring leaves, taken out to be dealt anew. Distances are from the base of the
+ * first.
  */
 typedef struct {
 	uint64_t base, above, tail;
-	uint64_t fixed[2];
+	uint64_t fixed[IOVA_RUN + 1];
 	uint32_t count;
 	/* One leaf more than there are entries for: a leaf is written from any of them in one go. */
-	int32_t next[3 * IOVA_LANES];
-	int32_t stop[3 * IOVA_LANES];
+	int32_t next[(IOVA_RUN + 1) * IOVA_LANES];
+	int32_t stop[(IOVA_RUN + 1) * IOVA_LANES];
 } iova_run;
 
-/* Take a leaf in; 0 when it lies too far from the one that is in already. */
+/* Take a leaf in; 0 when it lies too far from the first. */
 static int run_add(iova_run *r, const iova_leaf *l)
 {
 	uint32_t n = r->count, delta = 0;
+	uint64_t *fixed = r->fixed + n / 64;
 
 	if (n) {
 		if (leaf_start(l, l->count - 1) - r->base >= IOVA_FAR ||
@@ -284,17 +306,14 @@ static int run_add(iova_run *r, const iova_leaf *l)
 		delta = (uint32_t)(l->base - r->base);
 		r->next[n - 1] = (int32_t)delta;
 		r->stop[n - 1] = (int32_t)(r->tail - r->base);
-		r->fixed[0] |= n < 64 ? l->fixed << n : 0;
-		r->fixed[1] = n < 64 ? l->fixed >> (64 - n) : l->fixed;
 	} else {
 		r->base = l->base;
-		r->fixed[0] = l->fixed;
-		r->fixed[1] = 0;
+		memset(r->fixed, 0, sizeof r->fixed);
 	}
-	for (uint32_t i = 0; i < IOVA_LANES; i++) {
-		r->next[n + i] = (int32_t)((uint32_t)l->next[i] + delta);
-		r->stop[n + i] = (int32_t)((uint32_t)l->stop[i] + delta);
-	}
+	fixed[0] |= l->fixed << n % 64;
+	fixed[1] |= n % 64 ? l->fixed >> (64 - n % 64) : 0;
+	lanes_move(r->next + n, l->next, (int32_t)delta, IOVA_LANES);
+	lanes_move(r->stop + n, l->stop, (int32_t)delta, IOVA_LANES);
 	r->count = n + l->count;
 	r->tail = l->tail;
 	r->above = l->above;
@@ -305,22 +324,16 @@ static int run_add(iova_run *r, const iova_leaf *l)
 static void run_write(const iova_run *r, iova_leaf *l, uint32_t from, uint32_t count)
 {
 	uint32_t first = from ? (uint32_t)r->next[from - 1] : 0, stop = from + count;
+	const uint64_t *fixed = r->fixed + from / 64;
 
 	l->base = r->base + first;
 	l->zero = 0;
 	l->count = count;
-	l->fixed = from >= 64 ? r->fixed[1] >> (from - 64)
-		   : from     ? r->fixed[0] >> from | r->fixed[1] << (64 - from)
-			      : r->fixed[0];
+	l->fixed = fixed[0] >> from % 64 | (from % 64 ? fixed[1] << (64 - from % 64) : 0);
 	if (count < 64)
 		l->fixed &= ((uint64_t)1 << count) - 1;
-	for (uint32_t i = 0; i < IOVA_LANES; i++) {
-		int32_t next = (int32_t)((uint32_t)r->next[from + i] - first);
-		int32_t end = (int32_t)((uint32_t)r->stop[from + i] - first);
-
-		l->next[i] = i < count ? next : IOVA_FAR;
-		l->stop[i] = i < count ? end : IOVA_FAR;
-	}
+	lanes_move(l->next, r->next + from, -(int32_t)first, count);
+	lanes_move(l->stop, r->stop + from, -(int32_t)first, count);
 	leaf_set_tail(l, stop == r->count ? r->tail : r->base + (uint64_t)r->stop[stop - 1]);
 	leaf_set_above(l, stop == r->count ? r->above : r->base + (uint64_t)r->next[stop - 1]);
 }

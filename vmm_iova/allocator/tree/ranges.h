@@ -209,7 +209,7 @@ static uint64_t facts_between(const iova_tree *t, const iova_path *a, uint32_t i
 
 		for (int side = 0; side < 2; side++) {
 			for (uint32_t c = side ? 0 : a->at[level] + 1; c < below; c++) {
-				one = plane_of(n, k)->at[c];
+				one = inner_number(n, k, c);
 				all = k == IOVA_SUM ? all + one : one > all ? one : all;
 			}
 			if (same)
@@ -250,10 +250,11 @@ static void facts_edge(iova_facts *f, const iova_leaf *l, uint32_t i, uint64_t m
 
 static int tree_sums(iova_tree *t)
 {
-	if (!pool_reserve(t, &t->blocks, inner_number(t->root, t->height)))
+	if (!pool_reserve(t, &t->blocks, 2 * inners_count(t->root, t->height)))
 		return 0;
 	plane_build(t, t->root, t->height, IOVA_SUM);
 	t->sums = 1;
+	t->upkeep = 1;
 	return 1;
 }
 
@@ -263,7 +264,7 @@ int iova_tell(iova_tree *t, int shift, uint64_t low, uint64_t high, iova_facts *
 	uint64_t mask = ((uint64_t)1 << shift) - 1, most, place = 0;
 	iova_path a, b;
 	uint32_t i, j;
-	int zero;
+	int zero, k = 0;
 
 	if (shift && !t->class_of[shift] && !tree_class(t, shift))
 		return IOVA_NOMEM;
@@ -287,14 +288,20 @@ int iova_tell(iova_tree *t, int shift, uint64_t low, uint64_t high, iova_facts *
 	if (a.leaf == b.leaf && i == j)
 		return IOVA_OK;
 	most = facts_between(t, &a, i, &b, j, 0);
+	if (most >= IOVA_FAR) {
+		if (!t->class_of[0] && !tree_class(t, 0))
+			return IOVA_NOMEM;
+		k = t->class_of[0];
+		most = facts_between(t, &a, i, &b, j, k);
+	}
 	if (most) {
-		uint64_t fits = facts_between(t, &a, i, &b, j, t->class_of[shift]);
+		uint64_t fits = shift ? facts_between(t, &a, i, &b, j, t->class_of[shift]) : most;
 		iova_path p;
 		uint32_t at;
 
 		f->aligned = fits > f->aligned ? fits : f->aligned;
 		f->total += facts_between(t, &a, i, &b, j, IOVA_SUM);
-		choose_first(t, &p, &at, most, 0, leaf_next(a.leaf, i), high, &place);
+		choose_first(t, &p, &at, most, k, leaf_next(a.leaf, i), high, &place);
 		facts_take(f, place, place + (most - 1));
 	}
 	facts_edge(f, b.leaf, j, mask, low, high, 0);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Where a request goes: the first, the last or the smallest gap that fits. Part of code.h.
+ * Where a request goes: the first or the last gap that fits. Part of code.h.
  */
 /* The lowest place in the gap above entry i, cut to [low, high]. */
 IOVA_INLINE int gap_place(const iova_leaf *l, uint32_t i, uint64_t need, uint64_t mask,
@@ -65,85 +65,5 @@ IOVA_INLINE int choose_last(const iova_tree *t, iova_path *p, uint32_t *entry, u
 	last = last > high ? high : last;
 	*place = (last - (need - 1)) & ~mask;
 	*entry = i;
-	return 1;
-}
-
-/* Best fit: the order by size tells the smallest gap; but the gaps that an edge of the window
- * cuts have another size there, and those outside do not count. Sizes, and gaps of the window by
- * address, are looked at in turns, so the cost is that of the shorter of both lists.
- */
-IOVA_INLINE int choose_best(const iova_tree *t, iova_path *p, uint32_t *entry, uint64_t need, int k,
-		       uint64_t low, uint64_t high, uint64_t *place)
-{
-	uint64_t mask = t->mask[k], at = 0, best_size = 0, best_start = 0, best_at = 0;
-	uint64_t size = need, start = 0, from = low;
-	int found = 0, whole = low == 0 && high == t->top - 1;
-
-	if (!whole) {
-		uint64_t edges[2] = { low, high };
-
-		for (int e = 0; e < 2; e++) {
-			uint64_t first, last;
-			uint32_t i;
-
-			path_down(t, p, edges[e]);
-			i = leaf_seek(p->leaf, edges[e]);
-			if (!gap_place(p->leaf, i, need, mask, low, high, &at))
-				continue;
-			first = leaf_stop(p->leaf, i);
-			last = leaf_next(p->leaf, i) - 1;
-			first = first < low ? low : first;
-			last = last > high ? high : last;
-			if (!found || last - first + 1 < best_size) {
-				best_size = last - first + 1;
-				best_start = first;
-				best_at = at;
-				found = 1;
-			}
-		}
-	}
-	while (sizes_next(t, k, need, &size, &start)) {
-		if (found && (size > best_size || (size == best_size && start >= best_start)))
-			break;
-		if (whole || (start >= low && start <= high && size - 1 <= high - start)) {
-			best_at = (start + mask) & ~mask;
-			found = 1;
-			break;
-		}
-		/* On to where the next that counts may be: many gaps of one size are one step. */
-		if (start < low)
-			start = low;
-		else if (start <= high)
-			start++;
-		else if (++size == 0)
-			break;
-		else
-			start = 0;
-		/* In turn: one of the window's gaps. */
-		if (from > high || !choose_first(t, p, entry, need, k, from, high, &at))
-			break;
-		{
-			uint64_t first = leaf_stop(p->leaf, *entry);
-			uint64_t last = leaf_next(p->leaf, *entry) - 1;
-
-			first = first < low ? low : first;
-			last = last > high ? high : last;
-			if (!found || last - first + 1 < best_size ||
-			    (last - first + 1 == best_size && first < best_start)) {
-				best_size = last - first + 1;
-				best_start = first;
-				best_at = at;
-				found = 1;
-			}
-			from = last + 1;
-			if (from == 0)
-				break;
-		}
-	}
-	if (!found)
-		return 0;
-	path_down(t, p, best_at);
-	*entry = leaf_seek(p->leaf, best_at);
-	*place = best_at;
 	return 1;
 }

@@ -114,12 +114,12 @@ static void shape_drop(iova_tree *t, iova_path *p, int level)
 		iova_inner *n = p->node[level], *up = p->node[level + 1], *other;
 		uint32_t i = p->at[level + 1], left;
 
-		if (n->count > IOVA_LANES / 4 || up->count == 1)
+		if (n->count > IOVA_LANES / 2 || up->count == 1)
 			break;
 		left = i ? i - 1 : 0;
 		n = up->child[left];
 		other = up->child[left + 1];
-		if (n->count + other->count > IOVA_LANES * 3 / 4)
+		if (n->count + other->count > IOVA_FILL)
 			break;
 		inner_move(t, n, n->count, other, 0, other->count);
 		n->count += other->count;
@@ -137,6 +137,32 @@ static void shape_drop(iova_tree *t, iova_path *p, int level)
 		t->height--;
 		inner_give(t, root);
 	}
+}
+
+/* The leaves around child i of a node that are dealt anew together: the first of them, how many, and
+ * how many entries they have.
+ */
+static uint32_t run_around(const iova_inner *n, uint32_t i, uint32_t *leaves, uint32_t *entries)
+{
+	uint32_t left = i > IOVA_RUN / 2 ? i - IOVA_RUN / 2 : 0;
+
+	*leaves = n->count < IOVA_RUN ? n->count : IOVA_RUN;
+	if (left > n->count - *leaves)
+		left = n->count - *leaves;
+	*entries = 0;
+	for (uint32_t j = left; j < left + *leaves; j++)
+		*entries += ((iova_leaf *)n->child[j])->count;
+	return left;
+}
+
+/* Take in leaves; 0 where they lie too far from each other. */
+static int run_take(iova_run *r, const iova_inner *n, uint32_t left, uint32_t leaves)
+{
+	r->count = 0;
+	for (uint32_t i = left; i < left + leaves; i++)
+		if (!run_add(r, n->child[i]))
+			return 0;
+	return 1;
 }
 
 /* Deal the entries of a run to children [left, left + leaves) of a node: `first` to the first of
@@ -159,44 +185,33 @@ static void run_deal(const iova_tree *t, const iova_run *r, iova_inner *n, uint3
 }
 
 /* Make room for an entry at `start` in the full leaf of the path.
- * PERF: what is dealt anew has room for eight entries or more in each leaf, so that it is not dealt
- * again soon; and two leaves become three rather than one two, which keeps them fuller.
+ * PERF: what is dealt anew has room for six entries or more in each leaf, so that it is not dealt
+ * again soon; and seven leaves become eight rather than one two, which keeps them fuller.
  */
 IOVA_RARE int shape_split(iova_tree *t, iova_path *p, uint64_t start)
 {
 	/* Growth at the end, or before what bounds the space, leaves full leaves behind. */
 	int grows = leaf_seek(p->leaf, start) + 2 >= IOVA_LANES;
-	uint32_t left, leaves = 1;
 	iova_inner *n = p->node[1];
+	uint32_t left, leaves, entries;
 	iova_run r;
 
-	for (uint32_t step = 0; step < 2 && !grows; step++) {
-		left = p->at[1] - step;
-		if (left >= n->count - 1 || ((iova_leaf *)n->child[left + !step])->count > IOVA_SHARE)
-			continue;
-		r.count = 0;
-		if (run_add(&r, n->child[left]) && run_add(&r, n->child[left + 1])) {
-			run_deal(t, &r, n, left, 2, r.count / 2);
-			return 1;
-		}
+	left = run_around(n, p->at[1], &leaves, &entries);
+	if (!grows && entries <= leaves * IOVA_SHARE && run_take(&r, n, left, leaves)) {
+		run_deal(t, &r, n, left, leaves, r.count / leaves);
+		return 1;
 	}
 	if (n->count == IOVA_LANES || !t->blocks.spare) {
 		if (!shape_room(t, start))
 			return 0;
 		path_down(t, p, start);
 		n = p->node[1];
+		left = run_around(n, p->at[1], &leaves, &entries);
 	}
-	left = p->at[1];
-	r.count = 0;
-	if (!grows && left + 1 == n->count && left)
-		left--;
-	run_add(&r, n->child[left]);
-	if (!grows && left + 1 < n->count && run_add(&r, n->child[left + 1])) {
-		leaves = 2;
-	} else if (left != p->at[1]) {
+	if (grows || !run_take(&r, n, left, leaves)) {
 		left = p->at[1];
-		r.count = 0;
-		run_add(&r, n->child[left]);
+		leaves = 1;
+		run_take(&r, n, left, leaves);
 	}
 	inner_move(t, n, left + leaves + 1, n, left + leaves, n->count - left - leaves);
 	n->child[left + leaves] = pool_take(&t->blocks);
