@@ -209,6 +209,14 @@ class AddrRange:
         check_granule(granule)
         return AddrRange(self.start & -granule, self.last | (granule - 1))
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, AddrRange):
+            return NotImplemented
+        return self.start == other.start and self.last == other.last
+
+    def __hash__(self) -> int:
+        return hash((self.start, self.last))
+
     def __str__(self) -> str:
         return f"{self.start:#x}-{self.last:#x}"
 

@@ -10,7 +10,7 @@ made, and whoever asks for dataclass fields gets them, made then.
 from __future__ import annotations
 
 import enum
-from operator import attrgetter
+import operator
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, dataclass_transform
 
 if TYPE_CHECKING:
@@ -74,16 +74,16 @@ def collector(kind: type[_T]) -> type[_T]:
 def ordered(kind: type[_T]) -> type[_T]:
     """Make a record whose objects are ordered by their fields, too."""
     made = record(kind)
-    for name in ("__lt__", "__le__", "__gt__", "__ge__"):
-        setattr(made, name, _comparison(name))
+    for of in (operator.lt, operator.le, operator.gt, operator.ge):
+        setattr(made, f"__{of.__name__}__", _comparison(of))
     return made
 
 
-def _comparison(name: str) -> Callable[[Any, Any], Any]:
+def _comparison(of: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     def compare(item: Any, other: Any) -> Any:
         if other.__class__ is not item.__class__:
             return NotImplemented
-        return getattr(item._values(item), name)(item._values(other))
+        return of(item._values(item), item._values(other))
 
     return compare
 
@@ -111,7 +111,7 @@ def _made(kind: Any, methods: dict[str, Any]) -> Any:
         "__dataclass_fields__": _Dataclass("__dataclass_fields__"),
         "__dataclass_params__": _Dataclass("__dataclass_params__"),
         "_said_of": fields,
-        "_values": attrgetter(*counted) if counted else type,
+        "_values": operator.attrgetter(*counted) if counted else type,
         **{name: method for name, method in methods.items() if name not in vars(kind)},
     }
     made: Any = type(kind)(kind.__name__, kind.__bases__, namespace)
