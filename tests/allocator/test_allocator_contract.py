@@ -1244,41 +1244,43 @@ def test_spans_about_the_size_where_numbers_are_capped_are_told_apart(make, poli
     allocator._check()
 
 
-def test_best_in_a_window_among_spans_of_all_sizes_is_the_smallest_that_lies_in_it(make):
+@pytest.mark.parametrize("align", [PAGE, 4 * PAGE])
+def test_best_in_a_window_among_spans_of_all_sizes_is_the_smallest_that_has_it(make, align):
     # One span of each size up to 600 pages, in no order: so many that fit lie out of each window.
     allocator, chance = make(RangeSet([AddrRange(0, (1 << 44) - 1)]), granule=PAGE), Random(5)
     spans, at = [], PAGE
     for number in range(600):
         pages = 1 + number * 7919 % 600
-        spans.append((pages * PAGE, at))
+        spans.append((at, pages * PAGE))
         at += pages * PAGE
         allocator.allocate_at(at, PAGE)
         at += PAGE
     for step in range(300):
         low, high = sorted(chance.randrange(at) for _ in range(2))
         if step % 4 == 0:
-            low = chance.choice(spans)[1]  # edges that cut nothing
-            high = max(low, chance.choice(spans)[1] - 1)
+            low = chance.choice(spans)[0]  # edges that cut nothing
+            high = max(low, chance.choice(spans)[0] - 1)
         window, need = AddrRange(low, high), PAGE * chance.randint(1, 80)
-        cut = [
-            (min(start + size, (high + 1) & -PAGE) - max(start, -(-low // PAGE) * PAGE), start)
-            for size, start in spans
-        ]
-        inside = sorted(item for item in cut if item[0] >= need)
+        inside = []
+        for start, size in spans:
+            first = max(start, -(-low // PAGE) * PAGE)
+            stop = min(start + size, (high + 1) & -PAGE)
+            place = -(-first // align) * align
+            if place + need <= stop:
+                inside.append((stop - first, place, start, size))
         if not inside:
             with pytest.raises(NoSpaceError):
-                allocator.allocate(need, policy="best", within=window)
+                allocator.allocate(need, align, "best", window)
             continue
-        start = max(inside[0][1], -(-low // PAGE) * PAGE)
-        assert allocator.allocate(need, policy="best", within=window) == start
+        _, place, start, size = min(inside)
+        assert allocator.allocate(need, align, "best", window) == place
         if step % 3:
-            allocator.release(start)
+            allocator.release(place)
             continue
-        # What is left of the span, below the window and above the allocation.
-        size, first = next(item for item in spans if item[1] == inside[0][1])
-        spans.remove((size, first))
-        rest = [(start - first, first), (first + size - start - need, start + need)]
-        spans += [item for item in rest if item[0]]
+        # What is left of the span, below the allocation and above it.
+        spans.remove((start, size))
+        rest = [(start, place - start), (place + need, start + size - place - need)]
+        spans += [item for item in rest if item[1]]
         if step % 60 == 0:
             allocator._check()
     allocator._check()
