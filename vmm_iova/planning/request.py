@@ -18,7 +18,16 @@ from vmm_iova.machines.model import Machine, check_disjoint
 from vmm_iova.machines.parts import CPU_VENDORS, FixedItem, OpenDoorbell, Pci64Window
 from vmm_iova.planning.guest import Node
 from vmm_iova.planning.wanted_bars import bars_of, room_of
-from vmm_iova.ranges import ADDRESS_LAST, BASE_PAGE, GIB, MIB, TIB, AddrRange, check_granule
+from vmm_iova.ranges import (
+    ADDRESS_LAST,
+    BASE_PAGE,
+    GIB,
+    MIB,
+    TIB,
+    AddrRange,
+    check_granule,
+    power_up,
+)
 from vmm_iova.record import record, replace
 from vmm_iova.units import format_size, parse_size
 
@@ -422,7 +431,7 @@ def _pci64(guest: Guest, machine: Machine, granule: int) -> Pci64Window | None:
             value=guest.pci64,
             hint="leave --pci64 out, or give 0 for none",
         )
-    if size < default.least or (default.self_aligned and size & (size - 1)):
+    if size < default.least or (default.self_aligned and size != power_up(size)):
         raise RequestError(
             f"pci64 {format_size(size)}: {machine.title} takes powers of two from "
             f"{format_size(default.least)}",
