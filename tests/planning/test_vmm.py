@@ -380,7 +380,13 @@ class TestPorts:
 
     @pytest.mark.parametrize(
         ("release", "count", "said"),
-        [("ovmf-2022.11", 9, 0), ("ovmf-2022.11", 10, 1), ("ovmf", 10, 1), ("ovmf-2025.02", 10, 0)],
+        [
+            ("ovmf-2022.11", 9, 0),
+            ("ovmf-2022.11", 10, 1),
+            ("ovmf", 10, 1),
+            ("ovmf-2023.02", 10, 0),
+            ("ovmf-2025.02", 10, 0),
+        ],
     )
     def test_release_without_io_addresses_for_all_ports_is_named(
         self, release: str, count: int, said: int
