@@ -165,7 +165,25 @@ def _wait(process: subprocess.Popen[bytes], run: Path, limit: float) -> str:
 def boot(
     guest: Guest, kernel: Kernel, command: list[str], setup: bool = True, limit: float | None = None
 ) -> Outcome:
-    """Boot a guest and run a command in it; the caller puts the folder away with `keep`."""
+    """Boot a guest and run a command in it; the caller puts the folder away with `keep`.
+
+    A guest that ends before its command is booted once more: emulated on a busy machine, a kernel
+    of several CPUs stumbles now and then over its own patching (int3), or finds no clock.
+    """
+    outcome = _boot(guest, kernel, command, setup, limit)
+    if outcome.trouble.startswith(_TOO_EARLY):
+        say(f"{guest.name}: {outcome.trouble}: booting once more")
+        shutil.rmtree(outcome.folder, ignore_errors=True)
+        outcome = _boot(guest, kernel, command, setup, limit)
+    return outcome
+
+
+_TOO_EARLY = "the guest did not get to its command"
+
+
+def _boot(
+    guest: Guest, kernel: Kernel, command: list[str], setup: bool, limit: float | None
+) -> Outcome:
     runs = cache.root() / "runs"
     runs.mkdir(exist_ok=True)
     _sweep(runs)
@@ -188,7 +206,7 @@ def boot(
                     process.wait()
         code = _code(run)
         if code is None and not trouble:
-            trouble = f"the guest did not get to its command (QEMU ended with {process.returncode})"
+            trouble = f"{_TOO_EARLY} (QEMU ended with {process.returncode})"
     except (OSError, LabError) as error:
         code, trouble = None, str(error)
     return Outcome(code, run, time.monotonic() - start, trouble)

@@ -178,6 +178,18 @@ def test_libvirt_arguments_that_are_handed_on_are_changed_in_their_place() -> No
     assert vi.read_vm(twice).guest.ovmf_window == 128 * GIB
 
 
+def test_libvirt_argument_that_is_the_value_of_another_option_is_not_changed() -> None:
+    args = "".join(f"<qemu:arg value='{word}'/>" for word in ("-smbios", "-cpu", "host"))
+    space = "xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"
+    text = DOMAIN.replace("<domain type='kvm'", f"<domain type='kvm' {space}").replace(
+        "</domain>", f"<qemu:commandline>{args}</qemu:commandline></domain>"
+    )
+    read = vi.read_vm(text)
+    changed = changed_text(read, wanted(read, phys_bits=39)) or ""
+    assert f"{args}</qemu:commandline>" in changed
+    assert vi.read_vm(changed).guest.phys_bits == 39
+
+
 def test_libvirt_iommu_gets_its_width_and_its_caching_mode() -> None:
     given = "<hostdev type='pci'><source><address bus='0x01'/></source></hostdev>"
     read = vi.read_vm(

@@ -21,6 +21,7 @@ from vmm_iova.definitions.write_qemu import (
 )
 from vmm_iova.definitions.xml import read_xml, start_tag
 from vmm_iova.ranges import BASE_PAGE
+from vmm_iova.readers.qemu import paired
 from vmm_iova.units import parse_size
 
 if TYPE_CHECKING:
@@ -136,10 +137,9 @@ class _Handed:
     def find(self, option: str, start: str = "") -> Element | None:
         """Return the argument that is the value of an option, the last one of its kind."""
         found = None
-        for name, value in zip(self._args, self._args[1:], strict=False):
-            named = name.get("value").removeprefix("-").removeprefix("-")
-            if named == option and value.get("value").startswith(start):
-                found = value
+        for name, value, at in paired([arg.get("value") for arg in self._args]):
+            if at is not None and name == option and value.startswith(start):
+                found = self._args[at]
         return found
 
     def put(self, option: str, value: str) -> None:

@@ -130,7 +130,15 @@ def options_of(words: Sequence[str]) -> list[Option]:
 
     Complexity: O(words).
     """
-    found: list[Option] = []
+    return [(name, value) for name, value, _ in paired(words)]
+
+
+def paired(words: Sequence[str]) -> list[tuple[str, str, int | None]]:
+    """Pair words as `options_of`, each with which word its value is, where that is one by itself.
+
+    Complexity: O(words).
+    """
+    found: list[tuple[str, str, int | None]] = []
     at = 0
     while at < len(words):
         word = words[at]
@@ -139,13 +147,14 @@ def options_of(words: Sequence[str]) -> list[Option]:
             continue
         name = word.removeprefix("-").removeprefix("-")
         if name in FLAGS:
-            found.append((name, ""))
+            found.append((name, "", None))
             continue
         name, equals, value = name.partition("=")  # as few write it, and QEMU takes for --option
+        own = None
         if not equals and at < len(words):
-            value = words[at]
+            value, own = words[at], at
             at += 1
-        found.append((name, value))
+        found.append((name, value, own))
     return found
 
 
