@@ -159,7 +159,9 @@ def test_the_calls_do_what_their_names_say(make):
 )
 @pytest.mark.parametrize("intrusion", INTRUSIONS)
 @pytest.mark.parametrize("name", SINGLE)
-def test_finalizer_in_the_middle_of_a_call_comes_before_it_or_after(make, name, intrusion, cache):
+def test_finalizer_in_the_middle_of_a_call_comes_before_it_or_after(
+    engine, make, name, intrusion, cache
+):
     # Each call of either side is one step: the outcome is that of one order or of the other.
     act, intrude = SINGLE[name], INTRUSIONS[intrusion]
     allowed = list(orders(make, act, intrude, cache))
@@ -179,7 +181,9 @@ def test_finalizer_in_the_middle_of_a_call_comes_before_it_or_after(make, name, 
         ran += 1
         allocator._check()
         assert (results[1], results[0], shown(allocator)) in allowed, number
-    assert ran > 0 or COLLECTIONS > 1
+    # The compiled ones make nothing that the collector counts: no finalizer runs inside of them.
+    closed = engine == "fast" and name in ("allocate", "release")
+    assert COLLECTIONS > 1 or (ran == 0) == closed
 
 
 @pytest.mark.slow
