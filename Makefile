@@ -10,7 +10,7 @@
 #   make lab      boot real kernels with real IOMMU drivers and run the tests inside (lab/README.md)
 #   make vmm      start real QEMUs and their firmware, and compare plans with them (lab/README.md)
 #   make bench    timings
-#   make long     the allocator under sanitizers, without AVX2, and a million steps (minutes)
+#   make long     the allocator under sanitizers, without AVX2, a million steps, every interrupt (minutes)
 #   make fuzz     each target of fuzz/ for FUZZ_SECONDS (120), two at a time
 #   make mutants  what the tests notice of MUTANTS (300) small changes to the code that decides
 #   make site     the documentation as a site, into build/site; a broken link or a warning fails it

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import dis
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+EVERY = int(os.environ.get("VMM_IOVA_EVERY", "3"))
+"""Of the positions of an action, one in so many is tried; 1 is all of them, as in `make long`."""
 
 _CALLS = frozenset(name for name in dis.opmap if name.startswith("CALL"))
 _JUMPS = frozenset(name for name in dis.opmap if name.startswith("JUMP_BACKWARD"))
@@ -103,7 +107,9 @@ def every_interrupt(
     action: Callable[[Any], object],
     check: Callable[[Any, str | None], None],
 ) -> int:
-    """Do an action anew for each of its positions, interrupt it there, and check what is left.
+    """Do an action anew for positions in it, interrupt it there, and check what is left.
+
+    One in `EVERY` is tried, from one on that the number of them decides.
 
     Args:
         files: see `Interrupter`.
@@ -120,7 +126,7 @@ def every_interrupt(
     error = counter.run(lambda: action(made))
     assert error is None, f"without an interrupt: {error!r}"
     check(made, None)
-    for number in range(counter.count):
+    for number in range(counter.count % EVERY, counter.count, EVERY):
         made = prepare()
         interrupter = Interrupter(files, number)
         error = interrupter.run(lambda item=made: action(item))  # type: ignore[misc]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C at every position where CPython looks for signals leaves the state whole.
+"""Ctrl-C at any position where CPython looks for signals leaves the state whole.
 
 Whole is: the book of a space has what the kernel has mapped; of a call that raised nothing stays
 that a caller cannot see; and closing gives everything back. The simulated kernel is the kernel:
