@@ -178,6 +178,13 @@ def test_libvirt_arguments_that_are_handed_on_are_changed_in_their_place() -> No
     assert vi.read_vm(twice).guest.ovmf_window == 128 * GIB
 
 
+def test_proxmox_option_whose_name_needs_quotes_keeps_them() -> None:
+    read = vi.read_vm("memory: 2048\ncpu: host\nargs: '-odd name=1' -smbios type=2\n")
+    changed = changed_text(read, wanted(read, phys_bits=39)) or ""
+    assert "\nargs: '-odd name' 1 -smbios type=2 -global host-x86_64-cpu." in changed
+    assert vi.read_vm(changed).guest.phys_bits == 39
+
+
 def test_libvirt_argument_that_is_the_value_of_another_option_is_not_changed() -> None:
     args = "".join(f"<qemu:arg value='{word}'/>" for word in ("-smbios", "-cpu", "host"))
     space = "xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"

@@ -147,6 +147,5 @@ def _args(text: str, options: list[Option]) -> str:
             pairs = [(name, value), *pairs]  # the last one lacks its value, and would take ours
         else:
             pairs.append((name, value))
-    return " ".join(
-        f"-{name} {shlex.quote(value)}" if value else f"-{name}" for name, value in pairs
-    )
+    words = (word for name, value in pairs for word in (f"-{name}", value) if word)
+    return " ".join(map(shlex.quote, words))
