@@ -206,10 +206,12 @@ class DeviceCalls:
 
     def op_seen(self) -> Answer:
         """Look which events were raised since the last look."""
-        raised = self.raised(_SETTLE)
-        for fd in self._events:
-            if fd in raised:
+        raised = set[int]()
+        # Of two interrupts the second may come while the first is read: it belongs to this look.
+        while now := self.raised(_SETTLE):
+            for fd in now:
                 os.eventfd_read(fd)
+            raised.update(now)
         return Answer(0, 0, bytes(fd in raised for fd in self._events))
 
     def raised(self, seconds: float = 0) -> list[int]:
